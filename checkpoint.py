@@ -1,0 +1,164 @@
+"""Checkpoints: atomic save, safe load, and the random generators' part of what a run needs to go on.
+
+A checkpoint is a nested dict of tensors and plain values. It is written to a temporary file, forced to the disk and
+renamed, so that a reader meets the old file or the new one and never a part of either.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+LATEST = "latest.pt"
+PREVIOUS = "previous.pt"
+UNREADABLE = "unreadable.pt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used. The message is one line: which file, the cause, and what would do."""
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` to `path` atomically; where `path` is latest.pt, the one before is kept as previous.pt.
+
+    A kill at any point leaves a whole latest.pt, or (between the two renames) a whole previous.pt.
+
+    Args:
+        path: the file to write; its folder exists.
+        state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+
+    Raises:
+        TypeError: the state holds a value that `load` would refuse.
+    """
+    _check_plain(state, "state")
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "state": dict(state)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.name == LATEST and path.exists():
+        # A rename, not a hard link: some file systems have no links, and previous.pt covers the moment in between.
+        os.replace(path, path.with_name(PREVIOUS))
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state that `save` wrote to `path`, its tensors on `device`. Nothing in the file is ever executed.
+
+    Raises:
+        CheckpointError: the file is missing, empty, truncated, corrupt, of another format, or holds code.
+    """
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise _unusable(path, "is empty, truncated or not a checkpoint")
+            # torch.load does not compare the checksums that torch.save writes.
+            if zipfile.ZipFile(file).testzip() is not None:
+                raise _unusable(path, "is corrupt (a checksum differs)")
+            file.seek(0)
+            content = torch.load(file, map_location=device, weights_only=True)
+    except OSError as error:
+        raise _unusable(path, f"cannot be opened ({error.strerror})") from error
+    except pickle.UnpicklingError as error:
+        cause = "holds objects other than tensors and plain values, which are never loaded: they could run code"
+        raise _unusable(path, cause) from error
+    except CheckpointError:
+        raise
+    except (RuntimeError, zipfile.BadZipFile) as error:
+        raise _unusable(path, f"is corrupt or not a checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or not {"format", "state"} <= content.keys():
+        raise _unusable(path, "is not a checkpoint of this program")
+    if content["format"] != FORMAT:
+        raise _unusable(path, f"has format {content['format']}, and this version reads format {FORMAT} only")
+    return content["state"]
+
+
+def load_latest(logdir: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest readable checkpoint of a run that is to go on, or None where it has none yet.
+
+    Where latest.pt cannot be used and previous.pt can, the warning says so, and latest.pt is set aside under another
+    name: the next `save` would otherwise rotate it over the only good one.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    latest, previous = logdir / LATEST, logdir / PREVIOUS
+    if not latest.exists() and not previous.exists():
+        return None
+    try:
+        return load(latest, device)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        state = load(previous, device)
+        print(f"warning: {error}. Going on from {previous}.", file=sys.stderr)
+        if latest.exists():
+            os.replace(latest, logdir / UNREADABLE)
+        return state
+
+
+def generator_state(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
+    """The state of every random generator, by name."""
+    return {name: generator.get_state() for name, generator in generators.items()}
+
+
+def restore_generators(generators: Mapping[str, torch.Generator], state: Mapping[str, Tensor]) -> None:
+    """Set every generator to the state that `generator_state` gave.
+
+    Raises:
+        CheckpointError: the names differ, or a generator was saved on another kind of device.
+    """
+    if generators.keys() != state.keys():
+        raise CheckpointError(
+            f"the checkpoint has random generators for {sorted(state)}, this run for {sorted(generators)}; "
+            "take its weights only, with --init"
+        )
+    for name, generator in generators.items():
+        try:
+            # Loading moves every tensor to the run's device, and a generator takes its state from the host.
+            generator.set_state(state[name].cpu())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"random generator '{name}' was saved on another kind of device than {generator.device.type}; "
+                "resume on that kind, or take the weights only, with --init"
+            ) from error
+
+
+def _unusable(path: Path, cause: str) -> CheckpointError:
+    previous = path.with_name(PREVIOUS)
+    if path.name == LATEST and previous.exists():
+        remedy = f"the one before it is there: --resume {previous}"
+    else:
+        remedy = "name another with --resume, or start in a new logdir"
+    return CheckpointError(f"{path} {cause}; {remedy}")
+
+
+def _check_plain(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_plain(entry, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{where}[{index}]")
+    # The exact type: a numpy scalar is a float to isinstance, and an unknown object to the loader.
+    elif not isinstance(value, Tensor) and type(value) not in (int, float, str, bool, type(None)):
+        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors and plain values only")
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename is durable once the folder itself is on the disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,379 @@
+"""Configuration: load configs.yaml, merge its sections and the command line, validate."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+DEFAULTS = "defaults"
+COMMAND_LINE = "command line"
+
+
+class ConfigError(ValueError):
+    """A mistake in a config file or on the command line. The message is one line: what was given, what would do."""
+
+
+class Config(Mapping[str, Any]):
+    """An immutable nested mapping: `config.actor.entropy`, `config["actor"]["entropy"]`. Lists become tuples."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[Any, Any]) -> None:
+        """Copy `values`.
+
+        Raises:
+            ConfigError: a key is not a plain string, or would hide one of this class's own methods.
+        """
+        for key in values:
+            if not isinstance(key, str) or "." in key or hasattr(type(self), key):
+                raise ConfigError(f"{key!r} cannot be a config key; choose another name")
+        object.__setattr__(self, "_values", {key: _freeze(value) for key, value in values.items()})
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):  # also what copy and pickle ask for before there are any values
+            raise AttributeError(key)
+        if key not in self._values:
+            raise AttributeError(f"no config key '{key}'; {_nearest(key, self._values)}")
+        return self._values[key]
+
+    def __setattr__(self, key: str, value: object) -> None:
+        raise AttributeError(f"a config cannot be changed; use replace({key}=...)")
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
+        return Config, (self.to_dict(),)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Config({self.to_dict()!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts and lists, as in YAML."""
+        return {key: _thaw(value) for key, value in self._values.items()}
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted key: `{"actor.entropy": 3e-4, ...}`."""
+        flat: dict[str, Any] = {}
+        for key, value in self._values.items():
+            if isinstance(value, Config):
+                flat |= {f"{key}.{inner}": entry for inner, entry in value.flat().items()}
+            else:
+                flat[key] = value
+        return flat
+
+    def replace(self, **changes: Any) -> Config:
+        """A config with some values changed; `replace(**{"actor.entropy": 0.0})` reaches into a section.
+
+        Raises:
+            ConfigError: an unknown key, or a value of another type than the present one.
+        """
+        return _overlaid(self, changes, self, where="replace")
+
+
+class CommandLine(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        config: the resolved config.
+        defaults: the config without any named section or override, to tell what differs.
+        entry: the entry point's own flags; None for those not given.
+    """
+
+    config: Config
+    defaults: Config
+    entry: dict[str, str | None]
+
+
+def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
+    """Section `defaults`, overlaid by each named section in order, then by the overrides.
+
+    Args:
+        path: a YAML file whose top level holds the sections.
+        names: sections to overlay.
+        overrides: dotted key -> text, read as a YAML scalar or list (as it stands where the default is a string).
+
+    Raises:
+        ConfigError: the file cannot be read; an unknown section or key; a value of another type than the default's.
+    """
+    sections = _read_sections(path)
+    defaults = config = Config(sections[DEFAULTS])
+    for name in names:
+        if name not in sections:
+            raise ConfigError(f"{path} has no section '{name}'; {_nearest(name, sections)}")
+        config = _overlaid(config, sections[name], defaults, where=f"{path}, section {name}")
+    return _overlaid(config, _parsed(overrides, defaults), defaults, where=COMMAND_LINE)
+
+
+def parse_command_line(
+    argv: Sequence[str], *, config_path: Path, description: str, entry_keys: Mapping[str, str]
+) -> CommandLine:
+    """Read `--configs a b`, `--any.nested.key value` (or `=value`) and the entry point's own flags.
+
+    Args:
+        argv: the arguments, without the program's name. `--help` prints a page and exits with status 0.
+        config_path: the YAML file with the sections.
+        description: first lines of the help page.
+        entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
+
+    Raises:
+        ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag.
+    """
+    if "-h" in argv or "--help" in argv:
+        print(_help_page(config_path, description=description, entry_keys=entry_keys))
+        raise SystemExit(0)
+    names: list[str] = []
+    overrides: dict[str, str] = {}
+    entry: dict[str, str | None] = dict.fromkeys(entry_keys)
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigError(f"{COMMAND_LINE}: unexpected '{argument}'; write --key value (see --help)")
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if equals:
+            given = [value]
+        else:
+            limit = len(remaining) if key == "configs" else 1
+            # Only two dashes begin a flag: -1e-3 is a value.
+            given = list(itertools.takewhile(lambda text: not text.startswith("--"), remaining[:limit]))
+            del remaining[: len(given)]
+        if not given:
+            raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value (see --help)")
+        if key == "configs":
+            names += given
+        elif key in entry:
+            entry[key] = given[0]
+        else:
+            overrides[key] = given[0]
+    defaults = load(config_path, [], {})
+    for key in overrides:
+        _lookup(key, defaults, where=COMMAND_LINE, other_keys=("configs", *entry_keys))
+    return CommandLine(config=load(config_path, names, overrides), defaults=defaults, entry=entry)
+
+
+@contextmanager
+def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a ConfigError, or one of `kinds`, into one line on stderr and exit status 2.
+
+    Anything else is a defect and keeps its traceback.
+    """
+    expected: tuple[type[Exception], ...] = (ConfigError, *kinds)
+    try:
+        yield
+    except expected as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def validate_choices(config: Config, choices: Mapping[str, Sequence[Any]]) -> None:
+    """Check that each dotted key of `choices` has one of the values listed for it.
+
+    Raises:
+        ConfigError: it has another.
+    """
+    flat = config.flat()
+    for key, allowed in choices.items():
+        if flat[key] not in allowed:
+            raise ConfigError(f"{key} is {flat[key]!r}; choose one of {', '.join(map(str, allowed))}")
+
+
+def difference(config: Config, default: Config) -> dict[str, Any]:
+    """The values of `config`, under dotted keys, that are not those of `default`."""
+    before = default.flat()
+    return {key: value for key, value in config.flat().items() if key not in before or value != before[key]}
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a resolved config as YAML; `read` is the inverse."""
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def read(path: Path) -> Config:
+    """The config that `save` wrote.
+
+    Raises:
+        ConfigError: the file is missing or is no such config.
+    """
+    return Config(_read_mapping(path))
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML text."""
+    yaml = _yaml()
+    yaml.default_flow_style = False
+    yaml.representer.sort_base_mapping_type_on_output = False
+    stream = io.StringIO()
+    yaml.dump(config.to_dict(), stream)
+    return stream.getvalue()
+
+
+def _yaml() -> YAML:
+    # The pure reader follows YAML 1.2, in which 1e-2 is a number and `on` is a string.
+    return YAML(typ="safe", pure=True)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Config(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(entry) for entry in value)
+    return value
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, (list, tuple)):
+        return [_thaw(entry) for entry in value]
+    return value
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = _yaml().load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except MarkedYAMLError as error:
+        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ConfigError(f"{line}: {str(error.problem).splitlines()[0]}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    return content
+
+
+def _read_sections(path: Path) -> dict[str, Any]:
+    sections = _read_mapping(path)
+    if DEFAULTS not in sections:
+        raise ConfigError(f"{path} has no section '{DEFAULTS}'")
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"section '{name}' of {path} must be a mapping of keys to values")
+    return sections
+
+
+def _parsed(overrides: Mapping[str, str], defaults: Config) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, text in overrides.items():
+        try:
+            is_text = isinstance(_lookup(key, defaults, where=COMMAND_LINE), str)
+            values[key] = text if is_text else _yaml().load(text)
+        except YAMLError as error:
+            raise ConfigError(f"{COMMAND_LINE}: cannot read {text!r} as a value of {key}") from error
+    return values
+
+
+def _overlaid(config: Config, overlay: Mapping[Any, Any], defaults: Config, *, where: str) -> Config:
+    values = config.to_dict()
+    for key, value in _flatten(overlay, defaults).items():
+        *sections, name = key.split(".")
+        fitted = _fit(key, _thaw(value), _lookup(key, defaults, where=where), where=where)
+        target = values
+        for section in sections:
+            target = target[section]
+        target[name] = fitted
+    return Config(values)
+
+
+def _flatten(overlay: Mapping[Any, Any], defaults: Config) -> dict[str, Any]:
+    """Dotted keys of an overlay, entering a mapping only where the defaults have a section."""
+    flat: dict[str, Any] = {}
+    for key, value in overlay.items():
+        section = defaults.get(str(key))
+        if isinstance(value, Mapping) and isinstance(section, Config):
+            flat |= {f"{key}.{name}": entry for name, entry in _flatten(value, section).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _lookup(key: str, defaults: Config, *, where: str, other_keys: Sequence[str] = ()) -> Any:
+    value: Any = defaults
+    for name in key.split("."):
+        if not isinstance(value, Config) or name not in value:
+            raise ConfigError(f"{where}: unknown key '{key}'; {_nearest(key, [*defaults.flat(), *other_keys])}")
+        value = value[name]
+    return value
+
+
+def _fit(key: str, value: Any, default: Any, *, where: str) -> Any:
+    """`value` as the type of `default`; a default of None takes anything but a section."""
+    if isinstance(default, Config):
+        inner = next(iter(default.flat()), "...")
+        raise ConfigError(f"{where}: {key} is a section; set one of its keys, such as {key}.{inner}")
+    if isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {key} takes a value (default {_text(default)}), not a section")
+    if default is None:
+        return value
+    if isinstance(default, tuple) and isinstance(value, list):
+        element = default[0] if default else None
+        return [_fit(f"{key}[{index}]", entry, element, where=where) for index, entry in enumerate(value)]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if type(default) is float and is_number and not math.isnan(value):
+        return float(value)
+    if type(default) is int and is_number and float(value).is_integer():
+        return int(value)
+    if type(value) is type(default) and type(default) not in (int, float):
+        return value
+    kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
+    raise ConfigError(f"{where}: {key} is {_text(value)}; it takes {kind[type(default)]} (default {_text(default)})")
+
+
+def _nearest(key: str, valid: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.0)
+    return f"the nearest is '{matches[0]}'" if matches else "there are none"
+
+
+def _text(value: Any) -> str:
+    """A value as one writes it in the file."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_text, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+
+
+def _help_page(config_path: Path, *, description: str, entry_keys: Mapping[str, str]) -> str:
+    sections = _read_sections(config_path)
+    comments = _section_comments(config_path.read_text(encoding="utf-8"))
+    keys = Config(sections[DEFAULTS]).flat()
+    names = [name for name in sections if name != DEFAULTS]
+    width = max(len(name) for name in [*names, *keys, *entry_keys, "configs"]) + 4
+    lines = [description, "", "usage: [--configs SECTION ...] [--KEY VALUE ...]", ""]
+    lines += ["flags:", f"  {'--configs':{width}}sections to overlay on the defaults, in order"]
+    lines += [f"  {'--' + flag:{width}}{text}" for flag, text in entry_keys.items()]
+    lines += ["", f"sections of {config_path}:"]
+    lines += [f"  {name:{width}}{comments.get(name, '')}".rstrip() for name in names]
+    lines += ["", "keys and their defaults:"]
+    lines += [f"  {'--' + key:{width}}{_text(value)}" for key, value in keys.items()]
+    return "\n".join(lines)
+
+
+def _section_comments(text: str) -> dict[str, str]:
+    """The comment lines right above each top-level key."""
+    comments: dict[str, str] = {}
+    above: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            above.append(line.lstrip("# "))
+        else:
+            if line[:1].strip():
+                comments[line.partition(":")[0]] = " ".join(above)
+            above = []
+    return comments

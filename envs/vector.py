@@ -1,0 +1,232 @@
+"""Thousands of routing instances at once, stepped as tensors on one device."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from envs.instances import uniform_coords
+from envs.routing import MIN_NODES, TSPInstance, TSPRules, TSPState
+
+Rows = TypeVar("Rows", TSPInstance, TSPState)
+Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
+
+
+class RoutingVectorEnv(VectorEnv):
+    """A gymnasium vector environment whose observations, rewards and flags are tensors on `device`.
+
+    Autoreset is NEXT_STEP: the step after a row's episode has ended ignores the row's action and returns the first
+    observation of its next instance, with reward 0. Every `info` holds
+
+    - `action_mask` and `is_first`: tensors with one row per environment;
+    - `decisions`: int, the rows that moved in this step (rows that were reset did not);
+    - `any_first`: bool, whether any observation is the first of its episode.
+
+    The last two are known without waiting for the device wherever every episode has the same length, because all
+    rows then run in lockstep; other rules cost one fetch per step.
+
+    Args:
+        rules: the problem.
+        num_envs: rows.
+        num_nodes: nodes of every instance.
+        device: where everything lives.
+        generator: draws the instances, uniform in the unit square. It lives on `device` and belongs to the caller;
+            only `reset(seed=...)` reseeds it.
+        instances: coordinates to use in every episode instead of drawing any.
+        check_actions: refuse illegal actions, at the price of one wait for the device per step.
+
+    Raises:
+        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    _instance: TSPInstance
+    _state: TSPState
+
+    def __init__(
+        self,
+        rules: type[TSPRules],
+        *,
+        num_envs: int,
+        num_nodes: int,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+        instances: Float[Tensor, "E N 2"] | None = None,
+        check_actions: bool = False,
+    ):
+        if num_nodes < MIN_NODES:
+            raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
+        if (generator is None) == (instances is None):
+            raise ValueError("give either a generator, to draw instances with, or the instances themselves")
+        if instances is not None and instances.shape != (num_envs, num_nodes, 2):
+            raise ValueError(f"instances has shape {tuple(instances.shape)}, not {(num_envs, num_nodes, 2)}")
+        self.rules = rules
+        self.num_envs = num_envs
+        self.num_nodes = num_nodes
+        self.device = torch.device(device)
+        self.generator = generator
+        self.check_actions = check_actions
+        self.single_observation_space = rules.observation_space(num_nodes)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.single_action_space = spaces.Discrete(num_nodes)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._fixed_coords = None if instances is None else instances.to(self.device, torch.float32)
+        self._begun = False
+        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._lockstep_moves = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Begin a new episode in every row.
+
+        Raises:
+            ValueError: options were given; there are none.
+        """
+        if options:
+            raise ValueError(f"reset() has no options, got {sorted(options)}; pass instances to the constructor")
+        if seed is not None and self.generator is not None:
+            self.generator.manual_seed(seed)
+        self._begin_all()
+        obs = self.observe()
+        return obs, _info(obs, is_first=torch.ones_like(self._ended), decisions=0, any_first=True)
+
+    def step(self, actions: Int[Tensor, " E"]) -> Transition:
+        """Move every row to its node in `actions`; rows whose episode has ended begin their next one instead.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+            ValueError: with `check_actions`, an action is illegal; the state is unchanged.
+        """
+        if not self._begun:
+            raise ResetNeeded("step() before the first episode: call reset()")
+        if self.check_actions:
+            self._refuse_illegal(actions)
+        ended = self._ended
+        num_ended = self._count_ended()
+        if num_ended == self.num_envs:
+            self._begin_all()
+            reward = torch.zeros(self.num_envs, device=self.device)
+        elif num_ended == 0:
+            reward = self._move(actions)
+        else:
+            # Rows about to be replaced stay where they are: their action may be anything.
+            reward = self._move(torch.where(ended, self._state.current, actions)).masked_fill(ended, 0.0)
+            fresh_instance = self._next_instance()
+            self._instance = _select(ended, fresh_instance, self._instance)
+            self._state = _select(ended, self.rules.reset(fresh_instance), self._state)
+            self._ended = self._ended & ~ended
+        obs = self.observe()
+        info = _info(obs, is_first=ended, decisions=self.num_envs - num_ended, any_first=num_ended > 0)
+        return obs, reward, self._ended, torch.zeros_like(ended), info
+
+    def observe(self) -> dict[str, Tensor]:
+        """The observation that the last `reset` or `step` returned, or that `load_state_dict` restored.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if not self._begun:
+            raise ResetNeeded("no observation before the first episode: call reset()")
+        return self.rules.observe(self._instance, self._state)
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether the episode of every row has ended; known without waiting where episodes have one length."""
+        return self._count_ended() == self.num_envs
+
+    def action_masks(self) -> Bool[Tensor, "E N"]:
+        """True where a row may go next."""
+        return self.observe()["action_mask"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that going on needs, except the generator, which is the caller's to save.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if not self._begun:
+            raise ResetNeeded("no state before the first episode: call reset()")
+        return {
+            "instance": self._instance._asdict(),
+            "state": self._state._asdict(),
+            "ended": self._ended,
+            "lockstep_moves": self._lockstep_moves,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken.
+
+        Raises:
+            ValueError: it was taken with another number of environments or nodes.
+        """
+        saved_size = tuple(state_dict["instance"]["coords"].shape[:2])
+        if saved_size != (self.num_envs, self.num_nodes):
+            raise ValueError(
+                f"the saved state has (environments, nodes) = {saved_size}, "
+                f"this environment {(self.num_envs, self.num_nodes)}"
+            )
+
+        def on_device(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(self.device) for name, value in rows.items()}
+
+        self._instance = self.rules.instance_type(**on_device(state_dict["instance"]))
+        self._state = self.rules.state_type(**on_device(state_dict["state"]))
+        self._ended = state_dict["ended"].to(self.device)
+        self._lockstep_moves = state_dict["lockstep_moves"]
+        self._begun = True
+
+    def _begin_all(self) -> None:
+        self._instance = self._next_instance()
+        self._state = self.rules.reset(self._instance)
+        self._ended = torch.zeros_like(self._ended)
+        self._lockstep_moves = 0
+        self._begun = True
+
+    def _move(self, actions: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
+        """Step every row, and return the rewards."""
+        actions = actions.long()
+        reward = -self.rules.cost(self._instance, self._state, actions)
+        self._state, self._ended = self.rules.step(self._state, actions)
+        self._lockstep_moves += 1
+        return reward
+
+    def _next_instance(self) -> TSPInstance:
+        if self._fixed_coords is not None:
+            return self.rules.instance_type(coords=self._fixed_coords)
+        assert self.generator is not None
+        coords = uniform_coords(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
+        return self.rules.instance_type(coords=coords)
+
+    def _count_ended(self) -> int:
+        if self.rules.fixed_length:
+            return self.num_envs if self._lockstep_moves == self.rules.episode_steps(self.num_nodes) else 0
+        return int(self._ended.sum())
+
+    def _refuse_illegal(self, actions: Int[Tensor, " E"]) -> None:
+        in_range = (actions >= 0) & (actions < self.num_nodes)
+        mask = self.action_masks()
+        legal = in_range & mask.gather(-1, actions.long().clamp(0, self.num_nodes - 1)[:, None])[:, 0]
+        refused = (~legal & ~self._ended).nonzero()[:, 0]
+        if len(refused):
+            row = int(refused[0])
+            legal_nodes = mask[row].nonzero()[:, 0].tolist()
+            raise ValueError(f"action {int(actions[row])} of row {row} is illegal; legal nodes: {legal_nodes}")
+
+
+def _info(obs: dict[str, Tensor], *, is_first: Bool[Tensor, " E"], decisions: int, any_first: bool) -> dict[str, Any]:
+    return {"action_mask": obs["action_mask"], "is_first": is_first, "decisions": decisions, "any_first": any_first}
+
+
+def _select(condition: Bool[Tensor, " E"], chosen: Rows, other: Rows) -> Rows:
+    """Row by row, `chosen` where the condition holds and `other` elsewhere."""
+    fields = (torch.where(condition.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in zip(chosen, other, strict=True))
+    return type(chosen)(*fields)

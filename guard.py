@@ -1,0 +1,79 @@
+"""The numerical guard: notices non-finite values on the device, and names the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class NonFinite(RuntimeError):
+    """Training met a value that is NaN or infinite; the message names it and says what to do."""
+
+
+class Finding(NamedTuple):
+    """One tensor that was not finite."""
+
+    update: int
+    kind: str
+    name: str
+    count: int
+
+
+class Guard:
+    """Counts non-finite values by name, on the device, and fetches the counts only when asked.
+
+    Each kind of value ("observation", "model loss", "actor gradient") is watched once per update, in the order in
+    which values flow, so that the first finding of the earliest update is the origin.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = device
+        self.update = 0
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._first: dict[str, Tensor] = {}
+
+    def watch(self, kind: str, names: Sequence[str], values: Float[Tensor, " V"]) -> None:
+        """Note which of the named numbers are non-finite in this update, without waiting for the device."""
+        names = tuple(names)
+        if self._names.get(kind) != names:
+            kind = kind if kind not in self._names else f"{kind} ({len(names)})"
+        if kind not in self._names:
+            self._names[kind] = names
+            self._counts[kind] = torch.zeros(len(names), dtype=torch.int64, device=self.device)
+            self._first[kind] = torch.full((len(names),), -1, dtype=torch.int64, device=self.device)
+        bad = ~values.detach().isfinite()
+        self._counts[kind] += bad
+        first = self._first[kind]
+        self._first[kind] = torch.where(bad & (first < 0), self.update, first)
+
+    def watch_all(self, kind: str, tensors: dict[str, Tensor]) -> None:
+        """The same for whole floating-point tensors; other types can't be non-finite and are passed over."""
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+        if tensors:
+            # A sum is non-finite if any entry is; float64 so that large finite entries don't overflow it.
+            sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in tensors.values()])
+            self.watch(kind, list(tensors), sums)
+
+    def findings(self) -> list[Finding]:
+        """All that was not finite so far, earliest first. Waits for the device: call at log time only."""
+        found = []
+        for kind, names in self._names.items():
+            firsts, counts = torch.stack((self._first[kind], self._counts[kind])).tolist()
+            for name, first, count in zip(names, firsts, counts, strict=True):
+                if count:
+                    found.append(Finding(update=first, kind=kind, name=name, count=count))
+        return sorted(found, key=lambda finding: finding.update)
+
+    def report(self) -> str | None:
+        """One line that names the first non-finite value, or None while all is well."""
+        found = self.findings()
+        if not found:
+            return None
+        first = found[0]
+        others = f", and {len(found) - 1} more after it" if len(found) > 1 else ""
+        return f"the first non-finite value is {first.kind} {first.name!r}, in update {first.update}{others}"

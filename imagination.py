@@ -1,0 +1,238 @@
+"""Imagination: trajectories of the actor in the world model's latent space, with routing states stepped by the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from envs.routing import TSPInstance, TSPState
+from networks import Latent, PointerTables, RoutingView, take_nodes
+
+if TYPE_CHECKING:
+    from models import RoutingContext, WorldModel
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """How the behaviour imagines; the fields are named like their config keys without the `imag_`.
+
+    Raises:
+        ValueError: the choices do not go together; the message says which, and what would.
+    """
+
+    mask: str = "rules"
+    start: str = "episodes"
+    reward: str = "head"
+    gradient: str = "reinforce"
+    horizon: int | str = "episode"
+    tours: int = 16
+    first: str = "any"
+    augment: bool = False
+    penalty: float = 0.0
+    baseline: str = "leave_one_out"
+    discount: float = 1.0
+    lambda_: float = 0.95
+    target_clip: str | tuple[float, float] = "auto"
+    gradient_mix: float = 0.1
+
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "mask": ("rules", "predicted"),
+        "start": ("episodes", "replay"),
+        "gradient": ("reinforce", "dynamics", "both"),
+        "first": ("stored", "any"),
+        "baseline": ("critic", "leave_one_out"),
+    }
+
+    def __post_init__(self) -> None:
+        for name, allowed in self.CHOICES.items():
+            if getattr(self, name) not in allowed:
+                key = name if name == "baseline" else f"imag_{name}"
+                raise ValueError(f"{key} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if self.reward not in ("head", "simulated") and ":" not in self.reward:
+            raise ValueError(f"imag_reward is {self.reward!r}; choose head, simulated or your own module:function")
+        if self.horizon != "episode" and not (isinstance(self.horizon, int) and self.horizon >= 1):
+            raise ValueError(f"imag_horizon is {self.horizon!r}; choose a number of steps, at least 1, or 'episode'")
+        if self.tours < 1:
+            raise ValueError(f"imag_tours is {self.tours}; at least 1 trajectory is imagined from each start")
+        if not (0 < self.discount <= 1 and 0 <= self.lambda_ <= 1):
+            raise ValueError(
+                f"discount must lie in (0, 1] and lambda in [0, 1], got {self.discount} and {self.lambda_}"
+            )
+        if self.baseline == "leave_one_out" and (self.horizon != "episode" or self.tours < 2):
+            raise ValueError(
+                "baseline leave_one_out compares whole tours from one start: it needs imag_horizon: episode and"
+                f" imag_tours of 2 or more, got {self.horizon} and {self.tours}; or choose baseline: critic"
+            )
+        if self.gradient != "reinforce" and self.reward != "head":
+            raise ValueError(
+                f"imag_gradient {self.gradient} differentiates the reward: it needs imag_reward: head,"
+                f" got {self.reward}"
+            )
+        if self.first == "any" and self.start != "episodes":
+            raise ValueError("imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes")
+        if self.augment and self.reward != "simulated":
+            raise ValueError(
+                "imag_augment assumes that costs are the same under the square's symmetries, which an agent that"
+                " learns its costs does not know: it needs imag_reward: simulated"
+            )
+        clip = self.target_clip
+        if isinstance(clip, str):
+            if clip not in ("auto", "none"):
+                raise ValueError(f"target_clip is {clip!r}; choose auto, none or a range such as [-20, 0]")
+        elif len(clip) != 2 or clip[0] >= clip[1]:
+            raise ValueError(f"target_clip is {clip}; a range has a lower and an upper bound, such as [-20, 0]")
+
+
+class Noise(NamedTuple):
+    """The randomness of one imagination, drawn beforehand: uniform in [0, 1)."""
+
+    latent: Float[Tensor, "H B Q S"]
+    action: Float[Tensor, "H B Q"]
+
+
+class Start(NamedTuple):
+    """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
+
+    `latent` is None where nobody reads it; `state` and `context` are None for a task without rules. `weight` is 0 for
+    starts that must not count (rows beyond an episode's end).
+    """
+
+    latent: Latent | None
+    state: TSPState | None
+    context: RoutingContext | None
+    weight: Float[Tensor, "B Q"]
+
+
+class Trajectory(NamedTuple):
+    """What was imagined from a `Start`: H actions, and the H + 1 states around them.
+
+    `mask` is the mask that the actor was given; `legal` is the rules' own verdict on each action. `alive` is 1 while
+    the start counts and the episode has not ended before the action. `log_prob`, `entropy` and `positions` (origin
+    and target of each move) carry a graph, and are there only in differentiable imagination.
+    """
+
+    feat: Float[Tensor, "B Q H+1 F"] | None
+    state: TSPState | None
+    mask: Bool[Tensor, "B Q H+1 N"] | None
+    true_mask: Bool[Tensor, "B Q H+1 N"] | None
+    action: Int[Tensor, "B Q H"]
+    cont: Float[Tensor, "B Q H"]
+    alive: Float[Tensor, "B Q H"]
+    log_prob: Float[Tensor, "B Q H"] | None
+    entropy: Float[Tensor, "B Q H"] | None
+    positions: tuple[Tensor, Tensor] | None
+
+    def view(self, steps: slice) -> RoutingView | None:
+        """What networks see of the states at `steps`; None for a task without rules."""
+        if self.state is None or self.mask is None:
+            return None
+        return RoutingView(
+            first=self.state.first[:, :, :1],
+            current=self.state.current[:, :, steps],
+            action_mask=self.mask[:, :, steps],
+        )
+
+
+def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
+    """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
+    extra = [1] * (len(shape) - 1)
+    return type(instance)(
+        *(
+            part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
+            for part in instance
+        )
+    )
+
+
+def imagine(
+    model: WorldModel,
+    actor: nn.Module,
+    *,
+    start: Start,
+    tables: PointerTables | None,
+    noise: Noise | None,
+    horizon: int,
+    mask: str = "rules",
+    differentiable: bool = False,
+) -> Trajectory:
+    """Let the actor act for `horizon` steps: the RSSM predicts the latent, the rules step the routing state.
+
+    Args:
+        model: predicts latents, and masks where `mask` is "predicted".
+        actor: any of `networks`' actors.
+        start: where to begin.
+        tables: the pointer's tables of the start's instances.
+        noise: what to sample with; None takes the mode of actor and prior instead.
+        horizon: steps to take.
+        mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
+        differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
+    """
+    rules, context = model.rules, start.context
+    shape = start.weight.shape
+    latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
+    state, alive = start.state, start.weight
+    origin = None
+    if differentiable and context is not None and state is not None:
+        origin = take_nodes(context.instance.coords, state.current)
+    feats, states, masks, true_masks, actions, conts, alives = [], [], [], [], [], [], []
+    log_probs, entropies, origins, targets = [], [], [], []
+    with torch.set_grad_enabled(differentiable):
+        for step in range(horizon + 1):
+            feat = None if latent is None else latent.feat().unflatten(0, shape)
+            view = None
+            if rules is not None:
+                true_mask = rules.action_mask(state)
+                actor_mask = true_mask if mask == "rules" else model.predict_mask(feat, context)
+                view = RoutingView(first=state.first, current=state.current, action_mask=actor_mask)
+                states.append(state)
+                masks.append(actor_mask)
+                true_masks.append(true_mask)
+            feats.append(feat)
+            if step == horizon:
+                break
+            dist = actor(feat, tables, view)
+            action = dist.mode() if noise is None else dist.sample(noise.action[step])
+            actions.append(action)
+            alives.append(alive)
+            if differentiable:
+                one_hot = dist.one_hot(action)
+                log_probs.append(dist.log_prob(action))
+                entropies.append(dist.entropy())
+                embedded = one_hot if context is None else one_hot @ context.nodes
+                if origin is not None:
+                    target = one_hot @ context.instance.coords
+                    origins.append(origin)
+                    targets.append(target)
+                    origin = target
+            else:
+                embedded = None if latent is None else model.embed_action(action, context)
+            if latent is not None:
+                latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
+                latent = model.rssm.imagine_step(latent, embedded.flatten(0, 1), latent_noise)
+            if rules is not None:
+                state, finished = rules.step(state, action)
+                cont = (~finished).float()
+            else:
+                cont = model.predict_cont(latent.feat()).unflatten(0, shape)
+            conts.append(cont)
+            alive = alive * cont.detach()
+
+    def stack(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts, 2)
+
+    return Trajectory(
+        feat=None if latent is None else stack(feats),
+        state=None if state is None else type(state)(*(stack(list(part)) for part in zip(*states, strict=True))),
+        mask=stack(masks) if masks else None,
+        true_mask=stack(true_masks) if masks else None,
+        action=stack(actions),
+        cont=stack(conts),
+        alive=stack(alives),
+        log_prob=stack(log_probs) if differentiable else None,
+        entropy=stack(entropies) if differentiable else None,
+        positions=(stack(origins), stack(targets)) if origins else None,
+    )

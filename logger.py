@@ -1,0 +1,246 @@
+"""What a run tells the world: TensorBoard, metrics.jsonl, the progress bar, and the facts in its logdir."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import config
+from config import Config
+
+METRICS = "metrics.jsonl"
+PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
+
+
+class LogdirInUseError(RuntimeError):
+    """Another live process writes to the logdir."""
+
+
+class Logger:
+    """Scalars to TensorBoard and to metrics.jsonl, pictures and text to TensorBoard; x is env steps everywhere.
+
+    Each row of metrics.jsonl is on its way to the disk before `scalars` returns. `state_dict` marks a place in the
+    file and `load_state_dict` cuts it there, so that a resumed run repeats no row.
+    """
+
+    def __init__(self, logdir: Path, *, resume_step: int | None = None) -> None:
+        """Open the files of `logdir`.
+
+        Args:
+            logdir: an existing folder.
+            resume_step: the step of the checkpoint that the run goes on from: `load_state_dict` is to follow. None
+                for a run that begins: what an earlier process logged there, without reaching a checkpoint, is cut.
+        """
+        # TensorBoard hides what a killed process logged at purge_step or later.
+        self._writer = SummaryWriter(str(logdir), purge_step=0 if resume_step is None else resume_step + 1)
+        self._file = (logdir / METRICS).open("ab")
+        if resume_step is None:
+            self._file.truncate(0)
+
+    def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
+        """Log one row. A value that is not finite is null in metrics.jsonl, since JSON has no word for it."""
+        row: dict[str, float | int | None] = {"step": step, "seconds": round(seconds, 3)}
+        assert not row.keys() & values.keys()
+        for name, value in values.items():
+            row[name] = value if math.isfinite(value) else None
+            self._writer.add_scalar(name, value, step)
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log a picture, uint8 `[height, width, 3]`."""
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def text(self, name: str, markdown: str) -> None:
+        """Show a page in TensorBoard's text tab."""
+        self._writer.add_text(name, markdown)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in metrics.jsonl up to which a run resumed from here keeps the rows.
+
+        They are forced to the disk, so that no checkpoint ever counts rows that a power cut can still take.
+        """
+        self._writer.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._file.seek(0, os.SEEK_END)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Cut metrics.jsonl at the marked place; in a new logdir there is nothing to cut, and the rows begin here."""
+        content = Path(self._file.name).read_bytes()[: state["bytes"]]
+        # A file shorter than marked may end in a torn row: cut after the last whole one.
+        self._file.truncate(content.rfind(b"\n") + 1)
+
+    def close(self) -> None:
+        """Write what is pending and close the files."""
+        self._file.close()
+        self._writer.close()
+
+
+class MetricAverages:
+    """Averages of metrics between two log calls, kept on their device until `fetch`.
+
+    Names that end in `_min` or `_max` keep the smallest or largest value instead of the mean.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._values: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take in detached 0-d tensors, all on one device. Never waits for it."""
+        for name, metric in metrics.items():
+            value = metric.float()
+            if name in self._values:
+                self._values[name] = _combine(name, self._values[name], value)
+            else:
+                self._values[name] = value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def fetch(self) -> dict[str, float]:
+        """The averages since the last fetch, in one transfer to the host; begins anew."""
+        if not self._values:
+            return {}
+        values = torch.stack(list(self._values.values())).tolist()
+        averages = {
+            name: value if name.endswith(("_min", "_max")) else value / self._counts[name]
+            for name, value in zip(self._values, values, strict=True)
+        }
+        self._values, self._counts = {}, {}
+        return averages
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is taken in and not fetched yet."""
+        return {"values": dict(self._values), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._values = dict(state["values"])
+        self._counts = dict(state["counts"])
+
+
+class ProgressBar:
+    """Env steps done, with the latest figures; plain lines, one for each call, where there is no terminal."""
+
+    def __init__(self, total: int, *, initial: int = 0) -> None:
+        """Begin at `initial` of `total` env steps."""
+        self._total = total
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def update(self, step: int, figures: Mapping[str, float | int | str]) -> None:
+        """Show that `step` env steps are done, and figures such as fps, return and gap."""
+        shown = {name: figure if isinstance(figure, str) else f"{figure:.4g}" for name, figure in figures.items()}
+        if self._bar is None:
+            line = "  ".join([f"step {step}/{self._total}", *(f"{name} {text}" for name, text in shown.items())])
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.n = step
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class RunLock:
+    """Keeps a second process out of a logdir. The system releases it when this process ends, however it ends."""
+
+    def __init__(self, logdir: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            LogdirInUseError: another live process has it.
+        """
+        self._file = (logdir / "lock").open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise LogdirInUseError(
+                f"{logdir} is in use by process {owner}; give another --logdir, or stop that process and start again"
+            ) from error
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let the next process in."""
+        self._file.close()
+
+
+def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defaults: Config) -> str:
+    """Write config.yaml, and run.json with the command, the commit and the package versions.
+
+    Args:
+        logdir: an existing folder.
+        resolved: the run's config.
+        argv: the command, program included.
+        defaults: the config to compare with.
+
+    Returns:
+        A page for TensorBoard's text tab: the command, what differs from the defaults, the resolved config.
+    """
+    config.save(resolved, logdir / "config.yaml")
+    command = shlex.join(argv)
+    facts = {
+        "command": command,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+    (logdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    before = defaults.flat()
+    changes = [
+        f"| {key} | {before.get(key)} | {value} |" for key, value in config.difference(resolved, defaults).items()
+    ]
+    table = ["| key | default | this run |", "| --- | --- | --- |", *changes] if changes else ["nothing"]
+    yaml_block = ["```yaml", config.to_yaml(resolved).rstrip(), "```"]
+    return "\n".join([f"`{command}`", "", "## Differs from the defaults", "", *table, "", "## Config", "", *yaml_block])
+
+
+def _combine(name: str, kept: Tensor, value: Tensor) -> Tensor:
+    if name.endswith("_min"):
+        return torch.minimum(kept, value)
+    if name.endswith("_max"):
+        return torch.maximum(kept, value)
+    return kept + value
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, marked where files differ from it; None where there is no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,434 @@
+"""The networks: the recurrent state-space model, encoders, heads, actors and the critic."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sets import SetEncoder, masked_mean
+from tools import LOGIT_FLOOR, OneHotDist, SymexpTwoHot, symexp_bins, symlog
+
+
+class Latent(NamedTuple):
+    """What the RSSM carries from step to step."""
+
+    deter: Float[Tensor, "*B D"]
+    stoch: Float[Tensor, "*B S K"]
+
+    def feat(self) -> Float[Tensor, "*B F"]:
+        """Both parts in one vector: what heads, actor and critic read."""
+        return torch.cat((self.deter, self.stoch.flatten(-2)), -1)
+
+
+class Normed(nn.Module):
+    """A linear layer, RMSNorm and SiLU."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size_in, size_out, bias=False)
+        self.norm = nn.RMSNorm(size_out, eps=1e-4)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return functional.silu(self.norm(self.linear(x)))
+
+
+class BlockLinear(nn.Module):
+    """A linear layer whose matrix is block-diagonal: block i of the output sees block i of the input only."""
+
+    def __init__(self, size_in: int, size_out: int, *, blocks: int) -> None:
+        super().__init__()
+        if size_in % blocks or size_out % blocks:
+            raise ValueError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
+        self.blocks = blocks
+        bound = math.sqrt(blocks / size_in)
+        self.weight = nn.Parameter(torch.empty(blocks, size_in // blocks, size_out // blocks, device="cpu"))
+        self.bias = nn.Parameter(torch.zeros(size_out, device="cpu"))
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
+        blocked = x.view(x.shape[0], self.blocks, -1).transpose(0, 1)
+        return torch.bmm(blocked, self.weight).transpose(0, 1).flatten(1) + self.bias
+
+
+class MLP(nn.Module):
+    """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero."""
+
+    def __init__(self, size_in: int, size_out: int, *, units: int, layers: int, zero_output: bool = False) -> None:
+        super().__init__()
+        sizes = [size_in] + [units] * layers
+        self.hidden = nn.Sequential(*(Normed(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+        self.output = nn.Linear(sizes[-1], size_out)
+        if zero_output:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return self.output(self.hidden(x))
+
+
+class RSSM(nn.Module):
+    """The recurrent state-space model: a block-diagonal GRU with discrete latents (DreamerV3, Nature 2025).
+
+    `deter` is stepped deterministically; `stoch` is S categorical variables with K classes each, whose distribution
+    is predicted from `deter` (the prior) or inferred from `deter` and the embedded observation (the posterior).
+    Sampling noise is an argument everywhere, so that the same noise gives the same latents.
+    """
+
+    def __init__(
+        self,
+        action_size: int,
+        embed_size: int,
+        *,
+        deter: int,
+        stoch: int,
+        classes: int,
+        hidden: int,
+        blocks: int,
+        unimix: float,
+    ) -> None:
+        super().__init__()
+        self.deter_size, self.stoch_size, self.classes = deter, stoch, classes
+        self.blocks, self.unimix = blocks, unimix
+        self.feat_size = deter + stoch * classes
+        self.from_deter = Normed(deter, hidden)
+        self.from_stoch = Normed(stoch * classes, hidden)
+        self.from_action = Normed(action_size, hidden)
+        # Every block sees all inputs, and its own part of the state.
+        self.mix_inputs = nn.Linear(3 * hidden, deter)
+        self.mix_deter = BlockLinear(deter, deter, blocks=blocks)
+        self.mix_norm = nn.RMSNorm(deter, eps=1e-4)
+        self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
+        self.prior = nn.Sequential(Normed(deter, hidden), Normed(hidden, hidden), nn.Linear(hidden, stoch * classes))
+        self.posterior = nn.Sequential(Normed(deter + embed_size, hidden), nn.Linear(hidden, stoch * classes))
+
+    def initial(self, shape: tuple[int, ...]) -> Latent:
+        """The latent before the first observation: zeros."""
+        weight = self.gates.bias
+        return Latent(
+            deter=weight.new_zeros(*shape, self.deter_size),
+            stoch=weight.new_zeros(*shape, self.stoch_size, self.classes),
+        )
+
+    def recur(self, latent: Latent, action: Float[Tensor, "B A"]) -> Float[Tensor, "B D"]:
+        """The next deterministic state."""
+        deter = latent.deter
+        inputs = torch.cat(
+            (self.from_deter(deter), self.from_stoch(latent.stoch.flatten(-2)), self.from_action(action)), -1
+        )
+        mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
+        gates = self.gates(mixed).view(deter.shape[0], self.blocks, 3, -1)
+        reset, candidate, update = (part.flatten(1) for part in gates.unbind(2))
+        update = torch.sigmoid(update - 1)
+        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+
+    def sample(self, logits: Float[Tensor, "*B L"], noise: Float[Tensor, "*B S"] | None) -> Float[Tensor, "*B S K"]:
+        """A one-hot draw of every variable, with straight-through gradients; the mode where there is no noise."""
+        dist = self.distribution(logits)
+        return dist.one_hot(dist.mode() if noise is None else dist.sample(noise))
+
+    def distribution(self, logits: Float[Tensor, "*B L"]) -> OneHotDist:
+        """The S categorical variables that the logits stand for."""
+        return OneHotDist(logits.unflatten(-1, (self.stoch_size, self.classes)), unimix=self.unimix)
+
+    def imagine_step(self, latent: Latent, action: Float[Tensor, "B A"], noise: Float[Tensor, "B S"] | None) -> Latent:
+        """The latent after `action`, drawn from the prior."""
+        deter = self.recur(latent, action)
+        return Latent(deter=deter, stoch=self.sample(self.prior(deter), noise))
+
+    def observe_step(
+        self,
+        latent: Latent,
+        prev_action: Float[Tensor, "B A"],
+        embed: Float[Tensor, "B E"],
+        is_first: Bool[Tensor, " B"],
+        noise: Float[Tensor, "B S"] | None,
+    ) -> tuple[Latent, Float[Tensor, "B L"]]:
+        """The latent after an observation, drawn from the posterior, and the posterior's logits.
+
+        At `is_first` the previous latent and action count as zeros: nothing passes from one episode to the next.
+        """
+        keep = (~is_first)[:, None]
+        latent = Latent(deter=latent.deter * keep, stoch=latent.stoch * keep[..., None])
+        deter = self.recur(latent, prev_action * keep)
+        logits = self.posterior(torch.cat((deter, embed), -1))
+        return Latent(deter=deter, stoch=self.sample(logits, noise)), logits
+
+    def observe(
+        self,
+        embed: Float[Tensor, "B T E"],
+        prev_action: Float[Tensor, "B T A"],
+        is_first: Bool[Tensor, "B T"],
+        noise: Float[Tensor, "B T S"],
+    ) -> tuple[Latent, OneHotDist, OneHotDist]:
+        """Latents [B, T] of a sequence that begins in the initial state, with their posterior and prior."""
+        latent = self.initial((embed.shape[0],))
+        latents, posterior_logits = [], []
+        for t in range(embed.shape[1]):
+            latent, logits = self.observe_step(latent, prev_action[:, t], embed[:, t], is_first[:, t], noise[:, t])
+            latents.append(latent)
+            posterior_logits.append(logits)
+        sequence = Latent(*(torch.stack(part, 1) for part in zip(*latents, strict=True)))
+        posterior = self.distribution(torch.stack(posterior_logits, 1))
+        return sequence, posterior, self.distribution(self.prior(sequence.deter))
+
+
+class RoutingView(NamedTuple):
+    """What a network may see of routing states, any number of them for each of B instances.
+
+    `first` may have size 1 where all the states of a trajectory share it.
+    """
+
+    first: Int[Tensor, "B *Q"]
+    current: Int[Tensor, "B *Q"]
+    action_mask: Bool[Tensor, "B *Q N"]
+
+
+def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Float[Tensor, "B *Q E"]:
+    """The rows of `nodes` that `index` names, by one copy of rows."""
+    offset = torch.arange(nodes.shape[0], device=nodes.device) * nodes.shape[1]
+    flat = (index + offset.view(-1, *[1] * (index.ndim - 1))).flatten()
+    return nodes.flatten(0, 1).index_select(0, flat).view(*index.shape, nodes.shape[-1])
+
+
+def summarise(nodes: Float[Tensor, "B N E"], view: RoutingView) -> Float[Tensor, "B *Q C"]:
+    """A routing state as one vector: its current node, its first node, and the mean of the nodes open to it."""
+    current = take_nodes(nodes, view.current)
+    first = take_nodes(nodes, view.first).expand_as(current)
+    return torch.cat((current, first, masked_mean(nodes, view.action_mask)), -1)
+
+
+class RoutingEncoder(nn.Module):
+    """Encodes routing observations. Nodes are encoded once per episode; each step then only looks them up."""
+
+    def __init__(self, node_features: int, *, width: int, layers: int, heads: int, units: int) -> None:
+        super().__init__()
+        self.nodes = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=2 * width)
+        self.step = nn.Sequential(Normed(3 * width, units), Normed(units, units))
+        self.embed_size, self.node_size = units, width
+
+    def forward(self, nodes: Float[Tensor, "B N E"], view: RoutingView) -> Float[Tensor, "B *Q U"]:
+        return self.step(summarise(nodes, view))
+
+
+class VectorEncoder(nn.Module):
+    """Encodes the vectors of an observation, each squashed by symlog."""
+
+    def __init__(self, sizes: dict[str, int], *, units: int, layers: int) -> None:
+        super().__init__()
+        self.keys = tuple(sorted(sizes))
+        widths = [sum(sizes.values())] + [units] * layers
+        self.layers = nn.Sequential(*(Normed(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.embed_size = units
+
+    def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
+        return self.layers(symlog(torch.cat([obs[key].float() for key in self.keys], -1)))
+
+
+class NodeHead(nn.Module):
+    """One logit per node: how well the node's embedding fits a query drawn from the latent."""
+
+    def __init__(self, feat_size: int, node_size: int, *, units: int) -> None:
+        super().__init__()
+        self.query = MLP(feat_size, node_size, units=units, layers=1)
+        self.key = nn.Linear(node_size, node_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros((), device="cpu"))
+
+    def forward(self, feat: Float[Tensor, "B *Q F"], nodes: Float[Tensor, "B N E"]) -> Float[Tensor, "B *Q N"]:
+        query = self.query(feat)
+        logits = query.flatten(1, -2) @ self.key(nodes).transpose(-1, -2) / math.sqrt(nodes.shape[-1])
+        return logits.view(*query.shape[:-1], -1) + self.bias
+
+
+class MoveHead(nn.Module):
+    """What a move earns, from its geometry and, if wanted, the latent before it.
+
+    Sees both nodes, their difference, its length and its direction, and gives `out0 * length + out1`: a network that
+    has to find the length in a latent vector needs far more moves than one that is handed it. Starts at zero.
+    """
+
+    def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
+        super().__init__()
+        sizes = [9 + latent_size] + [units] * layers
+        parts: list[nn.Module] = []
+        for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+            parts += [nn.Linear(size_in, size_out), nn.SiLU()]
+        self.hidden = nn.Sequential(*parts)
+        self.output = nn.Linear(units, 2)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(
+        self,
+        origin: Float[Tensor, "*B 2"],
+        target: Float[Tensor, "*B 2"],
+        latent: Float[Tensor, "*B L"] | None,
+    ) -> Float[Tensor, "*B"]:
+        difference = target - origin
+        # The gradient of a norm is not finite at zero, where a finished tour stays.
+        length = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        inputs = [origin, target, difference, length, difference / length]
+        if latent is not None:
+            inputs.append(latent)
+        out = self.output(self.hidden(torch.cat(inputs, -1)))
+        return out[..., 0] * length[..., 0] + out[..., 1]
+
+
+class PointerTables(NamedTuple):
+    """All that a pointer actor needs of B instances, so that a decision is a few look-ups and one product.
+
+    The glimpse's attention scores are linear in the query, and the query is a sum over the current node, the first
+    node and the latent. So each part's scores are computed once per instance, and a decision adds up rows.
+    """
+
+    current: Float[Tensor, "B N G+N"]
+    first: Float[Tensor, "B N G"]
+    latent: Float[Tensor, "B J G"] | None
+    logits: Float[Tensor, "B G N"]
+
+    def detach(self) -> PointerTables:
+        """The same numbers without a graph."""
+        return PointerTables(*(None if part is None else part.detach() for part in self))
+
+
+class TSPPointerActor(nn.Module):
+    """Points at the next node: attention over the nodes that are open, then one logit per node.
+
+    An encoder-decoder after Kool et al. (2019), "Attention, learn to solve routing problems!", with a small
+    projection of the latent added to the query and a direct score from the current node to every other.
+    Logits are clipped to +-`clip` by a tanh.
+    """
+
+    needs_nodes = True
+
+    def __init__(
+        self,
+        feat_size: int,
+        node_features: int,
+        *,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        latent: int,
+        clip: float,
+        unimix: float,
+    ) -> None:
+        super().__init__()
+        self.heads, self.clip, self.unimix = heads, clip, unimix
+        self.encoder = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=hidden)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.pointer = nn.Linear(width, width, bias=False)
+        self.query_current = nn.Linear(width, width, bias=False)
+        self.query_first = nn.Linear(width, width, bias=False)
+        self.query_graph = nn.Linear(width, width, bias=False)
+        self.direct_from = nn.Linear(width, width, bias=False)
+        self.direct_to = nn.Linear(width, width, bias=False)
+        self.latent_size = latent
+        if latent:
+            self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
+            self.query_latent = nn.Linear(latent, width, bias=False)
+
+    def encode(self, nodes: Float[Tensor, "B N F"]) -> PointerTables:
+        """The tables of B instances, from their nodes' static features."""
+        nodes = self.encoder(nodes)
+        batch, count, width = nodes.shape
+        key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
+        graph = self.query_graph(nodes.mean(1, keepdim=True))
+        direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
+        latent = None
+        if self.latent_size:
+            rows = self.query_latent.weight.t()[None].expand(batch, -1, -1)
+            latent = self._scores(rows, key)
+        logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
+        return PointerTables(
+            current=torch.cat((self._scores(self.query_current(nodes), key), direct), -1),
+            first=self._scores(self.query_first(nodes) + graph, key),
+            latent=latent,
+            logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
+        )
+
+    def forward(
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: RoutingView
+    ) -> OneHotDist:
+        """The distribution over next nodes for Q states of each instance."""
+        assert tables is not None, "a pointer needs the tables of its instances"
+        count = tables.logits.shape[-1]
+        glimpse_size = self.heads * count
+        queries = view.current.shape
+        rows = take_nodes(tables.current, view.current)
+        scores = rows[..., :glimpse_size] + take_nodes(tables.first, view.first)
+        if tables.latent is not None:
+            assert feat is not None, "this actor reads the latent"
+            projected = self.project_latent(feat).flatten(1, -2)
+            scores = scores + torch.bmm(projected, tables.latent).view(*queries, glimpse_size)
+        closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
+        attention = torch.softmax(scores.view(*queries, self.heads, count) + closed[..., None, :], -1)
+        pointed = torch.bmm(attention.view(queries[0], -1, glimpse_size), tables.logits).view(*queries, count)
+        logits = self.clip * torch.tanh(pointed + rows[..., glimpse_size:])
+        return OneHotDist(logits, mask=view.action_mask, unimix=self.unimix)
+
+    def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B A N D"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _scores(self, query: Float[Tensor, "B M E"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B M G"]:
+        return (self._split(query) @ key).transpose(1, 2).flatten(-2)
+
+
+class MaskedActor(nn.Module):
+    """An MLP over the latent with one logit per action; illegal actions are masked out."""
+
+    needs_nodes = False
+
+    def __init__(self, feat_size: int, num_actions: int, *, units: int, layers: int, unimix: float) -> None:
+        super().__init__()
+        self.unimix = unimix
+        self.latent_size = feat_size
+        self.mlp = MLP(feat_size, num_actions, units=units, layers=layers)
+
+    def forward(
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: RoutingView | None
+    ) -> OneHotDist:
+        """The distribution over actions; without a view (a task without masks) every action is legal."""
+        assert feat is not None, "this actor reads the latent"
+        mask = None if view is None else view.action_mask
+        return OneHotDist(self.mlp(feat), mask=mask, unimix=self.unimix)
+
+
+class Critic(nn.Module):
+    """The return to be expected from a latent and, in routing, from the state itself: a symexp two-hot."""
+
+    bins: Tensor
+
+    def __init__(
+        self, feat_size: int, node_features: int | None, *, units: int, layers: int, bins: int
+    ) -> None:
+        super().__init__()
+        self.nodes = None
+        summary_size = 0
+        if node_features is not None:
+            self.nodes = SetEncoder(node_features, width=units, layers=layers, heads=4, hidden=2 * units)
+            summary_size = 3 * units + 1
+        self.mlp = MLP(feat_size + summary_size, bins, units=units, layers=layers, zero_output=True)
+        self.register_buffer("bins", symexp_bins(bins, device="cpu"))
+
+    def encode(self, nodes: Float[Tensor, "B N F"] | None) -> Float[Tensor, "B N E"] | None:
+        """The critic's own embeddings of each instance's nodes; None for a task without nodes."""
+        return None if self.nodes is None or nodes is None else self.nodes(nodes)
+
+    def forward(
+        self,
+        feat: Float[Tensor, "B *Q F"] | None,
+        nodes: Float[Tensor, "B N E"] | None,
+        view: RoutingView | None,
+    ) -> SymexpTwoHot:
+        inputs = [] if feat is None else [feat]
+        if nodes is not None and view is not None:
+            open_share = view.action_mask.float().mean(-1, keepdim=True)
+            inputs += [summarise(nodes, view), open_share]
+        return SymexpTwoHot(self.mlp(torch.cat(inputs, -1)), self.bins)

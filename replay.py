@@ -1,0 +1,278 @@
+"""Replay: whole sequences in preallocated tensors on one device; store, sample, save.
+
+All environments are appended in lockstep: one call of `add` writes one column, a row for each environment. Columns
+are counted from the start of the run and live in a ring, so that column c lies at position c % length. The counters
+are host integers; neither `add` nor the samplers wait for the device.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+import checkpoint
+from checkpoint import CheckpointError
+
+REWARD_AND_ENDS = {
+    "reward": ((), torch.float32),
+    "is_first": ((), torch.bool),
+    "is_last": ((), torch.bool),
+    "is_terminal": ((), torch.bool),
+}
+
+
+class Replay:
+    """The latest `capacity` rows of experience.
+
+    A row holds an observation, the reward and `is_terminal` that arrived with it (0 and False at `is_first`), and the
+    action chosen on seeing it. The samplers alone shift actions: `prev_action` is the action of the row before.
+
+    Attributes:
+        length: columns the ring holds, for each environment.
+        total: columns added since the start of the run.
+        episode_start: the column in which each stored row's episode began.
+        reward_min, reward_max: 0-d, over every row ever added that is not `is_first`; +inf and -inf before the first.
+    """
+
+    def __init__(
+        self,
+        spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        *,
+        num_envs: int,
+        capacity: int,
+        device: torch.device,
+    ) -> None:
+        """Allocate the whole ring.
+
+        Args:
+            spaces: shape and dtype of every observation key and of `action`, for one environment.
+            num_envs: rows in a column.
+            capacity: rows over all environments.
+            device: where the rows are kept; generators handed to the samplers live there too.
+
+        Raises:
+            ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns.
+        """
+        reserved = {*REWARD_AND_ENDS, "prev_action", "episode_start"}
+        if "action" not in spaces or reserved & spaces.keys():
+            raise ValueError(f"spaces must have 'action' and none of {sorted(reserved)}; got {sorted(spaces)}")
+        if capacity < 2 * num_envs:
+            raise ValueError(
+                f"replay capacity is {capacity} rows; {num_envs} environments need {2 * num_envs} at least"
+            )
+        self.num_envs = num_envs
+        self.length = capacity // num_envs
+        self.device = device
+        self.total = 0
+        self.rows = {
+            name: torch.zeros((num_envs, self.length, *shape), dtype=dtype, device=device)
+            for name, (shape, dtype) in {**spaces, **REWARD_AND_ENDS}.items()
+        }
+        self.episode_start: Int[Tensor, "E L"] = torch.zeros((num_envs, self.length), dtype=torch.int64, device=device)
+        self.reward_min = torch.full((), torch.inf, device=device)
+        self.reward_max = torch.full((), -torch.inf, device=device)
+        self._chunks: list[dict[str, Any]] = []
+        self._chunk_folder: Path | None = None
+        self._saved_totals = [0, 0]
+
+    def __len__(self) -> int:
+        """Rows stored, over all environments."""
+        return (self.total - self.oldest) * self.num_envs
+
+    @property
+    def oldest(self) -> int:
+        """The oldest column that is still stored."""
+        return max(0, self.total - self.length)
+
+    def add(self, row: Mapping[str, Tensor]) -> None:
+        """Append one column, overwriting the oldest once the ring is full. The very first is `is_first` throughout.
+
+        Args:
+            row: every observation key, `action`, `reward`, `is_first`, `is_last` and `is_terminal`, each `[E, ...]`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or has another shape or dtype than its space.
+        """
+        if row.keys() != self.rows.keys():
+            raise ValueError(f"row has keys {sorted(row)}; replay stores {sorted(self.rows)}")
+        position = self.total % self.length
+        for name, value in row.items():
+            column = self.rows[name][:, position]
+            if value.shape != column.shape or value.dtype != column.dtype:
+                raise ValueError(
+                    f"row['{name}'] is {value.dtype} {tuple(value.shape)}; "
+                    f"replay stores {column.dtype} {tuple(column.shape)}"
+                )
+            column.copy_(value)
+        is_first = self.rows["is_first"][:, position]
+        reward = self.rows["reward"][:, position]
+        running_start = self.episode_start[:, (self.total - 1) % self.length]
+        self.episode_start[:, position] = torch.where(is_first, self.total, running_start)
+        self.reward_min = torch.minimum(self.reward_min, reward.masked_fill(is_first, torch.inf).amin())
+        self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(is_first, -torch.inf).amax())
+        self.total += 1
+
+    def sample_windows(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """Windows drawn uniformly among all that are stored; they may cross the ends of episodes.
+
+        Args:
+            batch: windows to draw, B.
+            length: rows in a window, T.
+            generator: on replay's device.
+
+        Returns:
+            Every stored key and `prev_action`, each `[B, T, ...]`. `prev_action` is 0 at `is_first`, and in a
+            window's first row where the row before is no longer stored.
+
+        Raises:
+            ValueError: fewer than `length` columns are stored.
+        """
+        self._require_columns(length)
+        start = self._draw(self.oldest, self.total - length + 1, batch, generator)
+        env = self._draw(0, self.num_envs, batch, generator)
+        return self._windows(env, start, length)
+
+    def sample_episodes(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """Windows that start at an episode's first row: the episodes of rows drawn uniformly.
+
+        A drawn row whose episode lacks its last rows gives its environment's newest start that has `length` rows.
+
+        Args:
+            batch: windows to draw, B.
+            length: rows of the longest episode (its steps and the final observation), T. A shorter episode's window
+                goes on into the episode after it.
+            generator: on replay's device.
+
+        Returns:
+            As `sample_windows`; `is_first` is True in every window's first row.
+
+        Raises:
+            ValueError: fewer than `length` columns are stored, or the ring is too small to hold a whole episode of
+                every environment at all times: 2 * length - 1 columns.
+        """
+        self._require_columns(length)
+        wrapped = self.total > self.length
+        if wrapped and self.length < 2 * length - 1:
+            raise ValueError(
+                f"replay holds {self.length} columns; sampling whole episodes of {length} rows needs "
+                f"{2 * length - 1}: a capacity of {self.num_envs * (2 * length - 1)} rows or more"
+            )
+        # Past the first length - 1 columns of a wrapped ring, every row's episode began in a column still stored.
+        row = self._draw(self.oldest + (length - 1 if wrapped else 0), self.total, batch, generator)
+        env = self._draw(0, self.num_envs, batch, generator)
+        newest = self.total - length
+        start = self.episode_start[env, row % self.length]
+        start = torch.where(start > newest, self.episode_start[env, newest % self.length], start)
+        return self._windows(env, start, length)
+
+    def save_chunks(self, folder: Path) -> dict[str, Any]:
+        """Write the rows added since the last save to a file of their own.
+
+        Files that neither this manifest nor the two before it need are deleted: while the checkpoint that will hold
+        this manifest is being written, those two are what latest.pt and previous.pt name.
+
+        Args:
+            folder: where the chunks are kept; created if need be.
+
+        Returns:
+            The manifest, to be saved in a checkpoint and handed to `load_chunks`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder != self._chunk_folder:
+            self._chunks, self._chunk_folder, self._saved_totals = [], folder, [0, 0]
+        saved = self._chunks[-1]["stop"] if self._chunks else 0
+        start = max(saved, self.oldest)
+        if start < self.total:
+            # A name is never used twice: a run that went back to an older checkpoint would otherwise overwrite
+            # columns that a newer one still names.
+            name = f"{start:012d}-{self.total:012d}-{uuid.uuid4().hex[:8]}.pt"
+            position = torch.arange(start, self.total, device=self.device) % self.length
+            columns = {key: value.index_select(1, position).cpu() for key, value in self._stored().items()}
+            checkpoint.save(folder / name, columns)
+            self._chunks.append({"name": name, "start": start, "stop": self.total})
+        self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
+        self._delete_stale(folder, before=self._saved_totals[0] - self.length)
+        self._saved_totals = [self._saved_totals[1], self.total]
+        return {
+            "num_envs": self.num_envs,
+            "length": self.length,
+            "saved_totals": list(self._saved_totals),
+            "chunks": [dict(chunk) for chunk in self._chunks],
+            "reward_min": self.reward_min.cpu(),
+            "reward_max": self.reward_max.cpu(),
+        }
+
+    def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """Restore exactly what was stored when `manifest` was made.
+
+        Raises:
+            CheckpointError: a chunk is missing or corrupt, or the manifest is of another replay (number of
+                environments, capacity, keys, shapes).
+        """
+        ours, theirs = (self.num_envs, self.length), (manifest["num_envs"], manifest["length"])
+        if ours != theirs:
+            raise CheckpointError(
+                f"replay was saved with {theirs[0]} environments of {theirs[1]} columns, this run has {ours[0]} of "
+                f"{ours[1]}; give the same envs and capacity, or take the weights only, with --init"
+            )
+        stored = self._stored()
+        # Oldest first: where the ring has wrapped, newer columns overwrite those of the first chunk.
+        for chunk in manifest["chunks"]:
+            path = folder / chunk["name"]
+            columns = checkpoint.load(path, self.device)
+            position = torch.arange(chunk["start"], chunk["stop"], device=self.device) % self.length
+            if columns.keys() != stored.keys():
+                raise CheckpointError(f"{path} holds {sorted(columns)}; this run stores {sorted(stored)}")
+            for key, value in columns.items():
+                expected = (self.num_envs, chunk["stop"] - chunk["start"], *stored[key].shape[2:])
+                if value.shape != expected or value.dtype != stored[key].dtype:
+                    raise CheckpointError(
+                        f"{path} has {value.dtype} {tuple(value.shape)} for '{key}'; "
+                        f"this run stores {stored[key].dtype} {expected}"
+                    )
+                stored[key].index_copy_(1, position, value)
+        self.reward_min = manifest["reward_min"].to(self.device)
+        self.reward_max = manifest["reward_max"].to(self.device)
+        self.total = manifest["saved_totals"][1]
+        self._chunks = [dict(chunk) for chunk in manifest["chunks"]]
+        self._chunk_folder = folder
+        self._saved_totals = list(manifest["saved_totals"])
+
+    def _stored(self) -> dict[str, Tensor]:
+        return {**self.rows, "episode_start": self.episode_start}
+
+    def _require_columns(self, length: int) -> None:
+        stored = self.total - self.oldest
+        if stored < length:
+            raise ValueError(f"replay holds {stored} columns; a window of {length} rows needs {length}: prefill more")
+
+    def _draw(self, low: int, high: int, batch: int, generator: torch.Generator) -> Int[Tensor, " B"]:
+        return torch.randint(low, high, (batch,), generator=generator, device=self.device)
+
+    def _windows(self, env: Int[Tensor, " B"], start: Int[Tensor, " B"], length: int) -> dict[str, Tensor]:
+        env = env[:, None]
+        column = start[:, None] + torch.arange(length, device=self.device)  # [B, T]
+        position = column % self.length
+        windows = {name: value[env, position] for name, value in self.rows.items()}
+        shifted = self.rows["action"][env, (column - 1) % self.length]
+        windows["prev_action"] = _zero_where(windows["is_first"] | (column <= self.oldest), shifted)
+        return windows
+
+    @staticmethod
+    def _delete_stale(folder: Path, *, before: int) -> None:
+        for path in folder.glob("*-*-*.pt"):
+            if int(path.name.split("-")[1]) <= before:
+                path.unlink()
+        # What a kill left of a chunk that was being written; none is being written now.
+        for path in folder.glob("*-*-*.pt.tmp"):
+            path.unlink()
+
+
+def _zero_where(condition: Bool[Tensor, "B T"], value: Tensor) -> Tensor:
+    return value.masked_fill(condition.reshape(*condition.shape, *[1] * (value.dim() - 2)), 0)

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+
+import config
+from config import CommandLine, ConfigError
+
+SECTIONS = """\
+# Everything that is not overlaid.
+defaults:
+  seed: 0
+  steps: 1000
+  logdir: null
+  compile: false
+  device: auto
+  discount: 1
+  imag_mask: rules
+  layers: [64, 64]
+  actor:
+    entropy: 3e-4
+    grad_clip: 1.0
+    schedule: {warmup: 50, final: 0.02}
+
+# TSP with 20 nodes,
+# the default.
+tsp_attn:
+  steps: 2e6
+  actor: {entropy: 1e-2}
+
+debug:
+  steps: 10
+  actor:
+    schedule: {warmup: 2}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "configs.yaml"
+    path.write_text(SECTIONS)
+    return path
+
+
+def parse(path: Path, *argv: str) -> CommandLine:
+    entry_keys = {"resume": "checkpoint to go on from", "init": "checkpoint to take the weights of"}
+    return config.parse_command_line(list(argv), config_path=path, description="A test.", entry_keys=entry_keys)
+
+
+def test_load_overlays_sections_in_order_then_overrides(path: Path) -> None:
+    loaded = config.load(path, ["tsp_attn", "debug"], {"actor.schedule.final": "0.5", "seed": "7"})
+    assert loaded.flat() == {
+        "seed": 7,
+        "steps": 10,
+        "logdir": None,
+        "compile": False,
+        "device": "auto",
+        "discount": 1,
+        "imag_mask": "rules",
+        "layers": (64, 64),
+        "actor.entropy": 0.01,
+        "actor.grad_clip": 1.0,
+        "actor.schedule.warmup": 2,
+        "actor.schedule.final": 0.5,
+    }
+    assert config.load(path, ["debug", "tsp_attn"], {}).steps == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("actor.entropy", "1e-2", 0.01),
+        ("actor.entropy", "-1E-3", -0.001),
+        ("actor.entropy", "2", 2.0),
+        ("steps", "1e6", 1_000_000),
+        ("compile", "true", True),
+        ("logdir", "runs/one", "runs/one"),
+        ("logdir", "null", None),
+        ("device", "0", "0"),
+        ("device", "", ""),
+        ("layers", "[128]", (128,)),
+        ("layers", "[1e2, 5]", (100, 5)),
+    ],
+)
+def test_load_reads_override_as_type_of_default(path: Path, key: str, text: str, value: object) -> None:
+    found = config.load(path, [], {key: text}).flat()[key]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("steps", "1.5", r"command line: steps is 1.5; it takes a whole number \(default 1000\)"),
+        ("steps", "true", "steps is true; it takes a whole number"),
+        ("steps", "null", "steps is null; it takes a whole number"),
+        ("compile", "1", "compile is 1; it takes true or false"),
+        ("actor.entropy", "high", "actor.entropy is 'high'; it takes a number"),
+        ("actor.entropy", ".nan", "actor.entropy is nan; it takes a number"),
+        ("layers", "64", r"layers is 64; it takes a list \(default \[64, 64\]\)"),
+        ("layers", "[a]", r"layers\[0\] is 'a'; it takes a whole number"),
+        ("actor", "3", "actor is a section; set one of its keys, such as actor.entropy"),
+        ("seed", "{a: 1}", r"seed takes a value \(default 0\), not a section"),
+        ("layers", "[1", "cannot read '\\[1' as a value of layers"),
+    ],
+)
+def test_load_refuses_override_of_another_type(path: Path, key: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config.load(path, [], {key: text})
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{step: 3}", "section broken: unknown key 'step'; the nearest is 'steps'"),
+        ("{actor: {entrpy: 3}}", "unknown key 'actor.entrpy'; the nearest is 'actor.entropy'"),
+        ("{entropy: 3}", "unknown key 'entropy'; the nearest is 'actor.entropy'"),
+        ("{steps: many}", "section broken: steps is 'many'"),
+        ("{device: 0}", "device is 0; it takes a text"),
+        ("{actor: 3}", "actor is a section"),
+        ("{seed: {a: 1}}", "not a section"),
+        ("{1: 2}", "unknown key '1'"),
+        ("3", "section 'broken' of .* must be a mapping"),
+    ],
+)
+def test_load_refuses_mistakes_in_overlay(path: Path, section: str, message: str) -> None:
+    path.write_text(SECTIONS + f"\nbroken: {section}\n")
+    with pytest.raises(ConfigError, match=message):
+        config.load(path, ["broken"], {})
+
+
+def test_load_names_nearest_section_and_key(path: Path) -> None:
+    with pytest.raises(ConfigError, match="no section 'tsp_atn'; the nearest is 'tsp_attn'"):
+        config.load(path, ["tsp_atn"], {})
+    with pytest.raises(ConfigError, match=r"unknown key 'actor\.grad_clp'; the nearest is 'actor\.grad_clip'"):
+        config.load(path, [], {"actor.grad_clp": "1"})
+    with pytest.raises(ConfigError, match=r"unknown key 'seed\.a'"):
+        config.load(path, [], {"seed.a": "1"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("defaults:\n  a: 1\n  a: 2\n", 'configs.yaml:3: found duplicate key "a"'),
+        ("defaults:\n  a: [1\n  b: 2\n", "configs.yaml:3: expected"),
+        ("- 1\n", "must hold a mapping"),
+        ("", "must hold a mapping"),
+        ("tsp: {a: 1}\n", "has no section 'defaults'"),
+        ("defaults: {items: 1}\n", "'items' cannot be a config key"),
+        ("defaults: {1: 2}\n", "1 cannot be a config key"),
+        ("defaults: {a: \x00}\n", "is not YAML"),
+    ],
+)
+def test_load_reports_broken_file_in_one_line(path: Path, text: str, message: str) -> None:
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        config.load(path, [], {})
+    assert "\n" not in str(error.value)
+
+
+def test_load_reports_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml: No such file"):
+        config.load(tmp_path / "none.yaml", [], {})
+
+
+def test_config_is_immutable_and_nested(path: Path) -> None:
+    loaded = config.load(path, [], {})
+    assert loaded.actor.schedule.warmup == loaded["actor"]["schedule"]["warmup"] == 50
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        loaded.seed = 3
+    with pytest.raises(TypeError):
+        loaded["seed"] = 3  # type: ignore[index]
+    with pytest.raises(AttributeError, match="no config key 'sed'; the nearest is 'seed'"):
+        _ = loaded.sed
+    loaded.to_dict()["actor"]["entropy"] = 5
+    assert loaded.actor.entropy == 3e-4
+
+
+def test_config_survives_pickle_and_copy(path: Path) -> None:
+    loaded = config.load(path, [], {})
+    assert pickle.loads(pickle.dumps(loaded)) == loaded
+    assert copy.deepcopy(loaded) == loaded
+
+
+def test_config_replace_changes_one_value(path: Path) -> None:
+    before = config.load(path, [], {})
+    after = before.replace(seed=3, **{"actor.entropy": 1, "layers": (8,)})
+    assert config.difference(after, before) == {"seed": 3, "actor.entropy": 1.0, "layers": (8,)}
+    assert before.seed == 0
+    with pytest.raises(ConfigError, match="replace: unknown key 'sed'"):
+        before.replace(sed=3)
+    with pytest.raises(ConfigError, match="replace: seed is 'x'"):
+        before.replace(seed="x")
+
+
+def test_parse_command_line_reads_every_form(path: Path) -> None:
+    command = parse(
+        path, "--seed", "3", "--configs", "tsp_attn", "debug", "--actor.entropy=-1e-3", "--actor.grad_clip", "-2.5e-1",
+        "--resume", "runs/latest.pt", "--logdir=a=b",
+    )  # fmt: skip
+    assert command.entry == {"resume": "runs/latest.pt", "init": None}
+    assert config.difference(command.config, command.defaults) == {
+        "seed": 3,
+        "steps": 10,
+        "logdir": "a=b",
+        "actor.entropy": -0.001,
+        "actor.grad_clip": -0.25,
+        "actor.schedule.warmup": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seed"], "--seed needs a value"),
+        (["--seed", "--compile", "true"], "--seed needs a value"),
+        (["--configs"], "--configs needs a value"),
+        (["--resume"], "--resume needs a value"),
+        (["tsp_attn"], "unexpected 'tsp_attn'"),
+        (["--seed", "1", "2"], "unexpected '2'"),
+        (["--resum", "x"], "unknown key 'resum'; the nearest is 'resume'"),
+        (["--config", "x"], "unknown key 'config'; the nearest is 'configs'"),
+        (["--", "x"], "unknown key ''"),
+    ],
+)
+def test_parse_command_line_refuses_mistakes(path: Path, argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(path, *argv)
+
+
+def test_parse_command_line_help_lists_sections_and_keys(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(path, "--seed", "--help")
+    page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert stopped.value.code == 0
+    assert page[0] == "A test."
+    assert "--resume checkpoint to go on from" in page
+    assert "tsp_attn TSP with 20 nodes, the default." in page
+    assert "debug" in page
+    assert "--actor.schedule.warmup 50" in page
+    assert "--logdir null" in page
+    assert "--compile false" in page
+    assert "--layers [64, 64]" in page
+
+
+def test_one_line_errors_exits_with_status_two(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, config.one_line_errors("dreamer.py"):
+        parse(path, "--seed")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "dreamer.py: command line: --seed needs a value (see --help)\n"
+
+
+def test_one_line_errors_keeps_traceback_of_other_errors() -> None:
+    with pytest.raises(KeyError), config.one_line_errors("dreamer.py", OSError):
+        raise KeyError("a defect")
+    with pytest.raises(SystemExit), config.one_line_errors("dreamer.py", OSError):
+        raise OSError("no space left")
+
+
+def test_validate_choices_names_the_choices(path: Path) -> None:
+    choices = {"imag_mask": ("rules", "predicted"), "layers": ((64, 64),)}
+    loaded = config.load(path, [], {})
+    config.validate_choices(loaded, choices)
+    with pytest.raises(ConfigError, match=r"^imag_mask is 'foo'; choose one of rules, predicted$"):
+        config.validate_choices(loaded.replace(imag_mask="foo"), choices)
+
+
+def test_save_read_round_trip_keeps_order_and_types(path: Path, tmp_path: Path) -> None:
+    loaded = config.load(path, [], {"device": "1e-2", "actor.entropy": "1e-7", "logdir": "null"})
+    config.save(loaded, tmp_path / "config.yaml")
+    again = config.read(tmp_path / "config.yaml")
+    assert again == loaded
+    assert list(again) == list(loaded)
+    assert type(again.device) is str

@@ -1,0 +1,161 @@
+"""The house's own rules: imports run one way, every tensor names its device, and the static checkers are content."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module imports from the layers above its own line. The ground layer's modules may use one another.
+GROUND = frozenset({"tools", "sets", "config", "guard", "logger", "checkpoint", "replay", "envs"})
+LAYERS = (
+    GROUND,
+    frozenset({"networks", "trainer"}),
+    frozenset({"models", "sac"}),
+    frozenset({"dreamer"}),
+    frozenset({"solve"}),
+)
+AGENTS = frozenset({"dreamer", "sac"})
+
+TENSOR_MAKERS = frozenset(
+    {"Tensor", "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"}
+    | {"randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros"}
+)
+UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
+
+
+def library_sources() -> dict[str, str]:
+    """The text of every top-level module and of every package's modules, by module name."""
+    paths = [*ROOT.glob("*.py")]
+    for package in ROOT.glob("*/__init__.py"):
+        paths += package.parent.rglob("*.py")
+    sources = {}
+    for path in paths:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        sources[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def imported_modules(name: str, sources: Mapping[str, str]) -> set[str]:
+    """Modules among `sources` that module `name` imports, anywhere in its text."""
+    candidates = []
+    for node in ast.walk(ast.parse(sources[name])):
+        if isinstance(node, ast.Import):
+            candidates += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[0] if node.level else ""
+            origin = ".".join(filter(None, (package, node.module)))
+            # `from envs import routing` imports a module, `from tools import OneHotDist` a name in one.
+            candidates += [
+                f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in sources else origin for alias in node.names
+            ]
+    return {candidate for candidate in candidates if candidate in sources}
+
+
+def direction_faults(sources: Mapping[str, str]) -> list[str]:
+    """One line for each module without a layer, import against the direction, and circle of imports."""
+    layer_of = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+    graph = {name: imported_modules(name, sources) for name in sources}
+    faults = []
+    for name, imported in sorted(graph.items()):
+        room = name.split(".")[0]
+        if room not in layer_of:
+            faults.append(f"{name} has no place yet: add it to LAYERS in tests/test_house.py")
+            continue
+        for other in sorted(module.split(".")[0] for module in imported):
+            if room in AGENTS and other in AGENTS - {room}:
+                faults.append(f"{name} imports {other}: an agent never imports another")
+            elif layer_of.get(other, -1) >= layer_of[room] and room != other and not {room, other} <= GROUND:
+                faults.append(f"{name} imports {other}: against the direction of LAYERS")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        faults.append("imports run in a circle: " + " <- ".join(error.args[1]))
+    return faults
+
+
+def device_faults(name: str, source: str) -> list[str]:
+    """One line for each tensor that module `name` creates without saying on which device."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of_torch = isinstance(node.func.value, ast.Name) and node.func.value.id == "torch"
+            names_device = any(keyword.arg == "device" for keyword in node.keywords)
+            if of_torch and node.func.attr in TENSOR_MAKERS and not names_device:
+                faults.append(f"{name}:{node.lineno}: torch.{node.func.attr} without device=")
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
+            faults += [
+                f"{name}:{node.lineno}: call {alias.name} as torch.{alias.name}, so that its device can be checked"
+                for alias in node.names
+                if alias.name in TENSOR_MAKERS - {"Tensor"}
+            ]
+    return faults
+
+
+def test_imports_run_one_way():
+    assert direction_faults(library_sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "fault"),
+    [
+        ({"networks": "", "tools": "from networks import RSSM"}, "tools imports networks"),
+        ({"trainer": "", "networks": "import trainer"}, "networks imports trainer"),
+        ({"dreamer": "", "models": "def late():\n    import dreamer"}, "models imports dreamer"),
+        ({"sac": "", "dreamer": "from sac import SAC"}, "an agent never imports another"),
+        ({"networks": "", "envs.routing": "import networks"}, "envs.routing imports networks"),
+        ({"novelty": ""}, "novelty has no place yet"),
+        ({"replay": "import checkpoint", "checkpoint": "import replay"}, "imports run in a circle"),
+        ({"envs.vector": "from . import routing", "envs.routing": "from .vector import Vector"}, "in a circle"),
+    ],
+)
+def test_direction_faults_finds_a_planted_fault(sources, fault):
+    (found,) = direction_faults(sources)
+    assert fault in found
+
+
+def test_direction_faults_accepts_the_direction():
+    sources = {"tools": "import torch", "envs": "from . import routing", "envs.routing": "import tools"}
+    sources |= {"networks": "import tools\nfrom envs.routing import TSPRules", "solve": "from envs import routing"}
+    assert direction_faults(sources) == []
+
+
+def test_every_tensor_names_its_device():
+    assert [fault for name, source in library_sources().items() for fault in device_faults(name, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("torch.zeros(3)", 1),
+        ("torch.rand(3, generator=generator) + torch.tensor(1.0)", 2),
+        ("from torch import Tensor, arange", 1),
+        ("torch.zeros(3, device=device) + torch.zeros_like(other) + other.new_zeros(3)", 0),
+    ],
+)
+def test_device_faults_counts_planted_faults(source, count):
+    assert len(device_faults("planted", source)) == count
+
+
+@pytest.mark.parametrize("command", [("ruff", "check"), ("mypy",)], ids=lambda command: command[0])
+def test_static_checker_is_content(command):
+    if importlib.util.find_spec(command[0]) is None:
+        pytest.skip(f'{command[0]} is not installed; pip install -e ".[test]" brings it')
+    finished = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_nothing_is_left_unfinished():
+    folders = (ROOT / name for name in ("envs", "tests", "benchmarks", "docs"))
+    paths = [path for folder in folders for path in folder.rglob("*")] + [*ROOT.glob("*"), ROOT / ".ci" / "run"]
+    texts = [path for path in paths if path.suffix in {".py", ".md", ".toml", ".yaml"} or path.name == "run"]
+    assert [str(path) for path in texts if UNFINISHED.search(path.read_text(encoding="utf-8"))] == []

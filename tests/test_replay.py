@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import checkpoint
+from checkpoint import CheckpointError
+from replay import Replay
+
+CPU = torch.device("cpu")
+SPACES = {"seen": ((2,), torch.float32), "action": ((), torch.int64)}
+
+
+class EchoEnv:
+    """Episodes of given lengths whose reward names the action that caused it: action 7 gives reward 7.
+
+    The observation is (environment, column), so that a sampled row tells where it comes from. Environment e takes
+    action 100 * e + column.
+    """
+
+    def __init__(self, *, num_envs: int, episode_rows: list[int]) -> None:
+        self.num_envs = num_envs
+        self.column = 0
+        self.is_first = [
+            position == 0 for rows in episode_rows * (1000 // sum(episode_rows)) for position in range(rows)
+        ]
+
+    def row(self) -> dict[str, Tensor]:
+        env = torch.arange(self.num_envs)
+        first, last = self.is_first[self.column], self.is_first[self.column + 1]
+        caused_by = torch.zeros(self.num_envs) if first else (100 * env + self.column - 1).float()
+        row = {
+            "seen": torch.stack((env, torch.full_like(env, self.column)), -1).float(),
+            "action": 100 * env + self.column,
+            "reward": caused_by,
+            "is_first": torch.full((self.num_envs,), first),
+            "is_last": torch.full((self.num_envs,), last),
+            "is_terminal": torch.full((self.num_envs,), last),
+        }
+        self.column += 1
+        return row
+
+
+def filled(columns: int, *, length: int = 50, num_envs: int = 3, episode_rows: list[int] | None = None) -> Replay:
+    replay = Replay(SPACES, num_envs=num_envs, capacity=num_envs * length, device=CPU)
+    env = EchoEnv(num_envs=num_envs, episode_rows=episode_rows or [5])
+    for _ in range(columns):
+        replay.add(env.row())
+    return replay
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator(device=CPU).manual_seed(seed)
+
+
+def reward_bounds(replay: Replay) -> tuple[float, float]:
+    return replay.reward_min.item(), replay.reward_max.item()
+
+
+def assert_equal_rows(left: Replay, right: Replay) -> None:
+    assert (left.total, left.oldest) == (right.total, right.oldest)
+    assert reward_bounds(left) == reward_bounds(right)
+    position = torch.arange(left.oldest, left.total) % left.length
+    for name, value in left.rows.items():
+        torch.testing.assert_close(right.rows[name][:, position], value[:, position], rtol=0, atol=0)
+    torch.testing.assert_close(right.episode_start[:, position], left.episode_start[:, position])
+
+
+@pytest.mark.parametrize("columns", [30, 50, 173])
+@pytest.mark.parametrize("sampler", ["sample_windows", "sample_episodes"])
+def test_sample_reward_names_previous_action(columns: int, sampler: str) -> None:
+    batch = getattr(filled(columns), sampler)(64, 7, generator=generator())
+    caused = ~batch["is_first"]
+    caused[:, 0] &= batch["prev_action"][:, 0] != 0  # the row before a window in the oldest column is gone
+    assert caused.any() and batch["is_first"].any()
+    torch.testing.assert_close(batch["reward"][caused], batch["prev_action"][caused].float())
+    assert (batch["prev_action"][batch["is_first"]] == 0).all()
+    assert (batch["reward"][batch["is_first"]] == 0).all()
+    torch.testing.assert_close(batch["prev_action"][:, 1:], batch["action"][:, :-1] * ~batch["is_first"][:, 1:])
+
+
+def test_sample_windows_are_consecutive_rows_of_one_env() -> None:
+    batch = filled(173).sample_windows(64, 7, generator=generator())
+    env, column = batch["seen"].unbind(-1)
+    assert (env == env[:, :1]).all()
+    assert (column.diff(dim=1) == 1).all()
+    assert {name: value.dtype for name, value in batch.items()} == {
+        "seen": torch.float32,
+        "action": torch.int64,
+        "prev_action": torch.int64,
+        "reward": torch.float32,
+        "is_first": torch.bool,
+        "is_last": torch.bool,
+        "is_terminal": torch.bool,
+    }
+
+
+def test_sample_windows_are_uniform_over_stored_starts_and_envs() -> None:
+    replay = filled(73, length=12, num_envs=2)
+    batch = replay.sample_windows(9000, 4, generator=generator())
+    starts = (batch["seen"][:, 0, 0] * 100 + batch["seen"][:, 0, 1]).long()
+    values, counts = starts.unique(return_counts=True)
+    # Columns 61..72 are stored, so windows of 4 start at 61..69 in each of two environments: 500 expected each.
+    assert values.tolist() == [*range(61, 70), *range(161, 170)]
+    assert counts.min() > 400 and counts.max() < 600
+
+
+def test_sample_windows_know_predecessor_except_of_oldest_column() -> None:
+    batch = filled(73, length=12).sample_windows(500, 4, generator=generator())
+    first_column = batch["seen"][:, 0, 1]
+    begins_episode = batch["is_first"][:, 0]
+    unknown = batch["prev_action"][:, 0] == 0
+    assert (unknown == (begins_episode | (first_column == 61))).all()
+    assert (unknown & ~begins_episode).any()
+
+
+@pytest.mark.parametrize("columns", range(5, 40))
+@pytest.mark.parametrize("length", [9, 12, 100])
+def test_sample_episodes_start_at_stored_whole_episodes(columns: int, length: int) -> None:
+    replay = filled(columns, length=length)
+    batch = replay.sample_episodes(200, 5, generator=generator())
+    column = batch["seen"][..., 1]
+    assert batch["is_first"][:, 0].all() and not batch["is_first"][:, 1:].any()
+    assert batch["is_last"][:, -1].all()
+    assert column.min() >= replay.oldest and column.max() < replay.total
+    torch.testing.assert_close(column, column[:, :1] + torch.arange(5))
+
+
+@pytest.mark.parametrize("columns", range(6, 60))
+def test_sample_episodes_of_varying_length_stay_inside_ring(columns: int) -> None:
+    replay = filled(columns, length=17, episode_rows=[2, 6, 3, 3])
+    batch = replay.sample_episodes(200, 6, generator=generator())
+    column = batch["seen"][..., 1]
+    assert batch["is_first"][:, 0].all()
+    assert column.min() >= replay.oldest and column.max() < replay.total
+    torch.testing.assert_close(column, column[:, :1] + torch.arange(6))
+
+
+def test_sample_episodes_draw_every_whole_episode() -> None:
+    batch = filled(23, length=100, num_envs=2).sample_episodes(500, 5, generator=generator())
+    starts = (batch["seen"][:, 0, 0] * 100 + batch["seen"][:, 0, 1]).long().unique()
+    assert starts.tolist() == [0, 5, 10, 15, 100, 105, 110, 115]
+
+
+def test_sample_same_seed_gives_same_batch() -> None:
+    replay = filled(73)
+    left, right = (replay.sample_windows(8, 4, generator=generator(3)) for _ in range(2))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_sample_refuses_more_rows_than_stored() -> None:
+    replay = filled(3)
+    with pytest.raises(ValueError, match="holds 3 columns; a window of 4 rows needs 4"):
+        replay.sample_windows(2, 4, generator=generator())
+    with pytest.raises(ValueError, match="prefill more"):
+        replay.sample_episodes(2, 5, generator=generator())
+
+
+def test_sample_episodes_refuses_ring_that_cannot_always_hold_one() -> None:
+    with pytest.raises(ValueError, match="a capacity of 27 rows or more"):
+        filled(20, length=8).sample_episodes(2, 5, generator=generator())
+
+
+def test_add_refuses_wrong_keys_shapes_and_dtypes() -> None:
+    replay = filled(0)
+    row = EchoEnv(num_envs=3, episode_rows=[5]).row()
+    with pytest.raises(ValueError, match="row has keys"):
+        replay.add({name: value for name, value in row.items() if name != "reward"})
+    with pytest.raises(ValueError, match=r"row\['seen'\] is torch.float32 \(1, 2\)"):
+        replay.add({**row, "seen": row["seen"][:1]})
+    with pytest.raises(ValueError, match=r"row\['reward'\] is torch.float64"):
+        replay.add({**row, "reward": row["reward"].double()})
+    assert replay.total == 0
+
+
+def test_replay_refuses_reserved_names_and_tiny_capacity() -> None:
+    with pytest.raises(ValueError, match="must have 'action'"):
+        Replay({"seen": ((2,), torch.float32)}, num_envs=2, capacity=10, device=CPU)
+    with pytest.raises(ValueError, match="none of"):
+        Replay({**SPACES, "reward": ((), torch.float32)}, num_envs=2, capacity=10, device=CPU)
+    with pytest.raises(ValueError, match="3 environments need 6"):
+        Replay(SPACES, num_envs=3, capacity=5, device=CPU)
+
+
+def test_reward_bounds_leave_out_first_rows() -> None:
+    replay = Replay(SPACES, num_envs=1, capacity=10, device=CPU)
+    assert reward_bounds(replay) == (torch.inf, -torch.inf)
+    row = EchoEnv(num_envs=1, episode_rows=[5]).row()
+    replay.add({**row, "reward": torch.tensor([9.0])})
+    assert reward_bounds(replay) == (torch.inf, -torch.inf)
+    for reward in (-2.0, -1.0):
+        replay.add({**row, "reward": torch.tensor([reward]), "is_first": torch.tensor([False])})
+    assert reward_bounds(replay) == (-2.0, -1.0)
+
+
+@pytest.mark.parametrize("saves", [[0], [7], [7, 20, 20, 49, 55], [30, 260], [50, 100, 150, 173]])
+def test_save_chunks_restores_exactly(tmp_path: Path, saves: list[int]) -> None:
+    replay = filled(0)
+    env = EchoEnv(num_envs=3, episode_rows=[5, 3])
+    for columns in saves:
+        while replay.total < columns:
+            replay.add(env.row())
+        manifest = replay.save_chunks(tmp_path)
+    restored = filled(0)
+    restored.load_chunks(tmp_path, manifest)
+    assert_equal_rows(replay, restored)
+    for _ in range(9):
+        row = env.row()
+        replay.add(row)
+        restored.add(row)
+    assert_equal_rows(replay, restored)
+    left, right = (each.sample_episodes(50, 5, generator=generator()) for each in (replay, restored))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_save_chunks_writes_each_row_once(tmp_path: Path) -> None:
+    replay = filled(0)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    written: set[tuple[str, int]] = set()
+    for _ in range(4):
+        for _ in range(10):
+            replay.add(env.row())
+        replay.save_chunks(tmp_path)
+        before, written = written, {(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+        assert before < written
+        assert len(written) == len(before) + 1
+
+
+def test_save_chunks_after_long_gap_writes_stored_columns_only(tmp_path: Path) -> None:
+    filled(130, length=20).save_chunks(tmp_path)
+    (chunk,) = tmp_path.iterdir()
+    assert chunk.name.startswith("000000000110-000000000130-")
+    assert checkpoint.load(chunk, CPU)["seen"][0, :, 1].tolist() == list(range(110, 130))
+
+
+def test_save_chunks_keeps_what_last_two_manifests_need_through_resumes(tmp_path: Path) -> None:
+    replay = filled(0, length=20)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    manifests = []
+    for save in range(30):
+        for _ in range(1 + 5 * save % 13):
+            replay.add(env.row())
+        # Before the new checkpoint replaces them, latest.pt and previous.pt still hold the last two manifests.
+        manifests.append(replay.save_chunks(tmp_path))
+        for manifest in manifests[-3:]:
+            filled(0, length=20).load_chunks(tmp_path, manifest)
+        if save % 4 == 0:
+            replay = filled(0, length=20)
+            replay.load_chunks(tmp_path, manifests[-1])
+    assert 2 <= len(list(tmp_path.iterdir())) < 15
+
+
+def test_save_chunks_after_going_back_spares_newer_manifest(tmp_path: Path) -> None:
+    replay = filled(12)
+    older = replay.save_chunks(tmp_path)
+    env = EchoEnv(num_envs=3, episode_rows=[4])
+    for _ in range(6):
+        replay.add(env.row())
+    newer = replay.save_chunks(tmp_path)
+    other = filled(0)
+    other.load_chunks(tmp_path, older)
+    for _ in range(6):
+        other.add(env.row())
+    other.save_chunks(tmp_path)
+    restored = filled(0)
+    restored.load_chunks(tmp_path, newer)
+    assert_equal_rows(replay, restored)
+
+
+def test_save_chunks_to_another_folder_writes_everything(tmp_path: Path) -> None:
+    replay = filled(30)
+    manifest = replay.save_chunks(tmp_path / "first")
+    resumed = filled(0)
+    resumed.load_chunks(tmp_path / "first", manifest)
+    moved = resumed.save_chunks(tmp_path / "second")
+    restored = filled(0)
+    restored.load_chunks(tmp_path / "second", moved)
+    assert_equal_rows(replay, restored)
+
+
+def test_save_chunks_clears_what_a_kill_left(tmp_path: Path) -> None:
+    left = tmp_path / "000000000000-000000000005-abcdabcd.pt.tmp"
+    left.write_bytes(b"half a chunk")
+    filled(5).save_chunks(tmp_path)
+    assert not left.exists()
+
+
+def test_load_chunks_reports_missing_and_corrupt_chunks(tmp_path: Path) -> None:
+    manifest = filled(30).save_chunks(tmp_path)
+    (chunk,) = tmp_path.iterdir()
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="truncated") as error:
+        filled(0).load_chunks(tmp_path, manifest)
+    assert "\n" not in str(error.value)
+    chunk.unlink()
+    with pytest.raises(CheckpointError, match="No such file"):
+        filled(0).load_chunks(tmp_path, manifest)
+
+
+def test_load_chunks_refuses_another_replay(tmp_path: Path) -> None:
+    manifest = filled(30).save_chunks(tmp_path)
+    with pytest.raises(CheckpointError, match="3 environments of 50 columns, this run has 4 of 50"):
+        filled(0, num_envs=4).load_chunks(tmp_path, manifest)
+    wider = Replay({**SPACES, "seen": ((3,), torch.float32)}, num_envs=3, capacity=150, device=CPU)
+    with pytest.raises(CheckpointError, match="for 'seen'; this run stores"):
+        wider.load_chunks(tmp_path, manifest)
+    other = Replay({**SPACES, "more": ((), torch.float32)}, num_envs=3, capacity=150, device=CPU)
+    with pytest.raises(CheckpointError, match="this run stores"):
+        other.load_chunks(tmp_path, manifest)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_add_and_sample_never_wait_for_gpu() -> None:
+    device = torch.device("cuda")
+    replay = Replay(SPACES, num_envs=3, capacity=60, device=device)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    rows = [{name: value.to(device) for name, value in env.row().items()} for _ in range(30)]
+    random = torch.Generator(device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for row in rows:
+            replay.add(row)
+        replay.sample_windows(8, 5, generator=random)
+        replay.sample_episodes(8, 5, generator=random)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

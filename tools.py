@@ -1,0 +1,246 @@
+"""The maths that the models share: squashing, distributions, returns and their scale."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Far below any logit that matters, yet finite: sums and products with it stay finite in float32.
+LOGIT_FLOOR = -1e30
+LOG_PROB_FLOOR = math.log(torch.finfo(torch.float32).tiny)
+
+
+def symlog(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """sign(x) log(1 + |x|), which compresses large values of either sign (DreamerV3, eq. 9)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """sign(x) (exp(|x|) - 1), the inverse of `symlog` (DreamerV3, eq. 9)."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+class OneHotDist:
+    """A categorical distribution over the legal actions.
+
+    The uniform share `unimix` is spread over legal actions only, so that an illegal action has probability exactly 0.
+    A row without any legal action becomes a point mass on index 0: entropy 0, log-probability 0, gradient 0.
+    Computed in float32 whatever the logits' type; finite for every input free of NaN and infinity.
+    """
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "*B N"],
+        *,
+        mask: Bool[Tensor, "*B N"] | None = None,
+        unimix: float = 0.0,
+    ) -> None:
+        logits = logits.float()
+        if mask is not None:
+            empty = ~mask.any(-1, keepdim=True)
+            mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
+            logits = torch.where(mask, logits, LOGIT_FLOOR)
+        self.mask = mask
+        # The clamp only acts where float32 cannot hold the difference of two logits.
+        logits = (logits - logits.detach().amax(-1, keepdim=True)).clamp(min=LOGIT_FLOOR)
+        self._logits = logits
+        self._unimix = unimix
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "*B N"]:
+        """The probability of every action; exactly 0 where it is illegal."""
+        probs = torch.softmax(self._logits, -1)
+        if not self._unimix:
+            return probs
+        if self.mask is None:
+            return probs * (1 - self._unimix) + self._unimix / probs.shape[-1]
+        # lerp is exact where both ends agree, so a lone legal action keeps probability 1.
+        return torch.lerp(probs, self.mask / self.mask.sum(-1, keepdim=True), self._unimix)
+
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "*B N"]:
+        """The natural logarithm of `probs`; a large negative number where that is 0."""
+        if not self._unimix:
+            return torch.log_softmax(self._logits, -1)
+        return self.probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+    def log_prob(self, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Natural logarithm of the probability of each action index; a large negative number for an illegal one."""
+        return self.log_probs.gather(-1, action[..., None]).squeeze(-1)
+
+    def entropy(self) -> Float[Tensor, "*B"]:
+        """Shannon entropy in nats."""
+        terms = self.probs * self.log_probs
+        if self.mask is not None:
+            terms = torch.where(self.mask, terms, 0.0)
+        return -terms.sum(-1)
+
+    def mode(self) -> Int[Tensor, "*B"]:
+        """Index of the likeliest action."""
+        return self.probs.argmax(-1)
+
+    def sample(self, noise: Float[Tensor, "*B"]) -> Int[Tensor, "*B"]:
+        """Index of an action drawn by inverting the cumulative distribution at `noise`, uniform in [0, 1).
+
+        Never an action of probability 0, whatever rounding does to the cumulative sum.
+        """
+        cumulative = self.probs.detach().cumsum(-1)
+        total = cumulative[..., -1:]
+        drawn = (cumulative <= noise[..., None] * total).sum(-1)
+        last_possible = (cumulative < total).sum(-1)
+        return torch.minimum(drawn, last_possible)
+
+    def one_hot(self, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B N"]:
+        """`action` as a one-hot vector whose gradient is that of the probabilities (straight-through)."""
+        hard = torch.zeros_like(self.probs).scatter_(-1, action[..., None], 1.0)
+        return hard + (self.probs - self.probs.detach()) if self.probs.requires_grad else hard
+
+    def detach(self) -> OneHotDist:
+        """The same distribution without a graph."""
+        return OneHotDist(self._logits.detach(), mask=self.mask, unimix=self._unimix)
+
+    def kl(self, other: OneHotDist) -> Float[Tensor, "*B"]:
+        """Kullback-Leibler divergence from `other` to this distribution, in nats."""
+        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class SymexpTwoHot:
+    """A real number as a categorical over exponentially spaced bins (DreamerV3, eq. 10)."""
+
+    def __init__(self, logits: Float[Tensor, "*B C"], bins: Float[Tensor, " C"]) -> None:
+        self.logits = logits.float()
+        self.bins = bins
+
+    def mean(self) -> Float[Tensor, "*B"]:
+        """The expectation, summed from the innermost bins outwards so that symmetric bins cancel exactly."""
+        terms = torch.softmax(self.logits, -1) * self.bins
+        half = self.bins.shape[0] // 2
+        negative, positive = terms[..., :half].flip(-1), terms[..., -half:]
+        centre = terms[..., half : self.bins.shape[0] - half].sum(-1)
+        return (negative + positive).sum(-1) + centre
+
+    def log_prob(self, value: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Minus the cross-entropy to the two-hot code of `value`, which is clamped to the bins' range."""
+        value = value.detach().float().clamp(self.bins[0], self.bins[-1])
+        above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, self.bins.shape[0] - 1)
+        below = above - 1
+        low, high = self.bins[below], self.bins[above]
+        weight = (value - low) / (high - low)
+        log_probs = torch.log_softmax(self.logits, -1)
+        log_low = log_probs.gather(-1, below[..., None]).squeeze(-1)
+        log_high = log_probs.gather(-1, above[..., None]).squeeze(-1)
+        return (1 - weight) * log_low + weight * log_high
+
+
+def symexp_bins(count: int, *, limit: float = 20.0, device: torch.device | str) -> Float[Tensor, " C"]:
+    """`count` exponentially spaced bins, symmetric to the last bit, from symexp(-limit) to symexp(limit)."""
+    if count < 3 or count % 2 == 0:
+        raise ValueError(f"two-hot bins must be odd and at least 3, got {count}")
+    positive = symexp(torch.linspace(0, limit, count // 2 + 1, device=device))
+    return torch.cat((-positive[1:].flip(0), positive))
+
+
+class SymlogGaussian:
+    """A vector with unit variance in symlog space; its `log_prob` is minus half the squared error there."""
+
+    def __init__(self, mean: Float[Tensor, "*B F"]) -> None:
+        self.symlog_mean = mean.float()
+
+    def mean(self) -> Float[Tensor, "*B F"]:
+        """The prediction, in the target's own unit."""
+        return symexp(self.symlog_mean)
+
+    def log_prob(self, value: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
+        """Minus half the squared distance in symlog space, summed over the last dimension."""
+        return -0.5 * (self.symlog_mean - symlog(value.detach().float())).square().sum(-1)
+
+
+class BernoulliDist:
+    """Independent yes/no variables given by their logits."""
+
+    def __init__(self, logits: Float[Tensor, "*B"]) -> None:
+        self.logits = logits.float()
+
+    def mean(self) -> Float[Tensor, "*B"]:
+        """The probability of True."""
+        return torch.sigmoid(self.logits)
+
+    def mode(self) -> Bool[Tensor, "*B"]:
+        """Whether True is the likelier value."""
+        return self.logits > 0
+
+    def log_prob(self, value: Bool[Tensor, "*B"] | Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """Log-likelihood of `value`, which may be a probability too."""
+        return -functional.binary_cross_entropy_with_logits(self.logits, value.to(self.logits.dtype), reduction="none")
+
+
+def lambda_return(
+    reward: Float[Tensor, "*B H"],
+    value: Float[Tensor, "*B H+1"],
+    discount: Float[Tensor, "*B H"],
+    *,
+    lambda_: float,
+) -> Float[Tensor, "*B H"]:
+    """TD(lambda) returns R_t = r_t + c_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_H = v_H (DreamerV3, eq. 7).
+
+    Args:
+        reward: reward[t] is what action t earned.
+        value: value[t] is the estimate before action t; the last one bootstraps.
+        discount: discount[t] is the discount factor times the probability that the episode goes on after action t.
+        lambda_: 0 trusts the values, 1 the rewards.
+    """
+    target = value[..., -1]
+    returns = []
+    for t in reversed(range(reward.shape[-1])):
+        mixed = (1 - lambda_) * value[..., t + 1] + lambda_ * target
+        target = reward[..., t] + discount[..., t] * mixed
+        returns.append(target)
+    return torch.stack(returns[::-1], -1)
+
+
+def leave_one_out(returns: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """For each of the K returns of one start, the mean of the other K - 1 (Kool et al. 2019, "Buy 4 samples")."""
+    return (returns.sum(-1, keepdim=True) - returns) / (returns.shape[-1] - 1)
+
+
+class ReturnScale(nn.Module):
+    """How large returns are, as a running statistic: what advantages are divided by.
+
+    `percentile`: the range between the 5th and the 95th percentile (DreamerV3, eq. 11 and 12); `mean_abs`: the mean
+    absolute return; `none`: 1. Never below `floor`, so that small advantages are not blown up.
+    """
+
+    low: Tensor
+    high: Tensor
+    METHODS = ("percentile", "mean_abs", "none")
+
+    def __init__(self, method: str, *, floor: float = 1.0, rate: float = 0.01) -> None:
+        if method not in self.METHODS:
+            raise ValueError(f"advantage scaling is {method!r}; choose one of {', '.join(self.METHODS)}")
+        super().__init__()
+        self.method, self.floor, self.rate = method, floor, rate
+        self.register_buffer("low", torch.zeros((), device="cpu"))
+        self.register_buffer("high", torch.zeros((), device="cpu"))
+
+    @torch.no_grad()
+    def update(self, returns: Float[Tensor, "*B"]) -> None:
+        """Move the statistic towards this batch of returns."""
+        if self.method == "percentile":
+            bounds = torch.quantile(
+                returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
+            )
+            self.low.lerp_(bounds[0], self.rate)
+            self.high.lerp_(bounds[1], self.rate)
+        elif self.method == "mean_abs":
+            self.high.lerp_(returns.abs().mean(), self.rate)
+
+    def scale(self) -> Float[Tensor, ""]:
+        """The number that advantages are divided by."""
+        if self.method == "none":
+            return torch.ones_like(self.high)
+        return (self.high - self.low).clamp(min=self.floor)
