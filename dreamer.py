@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import trainer
-from config import Config, ConfigError, parse_command_line, one_line_errors
-from envs.routing import RULES
+from config import Config, ConfigError, one_line_errors, parse_command_line
+from envs.drawing import draw_tour
+from envs.routing import RULES, TSPInstance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination
-from models import ImagBehavior, WorldModel
+from models import ImagBehavior, RoutingContext, WorldModel
 from networks import Latent, PointerTables, RoutingView, TSPPointerActor
 from optimizer import Optimizer
 from replay import Replay
+from tools import uniform
 
 DESCRIPTION = """Train a Dreamer. For example:
   python dreamer.py --configs tsp_attn
@@ -99,22 +103,22 @@ class Dreamer:
         self.rows_per_update = self.batch_size * self.batch_length
         self.updates = 0
 
-    def initial_state(self, num_envs: int) -> dict[str, Tensor]:
+    def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
         latent = self.model.rssm.initial((num_envs,))
         action = torch.zeros(num_envs, dtype=torch.long, device=self.device)
-        return {"deter": latent.deter, "stoch": latent.stoch, "action": action}
+        return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": {}}
 
     @torch.no_grad()
     def act(
         self,
         obs: dict[str, Tensor],
-        state: dict[str, Tensor],
+        state: dict[str, Any],
         *,
         is_first: Bool[Tensor, " E"],
         any_first: bool,
         generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " E"], dict[str, Tensor]]:
+    ) -> tuple[Int[Tensor, " E"], dict[str, Any]]:
         """Choose an action for every environment.
 
         Args:
@@ -124,54 +128,60 @@ class Dreamer:
             any_first: whether one does anywhere; static context is encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
-        view, tables, context, new_state = None, None, None, {}
-        # Acting may begin in mid-episode, after a prefill by another policy.
-        any_first = any_first or state.keys() == self.initial_state(0).keys()
-        pointer = isinstance(self.behavior.actor, TSPPointerActor)
+        view, context, static = None, None, state["static"]
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
+            # Acting may begin in mid-episode, after a prefill by another policy.
+            if any_first or not static:
+                static = _renew(static, self._encode_static(instance), is_first)
             view = RoutingView(
                 first=routing_state.first[:, None],
                 current=routing_state.current[:, None],
                 action_mask=obs["action_mask"][:, None],
             )
-            if pointer:
-                names = [name for name in PointerTables._fields if name != "latent" or self.behavior.actor.latent_size]
-                if any_first:
-                    fresh = self.behavior.actor.encode(self.task.rules.node_features(instance))
-                    for name in names:
-                        new_state[name] = _choose(is_first, getattr(fresh, name), state.get(name))
-                else:
-                    new_state = {name: state[name] for name in names}
-                tables = PointerTables(**{name: new_state.get(name) for name in PointerTables._fields})
-        feat = None
+            if "nodes" in static:
+                context = RoutingContext(instance=instance, nodes=static["nodes"])
+        latent, feat = Latent(state["deter"], state["stoch"]), None
         if self.behavior.actor.latent_size:
-            if self.task.rules is not None:
-                if any_first:
-                    context = self.model.context(instance)
-                    new_state["nodes"] = _choose(is_first, context.nodes, state.get("nodes"))
-                else:
-                    new_state["nodes"] = state["nodes"]
-                context = self._context(instance, new_state["nodes"])
-            embed = self.model.encode(obs, context, view)
-            embed = embed[:, 0] if view is not None else embed
-            action = self.model.embed_action(state["action"][:, None], context)[:, 0]
-            noise = None
-            if generator is not None:
-                shape = (embed.shape[0], self.model.rssm.stoch_size)
-                noise = torch.rand(shape, generator=generator, device=self.device)
-            latent, _ = self.model.rssm.observe_step(
-                Latent(state["deter"], state["stoch"]), action, embed, is_first, noise
-            )
+            latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
             feat = latent.feat()[:, None]
-        else:
-            latent = Latent(state["deter"], state["stoch"])
+        tables = None
+        if isinstance(self.behavior.actor, TSPPointerActor):
+            tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})
         dist = self.behavior.actor(feat, tables, view)
         if generator is None:
-            chosen = dist.mode()[:, 0]
+            action = dist.mode()[:, 0]
         else:
-            chosen = dist.sample(torch.rand(dist.probs.shape[:-1], generator=generator, device=self.device))[:, 0]
-        return chosen, {**new_state, "deter": latent.deter, "stoch": latent.stoch, "action": chosen}
+            action = dist.sample(uniform(dist.probs.shape[:-1], generator))[:, 0]
+        return action, {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
+
+    def _encode_static(self, instance: TSPInstance) -> dict[str, Tensor]:
+        """What acting needs of each instance for a whole episode."""
+        actor, encoded = self.behavior.actor, {}
+        if isinstance(actor, TSPPointerActor):
+            tables = actor.encode(self.task.rules.node_features(instance))
+            encoded = {name: table for name, table in tables._asdict().items() if table is not None}
+        if actor.latent_size:
+            encoded["nodes"] = self.model.context(instance).nodes
+        return encoded
+
+    def _infer(
+        self,
+        obs: dict[str, Tensor],
+        context: RoutingContext | None,
+        view: RoutingView | None,
+        latent: Latent,
+        prev_action: Int[Tensor, " E"],
+        is_first: Bool[Tensor, " E"],
+        generator: torch.Generator | None,
+    ) -> Latent:
+        """The latent after an observation."""
+        embed = self.model.encode(obs, context, view).flatten(0, -2)
+        action = self.model.embed_action(prev_action[:, None], context)[:, 0]
+        noise = None
+        if generator is not None:
+            noise = uniform((embed.shape[0], self.model.rssm.stoch_size), generator)
+        return self.model.rssm.observe_step(latent, action, embed, is_first, noise)[0]
 
     def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]:
         """Learn from one batch of replay: every `model_every` times the model, and always the behaviour.
@@ -231,8 +241,7 @@ class Dreamer:
         return sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
 
     def _noise(self, batch: dict[str, Tensor]) -> Tensor:
-        shape = (*batch["reward"].shape, self.model.rssm.stoch_size)
-        return torch.rand(shape, generator=self.generators["model"], device=self.device)
+        return uniform((*batch["reward"].shape, self.model.rssm.stoch_size), self.generators["model"])
 
     def _update_model(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         losses, metrics = self.model.loss(batch, self._noise(batch))
@@ -252,16 +261,32 @@ class Dreamer:
         self.model_optimizer.step(self.model.loss_scales["reward"] * loss, progress=progress)
         return {"move_error": loss.detach().sqrt()}
 
-    def _context(self, instance: Any, nodes: Tensor) -> Any:
-        from models import RoutingContext
 
-        return RoutingContext(instance=instance, nodes=nodes)
-
-
-def _choose(condition: Bool[Tensor, " E"], fresh: Tensor, kept: Tensor | None) -> Tensor:
-    if kept is None:
+def _renew(kept: dict[str, Tensor], fresh: dict[str, Tensor], is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
+    """`fresh` for the environments whose episode begins, `kept` for the others; all of `fresh` if nothing is kept."""
+    if not kept:
         return fresh
-    return torch.where(condition.view(-1, *[1] * (fresh.ndim - 1)), fresh, kept)
+    return {
+        name: torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, kept[name])
+        for name, value in fresh.items()
+    }
+
+
+def make_draw(agent: Dreamer) -> Callable[[Float[Tensor, "N 2"]], np.ndarray] | None:
+    """A function that draws the greedy tour the agent imagines for an instance; None for tasks without tours."""
+    rules = agent.task.rules
+    if rules is None:
+        return None
+
+    @torch.no_grad()
+    def draw(coords: Float[Tensor, "N 2"]) -> np.ndarray:
+        instance = rules.instance_type(coords=coords[None].to(agent.device))
+        trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
+        tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
+        title = f"imagined: length {-float(reward.sum()):.3f} by the model"
+        return draw_tour(coords.cpu().numpy(), tour.cpu().numpy(), title=title)
+
+    return draw
 
 
 def make_task(config: Config) -> Task:
@@ -279,11 +304,13 @@ def main(argv: list[str]) -> None:
     """Read the command line and train."""
     with one_line_errors("dreamer.py", *trainer.USER_ERRORS):
         command = parse_command_line(
-            argv, config_path=Path(__file__).with_name("configs.yaml"), description=DESCRIPTION,
+            argv,
+            config_path=Path(__file__).with_name("configs.yaml"),
+            description=DESCRIPTION,
             entry_keys=trainer.ENTRY_KEYS,
         )
         trainer.train(
-            command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer
+            command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw
         )
 
 

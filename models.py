@@ -21,8 +21,10 @@ from networks import (
     RSSM,
     Critic,
     Latent,
+    MaskedActor,
     MoveHead,
     NodeHead,
+    PointerTables,
     RoutingEncoder,
     RoutingView,
     TSPPointerActor,
@@ -39,6 +41,7 @@ from tools import (
     lambda_return,
     leave_one_out,
     symexp_bins,
+    uniform,
 )
 
 Losses = dict[str, Tensor]
@@ -157,9 +160,7 @@ class WorldModel(nn.Module):
         latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise)
         return latents, posterior, prior, context
 
-    def begin(
-        self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"]
-    ) -> Latent:
+    def begin(self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
         assert self.rules is not None
         view = RoutingView(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
@@ -167,7 +168,8 @@ class WorldModel(nn.Module):
         rows = embed.shape[0]
         no_action = embed.new_zeros(rows, context.nodes.shape[-1])
         is_first = torch.ones(rows, dtype=torch.bool, device=embed.device)
-        latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise.flatten(0, 1))
+        noise = None if noise is None else noise.flatten(0, 1)
+        latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
         return Latent(*(part.unflatten(0, state.current.shape) for part in latent))
 
     def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics]:
@@ -374,9 +376,7 @@ class ImagBehavior(nn.Module):
         """
         choice = self.imagination
         start = self.start(model, batch, generator)
-        tables = None
-        if start.context is not None and isinstance(self.actor, TSPPointerActor):
-            tables = self.actor.encode(model.rules.node_features(start.context.instance))
+        tables = self._tables(model, start.context)
         differentiable = choice.gradient != "reinforce"
         horizon = model.rules.episode_steps(self.task.num_actions) if choice.horizon == "episode" else choice.horizon
         noise = self._noise(model, start.weight.shape, horizon, generator)
@@ -399,6 +399,33 @@ class ImagBehavior(nn.Module):
         metrics |= self._update_actor(trajectory, tables, targets, advantage, weight, progress)
         return metrics | self._legality(trajectory)
 
+    @torch.no_grad()
+    def imagine_greedily(
+        self, model: WorldModel, instance: TSPInstance
+    ) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
+        """The likeliest whole episode of each instance, and what the model expects it to earn."""
+        assert model.rules is not None
+        context = model.context(instance)
+        size, num_nodes = instance.coords.shape[:2]
+        state = model.rules.reset(expand_instance(instance, torch.Size((size, 1))))
+        latent = model.begin(context, state, None) if self.needs_latent else None
+        start = Start(latent, state, context, torch.ones((size, 1), device=instance.coords.device))
+        trajectory = imagine(
+            model,
+            self.actor,
+            start=start,
+            tables=self._tables(model, context),
+            noise=None,
+            horizon=model.rules.episode_steps(num_nodes),
+            mask=self.imagination.mask,
+        )
+        return trajectory, self.reward(model, trajectory, start)
+
+    def _tables(self, model: WorldModel, context: RoutingContext | None) -> PointerTables | None:
+        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
+            return None
+        return self.actor.encode(model.rules.node_features(context.instance))
+
     def start(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
         """Where to imagine from: `imag_tours` trajectories from each episode's start, or from every replayed row."""
         choice, tours = self.imagination, self.imagination.tours
@@ -418,9 +445,9 @@ class ImagBehavior(nn.Module):
                 state = rules.reset(expand_instance(instance, torch.Size((size, tours))), first)
                 latent = None
                 if self.needs_latent:
-                    latent = model.begin(context, state, _uniform((size, tours, noise_size), generator))
+                    latent = model.begin(context, state, uniform((size, tours, noise_size), generator))
                 return Start(latent, state, context, torch.ones((size, tours), device=batch["reward"].device))
-            latents, _, _, context = model.observe(batch, _uniform((size, rows, noise_size), generator))
+            latents, _, _, context = model.observe(batch, uniform((size, rows, noise_size), generator))
             weight = (~batch["is_terminal"]).float()
             state = None
             if rules is not None:
@@ -535,7 +562,7 @@ class ImagBehavior(nn.Module):
     def _update_actor(
         self,
         trajectory: Trajectory,
-        tables: Any,
+        tables: PointerTables | None,
         targets: Float[Tensor, "B Q H"],
         advantage: Float[Tensor, "B Q H"],
         weight: Float[Tensor, "B Q H"],
@@ -634,7 +661,7 @@ class ImagBehavior(nn.Module):
     ) -> Noise:
         latent_size = model.rssm.stoch_size if self.needs_latent else 0
         return Noise(
-            latent=_uniform((horizon, *shape, latent_size), generator), action=_uniform((horizon, *shape), generator)
+            latent=uniform((horizon, *shape, latent_size), generator), action=uniform((horizon, *shape), generator)
         )
 
 
@@ -649,10 +676,6 @@ def load_function(name: str) -> Callable[..., Tensor]:
         return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"imag_reward names {name!r}, which cannot be loaded: {error}") from error
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 def _statistics(name: str, values: Tensor) -> Metrics:

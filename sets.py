@@ -25,9 +25,10 @@ class SetNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(width, device="cpu"))
 
     def forward(self, members: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
-        variance, mean = torch.var_mean(members, dim=1, correction=0, keepdim=True)
-        scale = self.scale * torch.rsqrt(variance + 1e-5)
-        return torch.addcmul(self.shift - mean * scale, members, scale)
+        # Two plain means: torch.var_mean over a middle dimension is ten times slower on a CPU.
+        centred = members - members.mean(1, keepdim=True)
+        variance = (centred * centred).mean(1, keepdim=True)
+        return centred * (self.scale * torch.rsqrt(variance + 1e-5)) + self.shift
 
 
 class SetLayer(nn.Module):

@@ -25,7 +25,7 @@ from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard, NonFinite
 from logger import Logger, LogdirInUseError, MetricAverages, ProgressBar, RunLock, save_run_facts
-from replay import Replay
+from replay import REWARD_AND_ENDS, Replay
 from tools import OneHotDist
 
 USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite)
@@ -43,17 +43,17 @@ class Agent(Protocol):
 
     rows_per_update: int
 
-    def initial_state(self, num_envs: int) -> dict[str, Tensor]: ...
+    def initial_state(self, num_envs: int) -> dict[str, Any]: ...
 
     def act(
         self,
         obs: dict[str, Tensor],
-        state: dict[str, Tensor],
+        state: dict[str, Any],
         *,
         is_first: Bool[Tensor, " E"],
         any_first: bool,
         generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " E"], dict[str, Tensor]]: ...
+    ) -> tuple[Int[Tensor, " E"], dict[str, Any]]: ...
 
     def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]: ...
 
@@ -215,7 +215,7 @@ class Trainer:
 
     def _collect(self) -> None:
         """One step of every environment."""
-        obs = {key: value for key, value in self.row.items() if key not in ("reward", "is_first", "is_last", "is_terminal")}
+        obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
         if self.step < self.settings.prefill:
             action = self._prefill_action(obs)
         else:
@@ -316,7 +316,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """The test set, once."""
-        self._log()
+        if self.step > self._logged_at[0]:
+            self._log()
         result = evaluate(self.agent, self.task, self.test, device=self.device)
         values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
         self.logger.scalars(self.step, self._elapsed(), values)

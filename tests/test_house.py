@@ -8,6 +8,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
-GROUND = frozenset({"tools", "sets", "config", "guard", "logger", "checkpoint", "replay", "envs"})
+GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs"})
 LAYERS = (
     GROUND,
     frozenset({"networks", "trainer"}),
+    frozenset({"imagination"}),
     frozenset({"models", "sac"}),
     frozenset({"dreamer"}),
     frozenset({"solve"}),
@@ -144,6 +146,12 @@ def test_every_tensor_names_its_device():
 )
 def test_device_faults_counts_planted_faults(source, count):
     assert len(device_faults("planted", source)) == count
+
+
+def test_shape_annotations_of_every_module_are_executed():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    (hooked,) = (option.partition("=")[2] for option in options if option.startswith("--jaxtyping-packages="))
+    assert {name.split(".")[0] for name in library_sources()} <= set(hooked.split(","))
 
 
 @pytest.mark.parametrize("command", [("ruff", "check"), ("mypy",)], ids=lambda command: command[0])
