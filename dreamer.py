@@ -19,11 +19,12 @@ from envs.routing import RULES, TSPInstance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination
-from models import ImagBehavior, RoutingContext, WorldModel
+from models import ImagBehavior
 from networks import Latent, PointerTables, RoutingView, TSPPointerActor
 from optimizer import Optimizer
 from replay import Replay
 from tools import uniform
+from world_model import RoutingContext, WorldModel
 
 DESCRIPTION = """Train a Dreamer. For example:
   python dreamer.py --configs tsp_attn
@@ -34,16 +35,15 @@ def imagination_settings(config: Config) -> Imagination:
     """The keys that say how to imagine, in one object.
 
     Raises:
-        ValueError: they do not go together.
+        ValueError: one cannot be read, or they do not go together.
     """
-    clip = config.target_clip
     return Imagination(
         mask=config.imag_mask,
         start=config.imag_start,
         reward=config.imag_reward,
         gradient=config.imag_gradient,
         gradient_mix=config.imag_gradient_mix,
-        horizon=config.imag_horizon,
+        horizon=int(config.imag_horizon) if config.imag_horizon.isdigit() else config.imag_horizon,
         tours=config.imag_tours,
         first=config.imag_first,
         augment=config.imag_augment,
@@ -51,8 +51,18 @@ def imagination_settings(config: Config) -> Imagination:
         baseline=config.baseline,
         discount=config.discount,
         lambda_=config.return_lambda,
-        target_clip=clip if isinstance(clip, str) else tuple(clip),
+        target_clip=_range_or_name(config.target_clip),
     )
+
+
+def _range_or_name(text: str) -> str | tuple[float, ...]:
+    """`[-20, 0]` as two numbers; any other text as it stands."""
+    if not text.startswith("["):
+        return text
+    try:
+        return tuple(float(part) for part in text.strip("[]").split(","))
+    except ValueError as error:
+        raise ValueError(f"target_clip is {text!r}; a range is written as two numbers, such as [-20, 0]") from error
 
 
 class Dreamer:
@@ -159,6 +169,7 @@ class Dreamer:
         """What acting needs of each instance for a whole episode."""
         actor, encoded = self.behavior.actor, {}
         if isinstance(actor, TSPPointerActor):
+            assert self.task.rules is not None
             tables = actor.encode(self.task.rules.node_features(instance))
             encoded = {name: table for name, table in tables._asdict().items() if table is not None}
         if actor.latent_size:
@@ -252,6 +263,7 @@ class Dreamer:
 
     def _update_reward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """Train the move head alone; it needs many more updates than the rest of the model, and they are cheap."""
+        assert self.task.rules is not None
         instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
         feat = None
         if self.model.reward_latent:
@@ -282,6 +294,7 @@ def make_draw(agent: Dreamer) -> Callable[[Float[Tensor, "N 2"]], np.ndarray] | 
     def draw(coords: Float[Tensor, "N 2"]) -> np.ndarray:
         instance = rules.instance_type(coords=coords[None].to(agent.device))
         trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
+        assert trajectory.state is not None
         tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
         title = f"imagined: length {-float(reward.sum()):.3f} by the model"
         return draw_tour(coords.cpu().numpy(), tour.cpu().numpy(), title=title)
@@ -309,9 +322,7 @@ def main(argv: list[str]) -> None:
             description=DESCRIPTION,
             entry_keys=trainer.ENTRY_KEYS,
         )
-        trainer.train(
-            command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw
-        )
+        trainer.train(command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw)
 
 
 if __name__ == "__main__":

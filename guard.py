@@ -20,7 +20,7 @@ class Finding(NamedTuple):
     update: int
     kind: str
     name: str
-    count: int
+    times: int
 
 
 class Guard:
@@ -66,7 +66,7 @@ class Guard:
             firsts, counts = torch.stack((self._first[kind], self._counts[kind])).tolist()
             for name, first, count in zip(names, firsts, counts, strict=True):
                 if count:
-                    found.append(Finding(update=first, kind=kind, name=name, count=count))
+                    found.append(Finding(update=first, kind=kind, name=name, times=count))
         return sorted(found, key=lambda finding: finding.update)
 
     def report(self) -> str | None:

@@ -1,9 +1,9 @@
-"""Imagination: trajectories of the actor in the world model's latent space, with routing states stepped by the rules."""
+"""Imagination: trajectories in the world model's latent space, with routing states stepped by the rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from envs.routing import TSPInstance, TSPState
 from networks import Latent, PointerTables, RoutingView, take_nodes
-
-if TYPE_CHECKING:
-    from models import RoutingContext, WorldModel
+from world_model import RoutingContext, WorldModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Imagination:
     baseline: str = "leave_one_out"
     discount: float = 1.0
     lambda_: float = 0.95
-    target_clip: str | tuple[float, float] = "auto"
+    target_clip: str | tuple[float, ...] = "auto"
     gradient_mix: float = 0.1
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -141,10 +139,7 @@ def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
     """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
     extra = [1] * (len(shape) - 1)
     return type(instance)(
-        *(
-            part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
-            for part in instance
-        )
+        *(part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in instance)
     )
 
 
@@ -171,10 +166,10 @@ def imagine(
         mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
     """
-    rules, context = model.rules, start.context
+    rules, context, state = model.rules, start.context, start.state
     shape = start.weight.shape
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
-    state, alive = start.state, start.weight
+    alive = start.weight
     origin = None
     if differentiable and context is not None and state is not None:
         origin = take_nodes(context.instance.coords, state.current)
@@ -182,41 +177,43 @@ def imagine(
     log_probs, entropies, origins, targets = [], [], [], []
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon + 1):
-            feat = None if latent is None else latent.feat().unflatten(0, shape)
             view = None
+            if latent is not None:
+                feats.append(latent.feat().unflatten(0, shape))
             if rules is not None:
+                assert state is not None and context is not None
                 true_mask = rules.action_mask(state)
-                actor_mask = true_mask if mask == "rules" else model.predict_mask(feat, context)
+                actor_mask = true_mask if mask == "rules" else model.predict_mask(feats[-1], context)
                 view = RoutingView(first=state.first, current=state.current, action_mask=actor_mask)
                 states.append(state)
                 masks.append(actor_mask)
                 true_masks.append(true_mask)
-            feats.append(feat)
             if step == horizon:
                 break
-            dist = actor(feat, tables, view)
+            dist = actor(feats[-1] if feats else None, tables, view)
             action = dist.mode() if noise is None else dist.sample(noise.action[step])
             actions.append(action)
             alives.append(alive)
+            embedded = None
             if differentiable:
                 one_hot = dist.one_hot(action)
                 log_probs.append(dist.log_prob(action))
                 entropies.append(dist.entropy())
                 embedded = one_hot if context is None else one_hot @ context.nodes
-                if origin is not None:
-                    target = one_hot @ context.instance.coords
+                if origin is not None and context is not None:
                     origins.append(origin)
-                    targets.append(target)
-                    origin = target
-            else:
-                embedded = None if latent is None else model.embed_action(action, context)
-            if latent is not None:
+                    origin = one_hot @ context.instance.coords
+                    targets.append(origin)
+            elif latent is not None:
+                embedded = model.embed_action(action, context)
+            if latent is not None and embedded is not None:
                 latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
                 latent = model.rssm.imagine_step(latent, embedded.flatten(0, 1), latent_noise)
-            if rules is not None:
+            if rules is not None and state is not None:
                 state, finished = rules.step(state, action)
                 cont = (~finished).float()
             else:
+                assert latent is not None, "a task without rules is imagined in latents alone"
                 cont = model.predict_cont(latent.feat()).unflatten(0, shape)
             conts.append(cont)
             alive = alive * cont.detach()
@@ -225,8 +222,8 @@ def imagine(
         return torch.stack(parts, 2)
 
     return Trajectory(
-        feat=None if latent is None else stack(feats),
-        state=None if state is None else type(state)(*(stack(list(part)) for part in zip(*states, strict=True))),
+        feat=stack(feats) if feats else None,
+        state=type(states[0])(*(stack(list(part)) for part in zip(*states, strict=True))) if states else None,
         mask=stack(masks) if masks else None,
         true_mask=stack(true_masks) if masks else None,
         action=stack(actions),

@@ -1,279 +1,26 @@
-"""The world model, and the behaviour that is learnt inside it."""
+"""The behaviour that is learnt inside the world model: actor and critic, from imagined trajectories."""
 
 from __future__ import annotations
 
 import copy
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from envs.routing import TSPInstance, TSPState
+from envs.routing import TSPInstance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
-from networks import (
-    MLP,
-    RSSM,
-    Critic,
-    Latent,
-    MaskedActor,
-    MoveHead,
-    NodeHead,
-    PointerTables,
-    RoutingEncoder,
-    RoutingView,
-    TSPPointerActor,
-    VectorEncoder,
-    take_nodes,
-)
+from networks import Critic, Latent, MaskedActor, PointerTables, TSPPointerActor, take_nodes
 from optimizer import Optimizer
-from tools import (
-    BernoulliDist,
-    OneHotDist,
-    ReturnScale,
-    SymexpTwoHot,
-    SymlogGaussian,
-    lambda_return,
-    leave_one_out,
-    symexp_bins,
-    uniform,
-)
+from tools import ReturnScale, SymexpTwoHot, lambda_return, leave_one_out, uniform
+from world_model import Metrics, RoutingContext, WorldModel
 
-Losses = dict[str, Tensor]
-Metrics = dict[str, Tensor]
-
-
-class RoutingContext(NamedTuple):
-    """What never changes within an episode, encoded once for B instances."""
-
-    instance: TSPInstance
-    nodes: Float[Tensor, "B N E"]
-
-
-class WorldModel(nn.Module):
-    """An RSSM with an encoder and heads that fit the task.
-
-    Routing: nodes are static context, encoded once per episode; observations and actions look them up. Any other
-    task: vectors in, one-hot actions, and a decoder for the vectors.
-    """
-
-    bins: Tensor
-    HEADS = ("reward", "cont", "mask", "current_node", "current_pos", "coords")
-
-    def __init__(self, task: Task, settings: Any) -> None:
-        """Build encoder, RSSM and every head whose loss scale is not 0.
-
-        Args:
-            task: what there is to model.
-            settings: the config section `model`.
-
-        Raises:
-            ValueError: a loss scale names no head, or is given for one that this task cannot have.
-        """
-        super().__init__()
-        self.task, self.rules = task, task.rules
-        self.free_nats = settings.free_nats
-        scales = settings.loss_scales.to_dict()
-        units, layers = settings.units, settings.layers
-        self.vector_encoder: VectorEncoder | None = None
-        self.routing_encoder: RoutingEncoder | None = None
-        if self.rules is None:
-            self.vector_encoder = VectorEncoder(task.vectors, units=units, layers=layers)
-            action_size, embed_size, node_size = task.num_actions, self.vector_encoder.embed_size, 0
-            for name in ("mask", "current_node", "current_pos", "coords"):
-                scales.pop(name)
-        else:
-            encoder = RoutingEncoder(self.rules.num_node_features, units=units, **settings.encoder.to_dict())
-            self.routing_encoder = encoder
-            action_size, embed_size, node_size = encoder.node_size, encoder.embed_size, encoder.node_size
-            scales.pop("decoder")
-        self.loss_scales = {name: scale for name, scale in scales.items() if scale}
-        self.rssm = RSSM(action_size, embed_size, **settings.rssm.to_dict())
-        feat_size = self.rssm.feat_size
-        self.reward_latent = settings.reward_latent
-        self.position_as_node = settings.current_pos == "node"
-        self.register_buffer("bins", symexp_bins(settings.bins, device="cpu"))
-        heads: dict[str, nn.Module] = {}
-        if "reward" in self.loss_scales:
-            if self.rules is None:
-                heads["reward"] = MLP(feat_size, settings.bins, units=units, layers=1, zero_output=True)
-            else:
-                latent_size = feat_size if self.reward_latent else 0
-                heads["reward"] = MoveHead(latent_size=latent_size, units=settings.move_units, layers=2)
-        if "cont" in self.loss_scales:
-            heads["cont"] = MLP(feat_size, 1, units=units, layers=1)
-        for name in ("mask", "current_node"):
-            if name in self.loss_scales:
-                heads[name] = NodeHead(feat_size, node_size, units=units)
-        if "current_pos" in self.loss_scales:
-            heads["current_pos"] = MLP(feat_size, 1 if self.position_as_node else 2, units=units, layers=1)
-        if "coords" in self.loss_scales:
-            heads["coords"] = MLP(feat_size, 2 * task.num_actions, units=units, layers=1)
-        if "decoder" in self.loss_scales:
-            sizes = sum(task.vectors.values())
-            heads["decoder"] = MLP(feat_size, sizes, units=units, layers=layers)
-        self.heads = nn.ModuleDict(heads)
-
-    def context(self, instance: TSPInstance) -> RoutingContext:
-        """Encode the static part of B instances."""
-        assert self.rules is not None and self.routing_encoder is not None, "only routing has static context"
-        return RoutingContext(instance=instance, nodes=self.routing_encoder.nodes(self.rules.node_features(instance)))
-
-    def episode_context(self, batch: dict[str, Tensor]) -> tuple[RoutingContext | None, RoutingView | None]:
-        """Context and view of a batch of whole episodes; nothing of either for a task without rules."""
-        if self.rules is None:
-            return None, None
-        instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
-        first = torch.zeros_like(batch["current_node"])
-        view = RoutingView(first=first, current=batch["current_node"], action_mask=batch["action_mask"])
-        return self.context(instance), view
-
-    def encode(
-        self, obs: dict[str, Tensor], context: RoutingContext | None, view: RoutingView | None
-    ) -> Float[Tensor, "*B U"]:
-        """Embed observations."""
-        if self.vector_encoder is not None:
-            return self.vector_encoder(obs)
-        assert self.routing_encoder is not None and context is not None and view is not None
-        return self.routing_encoder(context.nodes, view)
-
-    def embed_action(
-        self, action: Int[Tensor, "B *Q"], context: RoutingContext | None
-    ) -> Float[Tensor, "B *Q A"]:
-        """What the RSSM sees of an action: the embedding of the node chosen, or a one-hot vector."""
-        if context is None:
-            return functional.one_hot(action, self.task.num_actions).float()
-        return take_nodes(context.nodes, action)
-
-    def observe(
-        self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]
-    ) -> tuple[Latent, OneHotDist, OneHotDist, RoutingContext | None]:
-        """Latents [B, T] of replayed sequences, with their posterior and prior, and the sequences' context."""
-        context, view = self.episode_context(batch)
-        embed = self.encode(batch, context, view)
-        action = self.embed_action(batch["prev_action"], context)
-        latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise)
-        return latents, posterior, prior, context
-
-    def begin(self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"] | None) -> Latent:
-        """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
-        assert self.rules is not None
-        view = RoutingView(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
-        embed = self.encode({}, context, view).flatten(0, 1)
-        rows = embed.shape[0]
-        no_action = embed.new_zeros(rows, context.nodes.shape[-1])
-        is_first = torch.ones(rows, dtype=torch.bool, device=embed.device)
-        noise = None if noise is None else noise.flatten(0, 1)
-        latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
-        return Latent(*(part.unflatten(0, state.current.shape) for part in latent))
-
-    def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics]:
-        """The losses of one batch, each a mean over rows, in the order in which values flow.
-
-        Rows beyond the first episode of a whole-episode batch carry no weight.
-        """
-        latents, posterior, prior, context = self.observe(batch, noise)
-        feat = latents.feat()
-        weight = self._row_weight(batch)
-        losses, metrics = {}, {}
-
-        def mean(values: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-            return (values * weight).sum() / weight.sum()
-
-        # DreamerV3, eq. 3: each side of the KL is pulled towards the other's detached value, free below `free_nats`.
-        losses["dyn"] = mean(posterior.detach().kl(prior).sum(-1).clamp(min=self.free_nats))
-        losses["rep"] = mean(posterior.kl(prior.detach()).sum(-1).clamp(min=self.free_nats))
-        metrics["prior_entropy"] = prior.entropy().sum(-1).mean()
-        metrics["posterior_entropy"] = posterior.entropy().sum(-1).mean()
-        if "reward" in self.heads:
-            if context is None:
-                losses["reward"] = mean(-self._two_hot(feat).log_prob(batch["reward"]))
-            else:
-                losses["reward"] = self.move_loss(batch, context.instance, feat)
-        if "cont" in self.heads:
-            cont = BernoulliDist(self.heads["cont"](feat).squeeze(-1))
-            losses["cont"] = mean(-cont.log_prob(~batch["is_terminal"]))
-        if "decoder" in self.heads:
-            target = torch.cat([batch[key].float() for key in sorted(self.task.vectors)], -1)
-            losses["decoder"] = mean(-SymlogGaussian(self.heads["decoder"](feat)).log_prob(target))
-        if context is not None:
-            self._routing_losses(batch, context, feat, mean, losses, metrics)
-        assert set(losses) == set(self.loss_scales), f"losses {set(losses)} differ from scales {set(self.loss_scales)}"
-        for name, value in losses.items():
-            metrics[f"{name}_loss"] = value.detach()
-        return losses, metrics
-
-    def _routing_losses(
-        self,
-        batch: dict[str, Tensor],
-        context: RoutingContext,
-        feat: Float[Tensor, "B T F"],
-        mean: Callable[[Tensor], Tensor],
-        losses: Losses,
-        metrics: Metrics,
-    ) -> None:
-        nodes, coords = context.nodes, context.instance.coords
-        if "mask" in self.heads:
-            dist = BernoulliDist(self.heads["mask"](feat, nodes))
-            losses["mask"] = mean(-dist.log_prob(batch["action_mask"]).mean(-1))
-            metrics["mask_accuracy"] = mean((dist.mode() == batch["action_mask"]).float().mean(-1)).detach()
-        if "current_node" in self.heads:
-            node = OneHotDist(self.heads["current_node"](feat, nodes))
-            losses["current_node"] = mean(-node.log_prob(batch["current_node"]))
-            hit = (node.mode() == batch["current_node"]).float()
-            metrics["current_node_accuracy"] = mean(hit)
-        if "current_pos" in self.heads:
-            if self.position_as_node:
-                target = batch["current_node"][..., None].float()
-            else:
-                target = take_nodes(coords, batch["current_node"])
-            losses["current_pos"] = mean(-SymlogGaussian(self.heads["current_pos"](feat)).log_prob(target))
-        if "coords" in self.heads:
-            target = coords.flatten(1)[:, None].expand(-1, feat.shape[1], -1)
-            losses["coords"] = mean(-SymlogGaussian(self.heads["coords"](feat)).log_prob(target))
-
-    def move_loss(
-        self, batch: dict[str, Tensor], instance: TSPInstance, feat: Float[Tensor, "B T F"] | None
-    ) -> Float[Tensor, ""]:
-        """Squared error of the move head: from the latent before each move, and the move, to the next row's reward."""
-        origin = take_nodes(instance.coords, batch["current_node"][:, :-1])
-        target = take_nodes(instance.coords, batch["action"][:, :-1])
-        predicted = self.predict_move(origin, target, None if feat is None else feat[:, :-1])
-        # The last row's action was never carried out, and the next episode's first reward answers no action.
-        weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
-        return ((predicted - batch["reward"][:, 1:]).square() * weight).sum() / weight.sum().clamp(min=1)
-
-    def predict_move(
-        self, origin: Float[Tensor, "*B 2"], target: Float[Tensor, "*B 2"], feat: Float[Tensor, "*B F"] | None
-    ) -> Float[Tensor, "*B"]:
-        """The reward that the move head expects of moves between two positions."""
-        return self.heads["reward"](origin, target, feat if self.reward_latent else None)
-
-    def predict_reward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
-        """The reward that arrives with a latent, for tasks without rules."""
-        return self._two_hot(feat).mean()
-
-    def predict_cont(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
-        """The probability that the episode goes on, for tasks without rules."""
-        return BernoulliDist(self.heads["cont"](feat).squeeze(-1)).mean()
-
-    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
-        """The action mask that the mask head decodes; its best logit is always kept open."""
-        logits = self.heads["mask"](feat, context.nodes)
-        return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
-
-    def _two_hot(self, feat: Float[Tensor, "*B F"]) -> SymexpTwoHot:
-        return SymexpTwoHot(self.heads["reward"](feat), self.bins)
-
-    def _row_weight(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
-        if self.rules is None:
-            return torch.ones_like(batch["reward"])
-        return (batch["is_first"].cumsum(1) <= 1).float()
+__all__ = ["ImagBehavior", "WorldModel", "load_function", "make_actor"]
 
 
 def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | MaskedActor:
@@ -299,7 +46,14 @@ class ImagBehavior(nn.Module):
     """Actor and critic, learnt from imagined trajectories."""
 
     def __init__(
-        self, task: Task, model: WorldModel, *, imagination: Imagination, actor: Any, critic: Any, schedule: Any,
+        self,
+        task: Task,
+        model: WorldModel,
+        *,
+        imagination: Imagination,
+        actor: Any,
+        critic: Any,
+        schedule: Any,
         guard: Guard,
     ) -> None:
         """Build actor, critic and their optimisers.
@@ -378,7 +132,7 @@ class ImagBehavior(nn.Module):
         start = self.start(model, batch, generator)
         tables = self._tables(model, start.context)
         differentiable = choice.gradient != "reinforce"
-        horizon = model.rules.episode_steps(self.task.num_actions) if choice.horizon == "episode" else choice.horizon
+        horizon = self._horizon()
         noise = self._noise(model, start.weight.shape, horizon, generator)
         # Without a graph the roll-out is cheap, and all its decisions are scored in one pass afterwards.
         trajectory = imagine(
@@ -400,9 +154,7 @@ class ImagBehavior(nn.Module):
         return metrics | self._legality(trajectory)
 
     @torch.no_grad()
-    def imagine_greedily(
-        self, model: WorldModel, instance: TSPInstance
-    ) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
+    def imagine_greedily(self, model: WorldModel, instance: TSPInstance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
         """The likeliest whole episode of each instance, and what the model expects it to earn."""
         assert model.rules is not None
         context = model.context(instance)
@@ -426,39 +178,44 @@ class ImagBehavior(nn.Module):
             return None
         return self.actor.encode(model.rules.node_features(context.instance))
 
+    @torch.no_grad()
     def start(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
         """Where to imagine from: `imag_tours` trajectories from each episode's start, or from every replayed row."""
-        choice, tours = self.imagination, self.imagination.tours
-        rules = model.rules
-        size, rows = batch["reward"].shape
-        noise_size = model.rssm.stoch_size
-        with torch.no_grad():
-            if rules is not None and choice.start == "episodes":
-                instance, _ = rules.restore({key: value[:, 0] for key, value in batch.items()})
-                if choice.augment:
-                    instance = rules.augment(instance, generator)
-                context = model.context(instance)
-                first = None
-                if choice.first == "any":
-                    spread = torch.arange(tours, device=batch["reward"].device) * self.task.num_actions // tours
-                    first = spread.expand(size, -1)
-                state = rules.reset(expand_instance(instance, torch.Size((size, tours))), first)
-                latent = None
-                if self.needs_latent:
-                    latent = model.begin(context, state, uniform((size, tours, noise_size), generator))
-                return Start(latent, state, context, torch.ones((size, tours), device=batch["reward"].device))
-            latents, _, _, context = model.observe(batch, uniform((size, rows, noise_size), generator))
-            weight = (~batch["is_terminal"]).float()
-            state = None
-            if rules is not None:
-                _, state = rules.restore(batch)
-                state = type(state)(*(part.repeat_interleave(tours, 1) for part in state))
-                weight = weight * (batch["is_first"].cumsum(1) <= 1)
-            latent = Latent(*(part.repeat_interleave(tours, 1) for part in latents))
-            return Start(latent, state, context, weight.repeat_interleave(tours, 1))
+        if model.rules is not None and self.imagination.start == "episodes":
+            return self._episode_starts(model, batch, generator)
+        tours = self.imagination.tours
+        noise = uniform((*batch["reward"].shape, model.rssm.stoch_size), generator)
+        latents, _, _, context = model.observe(batch, noise)
+        weight = (~batch["is_terminal"]).float()
+        state = None
+        if model.rules is not None:
+            _, rows = model.rules.restore(batch)
+            state = type(rows)(*(part.repeat_interleave(tours, 1) for part in rows))
+            weight = weight * (batch["is_first"].cumsum(1) <= 1)
+        latent = Latent(*(part.repeat_interleave(tours, 1) for part in latents))
+        return Start(latent, state, context, weight.repeat_interleave(tours, 1))
+
+    def _episode_starts(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
+        choice, rules = self.imagination, model.rules
+        assert rules is not None
+        instance, _ = rules.restore({key: value[:, 0] for key, value in batch.items()})
+        if choice.augment:
+            instance = rules.augment(instance, generator)
+        context = model.context(instance)
+        shape = torch.Size((batch["reward"].shape[0], choice.tours))
+        device = batch["reward"].device
+        first = None
+        if choice.first == "any":
+            # A closed tour is the same wherever it begins, so the tours of one instance begin at nodes spread over it.
+            first = (torch.arange(choice.tours, device=device) * self.task.num_actions // choice.tours).expand(shape)
+        state = rules.reset(expand_instance(instance, shape), first)
+        latent = None
+        if self.needs_latent:
+            latent = model.begin(context, state, uniform((*shape, model.rssm.stoch_size), generator))
+        return Start(latent, state, context, torch.ones(shape, device=device))
 
     def reward(self, model: WorldModel, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
-        """What the imagined actions earn, by the head, the true cost, or the user's function; 0 once an episode ended."""
+        """What imagined actions earn by the head, the true cost or the user's function; 0 once an episode ended."""
         choice = self.imagination
         feat, state, action = trajectory.feat, trajectory.state, trajectory.action
         if model.rules is None:
@@ -508,7 +265,7 @@ class ImagBehavior(nn.Module):
             value = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
             returns = lambda_return(reward, value, discount, lambda_=1.0)
         low, high = self.bounds(model, trajectory, start, reward_range)
-        if low is not None:
+        if low is not None and high is not None:
             clipped = torch.maximum(torch.minimum(returns, high), low)
             outside = ((clipped != returns) * trajectory.alive).sum() / trajectory.alive.sum()
             metrics["target_clip_rate"] = outside.detach()
@@ -585,7 +342,7 @@ class ImagBehavior(nn.Module):
         total = weight.sum()
         loss = -((objective + coefficient * entropy) * weight).sum() / total
         _, metrics = self.actor_optimizer.step(loss, progress=progress)
-        metrics["actor_entropy"] = ((entropy.detach() * weight).sum() / total)
+        metrics["actor_entropy"] = (entropy.detach() * weight).sum() / total
         return metrics
 
     def _update_critic(
@@ -613,7 +370,9 @@ class ImagBehavior(nn.Module):
         loss = (loss * weight).sum() / weight.sum()
         applied, metrics = self.critic_optimizer.step(loss, progress=progress)
         torch._foreach_lerp_(
-            list(self.slow_critic.parameters()), [p.detach() for p in self.critic.parameters()], self.slow_rate * applied
+            list(self.slow_critic.parameters()),
+            [p.detach() for p in self.critic.parameters()],
+            self.slow_rate * applied,
         )
         error = (dist.mean().detach() - targets).square()
         metrics["critic_error"] = ((error * weight).sum() / weight.sum()).sqrt()
@@ -656,9 +415,14 @@ class ImagBehavior(nn.Module):
             metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()
         return metrics
 
-    def _noise(
-        self, model: WorldModel, shape: torch.Size, horizon: int, generator: torch.Generator
-    ) -> Noise:
+    def _horizon(self) -> int:
+        """How many steps to imagine."""
+        if isinstance(self.imagination.horizon, int):
+            return self.imagination.horizon
+        assert self.task.rules is not None, "only routing knows when an episode ends at the latest"
+        return self.task.rules.episode_steps(self.task.num_actions)
+
+    def _noise(self, model: WorldModel, shape: torch.Size, horizon: int, generator: torch.Generator) -> Noise:
         latent_size = model.rssm.stoch_size if self.needs_latent else 0
         return Noise(
             latent=uniform((horizon, *shape, latent_size), generator), action=uniform((horizon, *shape), generator)

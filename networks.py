@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class MLP(nn.Module):
     def __init__(self, size_in: int, size_out: int, *, units: int, layers: int, zero_output: bool = False) -> None:
         super().__init__()
         sizes = [size_in] + [units] * layers
-        self.hidden = nn.Sequential(*(Normed(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+        self.hidden = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
         self.output = nn.Linear(sizes[-1], size_out)
         if zero_output:
             nn.init.zeros_(self.output.weight)
@@ -222,7 +223,7 @@ class VectorEncoder(nn.Module):
         super().__init__()
         self.keys = tuple(sorted(sizes))
         widths = [sum(sizes.values())] + [units] * layers
-        self.layers = nn.Sequential(*(Normed(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        self.layers = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(widths)))
         self.embed_size = units
 
     def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
@@ -255,7 +256,7 @@ class MoveHead(nn.Module):
         super().__init__()
         sizes = [9 + latent_size] + [units] * layers
         parts: list[nn.Module] = []
-        for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for size_in, size_out in itertools.pairwise(sizes):
             parts += [nn.Linear(size_in, size_out), nn.SiLU()]
         self.hidden = nn.Sequential(*parts)
         self.output = nn.Linear(units, 2)
@@ -285,14 +286,15 @@ class PointerTables(NamedTuple):
     node and the latent. So each part's scores are computed once per instance, and a decision adds up rows.
     """
 
-    current: Float[Tensor, "B N G+N"]
+    current: Float[Tensor, "B N G"]
     first: Float[Tensor, "B N G"]
+    direct: Float[Tensor, "B N N"]
     latent: Float[Tensor, "B J G"] | None
     logits: Float[Tensor, "B G N"]
 
     def detach(self) -> PointerTables:
         """The same numbers without a graph."""
-        return PointerTables(*(None if part is None else part.detach() for part in self))
+        return self._replace(**{name: part.detach() for name, part in self._asdict().items() if part is not None})
 
 
 class TSPPointerActor(nn.Module):
@@ -347,8 +349,9 @@ class TSPPointerActor(nn.Module):
             latent = self._scores(rows, key)
         logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
         return PointerTables(
-            current=torch.cat((self._scores(self.query_current(nodes), key), direct), -1),
+            current=self._scores(self.query_current(nodes), key),
             first=self._scores(self.query_first(nodes) + graph, key),
+            direct=direct,
             latent=latent,
             logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
         )
@@ -359,18 +362,16 @@ class TSPPointerActor(nn.Module):
         """The distribution over next nodes for Q states of each instance."""
         assert tables is not None, "a pointer needs the tables of its instances"
         count = tables.logits.shape[-1]
-        glimpse_size = self.heads * count
         queries = view.current.shape
-        rows = take_nodes(tables.current, view.current)
-        scores = rows[..., :glimpse_size] + take_nodes(tables.first, view.first)
+        scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
         if tables.latent is not None:
             assert feat is not None, "this actor reads the latent"
             projected = self.project_latent(feat).flatten(1, -2)
-            scores = scores + torch.bmm(projected, tables.latent).view(*queries, glimpse_size)
+            scores = scores + torch.bmm(projected, tables.latent).view_as(scores)
         closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
-        attention = torch.softmax(scores.view(*queries, self.heads, count) + closed[..., None, :], -1)
-        pointed = torch.bmm(attention.view(queries[0], -1, glimpse_size), tables.logits).view(*queries, count)
-        logits = self.clip * torch.tanh(pointed + rows[..., glimpse_size:])
+        attention = torch.softmax(scores.unflatten(-1, (self.heads, count)) + closed[..., None, :], -1)
+        pointed = torch.bmm(attention.view(queries[0], -1, self.heads * count), tables.logits).view(*queries, count)
+        logits = self.clip * torch.tanh(pointed + take_nodes(tables.direct, view.current))
         return OneHotDist(logits, mask=view.action_mask, unimix=self.unimix)
 
     def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B A N D"]:
@@ -405,9 +406,7 @@ class Critic(nn.Module):
 
     bins: Tensor
 
-    def __init__(
-        self, feat_size: int, node_features: int | None, *, units: int, layers: int, bins: int
-    ) -> None:
+    def __init__(self, feat_size: int, node_features: int | None, *, units: int, layers: int, bins: int) -> None:
         super().__init__()
         self.nodes = None
         summary_size = 0

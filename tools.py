@@ -77,10 +77,8 @@ class OneHotDist:
 
     def entropy(self) -> Float[Tensor, "*B"]:
         """Shannon entropy in nats."""
-        terms = self.probs * self.log_probs
-        if self.mask is not None:
-            terms = torch.where(self.mask, terms, 0.0)
-        return -terms.sum(-1)
+        # Where a probability is 0 its logarithm is finite, so the term is 0.
+        return -(self.probs * self.log_probs).sum(-1)
 
     def mode(self) -> Int[Tensor, "*B"]:
         """Index of the likeliest action."""

@@ -24,7 +24,7 @@ from envs.routing import nearest_node
 from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard, NonFinite
-from logger import Logger, LogdirInUseError, MetricAverages, ProgressBar, RunLock, save_run_facts
+from logger import LogdirInUseError, Logger, MetricAverages, ProgressBar, RunLock, save_run_facts
 from replay import REWARD_AND_ENDS, Replay
 from tools import OneHotDist
 
@@ -129,9 +129,7 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
     returns = torch.zeros(count, device=device)
     visited = [obs["current_node"]]
     for _ in range(task.rules.episode_steps(num_nodes)):
-        action, state = agent.act(
-            obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None
-        )
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
         obs, reward, _, _, info = env.step(action)
         returns += reward
         visited.append(action)
@@ -161,7 +159,8 @@ class Trainer:
         draw: Callable[[Float[Tensor, "N 2"]], np.ndarray] | None = None,
     ) -> None:
         """Take the parts together; `run` begins, after `load` where there is something to go on from."""
-        self.agent, self.task, self.settings = agent, task, settings
+        assert task.rules is not None
+        self.agent, self.task, self.rules, self.settings = agent, task, task.rules, settings
         self.env, self.replay, self.guard = env, replay, guard
         self.validation, self.test = validation, test
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
@@ -243,7 +242,7 @@ class Trainer:
         self.any_first = info["any_first"]
         self.step += info["decisions"]
         self.episode_return = torch.where(is_first, 0.0, self.episode_return) + reward
-        if self.task.rules.fixed_length and self.env.all_ended:
+        if self.rules.fixed_length and self.env.all_ended:
             self.averages.add({"train_return": self.episode_return.mean()})
         if self.step >= self.settings.prefill:
             self.updates_owed += info["decisions"] * self.settings.train_ratio / self.agent.rows_per_update
@@ -257,7 +256,7 @@ class Trainer:
 
     def _prefill_action(self, obs: dict[str, Tensor]) -> Int[Tensor, " E"]:
         if self.settings.prefill_policy == "nearest":
-            return nearest_node(*self.task.rules.restore(obs))
+            return nearest_node(*self.rules.restore(obs))
         mask = obs["action_mask"]
         noise = torch.rand(mask.shape[0], generator=self.generators["acting"], device=self.device)
         return OneHotDist(torch.zeros(mask.shape, device=self.device), mask=mask).sample(noise)
@@ -369,7 +368,17 @@ class Trainer:
         checkpoint.restore_generators(self.generators, state["generators"])
         self.averages.load_state_dict(state["averages"])
         self.logger.load_state_dict(state["logger"])
-        for name in ("acting", "row", "any_first", "episode_return", "step", "updates", "updates_owed", "seconds", "latest"):
+        for name in (
+            "acting",
+            "row",
+            "any_first",
+            "episode_return",
+            "step",
+            "updates",
+            "updates_owed",
+            "seconds",
+            "latest",
+        ):
             setattr(self, name, state[name])
 
 
@@ -410,7 +419,7 @@ def train(
     argv: list[str],
     make_task: Callable[[Config], Task],
     make_agent: Callable[..., Agent],
-    make_draw: Callable[[Agent], Callable[[Tensor], np.ndarray]] | None = None,
+    make_draw: Callable[[Any], Callable[[Tensor], np.ndarray] | None] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
 
@@ -425,6 +434,7 @@ def train(
     torch.set_flush_denormal(True)
     device = choose_device(config.device)
     task = make_task(config)
+    assert task.rules is not None
     logdir = Path(str(config.logdir or default_logdir(argv, config)))
     logdir.mkdir(parents=True, exist_ok=True)
     lock = RunLock(logdir)
