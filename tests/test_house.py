@@ -21,6 +21,7 @@ GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "
 LAYERS = (
     GROUND,
     frozenset({"networks", "trainer"}),
+    frozenset({"world_model"}),
     frozenset({"imagination"}),
     frozenset({"models", "sac"}),
     frozenset({"dreamer"}),
