@@ -156,6 +156,10 @@ class ProgressBar:
             self._bar.n = step
             self._bar.refresh()
 
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(message, file=sys.stderr)
+
     def close(self) -> None:
         """Leave the last state of the bar on the terminal."""
         if self._bar is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -291,7 +292,7 @@ class Trainer:
         self._show()
         for name, threshold in WARN_ABOVE.items():
             if values.get(name, 0.0) > threshold:
-                print(f"warning: {name} is {values[name]:.3g}, above {threshold}", file=sys.stderr)
+                self._progress.say(f"warning: {name} is {values[name]:.3g}, above {threshold}")
         finding = self.guard.report()
         if finding is not None:
             # Every non-finite update was skipped, so what is saved is the last good state.
@@ -321,10 +322,9 @@ class Trainer:
         values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
         self.logger.scalars(self.step, self._elapsed(), values)
         self._draw("test", self.test, result)
-        print(
+        self._progress.say(
             f"test set: {len(result.lengths)} instances, mean length {-values['eval_return']:.4f},"
-            f" gap {result.gap:.2f} % to the reference",
-            file=sys.stderr,
+            f" gap {result.gap:.2f} % to the reference"
         )
 
     def _draw(self, name: str, evaluation: Evaluation, result: Result) -> None:
@@ -435,16 +435,10 @@ def train(
     device = choose_device(config.device)
     task = make_task(config)
     assert task.rules is not None
-    logdir = Path(str(config.logdir or default_logdir(argv, config)))
-    logdir.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(logdir)
     torch.manual_seed(config.seed)
     generators = make_generators(config.seed, device)
     guard = Guard(device)
     agent = make_agent(task, config, device=device, generators=generators, guard=guard)
-    state, folder = load_start(command, logdir, device)
-    if command.entry["init"]:
-        agent.load_weights(checkpoint.load(Path(command.entry["init"]), device)["agent"])
     env = RoutingVectorEnv(
         task.rules, num_envs=config.envs, num_nodes=config.nodes, device=device, generator=generators["environment"]
     )
@@ -452,6 +446,18 @@ def train(
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
     spaces["action"] = ((), torch.int64)
     replay = Replay(spaces, num_envs=config.envs, capacity=config.replay_capacity, device=device)
+    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
+    validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
+    test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+    # Nothing is written before everything that can be wrong with the config has been looked at.
+    logdir = Path(str(config.logdir or default_logdir(argv, config)))
+    logdir.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(logdir)
+    state, folder = load_start(command, logdir, device)
+    if command.entry["init"]:
+        path = Path(command.entry["init"])
+        with _fitting(path):
+            agent.load_weights(checkpoint.load(path, device)["agent"])
     logger = Logger(logdir, resume_step=None if state is None else state["step"])
     logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
     trainer = Trainer(
@@ -460,8 +466,8 @@ def train(
         settings=settings,
         env=env,
         replay=replay,
-        validation=make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED),
-        test=make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED),
+        validation=validation,
+        test=test,
         generators=generators,
         guard=guard,
         logger=logger,
@@ -470,12 +476,47 @@ def train(
         draw=None if make_draw is None else make_draw(agent),
     )
     if state is not None:
-        trainer.load(state, folder)
+        with _fitting(folder):
+            trainer.load(state, folder)
     try:
         trainer.run()
     finally:
         logger.close()
         lock.release()
+
+
+def _require_episodes(config: Config, rows: int) -> None:
+    """Check that replay will hold whole episodes when the first update samples them.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    if config.prefill < config.envs * rows:
+        raise ConfigError(
+            f"prefill is {config.prefill} env steps; {config.envs} environments need {config.envs * rows} for an"
+            f" episode of {rows} rows each"
+        )
+    columns = 2 * rows - 1
+    if config.replay_capacity < config.envs * columns:
+        raise ConfigError(
+            f"replay_capacity is {config.replay_capacity} rows; {config.envs} environments need"
+            f" {config.envs * columns} to keep whole episodes of {rows} rows"
+        )
+
+
+@contextmanager
+def _fitting(source: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint was made with another config."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        cause = str(error).splitlines()
+        raise CheckpointError(
+            f"{source} does not fit this config ({cause[min(1, len(cause) - 1)].strip()});"
+            " give the config that it was made with, or another --logdir"
+        ) from error
 
 
 def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tuple[dict[str, Any] | None, Path]:
