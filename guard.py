@@ -33,23 +33,17 @@ class Guard:
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
         self.update = 0
-        self._names: dict[str, tuple[str, ...]] = {}
-        self._counts: dict[str, Tensor] = {}
-        self._first: dict[str, Tensor] = {}
+        self._sites: dict[tuple[str, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
 
     def watch(self, kind: str, names: Sequence[str], values: Float[Tensor, " V"]) -> None:
         """Note which of the named numbers are non-finite in this update, without waiting for the device."""
-        names = tuple(names)
-        if self._names.get(kind) != names:
-            kind = kind if kind not in self._names else f"{kind} ({len(names)})"
-        if kind not in self._names:
-            self._names[kind] = names
-            self._counts[kind] = torch.zeros(len(names), dtype=torch.int64, device=self.device)
-            self._first[kind] = torch.full((len(names),), -1, dtype=torch.int64, device=self.device)
+        site = (kind, tuple(names))
+        if site not in self._sites:
+            never = torch.full((len(names),), -1, dtype=torch.int64, device=self.device)
+            self._sites[site] = (never, torch.zeros_like(never))
+        first, times = self._sites[site]
         bad = ~values.detach().isfinite()
-        self._counts[kind] += bad
-        first = self._first[kind]
-        self._first[kind] = torch.where(bad & (first < 0), self.update, first)
+        self._sites[site] = (torch.where(bad & (first < 0), self.update, first), times + bad)
 
     def watch_all(self, kind: str, tensors: dict[str, Tensor]) -> None:
         """The same for whole floating-point tensors; other types can't be non-finite and are passed over."""
@@ -62,11 +56,10 @@ class Guard:
     def findings(self) -> list[Finding]:
         """All that was not finite so far, earliest first. Waits for the device: call at log time only."""
         found = []
-        for kind, names in self._names.items():
-            firsts, counts = torch.stack((self._first[kind], self._counts[kind])).tolist()
-            for name, first, count in zip(names, firsts, counts, strict=True):
-                if count:
-                    found.append(Finding(update=first, kind=kind, name=name, times=count))
+        for (kind, names), counters in self._sites.items():
+            for name, first, times in zip(names, *torch.stack(counters).tolist(), strict=True):
+                if times:
+                    found.append(Finding(update=first, kind=kind, name=name, times=times))
         return sorted(found, key=lambda finding: finding.update)
 
     def report(self) -> str | None:

@@ -229,15 +229,17 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Float[Tensor, "*B"]) -> None:
-        """Move the statistic towards this batch of returns."""
+        """Move the statistic towards this batch of returns; a batch that is not finite leaves it as it is."""
         if self.method == "percentile":
-            bounds = torch.quantile(
-                returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
-            )
-            self.low.lerp_(bounds[0], self.rate)
-            self.high.lerp_(bounds[1], self.rate)
+            shares = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
+            low, high = torch.quantile(returns.flatten(), shares).unbind()
         elif self.method == "mean_abs":
-            self.high.lerp_(returns.abs().mean(), self.rate)
+            low, high = torch.zeros_like(self.low), returns.abs().mean()
+        else:
+            return
+        finite = low.isfinite() & high.isfinite()
+        self.low.copy_(torch.where(finite, self.low.lerp(low, self.rate), self.low))
+        self.high.copy_(torch.where(finite, self.high.lerp(high, self.rate), self.high))
 
     def scale(self) -> Float[Tensor, ""]:
         """The number that advantages are divided by."""

@@ -1,0 +1,83 @@
+"""What the choices cost: TSP-20 from 24,000 env steps with one choice changed at a time.
+
+    python -m benchmarks.ablations logdir/ablations
+
+runs every variant that has not ended yet, one after the other, and prints the table. All have the same env steps,
+updates and seed; `leak` spreads the uniform share over illegal actions too, which no setting can do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import dreamer
+import networks
+from tools import OneHotDist
+
+BASE = ["--configs", "tsp_few_steps", "--train_ratio", "33.6"]
+WITH_LATENT = ["--actor.pointer.latent", "8", "--model_every", "4"]
+VARIANTS = {
+    "base": [],
+    "latent in the actor": WITH_LATENT,
+    "simulated cost": ["--imag_reward", "simulated"],
+    "mean_abs scaling": ["--actor.advantage_scale", "mean_abs"],
+    "critic": ["--baseline", "critic"],
+    "leak": [],
+    "dynamics gradient": ["--imag_gradient", "dynamics"],
+    "predicted mask": [*WITH_LATENT, "--imag_mask", "predicted"],
+    "predicted mask, penalty 2": [*WITH_LATENT, "--imag_mask", "predicted", "--imag_penalty", "2.0"],
+}
+
+
+class LeakingDist(OneHotDist):
+    """The ancestor's mistake: the uniform share goes to all actions, after the mask."""
+
+    def __init__(self, logits: Tensor, *, mask: Tensor | None = None, unimix: float = 0.0) -> None:
+        masked = OneHotDist(logits, mask=mask)
+        leaked = (1 - unimix) * masked.probs + unimix / logits.shape[-1]
+        super().__init__(leaked.log())
+
+
+def run(name: str, logdir: Path) -> None:
+    """Train one variant."""
+    if name == "leak":
+        networks.OneHotDist = LeakingDist  # type: ignore[misc]
+    dreamer.main([*BASE, *VARIANTS[name], "--logdir", str(logdir)])
+
+
+def main(root: Path) -> None:
+    """Train what is missing, and print the table."""
+    print("| variant | gap on the test set, % | illegal imagined actions, % | entropy | minutes |")
+    print("|---|---|---|---|---|")
+    for name in VARIANTS:
+        logdir = root / name.replace(" ", "_").replace(",", "")
+        if not _ended(logdir):
+            command = [sys.executable, "-m", "benchmarks.ablations", str(logdir), name]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        rows = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+        trained = next(row for row in reversed(rows) if "miss_rate" in row)
+        misses = [row["miss_rate"] for row in rows if "miss_rate" in row]
+        print(
+            f"| {name} | {rows[-1]['eval_gap']:.2f} | {100 * sum(misses) / len(misses):.3f} |"
+            f" {trained['actor_entropy']:.3f} | {rows[-1]['seconds'] / 60:.1f} |",
+            flush=True,
+        )
+
+
+def _ended(logdir: Path) -> bool:
+    metrics = logdir / "metrics.jsonl"
+    return metrics.exists() and '"eval_gap"' in metrics.read_text()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) == 3:
+        run(sys.argv[2], Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]))
