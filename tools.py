@@ -44,9 +44,10 @@ class OneHotDist:
         if mask is not None:
             empty = ~mask.any(-1, keepdim=True)
             mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
-            logits = torch.where(mask, logits, LOGIT_FLOOR)
+            # Infinity here, lest a floor be above every legal logit of a row; the clamp below makes it finite.
+            logits = torch.where(mask, logits, -math.inf)
         self.mask = mask
-        # The clamp only acts where float32 cannot hold the difference of two logits.
+        # On legal actions the clamp only acts where float32 cannot hold the difference of two logits.
         logits = (logits - logits.detach().amax(-1, keepdim=True)).clamp(min=LOGIT_FLOOR)
         self._logits = logits
         self._unimix = unimix

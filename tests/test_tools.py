@@ -97,10 +97,11 @@ def test_one_hot_entropy_equals_legal_subset(unimix: float) -> None:
 def test_one_hot_without_mask_equals_categorical(unimix: float) -> None:
     logits, _ = logits_and_mask()
     dist = OneHotDist(logits, unimix=unimix)
-    expected = Categorical(probs=(1 - unimix) * torch.softmax(logits, -1) + unimix / ACTIONS)
-    torch.testing.assert_close(dist.probs, expected.probs)
-    torch.testing.assert_close(dist.log_probs, expected.logits)
-    torch.testing.assert_close(dist.entropy(), expected.entropy())
+    probs = (1 - unimix) * torch.softmax(logits.double(), -1) + unimix / ACTIONS
+    expected = Categorical(probs=probs)
+    torch.testing.assert_close(dist.probs, probs.float())
+    torch.testing.assert_close(dist.log_probs, expected.logits.float())
+    torch.testing.assert_close(dist.entropy(), expected.entropy().float())
 
 
 @UNIMIX
@@ -386,12 +387,12 @@ def test_lambda_return_equals_closed_form(lambda_: float) -> None:
 
 def test_lambda_return_0_is_one_step() -> None:
     reward, value, discount = torch.randn(4, 6), torch.randn(4, 7), torch.rand(4, 6)
-    torch.testing.assert_close(lambda_return(reward, value, discount, lambda_=0), reward + discount * value[:, 1:])
+    torch.testing.assert_close(lambda_return(reward, value, discount, lambda_=0.0), reward + discount * value[:, 1:])
 
 
 def test_lambda_return_1_is_monte_carlo() -> None:
     reward, value = torch.randn(4, 6), torch.randn(4, 7)
-    returns = lambda_return(reward, value, torch.ones(4, 6), lambda_=1)
+    returns = lambda_return(reward, value, torch.ones(4, 6), lambda_=1.0)
     torch.testing.assert_close(returns, reward.flip(-1).cumsum(-1).flip(-1) + value[:, -1:])
 
 
