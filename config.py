@@ -194,6 +194,19 @@ def validate_choices(config: Config, choices: Mapping[str, Sequence[Any]]) -> No
             raise ConfigError(f"{key} is {flat[key]!r}; choose one of {', '.join(map(str, allowed))}")
 
 
+def validate_ranges(config: Config, ranges: Mapping[str, tuple[int | float, int | float]]) -> None:
+    """Check that each number named by a dotted key lies within its bounds, both included; `math.inf` is no bound.
+
+    Raises:
+        ConfigError: one does not.
+    """
+    flat = config.flat()
+    for key, (low, high) in ranges.items():
+        if not low <= flat[key] <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+            raise ConfigError(f"{key} is {flat[key]:g}; it must be {bounds}")
+
+
 def difference(config: Config, default: Config) -> dict[str, Any]:
     """The values of `config`, under dotted keys, that are not those of `default`."""
     before = default.flat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import trainer
-from config import Config, ConfigError, one_line_errors, parse_command_line
+from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
 from envs.drawing import draw_tour
 from envs.routing import RULES, TSPInstance
 from envs.tasks import Task
@@ -29,6 +30,22 @@ from world_model import RoutingContext, WorldModel
 DESCRIPTION = """Train a Dreamer. For example:
   python dreamer.py --configs tsp_attn
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
+
+
+RANGES = {
+    **dict.fromkeys(("batch_size", "model_every", "model.units", "model.layers", "model.move_units"), (1, math.inf)),
+    **dict.fromkeys(("actor.units", "actor.layers", "critic.units", "critic.layers"), (1, math.inf)),
+    **dict.fromkeys(("model.free_nats", "reward_updates", "imag_penalty", "critic.slow_scale"), (0, math.inf)),
+    **dict.fromkeys(("actor.entropy", "actor.entropy_final", "actor.pointer.latent"), (0, math.inf)),
+    **dict.fromkeys(("actor.unimix", "model.rssm.unimix", "imag_gradient_mix", "critic.slow_rate"), (0, 1)),
+    **{f"model.rssm.{name}": (1, math.inf) for name in ("deter", "stoch", "classes", "hidden", "blocks")},
+    **{f"model.encoder.{name}": (1, math.inf) for name in ("width", "layers", "heads")},
+    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
+    "actor.pointer.clip": (1e-3, math.inf),
+    "actor.advantage_floor": (1e-8, math.inf),
+    "batch_length": (2, math.inf),
+    "critic.share": (0, 1),
+}
 
 
 def imagination_settings(config: Config) -> Imagination:
@@ -83,6 +100,7 @@ class Dreamer:
         Raises:
             ValueError: the config's parts do not fit the task or one another.
         """
+        validate_ranges(config, RANGES)
         self.task, self.device, self.guard = task, device, guard
         self.generators = generators
         self.model = WorldModel(task, config.model).to(device)

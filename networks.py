@@ -153,9 +153,10 @@ class RSSM(nn.Module):
 
         At `is_first` the previous latent and action count as zeros: nothing passes from one episode to the next.
         """
-        keep = (~is_first)[:, None]
-        latent = Latent(deter=latent.deter * keep, stoch=latent.stoch * keep[..., None])
-        deter = self.recur(latent, prev_action * keep)
+        # Filled rather than multiplied by 0, which would let a NaN pass.
+        first = is_first[:, None]
+        latent = Latent(latent.deter.masked_fill(first, 0.0), latent.stoch.masked_fill(first[..., None], 0.0))
+        deter = self.recur(latent, prev_action.masked_fill(first, 0.0))
         logits = self.posterior(torch.cat((deter, embed), -1))
         return Latent(deter=deter, stoch=self.sample(logits, noise)), logits
 
@@ -241,7 +242,8 @@ class NodeHead(nn.Module):
 
     def forward(self, feat: Float[Tensor, "B *Q F"], nodes: Float[Tensor, "B N E"]) -> Float[Tensor, "B *Q N"]:
         query = self.query(feat)
-        logits = query.flatten(1, -2) @ self.key(nodes).transpose(-1, -2) / math.sqrt(nodes.shape[-1])
+        rows = query.reshape(nodes.shape[0], -1, nodes.shape[-1])
+        logits = rows @ self.key(nodes).transpose(-1, -2) / math.sqrt(nodes.shape[-1])
         return logits.view(*query.shape[:-1], -1) + self.bias
 
 
@@ -328,7 +330,6 @@ class TSPPointerActor(nn.Module):
         self.pointer = nn.Linear(width, width, bias=False)
         self.query_current = nn.Linear(width, width, bias=False)
         self.query_first = nn.Linear(width, width, bias=False)
-        self.query_graph = nn.Linear(width, width, bias=False)
         self.direct_from = nn.Linear(width, width, bias=False)
         self.direct_to = nn.Linear(width, width, bias=False)
         self.latent_size = latent
@@ -341,7 +342,6 @@ class TSPPointerActor(nn.Module):
         nodes = self.encoder(nodes)
         batch, count, width = nodes.shape
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
-        graph = self.query_graph(nodes.mean(1, keepdim=True))
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
         latent = None
         if self.latent_size:
@@ -350,7 +350,7 @@ class TSPPointerActor(nn.Module):
         logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
         return PointerTables(
             current=self._scores(self.query_current(nodes), key),
-            first=self._scores(self.query_first(nodes) + graph, key),
+            first=self._scores(self.query_first(nodes), key),
             direct=direct,
             latent=latent,
             logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
@@ -366,7 +366,7 @@ class TSPPointerActor(nn.Module):
         scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
         if tables.latent is not None:
             assert feat is not None, "this actor reads the latent"
-            projected = self.project_latent(feat).flatten(1, -2)
+            projected = self.project_latent(feat).reshape(queries[0], -1, self.latent_size)
             scores = scores + torch.bmm(projected, tables.latent).view_as(scores)
         closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
         attention = torch.softmax(scores.unflatten(-1, (self.heads, count)) + closed[..., None, :], -1)

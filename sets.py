@@ -42,11 +42,12 @@ class SetLayer(nn.Module):
         if width % heads:
             raise ValueError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
         self.heads = heads
+        # No biases before a norm over the set, which would take them out again.
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.attention_norm = SetNorm(width)
         self.hidden = nn.Linear(width, hidden)
-        self.hidden_out = nn.Linear(hidden, width)
+        self.hidden_out = nn.Linear(hidden, width, bias=False)
         self.hidden_norm = SetNorm(width)
 
     def forward(self, members: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:

@@ -126,7 +126,7 @@ def solve(agent: Dreamer, path: Path, *, with_reference: bool) -> Solution:
 
 
 def write(solution: Solution, name: str, folder: Path) -> None:
-    """Write a solution to `folder`: name.tour, in TSPLIB's format with nodes counted from 1, and its picture name.png."""
+    """Write name.tour to `folder`, in TSPLIB's format with nodes counted from 1, and its picture name.png."""
     lines = [f"NAME : {name}.tour", f"COMMENT : length {solution.length}", "TYPE : TOUR"]
     lines += [f"DIMENSION : {len(solution.tour)}", "TOUR_SECTION", *map(str, solution.tour + 1), "-1", "EOF"]
     (folder / f"{name}.tour").write_text("\n".join(lines) + "\n", encoding="utf-8")

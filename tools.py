@@ -12,7 +12,6 @@ from torch.nn import functional
 
 # Far below any logit that matters, yet finite: sums and products with it stay finite in float32.
 LOGIT_FLOOR = -1e30
-LOG_PROB_FLOOR = math.log(torch.finfo(torch.float32).tiny)
 
 
 def symlog(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -185,7 +184,7 @@ def lambda_return(
     value: Float[Tensor, "*B H+1"],
     discount: Float[Tensor, "*B H"],
     *,
-    lambda_: float,
+    lambda_: float | int,
 ) -> Float[Tensor, "*B H"]:
     """TD(lambda) returns R_t = r_t + c_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_H = v_H (DreamerV3, eq. 7).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError
+from config import CommandLine, Config, ConfigError, validate_choices, validate_ranges
 from envs.drawing import draw_tour
 from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
 from envs.routing import nearest_node
@@ -35,6 +36,12 @@ ENTRY_KEYS = {
     "init": "begin a new run with the weights of this checkpoint file",
 }
 ROLES = ("environment", "acting", "replay", "model", "imagination")
+CHOICES = {"prefill_policy": ("random", "nearest")}
+RANGES = {
+    **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
+    **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
+    **dict.fromkeys(("prefill", "train_ratio", "seed"), (0, math.inf)),
+}
 # A metric above its threshold is worth a line on the terminal.
 WARN_ABOVE = {"target_clip_rate": 0.01, "miss_rate": 0.0, "env_miss_rate": 0.0}
 
@@ -79,20 +86,8 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, config: Config) -> Settings:
-        """Pick them out.
-
-        Raises:
-            ConfigError: one is out of range.
-        """
-        settings = cls(**{name: config[name] for name in cls._fields})
-        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(settings, name) < 1:
-                raise ConfigError(f"{name} is {getattr(settings, name)}; it counts env steps and must be at least 1")
-        if settings.train_ratio < 0:
-            raise ConfigError(f"train_ratio is {settings.train_ratio}; it cannot be negative")
-        if settings.prefill_policy not in ("random", "nearest"):
-            raise ConfigError(f"prefill_policy is {settings.prefill_policy!r}; choose random or nearest")
-        return settings
+        """Pick them out."""
+        return cls(**{name: config[name] for name in cls._fields})
 
 
 class Evaluation(NamedTuple):
@@ -428,6 +423,8 @@ def train(
         NonFinite: training met a value that is not finite.
     """
     config = command.config
+    validate_ranges(config, RANGES)
+    validate_choices(config, CHOICES)
     settings = Settings.of(config)
     torch.set_num_threads(config.threads)
     # Denormal numbers are many times slower on a CPU, and nothing here needs them.
@@ -451,8 +448,11 @@ def train(
     test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
     # Nothing is written before everything that can be wrong with the config has been looked at.
     logdir = Path(str(config.logdir or default_logdir(argv, config)))
-    logdir.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(logdir)
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(logdir)
+    except OSError as error:
+        raise ConfigError(f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir") from error
     state, folder = load_start(command, logdir, device)
     if command.entry["init"]:
         path = Path(command.entry["init"])

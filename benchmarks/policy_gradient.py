@@ -7,16 +7,22 @@ REINFORCE with the baseline of Kool et al. (2019), "Buy 4 REINFORCE samples, get
 instance, every one compared with the mean of the others. The tours are real, so that costs are the true ones and each
 decision is an env step. Everything else is what `dreamer.py` does with the same settings, without world model, latent,
 replay and critic.
+
+The defaults did best on TSP-20's validation set, seeds 0 and 1. Up to 50,000 env steps: 2 instances out of 1 to 8, with 8
+to 20 tours, learning rates of 3e-4 to 1e-3 and warm-ups of 5 to 50 updates; all of these ended within 6 points of one
+another. In one minute: 32 instances out of 32 to 128.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 import trainer
@@ -24,18 +30,18 @@ from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer, make_task
 from envs.instances import TEST_SEED, VALIDATION_SEED, uniform_coords
 from envs.routing import TSPInstance
-from guard import Guard
+from guard import Guard, NonFinite
 from imagination import expand_instance
-from logger import Logger, MetricAverages, ProgressBar, save_run_facts
+from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
 from networks import RoutingView, TSPPointerActor
-from tools import ReturnScale, leave_one_out, uniform
+from tools import leave_one_out, uniform
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20
 ENTRY_KEYS = {
     "minutes": "train for this long instead of until --steps; schedules then follow the share of the time",
-    "instances": "instances per update (default 8)",
-    "tours": "real tours of each instance (default 8)",
+    "instances": "instances per update (default 2; with --minutes 32)",
+    "tours": "real tours of each instance (default 16)",
 }
 
 
@@ -43,8 +49,8 @@ class Rollout(NamedTuple):
     """Whole tours of B instances, K of each, and what the policy saw before each of its T decisions."""
 
     view: RoutingView
-    action: Tensor
-    tour_length: Tensor
+    action: Int[Tensor, "B K T"]
+    tour_length: Float[Tensor, "B K"]
 
 
 @torch.no_grad()
@@ -87,33 +93,27 @@ def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, g
     return Rollout(view=view, action=torch.stack(actions, 2), tour_length=tour_length)
 
 
-def update(
-    agent: Dreamer, config: Config, scale: ReturnScale, instance: TSPInstance, rollout: Rollout, progress: float
-) -> dict[str, Tensor]:
+def update(agent: Dreamer, instance: TSPInstance, rollout: Rollout, *, progress: float) -> dict[str, Tensor]:
     """Improve the actor once. The roll-out had no graph: here all its decisions are scored in one pass."""
-    rules, actor, settings = agent.task.rules, agent.behavior.actor, config.actor
-    assert rules is not None and isinstance(actor, TSPPointerActor)
+    rules, behavior = agent.task.rules, agent.behavior
+    assert rules is not None and isinstance(behavior.actor, TSPPointerActor)
     returns = -rollout.tour_length
-    scale.update(returns)
-    advantage = (returns - leave_one_out(returns)) / scale.scale()
-    dist = actor(None, actor.encode(rules.node_features(instance)), rollout.view)
+    behavior.scale.update(returns)
+    advantage = (returns - leave_one_out(returns)) / behavior.scale.scale()
+    dist = behavior.actor(None, behavior.actor.encode(rules.node_features(instance)), rollout.view)
     entropy = dist.entropy()
-    coefficient = settings.entropy + (settings.entropy_final - settings.entropy) * progress
+    coefficient = behavior.entropy + (behavior.entropy_final - behavior.entropy) * progress
     loss = -(dist.log_prob(rollout.action) * advantage[..., None] + coefficient * entropy).mean()
-    _, metrics = agent.behavior.actor_optimizer.step(loss, progress=progress)
+    _, metrics = behavior.actor_optimizer.step(loss, progress=progress)
     return metrics | {"actor_entropy": entropy.detach().mean(), "train_return": returns.mean()}
 
 
-def train(config: Config, logger: Logger, *, instances: int, tours: int, minutes: float | None) -> None:
-    """Train for `config.steps` env steps, or for some minutes; evaluate on the way, and on the test set at the end."""
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)
-    torch.manual_seed(config.seed)
-    device = trainer.choose_device(config.device)
-    generators, guard = trainer.make_generators(config.seed, device), Guard(device)
-    # The whole agent, so that acting and evaluation are Dreamer's own; of its parts only the actor is trained and used.
-    agent = Dreamer(make_task(config), config, device=device, generators=generators, guard=guard)
-    scale = ReturnScale(config.actor.advantage_scale, floor=config.actor.advantage_floor).to(device)
+def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tours: int, minutes: float | None) -> None:
+    """Train for `config.steps` env steps, or for some minutes; evaluate on the way, and on the test set at the end.
+
+    Raises:
+        NonFinite: a loss or a gradient was not finite.
+    """
     validation = trainer.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
     test = trainer.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
@@ -123,64 +123,77 @@ def train(config: Config, logger: Logger, *, instances: int, tours: int, minutes
         if progress >= evaluations / EVALUATIONS:
             evaluations += 1
             values = averages.fetch()
-            finding = guard.report()
+            finding = agent.guard.report()
             if finding is not None:
-                raise trainer.NonFinite(f"{finding}; stopped at step {step}")
-            values["valid_gap"] = trainer.evaluate(agent, agent.task, validation, device=device).gap
+                raise NonFinite(f"{finding}; stopped at step {step}")
+            values["valid_gap"] = trainer.evaluate(agent, agent.task, validation, device=agent.device).gap
             logger.scalars(step, time.monotonic() - begin, values)
             bar.update(step, {"gap %": values["valid_gap"]})
         if progress >= 1:
             break
-        instance = TSPInstance(
-            coords=uniform_coords(instances, config.nodes, generator=generators["environment"], device=device)
-        )
-        rollout = roll_out(agent, instance, tours=tours, first=config.imag_first, generator=generators["acting"])
-        averages.add(update(agent, config, scale, instance, rollout, progress))
-        guard.update += 1
+        coords = uniform_coords(instances, config.nodes, generator=agent.generators["environment"], device=agent.device)
+        instance = TSPInstance(coords=coords)
+        generator = agent.generators["acting"]
+        rollout = roll_out(agent, instance, tours=tours, first=config.imag_first, generator=generator)
+        averages.add(update(agent, instance, rollout, progress=progress))
+        agent.guard.update += 1
         step += rollout.action.numel()
         share = step / config.steps if minutes is None else (time.monotonic() - begin) / (60 * minutes)
         progress = min(1.0, share)
-    result = trainer.evaluate(agent, agent.task, test, device=device)
-    logger.scalars(step, time.monotonic() - begin, {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())})
+    result = trainer.evaluate(agent, agent.task, test, device=agent.device)
+    values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
+    logger.scalars(step, time.monotonic() - begin, values)
     bar.say(f"test set: gap {result.gap:.2f} % after {step} env steps")
     bar.close()
 
 
-def number(text: str | None, name: str, *, default: int) -> int:
-    """A whole number of at least 1 from the command line.
+def number(text: str, name: str, *, least: float) -> float:
+    """A finite number from the command line.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or below `least`.
     """
-    if text is None:
-        return default
-    if not (text.isdigit() and int(text) > 0):
-        raise ConfigError(f"--{name} is {text!r}; it takes a whole number, at least 1")
-    return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise ConfigError(f"--{name} is {text!r}; it takes a number, at least {least:g}")
+    return value
 
 
 def main(argv: list[str]) -> None:
     """Read the command line and train."""
     with one_line_errors("policy_gradient", *trainer.USER_ERRORS):
-        command = parse_command_line(
-            argv, config_path=CONFIGS, description=__doc__.splitlines()[0], entry_keys=ENTRY_KEYS
-        )
+        command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
         config = command.config.replace(**{"actor.pointer.latent": 0})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")
-        if config.logdir is None:
-            raise ConfigError("--logdir is missing: where the metrics go")
-        instances = number(command.entry["instances"], "instances", default=8)
-        tours = number(command.entry["tours"], "tours", default=8)
-        if tours < 2:
-            raise ConfigError(f"--tours is {tours}; one tour has no others to be compared with, give 2 or more")
-        logdir = Path(str(config.logdir))
-        logdir.mkdir(parents=True)
+        if config.logdir is None or (Path(config.logdir) / METRICS).exists():
+            raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
+        entry = command.entry
+        minutes = None if entry["minutes"] is None else number(entry["minutes"], "minutes", least=0.01)
+        instances = number(entry["instances"] or ("2" if minutes is None else "32"), "instances", least=1)
+        tours = number(entry["tours"] or "16", "tours", least=2)
+        torch.set_num_threads(config.threads)
+        torch.set_flush_denormal(True)
+        torch.manual_seed(config.seed)
+        device = trainer.choose_device(config.device)
+        # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
+        agent = Dreamer(
+            make_task(config),
+            config,
+            device=device,
+            generators=trainer.make_generators(config.seed, device),
+            guard=Guard(device),
+        )
+        logdir = Path(config.logdir)
+        logdir.mkdir(parents=True, exist_ok=True)
         logger = Logger(logdir)
         try:
-            logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
-            minutes = None if command.entry["minutes"] is None else float(command.entry["minutes"])
-            train(config, logger, instances=instances, tours=tours, minutes=minutes)
+            facts = save_run_facts(logdir, config, ["benchmarks/policy_gradient.py", *argv], defaults=command.defaults)
+            logger.text("config", facts)
+            train(agent, config, logger=logger, instances=int(instances), tours=int(tours), minutes=minutes)
         finally:
             logger.close()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from pathlib import Path
 
@@ -275,3 +276,17 @@ def test_save_read_round_trip_keeps_order_and_types(path: Path, tmp_path: Path) 
     assert again == loaded
     assert list(again) == list(loaded)
     assert type(again.device) is str
+
+
+@pytest.mark.parametrize(("value", "message"), [(0, "at least 1"), (-3, "at least 1")])
+def test_validate_ranges_names_key_value_and_bound(value: int, message: str) -> None:
+    settings = config.Config({"steps": value, "actor": {"unimix": 0.5}})
+    with pytest.raises(ConfigError, match=f"steps is {value}; it must be {message}"):
+        config.validate_ranges(settings, {"actor.unimix": (0, 1), "steps": (1, math.inf)})
+
+
+def test_validate_ranges_accepts_the_bounds_themselves() -> None:
+    settings = config.Config({"unimix": 1.0, "share": 0.0})
+    config.validate_ranges(settings, {"unimix": (0, 1), "share": (0, 1)})
+    with pytest.raises(ConfigError, match=r"unimix is 1; it must be between 0 and 0\.5"):
+        config.validate_ranges(settings, {"unimix": (0, 0.5)})

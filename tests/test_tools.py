@@ -205,7 +205,7 @@ def test_one_hot_sample_frequencies_are_exact_on_a_grid(unimix: float) -> None:
 
 
 @UNIMIX
-@pytest.mark.parametrize("edge", [0.0, LARGEST_BELOW_ONE])
+@pytest.mark.parametrize("edge", [0.0, LARGEST_BELOW_ONE, 1.0])  # 1.0: what half precision would round to
 def test_one_hot_sample_never_yields_probability_0(edge: float, unimix: float) -> None:
     count = 20_000
     logits, mask = 3 * torch.randn(count, 20), torch.rand(count, 20) < 0.3
@@ -361,7 +361,7 @@ def test_lambda_return_by_hand() -> None:
         torch.tensor([0.9, 0.8, 0.5]),
         lambda_=0.5,
     )
-    # 3 + 0.5 * 40; 2 + 0.8 * (30 + 23) / 2; 1 + 0.9 * (20 + 23.2) / 2
+    # From the last: 3 + 0.5 * 40, then 2 + 0.8 * (30 + 23) / 2, then 1 + 0.9 * (20 + 23.2) / 2.
     torch.testing.assert_close(returns, torch.tensor([20.44, 23.2, 23.0]))
 
 
@@ -441,6 +441,16 @@ def test_return_scale_passes_no_gradient() -> None:
     scale = ReturnScale("percentile", rate=1.0)
     scale.update(torch.randn(50, requires_grad=True))
     assert not scale.scale().requires_grad
+
+
+@pytest.mark.parametrize("method", ["percentile", "mean_abs"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_return_scale_is_not_moved_by_returns_that_are_not_finite(method: str, value: float) -> None:
+    scale = ReturnScale(method, rate=0.5)
+    scale.update(10 * torch.randn(50))
+    before = scale.scale()
+    scale.update(torch.tensor([1.0, value, value]))
+    assert scale.scale() == before > 1
 
 
 def test_return_scale_refuses_an_unknown_method() -> None:
