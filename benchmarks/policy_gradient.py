@@ -8,8 +8,8 @@ instance, every one compared with the mean of the others. The tours are real, so
 decision is an env step. Everything else is what `dreamer.py` does with the same settings, without world model, latent,
 replay and critic.
 
-The defaults did best on TSP-20's validation set, seeds 0 and 1. Up to 50,000 env steps: 2 instances out of 1 to 8, with 8
-to 20 tours, learning rates of 3e-4 to 1e-3 and warm-ups of 5 to 50 updates; all of these ended within 6 points of one
+The defaults did best on TSP-20's validation set, seeds 0 and 1. Up to 50,000 env steps: 2 instances out of 1 to 8, with
+8 to 20 tours, learning rates of 3e-4 to 1e-3 and warm-ups of 5 to 50 updates; all of these ended within 8 points of one
 another. In one minute: 32 instances out of 32 to 128.
 """
 

@@ -1,0 +1,139 @@
+import json
+
+import pytest
+import torch
+
+import models
+from benchmarks import curve, policy_gradient, speed
+from config import load
+from dreamer import Dreamer, make_task
+from envs.instances import uniform_coords
+from envs.routing import TSPInstance, tour_length
+from guard import Guard
+from trainer import make_generators
+
+CPU = torch.device("cpu")
+NODES = 6
+
+
+@pytest.fixture
+def agent():
+    settings = load(policy_gradient.CONFIGS, ["debug"], {"actor.pointer.latent": "0"})
+    return Dreamer(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+
+
+@pytest.fixture
+def instance(agent):
+    return TSPInstance(coords=uniform_coords(3, NODES, generator=agent.generators["environment"], device=CPU))
+
+
+def train(logdir, *options):
+    policy_gradient.main(["--configs", "debug", "--device", "cpu", "--logdir", str(logdir), *options])
+    return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def roll_out(agent, instance, *, first="any"):
+    return policy_gradient.roll_out(agent, instance, tours=4, first=first, generator=agent.generators["acting"])
+
+
+@pytest.mark.parametrize(("first", "starts"), [("any", [0, 1, 3, 4]), ("stored", [0, 0, 0, 0])])
+def test_policy_gradient_roll_out_makes_whole_tours_of_their_true_length(agent, instance, first, starts):
+    rollout = roll_out(agent, instance, first=first)
+    nodes = torch.arange(NODES).expand(3, 4, NODES)
+    assert torch.equal(rollout.action.sort(-1).values, nodes)
+    assert torch.equal(rollout.action[..., -1], torch.tensor(starts).expand(3, 4))
+    for tour in range(4):
+        expected = tour_length(instance.coords, rollout.action[:, tour])
+        torch.testing.assert_close(rollout.tour_length[:, tour], expected)
+
+
+def test_policy_gradient_update_makes_short_tours_likelier(agent, instance):
+    # Warm-up makes the first step tiny, and one step in the gradient's direction is all that is looked at.
+    def log_probs():
+        actor = agent.behavior.actor
+        tables = actor.encode(agent.task.rules.node_features(instance))
+        return actor(None, tables, rollout.view).log_prob(rollout.action).sum(-1)
+
+    rollout = roll_out(agent, instance)
+    before = log_probs()
+    policy_gradient.update(agent, instance, rollout, progress=0.0)
+    advantage = rollout.tour_length.mean(-1, keepdim=True) - rollout.tour_length
+    assert ((log_probs() - before) * advantage).sum() > 0
+
+
+def test_policy_gradient_learns_and_counts_every_decision(tmp_path):
+    options = ("--steps", "60000", "--instances", "32", "--valid_instances", "64", "--eval_instances", "64")
+    rows = train(tmp_path / "run", *options)
+    gaps = [row["valid_gap"] for row in rows if "valid_gap" in row]
+    assert len(gaps) == policy_gradient.EVALUATIONS + 1
+    assert gaps[-1] < gaps[0] / 2
+    assert rows[-1]["eval_gap"] < gaps[0] / 2
+    # 32 instances, 16 tours, 6 decisions: the 20th update passes 60,000.
+    assert rows[-1]["step"] == 20 * 32 * 16 * NODES
+
+
+def test_policy_gradient_ends_after_its_minutes(tmp_path):
+    rows = train(tmp_path / "run", "--minutes", "0.01")
+    assert 0.6 <= rows[-1]["seconds"] < 5
+    assert rows[-1]["step"] % (32 * 16 * NODES) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--tours", "1"), "--tours is '1'"),
+        (("--instances", "few"), "--instances is 'few'"),
+        (("--minutes", "nan"), "--minutes is 'nan'"),
+        (("--actor.type", "masked"), "actor.type is 'masked'"),
+    ],
+)
+def test_policy_gradient_refuses(options, expected, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", *options)
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_policy_gradient_refuses_the_folder_of_another_run(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    assert "no run yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [(), ("--baseline", "critic", "--imag_start", "replay", "--imag_first", "stored")])
+def test_speed_prints_both_tables_and_leaves_the_code_as_it_was(options, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "ENV_SECONDS", 0.02)
+    imagine = models.imagine
+    speed.main(["--configs", "debug", "--device", "cpu", "--updates", "4", *options])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    figures = {row[0]: float(row[1].replace(",", "")) for row in rows if row[0] not in ("what", "phase")}
+    for name in ("env steps, 64 environments", "env steps, 4096 environments", "updates", "imagine", "reward updates"):
+        assert figures[name] > 0
+    parts = list(figures)[list(figures).index("replay sample") : -1]
+    assert sum(figures[part] for part in parts) == pytest.approx(figures["update"], abs=0.1)
+    assert models.imagine is imagine
+
+
+def test_speed_imagined_decisions_counts_all_trajectories(agent):
+    settings = load(speed.CONFIGS, ["debug"], {})
+    _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, settings.envs), settings)
+    # 4 episodes, 4 tours of each, 6 decisions.
+    assert speed.imagined_decisions(agent, replay) == 96
+
+
+def test_curve_reads_the_last_gap_before_a_mark():
+    rows = [
+        {"step": 100, "seconds": 30.0, "valid_gap": 9.0},
+        {"step": 200, "seconds": 60.0, "valid_gap": 5.0},
+        {"step": 250, "seconds": 90.0},
+    ]
+    assert curve.gap_at(rows, "steps", 199) == 9.0
+    assert curve.gap_at(rows, "minutes", 1.2) == 5.0
+    assert curve.gap_at(rows, "steps", 50) is None
+    assert curve.gap_at(rows, "steps", 300) is None
+
+
+def test_curve_cell_is_mean_and_range():
+    assert curve.cell([2.0, 4.0]) == "3.00 (2.00 to 4.00)"
+    assert curve.cell([2.0]) == "2.00"
