@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ RANGES = {
 WARN_ABOVE = {"target_clip_rate": 0.01, "miss_rate": 0.0, "env_miss_rate": 0.0}
 
 
+@runtime_checkable
 class Agent(Protocol):
     """What the loop knows of an agent."""
 

@@ -4,8 +4,8 @@
     python -m benchmarks.speed --configs tsp_attn --device cuda --updates 64
 
 Phases are timed from outside, in updates of their own. On a GPU the timer waits for the device before and after every
-phase, so that those updates take longer than the ones behind the first table. "Replay sample" is all
-sampling, that for the reward updates included.
+phase, so that those updates take longer than the ones behind the first table. "Replay sample" is all sampling,
+that for the reward updates included.
 """
 
 from __future__ import annotations
