@@ -139,7 +139,7 @@ def _unusable(path: Path, cause: str) -> CheckpointError:
     if path.name == LATEST and previous.exists():
         remedy = f"the one before it is there: --resume {previous}"
     else:
-        remedy = "name another with --resume, or start in a new logdir"
+        remedy = "give another checkpoint, or begin in a new logdir"
     return CheckpointError(f"{path} {cause}; {remedy}")
 
 

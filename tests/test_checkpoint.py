@@ -158,7 +158,7 @@ def test_load_reports_unusable_file_in_one_line(
     with pytest.raises(CheckpointError, match=message) as error:
         checkpoint.load(path, CPU)
     assert "\n" not in str(error.value)
-    assert "name another with --resume" in str(error.value)
+    assert "give another checkpoint" in str(error.value)
     assert not Path("unpickled").exists()
 
 
