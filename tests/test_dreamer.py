@@ -116,9 +116,7 @@ def test_act_is_legal_over_several_episodes(actor_type: str):
     obs, info = env.reset()
     state = acting.initial_state(8)
     for _ in range(3 * (NODES + 1)):
-        action, state = acting.act(
-            obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=draws
-        )
+        action, state = acting.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=draws)
         obs, _, _, _, info = env.step(action)
     assert obs["visited"].shape == (8, NODES)
 
@@ -181,7 +179,7 @@ def test_restored_agent_acts_and_counts_like_the_saved_one():
     one, other = agent(), agent(seed=1)
     with torch.no_grad():
         for parameter in one.model.parameters():
-            parameter += 0.1
+            parameter.add_(0.1)
     one.updates = 7
     other.load_state_dict(one.state_dict())
     assert other.updates == 7

@@ -19,6 +19,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
 from models import ImagBehavior, WorldModel, load_function
+from networks import MoveHead, TSPPointerActor, take_nodes
 from optimizer import Optimizer
 from replay import Replay
 from tools import OneHotDist
@@ -34,7 +35,7 @@ COORDS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5
 DIAGONAL = math.sqrt(2)
 RANGE = (torch.tensor(-0.9), torch.tensor(-0.1))
 
-CRITIC = {"baseline": "critic", "imag_start": "replay", "imag_first": "stored"}
+CRITIC: dict[str, Any] = {"baseline": "critic", "imag_start": "replay", "imag_first": "stored"}
 
 
 def debug_config(**changes: Any) -> Config:
@@ -87,9 +88,9 @@ class Scene:
         return self.behavior.start(self.model, batch, generator(seed))
 
     def imagine(
-        self, start: Start, *, horizon: int = NODES, seed: int | None = 1, mask: str = "rules", differentiable: bool = False
+        self, start: Start, *, horizon: int = NODES, seed: int = 1, mask: str = "rules", differentiable: bool = False
     ) -> Trajectory:
-        draws, shape = generator(seed or 0), start.weight.shape
+        draws, shape = generator(seed), start.weight.shape
         noise = Noise(
             latent=torch.rand(horizon, *shape, self.model.rssm.stoch_size, generator=draws),
             action=torch.rand(horizon, *shape, generator=draws),
@@ -99,7 +100,7 @@ class Scene:
             self.behavior.actor,
             start=start,
             tables=self.behavior._tables(self.model, start.context),
-            noise=None if seed is None else noise,
+            noise=noise,
             horizon=horizon,
             mask=mask,
             differentiable=differentiable,
@@ -110,9 +111,27 @@ class Scene:
         return start, self.imagine(start, **choices)
 
     def update(self, batch: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-        return self.behavior.update(
-            self.model, batch, progress=0.0, reward_range=RANGE, generator=generator(seed)
-        )
+        return self.behavior.update(self.model, batch, progress=0.0, reward_range=RANGE, generator=generator(seed))
+
+
+def pointer_of(scene: Scene) -> TSPPointerActor:
+    assert isinstance(scene.behavior.actor, TSPPointerActor)
+    return scene.behavior.actor
+
+
+def costly_legs(scene: Scene) -> Scene:
+    """Let a move cost its length by the head, which starts at zero."""
+    return with_head(scene, times_length=-1.0)
+
+
+def with_head(scene: Scene, *, times_length: float = 0.0, constant: float = 0.0) -> Scene:
+    """Let the head's answer be one number times the length, plus another."""
+    head = scene.model.heads["reward"]
+    assert isinstance(head, MoveHead)
+    nn.init.zeros_(head.output.weight)
+    with torch.no_grad():
+        head.output.bias.copy_(torch.tensor([times_length, constant]))
+    return scene
 
 
 def state_of(trajectory: Trajectory) -> TSPState:
@@ -232,9 +251,7 @@ def test_imagined_states_equal_those_of_the_vector_environment():
     reward = scene.behavior.reward(scene.model, trajectory, start)
     state, rows = state_of(trajectory), trajectory.action.shape[0] * trajectory.action.shape[1]
     coords = instance_of(start).coords.repeat_interleave(trajectory.action.shape[1], 0)
-    env = RoutingVectorEnv(
-        TSPRules, num_envs=rows, num_nodes=NODES, device=CPU, instances=coords, check_actions=True
-    )
+    env = RoutingVectorEnv(TSPRules, num_envs=rows, num_nodes=NODES, device=CPU, instances=coords, check_actions=True)
     obs, _ = env.reset()
     for step in range(NODES + 1):
         assert torch.equal(obs["current_node"], state.current[:, :, step].flatten())
@@ -312,9 +329,7 @@ def filled_replay() -> Replay:
 
 
 def agent(**changes: Any) -> Dreamer:
-    return Dreamer(
-        ROUTING, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu")
-    )
+    return Dreamer(ROUTING, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
 
 
 @pytest.fixture
@@ -373,13 +388,14 @@ def test_replay_starts_beyond_the_first_episode_do_not_count():
 
 
 def test_alive_ends_with_the_episode_and_reward_with_it():
-    scene = Scene(imag_reward="simulated", **CRITIC, imag_tours=1)
+    scene = with_head(Scene(**CRITIC, imag_tours=1), constant=-1.0)
     start, trajectory = scene.imagine_from(episodes(4))
     # From row t of an episode there are N - t decisions to take.
     expected = torch.tensor([[1.0] * (NODES - row) + [0.0] * row for row in range(NODES + 1)])
     assert torch.equal(trajectory.alive, expected.expand(4, -1, -1))
     reward = scene.behavior.reward(scene.model, trajectory, start)
     assert (reward[trajectory.alive == 0] == 0).all()
+    assert (reward[trajectory.alive == 1] == -1).all()
 
 
 def test_augmentation_changes_coordinates_and_keeps_lengths():
@@ -392,9 +408,7 @@ def test_augmentation_changes_coordinates_and_keeps_lengths():
     assert 0 < unchanged.sum() < 20
     tours = tours_of(trajectory)
     torch.testing.assert_close(lengths(augmented, tours), lengths(stored, tours))
-    torch.testing.assert_close(
-        -scene.behavior.reward(scene.model, trajectory, start).sum(-1), lengths(stored, tours)
-    )
+    torch.testing.assert_close(-scene.behavior.reward(scene.model, trajectory, start).sum(-1), lengths(stored, tours))
 
 
 def test_expanded_instance_is_a_view():
@@ -440,7 +454,7 @@ def test_greedy_imagination_draws_nothing_and_takes_the_likeliest_tour():
     assert (tours_of(trajectory).sort(-1).values == torch.arange(NODES)).all()
     assert reward.shape == trajectory.action.shape == (8, 1, NODES)
     feat = None if trajectory.feat is None else trajectory.feat[:, :, :-1]
-    tables = scene.behavior.actor.encode(TSPRules.node_features(instance))
+    tables = pointer_of(scene).encode(TSPRules.node_features(instance))
     assert torch.equal(scene.behavior.actor(feat, tables, trajectory.view(slice(0, -1))).mode(), trajectory.action)
 
 
@@ -452,8 +466,8 @@ def test_differentiable_imagination_equals_the_plain_one():
     assert plain.feat is not None and graph.feat is not None and graph.positions is not None
     torch.testing.assert_close(plain.feat, graph.feat)
     coords, state = instance_of(start).coords, state_of(plain)
-    torch.testing.assert_close(graph.positions[0], networks.take_nodes(coords, state.current[:, :, :-1]))
-    torch.testing.assert_close(graph.positions[1], networks.take_nodes(coords, plain.action))
+    torch.testing.assert_close(graph.positions[0], take_nodes(coords, state.current[:, :, :-1]))
+    torch.testing.assert_close(graph.positions[1], take_nodes(coords, plain.action))
     assert plain.log_prob is None and plain.positions is None
 
 
@@ -506,7 +520,7 @@ def test_leave_one_out_compares_tours_from_the_same_row_only():
 def test_advantage_is_divided_by_the_scale_and_its_floor():
     reward = torch.zeros(1, 2, NODES)
     reward[0, :, 0] = torch.tensor([0.0, 8.0])
-    choices = {"imag_tours": 2, "target_clip": "none", "actor__advantage_floor": 4.0}
+    choices: dict[str, Any] = {"imag_tours": 2, "target_clip": "none", "actor__advantage_floor": 4.0}
     _, advantage, metrics = targets(Scene(**choices), reward)
     # The running range has taken one hundredth of 8 so far: the floor counts.
     assert metrics["advantage_scale"] == 4.0
@@ -608,7 +622,12 @@ def test_no_true_return_is_clipped():
 # Gradients
 
 
-PLAIN = {"actor__grad_clip": 1e9, "actor__entropy": 0.0, "actor__entropy_final": 0.0, "target_clip": "none"}
+PLAIN: dict[str, Any] = {
+    "actor__grad_clip": 1e9,
+    "actor__entropy": 0.0,
+    "actor__entropy_final": 0.0,
+    "target_clip": "none",
+}
 
 
 def actor_gradient(scene: Scene, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -626,7 +645,7 @@ def test_reinforce_gradient_equals_the_one_written_out_by_hand():
     draws = generator()
     start = scene.behavior.start(scene.model, batch, draws)
     noise = scene.behavior._noise(scene.model, start.weight.shape, NODES, draws)
-    tables = scene.behavior.actor.encode(TSPRules.node_features(instance_of(start)))
+    tables = pointer_of(scene).encode(TSPRules.node_features(instance_of(start)))
     trajectory = imagine(
         scene.model, scene.behavior.actor, start=start, tables=tables.detach(), noise=noise, horizon=NODES
     )
@@ -651,22 +670,15 @@ def test_reinforce_gradient_equals_the_one_written_out_by_hand():
             torch.testing.assert_close(actual[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def taught_head(scene: Scene) -> Scene:
-    """Let moves cost something: a head that starts at zero has nothing to differentiate."""
-    with torch.no_grad():
-        scene.model.heads["reward"].output.bias[0] = -1.0
-    return scene
-
-
 def test_dynamics_gradient_reaches_the_actor_through_the_moves():
-    gradient = actor_gradient(taught_head(Scene(imag_gradient="dynamics", **PLAIN)), episodes(8))
+    gradient = actor_gradient(costly_legs(Scene(imag_gradient="dynamics", **PLAIN)), episodes(8))
     assert gradient.keys() == dict(Scene().behavior.actor.named_parameters()).keys()
     assert all(part.isfinite().all() for part in gradient.values())
     assert gradient["pointer.weight"].abs().max() > 1e-6
 
 
 def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
-    scene = taught_head(Scene(imag_gradient="dynamics", baseline="critic", imag_tours=1, imag_horizon="1", **PLAIN))
+    scene = costly_legs(Scene(imag_gradient="dynamics", baseline="critic", imag_tours=1, imag_horizon="1", **PLAIN))
     start, trajectory = scene.imagine_from(episodes(8), horizon=1, differentiable=True)
     assert trajectory.positions is not None
     target = trajectory.positions[1]
@@ -674,7 +686,7 @@ def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
     parameters = list(scene.behavior.actor.parameters())
     actual = torch.autograd.grad(reward, parameters, allow_unused=True, retain_graph=True)
     (slope,) = torch.autograd.grad(reward, target)
-    tables = scene.behavior.actor.encode(TSPRules.node_features(instance_of(start)))
+    tables = pointer_of(scene).encode(TSPRules.node_features(instance_of(start)))
     assert trajectory.feat is not None
     probs = scene.behavior.actor(trajectory.feat[:, :, :1], tables, trajectory.view(slice(0, 1))).probs
     expected = torch.autograd.grad(
@@ -688,7 +700,7 @@ def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
 def test_both_is_the_weighted_sum_of_the_two_gradients():
     batch = episodes(8)
     reinforce, dynamics, both = (
-        actor_gradient(taught_head(Scene(imag_gradient=name, imag_gradient_mix=0.25, **PLAIN)), batch)
+        actor_gradient(costly_legs(Scene(imag_gradient=name, imag_gradient_mix=0.25, **PLAIN)), batch)
         for name in ("reinforce", "dynamics", "both")
     )
     for name in both:
@@ -719,7 +731,7 @@ def test_entropy_bonus_follows_its_schedule():
 )
 def test_update_changes_actor_and_critic_and_leaves_the_model_alone(choices: dict[str, Any]):
     scene = Scene(**choices)
-    taught_head(scene)
+    costly_legs(scene)
     model, actor, critic = (
         [p.detach().clone() for p in part.parameters()]
         for part in (scene.model, scene.behavior.actor, scene.behavior.critic)

@@ -16,7 +16,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagination import Noise, imagine
 from models import ImagBehavior, WorldModel, make_actor
-from networks import MaskedActor, TSPPointerActor
+from networks import MaskedActor, NodeHead, TSPPointerActor
 from optimizer import Optimizer
 from replay import Replay
 from tools import uniform
@@ -50,7 +50,7 @@ def without_zero_outputs(module: nn.Module) -> None:
     """Undo outputs that start at zero, behind which no gradient passes before the first update."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
 
 
 class Learner:
@@ -369,7 +369,9 @@ def test_kl_terms_pull_one_side_each():
 
 def test_predicted_mask_keeps_its_best_node_open():
     model = world_model(ROUTING)
-    nn.init.constant_(model.heads["mask"].bias, -100.0)
+    head = model.heads["mask"]
+    assert isinstance(head, NodeHead)
+    nn.init.constant_(head.bias, -100.0)
     context = model.context(TSPInstance(torch.rand(3, NODES, 2)))
     mask = model.predict_mask(torch.randn(3, 5, model.rssm.feat_size), context)
     assert (mask.sum(-1) == 1).all()

@@ -242,9 +242,9 @@ def test_evaluation_measures_its_own_tours():
 
 
 def test_test_set_is_the_fields_and_validation_another():
-    field = np.random.RandomState(1234).uniform(size=(10000, NODES, 2))  # noqa: NPY002
+    field = np.random.RandomState(1234).uniform(size=(10000, NODES, 2))
     assert np.allclose(evaluation(8, TEST_SEED).coords.numpy(), field[:8])
-    own = np.random.RandomState(4321).uniform(size=(8, NODES, 2))  # noqa: NPY002
+    own = np.random.RandomState(4321).uniform(size=(8, NODES, 2))
     assert np.allclose(evaluation(8).coords.numpy(), own)
 
 
