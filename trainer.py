@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -449,41 +449,41 @@ def train(
     test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
     # Nothing is written before everything that can be wrong with the config has been looked at.
     logdir = Path(str(config.logdir or default_logdir(argv, config)))
-    try:
-        logdir.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(logdir)
-    except OSError as error:
-        raise ConfigError(f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir") from error
-    state, folder = load_start(command, logdir, device)
-    if command.entry["init"]:
-        path = Path(command.entry["init"])
-        with _fitting(path):
-            agent.load_weights(checkpoint.load(path, device)["agent"])
-    logger = Logger(logdir, resume_step=None if state is None else state["step"])
-    logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
-    trainer = Trainer(
-        agent,
-        task,
-        settings=settings,
-        env=env,
-        replay=replay,
-        validation=validation,
-        test=test,
-        generators=generators,
-        guard=guard,
-        logger=logger,
-        logdir=logdir,
-        device=device,
-        draw=None if make_draw is None else make_draw(agent),
-    )
-    if state is not None:
-        with _fitting(folder):
-            trainer.load(state, folder)
-    try:
+    with ExitStack() as stack:
+        try:
+            logdir.mkdir(parents=True, exist_ok=True)
+            stack.callback(RunLock(logdir).release)
+        except OSError as error:
+            raise ConfigError(
+                f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir"
+            ) from error
+        state, folder = load_start(command, logdir, device)
+        if command.entry["init"]:
+            path = Path(command.entry["init"])
+            with _fitting(path):
+                agent.load_weights(checkpoint.load(path, device)["agent"])
+        logger = Logger(logdir, resume_step=None if state is None else state["step"])
+        stack.callback(logger.close)
+        trainer = Trainer(
+            agent,
+            task,
+            settings=settings,
+            env=env,
+            replay=replay,
+            validation=validation,
+            test=test,
+            generators=generators,
+            guard=guard,
+            logger=logger,
+            logdir=logdir,
+            device=device,
+            draw=None if make_draw is None else make_draw(agent),
+        )
+        if state is not None:
+            with _fitting(folder):
+                trainer.load(state, folder)
+        logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
         trainer.run()
-    finally:
-        logger.close()
-        lock.release()
 
 
 def _require_episodes(config: Config, rows: int) -> None:

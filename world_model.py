@@ -157,8 +157,8 @@ class WorldModel(nn.Module):
         # DreamerV3, eq. 3: each side of the KL is pulled towards the other's detached value, free below `free_nats`.
         losses["dyn"] = mean(posterior.detach().kl(prior).sum(-1).clamp(min=self.free_nats))
         losses["rep"] = mean(posterior.kl(prior.detach()).sum(-1).clamp(min=self.free_nats))
-        metrics["prior_entropy"] = prior.entropy().sum(-1).mean()
-        metrics["posterior_entropy"] = posterior.entropy().sum(-1).mean()
+        metrics["prior_entropy"] = prior.entropy().sum(-1).mean().detach()
+        metrics["posterior_entropy"] = posterior.entropy().sum(-1).mean().detach()
         if "reward" in self.heads:
             if context is None:
                 losses["reward"] = mean(-self._two_hot(feat).log_prob(batch["reward"]))

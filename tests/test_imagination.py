@@ -705,7 +705,8 @@ def test_both_is_the_weighted_sum_of_the_two_gradients():
     )
     for name in both:
         expected = 0.75 * reinforce[name] + 0.25 * dynamics[name]
-        torch.testing.assert_close(both[name], expected, rtol=1e-3, atol=1e-6)
+        # By norm: small entries of the coordinates' embedding are differences of large ones.
+        assert (both[name] - expected).norm() <= 5e-3 * expected.norm() + 1e-6, name
 
 
 def test_entropy_bonus_follows_its_schedule():
