@@ -190,7 +190,8 @@ def imagine(
                 true_masks.append(true_mask)
             if step == horizon:
                 break
-            dist = actor(feats[-1] if feats else None, tables, view)
+            # The score of an action is not differentiated through the latents that led to it.
+            dist = actor(feats[-1].detach() if feats else None, tables, view)
             action = dist.mode() if noise is None else dist.sample(noise.action[step])
             actions.append(action)
             alives.append(alive)

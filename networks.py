@@ -238,13 +238,12 @@ class NodeHead(nn.Module):
         super().__init__()
         self.query = MLP(feat_size, node_size, units=units, layers=1)
         self.key = nn.Linear(node_size, node_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros((), device="cpu"))
 
     def forward(self, feat: Float[Tensor, "B *Q F"], nodes: Float[Tensor, "B N E"]) -> Float[Tensor, "B *Q N"]:
         query = self.query(feat)
         rows = query.reshape(nodes.shape[0], -1, nodes.shape[-1])
         logits = rows @ self.key(nodes).transpose(-1, -2) / math.sqrt(nodes.shape[-1])
-        return logits.view(*query.shape[:-1], -1) + self.bias
+        return logits.view(*query.shape[:-1], -1)
 
 
 class MoveHead(nn.Module):

@@ -172,6 +172,7 @@ class Trainer:
         self.acting = agent.initial_state(env.num_envs)
         self.episode_return = torch.zeros(env.num_envs, device=device)
         self.latest: dict[str, float] = {}
+        self.finished = False
         self._stop_signal: str | None = None
 
     def run(self) -> None:
@@ -196,6 +197,9 @@ class Trainer:
                     self._evaluate()
                 if self._crossed("checkpoint_every", before):
                     self._save()
+            if self.finished:
+                self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
+                return
             if self._stop_signal is None:
                 self._finish()
             self._save()
@@ -295,7 +299,7 @@ class Trainer:
             self._save()
             raise NonFinite(
                 f"{finding}; stopped at step {self.step}. {self.logdir / checkpoint.LATEST} holds the last good state;"
-                " start again with a lower learning rate or another --seed"
+                " its replay may hold the value: begin in a new logdir, with --init and a lower learning rate"
             )
 
     def _show(self) -> None:
@@ -317,6 +321,7 @@ class Trainer:
         result = evaluate(self.agent, self.task, self.test, device=self.device)
         values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
         self.logger.scalars(self.step, self._elapsed(), values)
+        self.finished = True
         self._draw("test", self.test, result)
         self._progress.say(
             f"test set: {len(result.lengths)} instances, mean length {-values['eval_return']:.4f},"
@@ -351,6 +356,7 @@ class Trainer:
             "updates_owed": self.updates_owed,
             "seconds": self._elapsed(),
             "latest": self.latest,
+            "finished": self.finished,
         }
         checkpoint.save(self.logdir / checkpoint.LATEST, state)
         if self.settings.checkpoint_numbered:
@@ -376,6 +382,8 @@ class Trainer:
             "latest",
         ):
             setattr(self, name, state[name])
+        # With more steps than it had, a run that has ended goes on.
+        self.finished = state["finished"] and self.step >= self.settings.steps
 
 
 def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:

@@ -42,9 +42,6 @@ class WorldModel(nn.Module):
         Args:
             task: what there is to model.
             settings: the config section `model`.
-
-        Raises:
-            ValueError: a loss scale names no head, or is given for one that this task cannot have.
         """
         super().__init__()
         self.task, self.rules = task, task.rules

@@ -697,6 +697,24 @@ def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 
 
+def test_score_of_an_action_is_not_differentiated_through_the_latents_before_it():
+    """Without any share of `dynamics`, `both` is `reinforce`: states are given, however they came about."""
+    batch, gradients = episodes(8), []
+    alternatives: list[dict[str, Any]] = [
+        {"imag_gradient": "reinforce"},
+        {"imag_gradient": "both", "imag_gradient_mix": 0.0},
+    ]
+    for choices in alternatives:
+        scene = costly_legs(Scene(**choices, **PLAIN))
+        with torch.no_grad():
+            # Let the latent matter to the actor.
+            pointer_of(scene).query_latent.weight.mul_(10.0)
+        gradients.append(actor_gradient(scene, batch))
+    reinforce, both = gradients
+    for name, expected in reinforce.items():
+        assert (both[name] - expected).norm() <= 5e-3 * expected.norm(), name
+
+
 def test_both_is_the_weighted_sum_of_the_two_gradients():
     batch = episodes(8)
     reinforce, dynamics, both = (
@@ -705,8 +723,7 @@ def test_both_is_the_weighted_sum_of_the_two_gradients():
     )
     for name in both:
         expected = 0.75 * reinforce[name] + 0.25 * dynamics[name]
-        # By norm: small entries of the coordinates' embedding are differences of large ones.
-        assert (both[name] - expected).norm() <= 5e-3 * expected.norm() + 1e-6, name
+        torch.testing.assert_close(both[name], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_entropy_bonus_follows_its_schedule():
