@@ -367,12 +367,17 @@ def test_kl_terms_pull_one_side_each():
     assert torch.autograd.grad(losses["rep"], posterior)[0].abs().max() > 0
 
 
+class EverythingClosed(NodeHead):
+    """A mask head that holds no node for open."""
+
+    def forward(self, feat: Tensor, nodes: Tensor) -> Tensor:
+        return super().forward(feat, nodes) - 100
+
+
 def test_predicted_mask_keeps_its_best_node_open():
     model = world_model(ROUTING)
-    head = model.heads["mask"]
-    assert isinstance(head, NodeHead)
-    nn.init.constant_(head.bias, -100.0)
     context = model.context(TSPInstance(torch.rand(3, NODES, 2)))
+    model.heads["mask"] = EverythingClosed(model.rssm.feat_size, context.nodes.shape[-1], units=8)
     mask = model.predict_mask(torch.randn(3, 5, model.rssm.feat_size), context)
     assert (mask.sum(-1) == 1).all()
 
