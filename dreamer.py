@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-import trainer
+import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
 from envs.drawing import draw_tour
 from envs.routing import RULES, TSPInstance
@@ -333,14 +333,14 @@ def make_task(config: Config) -> Task:
 
 def main(argv: list[str]) -> None:
     """Read the command line and train."""
-    with one_line_errors("dreamer.py", *trainer.USER_ERRORS):
+    with one_line_errors("dreamer.py", *launch.USER_ERRORS):
         command = parse_command_line(
             argv,
             config_path=Path(__file__).with_name("configs.yaml"),
             description=DESCRIPTION,
-            entry_keys=trainer.ENTRY_KEYS,
+            entry_keys=launch.ENTRY_KEYS,
         )
-        trainer.train(command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw)
+        launch.train(command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw)
 
 
 if __name__ == "__main__":

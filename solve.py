@@ -15,6 +15,7 @@ from matplotlib.image import imsave
 
 import checkpoint
 import config
+import launch
 import trainer
 from checkpoint import CheckpointError
 from config import ConfigError, one_line_errors
@@ -77,7 +78,7 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         make_task(settings),
         settings,
         device=device,
-        generators=trainer.make_generators(settings.seed, device),
+        generators=launch.make_generators(settings.seed, device),
         guard=Guard(device),
     )
     state = checkpoint.load(weights, device)
@@ -152,12 +153,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--reference", choices=("lkh", "none"), default="lkh", help="what lengths are compared with")
     arguments = parser.parse_args(argv)
     failed = False
-    with one_line_errors("solve.py", *trainer.USER_ERRORS, OSError):
+    with one_line_errors("solve.py", *launch.USER_ERRORS, OSError):
         names = [path.stem for path in arguments.files]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise ConfigError(f"several files are called {min(twice)}, and so would be their tours; solve them apart")
-        agent = load_agent(arguments.run, trainer.choose_device(arguments.device))
+        agent = load_agent(arguments.run, launch.choose_device(arguments.device))
         arguments.out.mkdir(parents=True, exist_ok=True)
         print(ROW.format("name", "nodes", "length", "LKH", "gap, %", "seconds"))
         for path, name in zip(arguments.files, names, strict=True):

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import launch
 import trainer
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer, make_task
@@ -114,8 +115,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
     Raises:
         NonFinite: a loss or a gradient was not finite.
     """
-    validation = trainer.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
-    test = trainer.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
+    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
     begin = time.monotonic()
     step, evaluations, progress = 0, 0, 0.0
@@ -164,7 +165,7 @@ def number(text: str, name: str, *, least: float) -> float:
 
 def main(argv: list[str]) -> None:
     """Read the command line and train."""
-    with one_line_errors("policy_gradient", *trainer.USER_ERRORS):
+    with one_line_errors("policy_gradient", *launch.USER_ERRORS):
         command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
         config = command.config.replace(**{"actor.pointer.latent": 0})
         if config.actor.type != "tsp_pointer":
@@ -178,13 +179,13 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
-        device = trainer.choose_device(config.device)
+        device = launch.choose_device(config.device)
         # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
         agent = Dreamer(
             make_task(config),
             config,
             device=device,
-            generators=trainer.make_generators(config.seed, device),
+            generators=launch.make_generators(config.seed, device),
             guard=Guard(device),
         )
         logdir = Path(config.logdir)

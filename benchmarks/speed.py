@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import torch
 
+import launch
 import models
-import trainer
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer, make_task
 from envs.vector import RoutingVectorEnv
@@ -136,7 +136,7 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
 
 def main(argv: list[str]) -> None:
     """Read the command line, measure, and print two tables."""
-    with one_line_errors("speed", *trainer.USER_ERRORS):
+    with one_line_errors("speed", *launch.USER_ERRORS):
         command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
         config, asked = command.config, command.entry["updates"]
         if asked is not None and not (asked.isdigit() and int(asked)):
@@ -145,8 +145,8 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
-        device = trainer.choose_device(config.device)
-        generators = trainer.make_generators(config.seed, device)
+        device = launch.choose_device(config.device)
+        generators = launch.make_generators(config.seed, device)
         agent = Dreamer(make_task(config), config, device=device, generators=generators, guard=Guard(device))
     print(f"{device}, {config.threads} thread(s), {updates} updates\n")
     print("| what | per second |\n|---|---|")

@@ -7,6 +7,7 @@ call the same `reset`, `action_mask` and `step`; what a move costs stands apart 
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -207,7 +208,7 @@ class LegalActions(spaces.Discrete):
         return super().sample(mask, probability)
 
 
-class RoutingEnv(gymnasium.Env):
+class RoutingEnv(gymnasium.Env, ABC):
     """One routing instance at a time, stepped by the batched rules with a batch of one.
 
     An action is the next node. The reward is minus the leg's cost, so that the return of an episode is minus the
@@ -237,13 +238,13 @@ class RoutingEnv(gymnasium.Env):
         self._first_seed = seed
         self._begun = False
 
+    @abstractmethod
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
         """The instance given to `reset(options=...)`, a batch of one; None where the options hold none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _random_instance(self) -> TSPInstance:
         """A new instance, a batch of one, drawn from `self.np_random`."""
-        raise NotImplementedError
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

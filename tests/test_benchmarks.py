@@ -10,7 +10,7 @@ from dreamer import Dreamer, make_task
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
-from trainer import make_generators
+from launch import make_generators
 
 CPU = torch.device("cpu")
 NODES = 6

@@ -10,7 +10,7 @@ import torch
 from ruamel.yaml import YAML
 
 import config
-import trainer
+import launch
 from config import Config
 from dreamer import Dreamer, make_task
 from envs.vector import RoutingVectorEnv
@@ -34,7 +34,7 @@ def section(*names: str, **changes: Any) -> Config:
 def act_and_update(chosen: Config) -> tuple[Dreamer, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random tours."""
     task, guard = make_task(chosen), Guard(CPU)
-    generators = trainer.make_generators(0, CPU)
+    generators = launch.make_generators(0, CPU)
     agent = Dreamer(task, chosen, device=CPU, generators=generators, guard=guard)
     assert task.rules is not None
     env = RoutingVectorEnv(
@@ -87,9 +87,10 @@ def test_debug_overlays_every_section(name: str):
 @pytest.mark.parametrize("names", [[name] for name in SECTIONS] + [[name, "debug"] for name in NAMED], ids="+".join)
 def test_section_keeps_within_the_loops_ranges_and_prefills_whole_episodes(names: list[str]):
     chosen = section(*names)
-    config.validate_ranges(chosen, trainer.RANGES)
-    config.validate_choices(chosen, trainer.CHOICES)
-    trainer._require_episodes(chosen, chosen.nodes + 1)
+    config.validate_ranges(chosen, launch.RANGES)
+    config.validate_choices(chosen, launch.CHOICES)
+    launch._require_episodes(chosen, chosen.nodes + 1)
+    assert chosen.prefill < chosen.steps, "a run that ends before its first update"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 import config
 import dreamer
-import trainer
+import launch
 from dreamer import Dreamer, imagination_settings, make_draw, make_task
 from envs.routing import TSPRules
 from envs.tasks import Task
@@ -32,7 +32,7 @@ def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
     return Dreamer(
-        make_task(settings), settings, device=CPU, generators=trainer.make_generators(0, CPU), guard=Guard("cpu")
+        make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
     )
 
 

@@ -21,7 +21,7 @@ GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "
 LAYERS = (
     GROUND,
     frozenset({"networks", "trainer"}),
-    frozenset({"world_model"}),
+    frozenset({"world_model", "launch"}),
     frozenset({"imagination"}),
     frozenset({"models", "sac"}),
     frozenset({"dreamer"}),

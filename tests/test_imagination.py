@@ -18,12 +18,12 @@ from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
+from launch import make_generators
 from models import ImagBehavior, WorldModel, load_function
 from networks import MoveHead, TSPPointerActor, take_nodes
 from optimizer import Optimizer
 from replay import Replay
 from tools import OneHotDist
-from trainer import make_generators
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -825,7 +825,8 @@ def test_imagination_refuses_what_does_not_go_together(choices: dict[str, Any], 
     ids=str,
 )
 def test_imagination_accepts_what_goes_together(choices: dict[str, Any]):
-    Imagination(**choices)
+    accepted = Imagination(**choices)
+    assert all(getattr(accepted, name) == value for name, value in choices.items())
 
 
 @pytest.mark.parametrize(

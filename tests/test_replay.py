@@ -325,6 +325,7 @@ def test_add_and_sample_never_wait_for_gpu() -> None:
         for row in rows:
             replay.add(row)
         replay.sample_windows(8, 5, generator=random)
-        replay.sample_episodes(8, 5, generator=random)
+        episodes = replay.sample_episodes(8, 5, generator=random)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert episodes["reward"].device.type == "cuda"

@@ -11,7 +11,7 @@ import dreamer
 import solve
 from envs.instances import field_test_coords, tsplib_tour_length
 from guard import Guard
-from trainer import make_generators
+from launch import make_generators
 
 NODES = 6
 CPU = torch.device("cpu")

@@ -18,6 +18,7 @@ import torch
 import checkpoint
 import config
 import dreamer
+import launch
 import trainer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
@@ -63,7 +64,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def debug_agent() -> tuple[dreamer.Dreamer, dict[str, torch.Generator]]:
-    generators = trainer.make_generators(0, CPU)
+    generators = launch.make_generators(0, CPU)
     settings = config.load(ROOT / "configs.yaml", ["debug"], {})
     return dreamer.Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
@@ -206,7 +207,7 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
 
 
 def evaluation(count: int = 8, seed: int = VALIDATION_SEED) -> trainer.Evaluation:
-    return trainer.make_evaluation(NODES, count, seed=seed)
+    return launch.make_evaluation(NODES, count, seed=seed)
 
 
 def test_evaluation_draws_from_no_generator():
@@ -254,7 +255,7 @@ def test_seed_1234_trains_on_no_test_instance():
         num_envs=2000,
         num_nodes=NODES,
         device=CPU,
-        generator=trainer.make_generators(1234, CPU)["environment"],
+        generator=launch.make_generators(1234, CPU)["environment"],
     )
     positions = {tuple(node) for node in env.reset()[0]["coords"].flatten(0, 1).tolist()}
     test_positions = {tuple(node) for node in evaluation(64, TEST_SEED).coords.flatten(0, 1).tolist()}
@@ -263,17 +264,17 @@ def test_seed_1234_trains_on_no_test_instance():
 
 
 def test_generators_of_one_seed_are_independent():
-    generators = trainer.make_generators(0, CPU)
+    generators = launch.make_generators(0, CPU)
     draws = {role: tuple(torch.rand(4, generator=generator).tolist()) for role, generator in generators.items()}
-    assert len(set(draws.values())) == len(trainer.ROLES) == len(draws)
-    again = trainer.make_generators(0, CPU)
+    assert len(set(draws.values())) == len(launch.ROLES) == len(draws)
+    again = launch.make_generators(0, CPU)
     assert all(tuple(torch.rand(4, generator=again[role]).tolist()) == draws[role] for role in draws)
 
 
 # Killed, stopped and resumed
 
 
-def launch(logdir: Path) -> subprocess.Popen[bytes]:
+def start_process(logdir: Path) -> subprocess.Popen[bytes]:
     with (logdir.parent / f"{logdir.name}.stderr").open("ab") as stderr:
         return subprocess.Popen(
             [sys.executable, "dreamer.py", *COMMAND, "--logdir", str(logdir)], cwd=ROOT, stderr=stderr
@@ -313,7 +314,7 @@ def test_run_that_is_killed_three_times_ends_like_an_undisturbed_one(reference: 
         return reached
 
     for moment in (before_the_first_checkpoint, right_after_a_checkpoint, some_time_later):
-        assert send(signal.SIGKILL, launch(logdir), when=moment) == -signal.SIGKILL
+        assert send(signal.SIGKILL, start_process(logdir), when=moment) == -signal.SIGKILL
     assert loaded(latest)["step"] in (200, 400)
     rows = train(logdir)
     assert without_times(rows) == without_times(reference.rows)
@@ -322,7 +323,7 @@ def test_run_that_is_killed_three_times_ends_like_an_undisturbed_one(reference: 
 
 def test_sigterm_saves_and_the_same_command_goes_on(reference: Reference, tmp_path: Path):
     logdir = tmp_path / "run"
-    process = launch(logdir)
+    process = start_process(logdir)
     assert send(signal.SIGTERM, process, when=lambda: has_logged(logdir, 100)) == 0
     stopped_at = loaded(logdir / checkpoint.LATEST)["step"]
     assert 100 <= stopped_at < STEPS

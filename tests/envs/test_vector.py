@@ -248,6 +248,8 @@ def test_vector_env_in_lockstep_never_fetches_from_the_device(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     for _ in range(12):
         obs, *_ = env.step(highest_legal(obs))
+    monkeypatch.undo()
+    assert obs["current_node"].shape == (env.num_envs,)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
