@@ -3,7 +3,8 @@
     python -m benchmarks.curve steps 8000 16000 24000 -- logdir/few/*
     python -m benchmarks.curve minutes 1 5 15 30 -- logdir/attn/*
 
-Each cell is the last validation gap at or before the mark (or 1 % behind it: environments step together). The final line gives the test set's gap of each run.
+Each cell is the last validation gap at or before the mark, or up to 1 % behind it, since environments step together.
+The final line gives the test set's gap of each run.
 """
 
 from __future__ import annotations
