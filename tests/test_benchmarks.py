@@ -128,7 +128,9 @@ def test_curve_reads_the_last_gap_before_a_mark():
         {"step": 200, "seconds": 60.0, "valid_gap": 5.0},
         {"step": 250, "seconds": 90.0},
     ]
-    assert curve.gap_at(rows, "steps", 199) == 9.0
+    assert curve.gap_at(rows, "steps", 197) == 9.0
+    # Environments step together, so that a row may stand up to 1 % behind its mark.
+    assert curve.gap_at(rows, "steps", 199) == 5.0
     assert curve.gap_at(rows, "minutes", 1.2) == 5.0
     assert curve.gap_at(rows, "steps", 50) is None
     assert curve.gap_at(rows, "steps", 300) is None
