@@ -104,6 +104,9 @@ class CommandLine(NamedTuple):
 def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
     """Section `defaults`, overlaid by each named section in order, then by the overrides.
 
+    The section called like the family of the resulting task (`gym` for gym_CartPole-v1) lies right above the
+    defaults, named or not.
+
     Args:
         path: a YAML file whose top level holds the sections.
         names: sections to overlay.
@@ -113,6 +116,14 @@ def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Conf
         ConfigError: the file cannot be read; an unknown section or key; a value of another type than the default's.
     """
     sections = _read_sections(path)
+    config = _resolved(path, sections, names, overrides)
+    family = str(config.get("task", "")).partition("_")[0]
+    if family in sections and family not in names:
+        config = _resolved(path, sections, [family, *names], overrides)
+    return config
+
+
+def _resolved(path: Path, sections: dict[str, Any], names: Sequence[str], overrides: Mapping[str, str]) -> Config:
     defaults = config = Config(sections[DEFAULTS])
     for name in names:
         if name not in sections:
@@ -218,13 +229,22 @@ def save(config: Config, path: Path) -> None:
     path.write_text(to_yaml(config), encoding="utf-8")
 
 
-def read(path: Path) -> Config:
-    """The config that `save` wrote.
+def read(path: Path, *, missing_from: Config | None = None) -> Config:
+    """The config that `save` wrote; a key that did not exist then is taken from `missing_from`.
 
     Raises:
         ConfigError: the file is missing or is no such config.
     """
-    return Config(_read_mapping(path))
+    saved = _read_mapping(path)
+    return Config(saved if missing_from is None else _filled(saved, missing_from.to_dict()))
+
+
+def _filled(values: dict[str, Any], fallback: dict[str, Any]) -> dict[str, Any]:
+    filled = {**fallback, **values}
+    for name, entry in fallback.items():
+        if isinstance(entry, dict) and isinstance(values.get(name), dict):
+            filled[name] = _filled(values[name], entry)
+    return filled
 
 
 def to_yaml(config: Config) -> str:

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 import launch
-from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
-from envs.drawing import draw_tour
-from envs.routing import RULES, TSPInstance
-from envs.tasks import Task
+from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from envs.drawing import draw_open_loop, draw_tour
+from envs.routing import TSPInstance
+from envs.tasks import ACTION_MASK, Task
+from evaluation import Pictures
 from guard import Guard
 from imagination import Imagination
 from models import ImagBehavior
-from networks import Latent, PointerTables, RoutingView, TSPPointerActor
-from optimizer import Optimizer
+from networks import Latent, PointerTables, TSPPointerActor, View
+from optimizer import Optimizer, update_together
 from replay import Replay
 from tools import uniform
 from world_model import RoutingContext, WorldModel
 
-DESCRIPTION = """Train a Dreamer. For example:
+DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn
+  python dreamer.py --task gym_CartPole-v1
+  python dreamer.py --evaluate logdir/cartpole-seed0
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
 
 
@@ -45,7 +47,17 @@ RANGES = {
     "actor.advantage_floor": (1e-8, math.inf),
     "batch_length": (2, math.inf),
     "critic.share": (0, 1),
+    **dict.fromkeys(("critic.replay_scale", "optimizer.agc"), (0, math.inf)),
+    "model.depth": (1, math.inf),
+    "discount": (0, 1),
 }
+CHOICES = {
+    "model.norm": ("rms", "layer"),
+    "model.initialisation": ("torch", "published"),
+    "optimizer.algorithm": ("adam", "laprop"),
+}
+# Rows that an open-loop picture observes before it imagines.
+OPEN_LOOP_SEEN = 8
 
 
 def imagination_settings(config: Config) -> Imagination:
@@ -103,15 +115,20 @@ class Dreamer:
         validate_ranges(config, RANGES)
         self.task, self.device, self.guard = task, device, guard
         self.generators = generators
-        self.model = WorldModel(task, config.model).to(device)
+        validate_choices(config, CHOICES)
+        imagination = imagination_settings(config)
+        optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
+        self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
         self.behavior = ImagBehavior(
             task,
             self.model,
-            imagination=imagination_settings(config),
+            imagination=imagination,
             actor=config.actor,
             critic=config.critic,
-            schedule=config.schedule,
+            optimizer=optimizer,
             guard=guard,
+            norm=config.model.norm,
+            initialisation=config.model.initialisation,
         ).to(device)
         self.model_optimizer = Optimizer(
             "model",
@@ -119,7 +136,7 @@ class Dreamer:
             guard=guard,
             lr=config.model.lr,
             clip=config.model.grad_clip,
-            **config.schedule.to_dict(),
+            **optimizer,
         )
         self.batch_size = config.batch_size
         self.model_every, self.reward_updates = config.model_every, config.reward_updates
@@ -129,12 +146,14 @@ class Dreamer:
         if task.rules is not None:
             self.batch_length = task.rules.episode_steps(task.num_actions) + 1
         self.rows_per_update = self.batch_size * self.batch_length
+        self.memory_spaces = self.model.memory_spaces if config.replay_context and task.rules is None else {}
         self.updates = 0
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
         latent = self.model.rssm.initial((num_envs,))
-        action = torch.zeros(num_envs, dtype=torch.long, device=self.device)
+        spec = self.task.actions
+        action = torch.zeros((num_envs, *spec.shape), dtype=spec.dtype, device=self.device)
         return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": {}}
 
     @torch.no_grad()
@@ -146,7 +165,7 @@ class Dreamer:
         is_first: Bool[Tensor, " E"],
         any_first: bool,
         generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " E"], dict[str, Any]]:
+    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
         """Choose an action for every environment.
 
         Args:
@@ -162,13 +181,15 @@ class Dreamer:
             # Acting may begin in mid-episode, after a prefill by another policy.
             if any_first or not static:
                 static = _renew(static, self._encode_static(instance), is_first)
-            view = RoutingView(
+            view = View(
+                action_mask=obs[ACTION_MASK][:, None],
                 first=routing_state.first[:, None],
                 current=routing_state.current[:, None],
-                action_mask=obs["action_mask"][:, None],
             )
             if "nodes" in static:
                 context = RoutingContext(instance=instance, nodes=static["nodes"])
+        elif self.task.actions.masked:
+            view = View(obs[ACTION_MASK][:, None])
         latent, feat = Latent(state["deter"], state["stoch"]), None
         if self.behavior.actor.latent_size:
             latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
@@ -180,7 +201,8 @@ class Dreamer:
         if generator is None:
             action = dist.mode()[:, 0]
         else:
-            action = dist.sample(uniform(dist.probs.shape[:-1], generator))[:, 0]
+            shape = (is_first.shape[0], 1, *self.task.actions.shape)
+            action = dist.sample(uniform(shape, generator))[:, 0]
         return action, {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
 
     def _encode_static(self, instance: TSPInstance) -> dict[str, Tensor]:
@@ -198,9 +220,9 @@ class Dreamer:
         self,
         obs: dict[str, Tensor],
         context: RoutingContext | None,
-        view: RoutingView | None,
+        view: View | None,
         latent: Latent,
-        prev_action: Int[Tensor, " E"],
+        prev_action: Shaped[Tensor, "E *A"],
         is_first: Bool[Tensor, " E"],
         generator: torch.Generator | None,
     ) -> Latent:
@@ -211,6 +233,12 @@ class Dreamer:
         if generator is not None:
             noise = uniform((embed.shape[0], self.model.rssm.stoch_size), generator)
         return self.model.rssm.observe_step(latent, action, embed, is_first, noise)[0]
+
+    def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """What replay keeps of the state that `act` returned, under the keys of `memory_spaces`."""
+        if not self.memory_spaces:
+            return {}
+        return self.model.memory(Latent(state["deter"], state["stoch"]))
 
     def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]:
         """Learn from one batch of replay: every `model_every` times the model, and always the behaviour.
@@ -223,19 +251,34 @@ class Dreamer:
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
         self.guard.watch_all("replayed", batch)
-        if self.updates % self.model_every == 0:
-            metrics |= self._update_model(batch, progress)
         for _ in range(self.reward_updates if self.task.rules is not None and "reward" in self.model.heads else 0):
             metrics |= self._update_reward(self._sample(replay), progress)
-        metrics |= self.behavior.update(
+        losses, observed = [], None
+        if self.updates % self.model_every == 0:
+            model_losses, model_metrics, observed = self.model.loss(batch, self._noise(batch))
+            self.guard.watch_all("model loss", model_losses)
+            total = torch.stack([self.model.loss_scales[name] * loss for name, loss in model_losses.items()]).sum()
+            metrics |= {**model_metrics, "model_loss": total.detach()}
+            losses.append((total, [self.model_optimizer]))
+            if self.memory_spaces:
+                replay.rewrite(batch, self.model.memory(observed.latents))
+        behavior_losses, behavior_metrics = self.behavior.losses(
             self.model,
             batch,
+            observed,
             progress=progress,
             reward_range=(replay.reward_min, replay.reward_max),
             generator=self.generators["imagination"],
         )
+        metrics |= behavior_metrics
+        optimizers = self._optimizers()
+        for name, loss in behavior_losses.items():
+            reached = ("critic", "model") if name == "replay_value" else (name,)
+            losses.append((loss, [optimizers[each] for each in reached]))
+        applied, update_metrics = update_together(losses, progress=progress)
+        self.behavior.follow(applied["critic"])
         self.updates += 1
-        return metrics
+        return metrics | update_metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters."""
@@ -272,13 +315,6 @@ class Dreamer:
     def _noise(self, batch: dict[str, Tensor]) -> Tensor:
         return uniform((*batch["reward"].shape, self.model.rssm.stoch_size), self.generators["model"])
 
-    def _update_model(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        losses, metrics = self.model.loss(batch, self._noise(batch))
-        self.guard.watch_all("model loss", losses)
-        total = sum(self.model.loss_scales[name] * loss for name, loss in losses.items())
-        _, update_metrics = self.model_optimizer.step(total, progress=progress)
-        return metrics | update_metrics
-
     def _update_reward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """Train the move head alone; it needs many more updates than the rest of the model, and they are cheap."""
         assert self.task.rules is not None
@@ -286,7 +322,7 @@ class Dreamer:
         feat = None
         if self.model.reward_latent:
             with torch.no_grad():
-                feat = self.model.observe(batch, self._noise(batch))[0].feat()
+                feat = self.model.observe(batch, self._noise(batch)).latents.feat()
         loss = self.model.move_loss(batch, instance, feat)
         self.model_optimizer.step(self.model.loss_scales["reward"] * loss, progress=progress)
         return {"move_error": loss.detach().sqrt()}
@@ -302,37 +338,40 @@ def _renew(kept: dict[str, Tensor], fresh: dict[str, Tensor], is_first: Bool[Ten
     }
 
 
-def make_draw(agent: Dreamer) -> Callable[[Float[Tensor, "N 2"]], np.ndarray] | None:
-    """A function that draws the greedy tour the agent imagines for an instance; None for tasks without tours."""
+def make_pictures(agent: Dreamer) -> Pictures | None:
+    """What the agent imagines, drawn: a greedy tour of a routing instance, or an episode in open loop."""
     rules = agent.task.rules
-    if rules is None:
-        return None
 
     @torch.no_grad()
-    def draw(coords: Float[Tensor, "N 2"]) -> np.ndarray:
+    def imagined_tour(coords: Float[Tensor, "N 2"]) -> dict[str, np.ndarray]:
+        assert rules is not None
         instance = rules.instance_type(coords=coords[None].to(agent.device))
         trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
         assert trajectory.state is not None
         tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
         title = f"imagined: length {-float(reward.sum()):.3f} by the model"
-        return draw_tour(coords.cpu().numpy(), tour.cpu().numpy(), title=title)
+        return {"imagined": draw_tour(coords.cpu().numpy(), tour.cpu().numpy(), title=title)}
 
-    return draw
+    def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        length = sequence["is_first"].shape[1]
+        seen = max(1, min(OPEN_LOOP_SEEN, length // 2))
+        if length < seen + 1:
+            return {}
+        generator = torch.Generator(agent.device).manual_seed(0)
+        noise = uniform((1, length, agent.model.rssm.stoch_size), generator)
+        predicted = agent.model.open_loop(sequence, seen=seen, noise=noise)
+        return {
+            f"open_loop_{name}": draw_open_loop(sequence[name][0].cpu().numpy(), value[0].cpu().numpy(), seen=seen)
+            for name, value in predicted.items()
+        }
 
-
-def make_task(config: Config) -> Task:
-    """The task that the config names.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-    if config.task not in RULES:
-        raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
-    return Task(rules=RULES[config.task], num_actions=config.nodes, vectors={})
+    if rules is not None:
+        return imagined_tour
+    return open_loop if agent.model.decoder is not None else None
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line and train."""
+    """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("dreamer.py", *launch.USER_ERRORS):
         command = parse_command_line(
             argv,
@@ -340,7 +379,10 @@ def main(argv: list[str]) -> None:
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
         )
-        launch.train(command, argv=["dreamer.py", *argv], make_task=make_task, make_agent=Dreamer, make_draw=make_draw)
+        if command.entry["evaluate"]:
+            launch.evaluate_run(command, make_agent=Dreamer)
+        else:
+            launch.train(command, argv=["dreamer.py", *argv], make_agent=Dreamer, make_pictures=make_pictures)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from envs.routing import TSPInstance, TSPState
-from networks import Latent, PointerTables, RoutingView, take_nodes
+from networks import Latent, PointerTables, View, take_nodes
 from world_model import RoutingContext, WorldModel
 
 
@@ -89,18 +89,18 @@ class Noise(NamedTuple):
     """The randomness of one imagination, drawn beforehand: uniform in [0, 1)."""
 
     latent: Float[Tensor, "H B Q S"]
-    action: Float[Tensor, "H B Q"]
+    action: Float[Tensor, "H B Q *A"]
 
 
 class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
-    `latent` is None where nobody reads it; `state` and `context` are None for a task without rules. `weight` is 0 for
-    starts that must not count (rows beyond an episode's end).
+    `latent` is None where nobody reads it; `context` is None for any task but routing, and `state` for one without
+    rules. `weight` is 0 for starts that must not count (rows beyond an episode's end).
     """
 
     latent: Latent | None
-    state: TSPState | None
+    state: Any
     context: RoutingContext | None
     weight: Float[Tensor, "B Q"]
 
@@ -108,8 +108,8 @@ class Start(NamedTuple):
 class Trajectory(NamedTuple):
     """What was imagined from a `Start`: H actions, and the H + 1 states around them.
 
-    `mask` is the mask that the actor was given; `legal` is the rules' own verdict on each action. `alive` is 1 while
-    the start counts and the episode has not ended before the action. `log_prob`, `entropy` and `positions` (origin
+    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any. `alive` is how likely
+    each action is to be taken at all: the start's weight times every `cont` before it. `state` is of routing only. `log_prob`, `entropy` and `positions` (origin
     and target of each move) carry a graph, and are there only in differentiable imagination.
     """
 
@@ -117,22 +117,21 @@ class Trajectory(NamedTuple):
     state: TSPState | None
     mask: Bool[Tensor, "B Q H+1 N"] | None
     true_mask: Bool[Tensor, "B Q H+1 N"] | None
-    action: Int[Tensor, "B Q H"]
+    action: Shaped[Tensor, "B Q H *A"]
     cont: Float[Tensor, "B Q H"]
     alive: Float[Tensor, "B Q H"]
     log_prob: Float[Tensor, "B Q H"] | None
     entropy: Float[Tensor, "B Q H"] | None
     positions: tuple[Tensor, Tensor] | None
 
-    def view(self, steps: slice) -> RoutingView | None:
-        """What networks see of the states at `steps`; None for a task without rules."""
-        if self.state is None or self.mask is None:
+    def view(self, steps: slice) -> View | None:
+        """What networks see of the states at `steps` beside the latent; None for a task without masks."""
+        if self.mask is None:
             return None
-        return RoutingView(
-            first=self.state.first[:, :, :1],
-            current=self.state.current[:, :, steps],
-            action_mask=self.mask[:, :, steps],
-        )
+        mask = self.mask[:, :, steps]
+        if self.state is None:
+            return View(mask)
+        return View(mask, first=self.state.first[:, :, :1], current=self.state.current[:, :, steps])
 
 
 def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
@@ -166,70 +165,74 @@ def imagine(
         mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
     """
-    rules, context, state = model.rules, start.context, start.state
+    rules, mask_rules, context, state = model.rules, model.task.mask_rules, start.context, start.state
     shape = start.weight.shape
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
-    alive = start.weight
     origin = None
-    if differentiable and context is not None and state is not None:
+    if differentiable and context is not None:
         origin = take_nodes(context.instance.coords, state.current)
-    feats, states, masks, true_masks, actions, conts, alives = [], [], [], [], [], [], []
+    feats, states, masks, true_masks, actions, conts = [], [], [], [], [], []
     log_probs, entropies, origins, targets = [], [], [], []
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon + 1):
             view = None
             if latent is not None:
                 feats.append(latent.feat().unflatten(0, shape))
+            if model.task.actions.masked:
+                if state is not None:
+                    true_masks.append((rules or mask_rules).action_mask(state))
+                masks.append(true_masks[-1] if mask == "rules" else model.predict_mask(feats[-1], context))
+                view = View(masks[-1])
             if rules is not None:
-                assert state is not None and context is not None
-                true_mask = rules.action_mask(state)
-                actor_mask = true_mask if mask == "rules" else model.predict_mask(feats[-1], context)
-                view = RoutingView(first=state.first, current=state.current, action_mask=actor_mask)
                 states.append(state)
-                masks.append(actor_mask)
-                true_masks.append(true_mask)
+                view = View(masks[-1], first=state.first, current=state.current)
             if step == horizon:
                 break
             # The score of an action is not differentiated through the latents that led to it.
             dist = actor(feats[-1].detach() if feats else None, tables, view)
             action = dist.mode() if noise is None else dist.sample(noise.action[step])
             actions.append(action)
-            alives.append(alive)
             embedded = None
             if differentiable:
-                one_hot = dist.one_hot(action)
                 log_probs.append(dist.log_prob(action))
                 entropies.append(dist.entropy())
-                embedded = one_hot if context is None else one_hot @ context.nodes
+                embedded = dist.embed(action)
                 if origin is not None and context is not None:
                     origins.append(origin)
-                    origin = one_hot @ context.instance.coords
+                    origin = embedded @ context.instance.coords
                     targets.append(origin)
+                    embedded = embedded @ context.nodes
             elif latent is not None:
                 embedded = model.embed_action(action, context)
             if latent is not None and embedded is not None:
                 latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
                 latent = model.rssm.imagine_step(latent, embedded.flatten(0, 1), latent_noise)
-            if rules is not None and state is not None:
+            if rules is not None:
                 state, finished = rules.step(state, action)
-                cont = (~finished).float()
-            else:
-                assert latent is not None, "a task without rules is imagined in latents alone"
-                cont = model.predict_cont(latent.feat()).unflatten(0, shape)
-            conts.append(cont)
-            alive = alive * cont.detach()
+                conts.append((~finished).float())
+            elif state is not None and mask_rules is not None:
+                state = mask_rules.step(state, action)
 
     def stack(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, 2)
 
+    feat = stack(feats) if feats else None
+    if rules is not None:
+        cont = stack(conts)
+    else:
+        assert feat is not None, "a task without routing rules is imagined in latents"
+        with torch.set_grad_enabled(differentiable):
+            cont = model.predict_cont(feat[:, :, 1:])
+    # An action is taken if its start counts and every step before it let the episode go on.
+    survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
     return Trajectory(
-        feat=stack(feats) if feats else None,
+        feat=feat,
         state=type(states[0])(*(stack(list(part)) for part in zip(*states, strict=True))) if states else None,
         mask=stack(masks) if masks else None,
-        true_mask=stack(true_masks) if masks else None,
+        true_mask=stack(true_masks) if true_masks else None,
         action=stack(actions),
-        cont=stack(conts),
-        alive=stack(alives),
+        cont=cont,
+        alive=survival,
         log_prob=stack(log_probs) if differentiable else None,
         entropy=stack(entropies) if differentiable else None,
         positions=(stack(origins), stack(targets)) if origins else None,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,24 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, validate_choices, validate_ranges
+from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
+from agent import Agent
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
 from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
-from envs.tasks import Task
+from envs.routing import RULES
+from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
+from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, film
 from guard import Guard, NonFinite
-from logger import LogdirInUseError, Logger, RunLock, save_run_facts
+from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay
-from trainer import Agent, Evaluation, Settings, Trainer
+from trainer import Settings, Trainer
 
-USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite)
+USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed)
+GYM_PREFIX = "gym_"
 ENTRY_KEYS = {
+    "evaluate": "evaluate the latest checkpoint of this logdir instead of training",
+    "video": "with --evaluate: write a film of the first episodes into this folder",
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
 }
@@ -33,6 +40,7 @@ CHOICES = {"prefill_policy": ("random", "nearest")}
 RANGES = {
     **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
+    **dict.fromkeys(("valid_episodes", "eval_episodes"), (1, math.inf)),
     **dict.fromkeys(("prefill", "train_ratio", "seed"), (0, math.inf)),
 }
 
@@ -68,13 +76,83 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int) -> Evaluation:
     return Evaluation(coords=torch.from_numpy(coords).float(), references=reference_lengths(coords))
 
 
+class World(NamedTuple):
+    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there."""
+
+    task: Task
+    make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
+    make_evaluator: Callable[[Any], Evaluator]
+
+
+def make_world(config: Config, device: torch.device) -> World:
+    """The world that the config's `task` names.
+
+    Raises:
+        ValueError: there is no such task, or no agent can play it.
+    """
+    if config.task in RULES:
+        return _routing_world(config, device)
+    if config.task.startswith(GYM_PREFIX):
+        return _gym_world(config, device)
+    raise ConfigError(
+        f"task is {config.task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
+        f" such as {GYM_PREFIX}CartPole-v1"
+    )
+
+
+def make_task(config: Config) -> Task:
+    """The routing task that the config names."""
+    rules = RULES[config.task]
+    return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
+
+
+def _routing_world(config: Config, device: torch.device) -> World:
+    task = make_task(config)
+    assert task.rules is not None
+    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
+
+    def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        assert task.rules is not None
+        return RoutingVectorEnv(
+            task.rules, num_envs=config.envs, num_nodes=config.nodes, device=device, generator=generators["environment"]
+        )
+
+    def make_evaluator(pictures: Any) -> RoutingEvaluator:
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+        return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
+
+    return World(task, make_env, make_evaluator)
+
+
+def _gym_world(config: Config, device: torch.device) -> World:
+    if config.prefill_policy != "random":
+        raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
+    make_one = make_gym(config.task, imports=config["import"])
+    # The environments are made at once, so that a mistake in them shows before anything else is done.
+    env = GymVectorEnv(
+        make_one, num_envs=config.envs, device=device, seed=config.seed, processes=config.env_processes
+    )
+    task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
+
+    def make_evaluator(pictures: Any) -> GymEvaluator:
+        return GymEvaluator(
+            make_one,
+            valid_episodes=config.valid_episodes,
+            eval_episodes=config.eval_episodes,
+            device=device,
+            pictures=pictures,
+        )
+
+    return World(task, lambda _generators: env, make_evaluator)
+
+
 def train(
     command: CommandLine,
     *,
     argv: list[str],
-    make_task: Callable[[Config], Task],
     make_agent: Callable[..., Agent],
-    make_draw: Callable[[Any], Callable[[Tensor], np.ndarray] | None] | None = None,
+    make_pictures: Callable[[Any], Any] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
 
@@ -83,32 +161,30 @@ def train(
         NonFinite: training met a value that is not finite.
     """
     config = command.config
+    if command.entry["video"]:
+        raise ConfigError("--video goes with --evaluate")
     validate_ranges(config, RANGES)
     validate_choices(config, CHOICES)
     settings = Settings.of(config)
-    torch.set_num_threads(config.threads)
-    # Denormal numbers are many times slower on a CPU, and nothing here needs them.
-    torch.set_flush_denormal(True)
-    device = choose_device(config.device)
-    task = make_task(config)
-    assert task.rules is not None
-    torch.manual_seed(config.seed)
+    device = prepare_torch(config)
+    world = make_world(config, device)
     generators = make_generators(config.seed, device)
     guard = Guard(device)
-    agent = make_agent(task, config, device=device, generators=generators, guard=guard)
-    env = RoutingVectorEnv(
-        task.rules, num_envs=config.envs, num_nodes=config.nodes, device=device, generator=generators["environment"]
-    )
-    obs, _ = env.reset()
-    spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
-    spaces["action"] = ((), torch.int64)
-    replay = Replay(spaces, num_envs=config.envs, capacity=config.replay_capacity, device=device)
-    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
-    validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
-    test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
-    # Nothing is written before everything that can be wrong with the config has been looked at.
-    logdir = Path(str(config.logdir or default_logdir(argv, config)))
+    agent = make_agent(world.task, config, device=device, generators=generators, guard=guard)
+    env = world.make_env(generators)
     with ExitStack() as stack:
+        stack.callback(env.close)
+        replay = Replay(
+            _spaces(world.task, env),
+            num_envs=config.envs,
+            capacity=config.replay_capacity,
+            device=device,
+            memory=dict(agent.memory_spaces),
+        )
+        _require_windows(config, agent.batch_length)
+        evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
+        # Nothing is written before everything that can be wrong with the config has been looked at.
+        logdir = Path(str(config.logdir or default_logdir(argv, config)))
         try:
             logdir.mkdir(parents=True, exist_ok=True)
             stack.callback(RunLock(logdir).release)
@@ -125,24 +201,109 @@ def train(
         stack.callback(logger.close)
         trainer = Trainer(
             agent,
-            task,
+            world.task,
             settings=settings,
             env=env,
             replay=replay,
-            validation=validation,
-            test=test,
+            evaluator=evaluator,
             generators=generators,
             guard=guard,
             logger=logger,
             logdir=logdir,
             device=device,
-            draw=None if make_draw is None else make_draw(agent),
         )
         if state is not None:
             with _fitting(folder):
                 trainer.load(state, folder)
         logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
         trainer.run()
+
+
+def _spaces(task: Task, env: RoutingVectorEnv | GymVectorEnv) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of what replay stores of observations and actions."""
+    if task.rules is None:
+        return task.spaces
+    obs, _ = env.reset()
+    return {**{key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}, "action": ((), torch.int64)}
+
+
+def prepare_torch(config: Config) -> torch.device:
+    """Threads, arithmetic and the seed of everything that has no generator of its own; the device to work on."""
+    torch.set_num_threads(config.threads)
+    # Denormal numbers are many times slower on a CPU, and nothing here needs them.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(config.seed)
+    return choose_device(config.device)
+
+
+def _require_windows(config: Config, rows: int) -> None:
+    """Check that replay will hold a window when the first update samples one, and at all.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    needed = config.envs * rows
+    for key in ("prefill", "replay_capacity"):
+        if config[key] < needed:
+            raise ConfigError(
+                f"{key} is {config[key]}; {config.envs} environments need {needed} for a window of {rows} rows each"
+            )
+
+
+class Run(NamedTuple):
+    """A finished or running run, taken from its folder."""
+
+    config: Config
+    world: World
+    agent: Agent
+    step: int
+
+
+def load_run(
+    run: Path, *, make_agent: Callable[..., Agent], device: torch.device, defaults: Config
+) -> Run:
+    """The agent of a run as its checkpoint has it, in its world.
+
+    Args:
+        run: the run's folder, for its latest checkpoint, or one of its checkpoint files, with config.yaml beside it.
+        make_agent: as for `train`.
+        device: where the agent will act.
+        defaults: gives the keys that did not exist when the run was made.
+
+    Raises:
+        ConfigError: there is no such run.
+        CheckpointError: the checkpoint cannot be read, or belongs to another config.
+    """
+    if not run.exists():
+        raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
+    folder = run if run.is_dir() else run.parent
+    config = read(folder / CONFIG_FILE, missing_from=defaults)
+    state = checkpoint.load_latest(run, device) if run.is_dir() else checkpoint.load(run, device)
+    world = make_world(config.replace(envs=1), device)
+    agent = make_agent(
+        world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
+    )
+    with _fitting(run):
+        agent.load_weights(state["agent"])
+    return Run(config, world, agent, state["step"])
+
+
+def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:
+    """Let a run's agent play the final evaluation again, and print how it did.
+
+    Raises:
+        ValueError, CheckpointError: there is no run that can be evaluated.
+    """
+    path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
+    device = prepare_torch(command.config)
+    run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults)
+    task = run.config.task
+    if video and run.world.task.rules is not None:
+        raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
+    print(f"{path} at step {run.step}: {run.world.make_evaluator(None).test(run.agent).summary}")
+    if video:
+        make_one = make_gym(task, imports=run.config["import"], render_mode="rgb_array")
+        print(f"film: {film(run.agent, make_one, folder=Path(video), device=device)}")
 
 
 def _require_episodes(config: Config, rows: int) -> None:

@@ -25,6 +25,7 @@ import config
 from config import Config
 
 METRICS = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
 PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
 
 
@@ -206,7 +207,7 @@ def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defau
     Returns:
         A page for TensorBoard's text tab: the command, what differs from the defaults, the resolved config.
     """
-    config.save(resolved, logdir / "config.yaml")
+    config.save(resolved, logdir / CONFIG_FILE)
     command = shlex.join(argv)
     facts = {
         "command": command,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,10 +16,19 @@ from envs.routing import TSPInstance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
-from networks import Critic, Latent, MaskedActor, PointerTables, TSPPointerActor, take_nodes
+from networks import (
+    Critic,
+    Latent,
+    MaskedActor,
+    PointerTables,
+    TSPPointerActor,
+    initialise,
+    take_nodes,
+    use_layer_norm,
+)
 from optimizer import Optimizer
 from tools import ReturnScale, SymexpTwoHot, lambda_return, leave_one_out, uniform
-from world_model import Metrics, RoutingContext, WorldModel
+from world_model import Metrics, Observed, RoutingContext, WorldModel
 
 __all__ = ["ImagBehavior", "WorldModel", "load_function", "make_actor"]
 
@@ -27,7 +37,7 @@ def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | M
     """The actor that the config section `actor` describes.
 
     Raises:
-        ValueError: an unknown type, or a pointer for a task without nodes.
+        ValueError: an unknown type, or one that does not fit the task.
     """
     if settings.type == "tsp_pointer":
         if task.rules is None:
@@ -37,7 +47,7 @@ def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | M
     if settings.type in ("masked", "mlp"):
         # The two differ in name only: the mask is an argument of the distribution, and there whenever the task has one.
         return MaskedActor(
-            feat_size, task.num_actions, units=settings.units, layers=settings.layers, unimix=settings.unimix
+            feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix
         )
     raise ValueError(f"actor.type is {settings.type!r}; choose tsp_pointer, masked or mlp")
 
@@ -53,8 +63,10 @@ class ImagBehavior(nn.Module):
         imagination: Imagination,
         actor: Any,
         critic: Any,
-        schedule: Any,
+        optimizer: dict[str, Any],
         guard: Guard,
+        norm: str = "rms",
+        initialisation: str = "torch",
     ) -> None:
         """Build actor, critic and their optimisers.
 
@@ -64,8 +76,10 @@ class ImagBehavior(nn.Module):
             imagination: how to imagine.
             actor: the config section of that name.
             critic: likewise.
-            schedule: the config section of the learning rates' schedule.
+            optimizer: what actor's and critic's optimisers share: schedule and algorithm.
             guard: told of everything that is not finite.
+            norm: "rms" or "layer".
+            initialisation: "torch" or "published".
 
         Raises:
             ValueError: the parts do not fit the task or one another.
@@ -73,11 +87,16 @@ class ImagBehavior(nn.Module):
         super().__init__()
         if task.rules is None and (imagination.horizon == "episode" or imagination.reward != "head"):
             raise ValueError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
-        if imagination.mask == "predicted" and "mask" not in model.heads:
-            raise ValueError("imag_mask: predicted needs the mask head: set model.loss_scales.mask above 0")
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination
+        # Where nobody wrote down how the mask changes, it is predicted.
+        knows_mask = task.rules is not None or task.mask_rules is not None or not task.actions.masked
+        self.mask_from = imagination.mask if knows_mask else "predicted"
+        if self.mask_from == "predicted" and "mask" not in model.heads:
+            raise ValueError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
+        # The `cont` head of a task without routing rules predicts the discount with it.
+        self.discount = imagination.discount if task.rules is not None else 1.0
         self.entropy, self.entropy_final = actor.entropy, actor.entropy_final
         feat_size = model.rssm.feat_size
         self.actor = make_actor(task, feat_size, actor)
@@ -90,68 +109,90 @@ class ImagBehavior(nn.Module):
             layers=critic.layers,
             bins=critic.bins,
         )
+        if norm == "layer":
+            use_layer_norm(self.actor)
+            use_layer_norm(self.critic)
+        if initialisation == "published":
+            initialise(self.actor)
+            initialise(self.critic)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.slow_rate, self.slow_scale, self.critic_share = critic.slow_rate, critic.slow_scale, critic.share
+        self.replay_scale = critic.replay_scale
         self.scale = ReturnScale(actor.advantage_scale, floor=actor.advantage_floor)
         self.needs_latent = bool(
             self.actor.latent_size
             or self.critic_latent
-            or imagination.mask == "predicted"
+            or self.mask_from == "predicted"
             or imagination.gradient != "reinforce"
             or (imagination.reward == "head" and model.reward_latent)
         )
         self.custom_reward = load_function(imagination.reward) if ":" in imagination.reward else None
-        self.guard = guard
-        schedule = schedule.to_dict()
         self.actor_optimizer = Optimizer(
-            "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **schedule
+            "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
         )
         self.critic_optimizer = Optimizer(
-            "critic", {"critic": self.critic}, guard=guard, lr=critic.lr, clip=critic.grad_clip, **schedule
+            "critic", {"critic": self.critic}, guard=guard, lr=critic.lr, clip=critic.grad_clip, **optimizer
         )
 
-    def update(
+    def losses(
         self,
         model: WorldModel,
         batch: dict[str, Tensor],
+        observed: Observed | None,
         *,
         progress: float,
         reward_range: tuple[Tensor, Tensor],
         generator: torch.Generator,
-    ) -> Metrics:
-        """Imagine from a batch, and improve actor and critic once.
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Imagine from a batch: what actor and critic are to minimise.
 
         Args:
             model: the world to imagine in.
             batch: replayed sequences; whole episodes in routing.
+            observed: the batch's latents where they are known already, with the graph that led to them.
             progress: the share of the run that is over, for schedules.
             reward_range: the smallest and largest reward in replay, 0-d.
             generator: draws all noise.
+
+        Returns:
+            The losses `actor`, `critic` and, where the critic learns from replayed rewards too, `replay_value`, which
+            reaches the world model through `observed`; and metrics.
         """
         choice = self.imagination
-        start = self.start(model, batch, generator)
-        tables = self._tables(model, start.context)
         differentiable = choice.gradient != "reinforce"
+        start = self.start(model, batch, observed, generator)
+        tables = self._tables(model, start.context)
         horizon = self._horizon()
         noise = self._noise(model, start.weight.shape, horizon, generator)
-        # Without a graph the roll-out is cheap, and all its decisions are scored in one pass afterwards.
-        trajectory = imagine(
-            model,
-            self.actor,
-            start=start,
-            tables=tables if differentiable or tables is None else tables.detach(),
-            noise=noise,
-            horizon=horizon,
-            mask=choice.mask,
-            differentiable=differentiable,
-        )
-        with torch.set_grad_enabled(differentiable):
+        # A gradient that flows through imagined dynamics is the actor's alone.
+        with _frozen(model, self.critic) if differentiable else torch.no_grad():
+            # Without a graph the roll-out is cheap, and all its decisions are scored in one pass afterwards.
+            trajectory = imagine(
+                model,
+                self.actor,
+                start=start,
+                tables=tables if differentiable or tables is None else tables.detach(),
+                noise=noise,
+                horizon=horizon,
+                mask=self.mask_from,
+                differentiable=differentiable,
+            )
             reward = self.reward(model, trajectory, start)
-        weight = trajectory.alive * choice.discount ** torch.arange(horizon, device=reward.device)
-        targets, advantage, metrics = self.targets(model, trajectory, start, reward, reward_range)
-        metrics |= self._update_critic(model, trajectory, start, targets.detach(), weight, progress)
-        metrics |= self._update_actor(trajectory, tables, targets, advantage, weight, progress)
-        return metrics | self._legality(trajectory)
+            targets, advantage, metrics = self.targets(model, trajectory, start, reward, reward_range)
+        weight = trajectory.alive * self.discount ** torch.arange(horizon, device=reward.device)
+        losses: dict[str, Tensor] = {}
+        losses["actor"] = self._actor_loss(trajectory, tables, targets, advantage, weight, progress, metrics)
+        losses["critic"] = self._critic_loss(model, trajectory, start, targets.detach(), weight, metrics)
+        if self.replay_scale and observed is not None and self.task.rules is None:
+            losses["replay_value"] = self.replay_scale * self._replay_value_loss(model, batch, observed, targets)
+        return losses, metrics | self._legality(trajectory)
+
+    @torch.no_grad()
+    def follow(self, applied: Float[Tensor, ""]) -> None:
+        """Move the slow critic towards the critic, after an update that was applied (1) or skipped (0)."""
+        torch._foreach_lerp_(
+            list(self.slow_critic.parameters()), list(self.critic.parameters()), self.slow_rate * applied
+        )
 
     @torch.no_grad()
     def imagine_greedily(self, model: WorldModel, instance: TSPInstance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
@@ -169,7 +210,7 @@ class ImagBehavior(nn.Module):
             tables=self._tables(model, context),
             noise=None,
             horizon=model.rules.episode_steps(num_nodes),
-            mask=self.imagination.mask,
+            mask=self.mask_from,
         )
         return trajectory, self.reward(model, trajectory, start)
 
@@ -179,20 +220,28 @@ class ImagBehavior(nn.Module):
         return self.actor.encode(model.rules.node_features(context.instance))
 
     @torch.no_grad()
-    def start(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
+    def start(
+        self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator
+    ) -> Start:
         """Where to imagine from: `imag_tours` trajectories from each episode's start, or from every replayed row."""
         if model.rules is not None and self.imagination.start == "episodes":
             return self._episode_starts(model, batch, generator)
         tours = self.imagination.tours
-        noise = uniform((*batch["reward"].shape, model.rssm.stoch_size), generator)
-        latents, _, _, context = model.observe(batch, noise)
+        if observed is None:
+            observed = model.observe(batch, uniform((*batch["reward"].shape, model.rssm.stoch_size), generator))
         weight = (~batch["is_terminal"]).float()
         state = None
         if model.rules is not None:
-            _, rows = model.rules.restore(batch)
-            state = type(rows)(*(part.repeat_interleave(tours, 1) for part in rows))
+            _, state = model.rules.restore(batch)
             weight = weight * (batch["is_first"].cumsum(1) <= 1)
-        latent = Latent(*(part.repeat_interleave(tours, 1) for part in latents))
+        elif model.task.mask_rules is not None:
+            state = model.task.mask_rules.restore(batch)
+        if state is not None:
+            state = type(state)(*(part.repeat_interleave(tours, 1) for part in state))
+        latent = Latent(*(part.detach().repeat_interleave(tours, 1) for part in observed.latents))
+        context = observed.context
+        if context is not None:
+            context = context._replace(nodes=context.nodes.detach())
         return Start(latent, state, context, weight.repeat_interleave(tours, 1))
 
     def _episode_starts(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
@@ -252,12 +301,11 @@ class ImagBehavior(nn.Module):
     ) -> tuple[Float[Tensor, "B Q H"], Float[Tensor, "B Q H"], Metrics]:
         """Return targets, advantages (scaled, without a graph), and metrics of both."""
         choice = self.imagination
-        discount = choice.discount * trajectory.cont
+        discount = self.discount * trajectory.cont
         metrics: Metrics = {}
         if choice.baseline == "critic":
             nodes = self._critic_nodes(model, start.context, self.critic)
-            with torch.set_grad_enabled(trajectory.positions is not None or choice.gradient != "reinforce"):
-                value = self._value(self.critic, trajectory, nodes, slice(None)).mean()
+            value = self._value(self.critic, trajectory, nodes, slice(None)).mean()
             metrics |= _statistics("value", value)
             returns = lambda_return(reward, value, discount, lambda_=choice.lambda_)
         else:
@@ -316,7 +364,7 @@ class ImagBehavior(nn.Module):
             best = 1.5 * largest.clamp(min=0)
         return -legs * worst - choice.penalty * legs.shape[-1], legs * best
 
-    def _update_actor(
+    def _actor_loss(
         self,
         trajectory: Trajectory,
         tables: PointerTables | None,
@@ -324,7 +372,8 @@ class ImagBehavior(nn.Module):
         advantage: Float[Tensor, "B Q H"],
         weight: Float[Tensor, "B Q H"],
         progress: float,
-    ) -> Metrics:
+        metrics: Metrics,
+    ) -> Float[Tensor, ""]:
         choice = self.imagination
         if trajectory.log_prob is not None and trajectory.entropy is not None:
             log_prob, entropy = trajectory.log_prob, trajectory.entropy
@@ -340,20 +389,20 @@ class ImagBehavior(nn.Module):
             objective = (1 - choice.gradient_mix) * reinforce + choice.gradient_mix * targets / self.scale.scale()
         coefficient = self.entropy + (self.entropy_final - self.entropy) * progress
         total = weight.sum()
-        loss = -((objective + coefficient * entropy) * weight).sum() / total
-        _, metrics = self.actor_optimizer.step(loss, progress=progress)
         metrics["actor_entropy"] = (entropy.detach() * weight).sum() / total
-        return metrics
+        loss = -((objective + coefficient * entropy) * weight).sum() / total
+        metrics["actor_loss"] = loss.detach()
+        return loss
 
-    def _update_critic(
+    def _critic_loss(
         self,
         model: WorldModel,
         trajectory: Trajectory,
         start: Start,
         targets: Float[Tensor, "B Q H"],
         weight: Float[Tensor, "B Q H"],
-        progress: float,
-    ) -> Metrics:
+        metrics: Metrics,
+    ) -> Float[Tensor, ""]:
         """Fit the critic to the targets, and to its own slow copy (DreamerV3, eq. 8)."""
         if self.imagination.baseline == "leave_one_out":
             # Nobody waits for this critic: it learns from a share of the instances, and one tour of each start.
@@ -366,19 +415,43 @@ class ImagBehavior(nn.Module):
         with torch.no_grad():
             slow_nodes = self._critic_nodes(model, start.context, self.slow_critic)
             slow = self._value(self.slow_critic, trajectory, slow_nodes, slice(0, -1)).mean()
-        loss = -dist.log_prob(targets) - self.slow_scale * dist.log_prob(slow)
-        loss = (loss * weight).sum() / weight.sum()
-        applied, metrics = self.critic_optimizer.step(loss, progress=progress)
-        torch._foreach_lerp_(
-            list(self.slow_critic.parameters()),
-            [p.detach() for p in self.critic.parameters()],
-            self.slow_rate * applied,
-        )
         error = (dist.mean().detach() - targets).square()
         metrics["critic_error"] = ((error * weight).sum() / weight.sum()).sqrt()
         if self.imagination.baseline == "leave_one_out":
             metrics |= _statistics("value", dist.mean().detach())
-        return metrics
+        loss = self._value_loss(dist, targets, slow, weight)
+        metrics["critic_loss"] = loss.detach()
+        return loss
+
+    def _replay_value_loss(
+        self,
+        model: WorldModel,
+        batch: dict[str, Tensor],
+        observed: Observed,
+        targets: Float[Tensor, "B Q H"],
+    ) -> Float[Tensor, ""]:
+        """Fit the critic to what replayed rows went on to earn, gradient into the world model included.
+
+        Each row's return is bootstrapped with the return imagined from the row after it: fully at the last row of an
+        episode that a time limit cut, and not at all where it terminated. (DreamerV3, Nature 2025.)
+        """
+        imagined = targets[:, :: self.imagination.tours, 0].detach()
+        returns = replayed_returns(batch, imagined, discount=model.discount, lambda_=self.imagination.lambda_)
+        feat = observed.latents.feat()[:, :-1]
+        with torch.no_grad():
+            slow = self.slow_critic(feat, None, None).mean()
+        # What follows an episode's last row is another episode.
+        return self._value_loss(self.critic(feat, None, None), returns, slow, (~batch["is_last"][:, :-1]).float())
+
+    def _value_loss(
+        self,
+        dist: SymexpTwoHot,
+        targets: Float[Tensor, "*B"],
+        slow: Float[Tensor, "*B"],
+        weight: Float[Tensor, "*B"],
+    ) -> Float[Tensor, ""]:
+        loss = -dist.log_prob(targets) - self.slow_scale * dist.log_prob(slow)
+        return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
 
     def _critic_nodes(
         self, model: WorldModel, context: RoutingContext | None, critic: Critic
@@ -409,7 +482,7 @@ class ImagBehavior(nn.Module):
         legal = true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
         alive = trajectory.alive
         metrics = {"miss_rate": ((~legal) * alive).sum() / alive.sum()}
-        steps = range(mask.shape[2] - 1) if self.imagination.mask == "predicted" else range(1)
+        steps = range(mask.shape[2] - 1) if self.mask_from == "predicted" else range(1)
         for step in steps:
             metrics[f"imag_mask_step_{step}"] = (mask[:, :, step] == true_mask[:, :, step]).float().mean()
             metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()
@@ -425,8 +498,39 @@ class ImagBehavior(nn.Module):
     def _noise(self, model: WorldModel, shape: torch.Size, horizon: int, generator: torch.Generator) -> Noise:
         latent_size = model.rssm.stoch_size if self.needs_latent else 0
         return Noise(
-            latent=uniform((horizon, *shape, latent_size), generator), action=uniform((horizon, *shape), generator)
+            latent=uniform((horizon, *shape, latent_size), generator),
+            action=uniform((horizon, *shape, *self.task.actions.shape), generator),
         )
+
+
+def replayed_returns(
+    batch: dict[str, Tensor], bootstrap: Float[Tensor, "B T"], *, discount: float, lambda_: float
+) -> Float[Tensor, "B T-1"]:
+    """Lambda-returns of all rows but the last of replayed sequences [B, T].
+
+    Args:
+        batch: replayed sequences; a row's reward and `is_terminal` arrived with its observation.
+        bootstrap: what is to be expected from each row on.
+        discount: the discount factor of one step.
+        lambda_: 0 trusts the bootstrap, 1 the rewards.
+    """
+    goes_on = (~batch["is_terminal"][:, 1:]).float() * discount
+    # Past an episode's last row there are no rewards of its own to mix in.
+    mix = (~batch["is_last"][:, 1:]).float() * lambda_
+    return lambda_return(batch["reward"][:, 1:], bootstrap, goes_on, lambda_=mix)
+
+
+@contextmanager
+def _frozen(*modules: nn.Module) -> Iterator[None]:
+    """No gradient reaches the modules' parameters from what is computed within."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def load_function(name: str) -> Callable[..., Tensor]:

@@ -11,8 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from envs.tasks import ActionSpec
 from sets import SetEncoder, masked_mean
-from tools import LOGIT_FLOOR, OneHotDist, SymexpTwoHot, symexp_bins, symlog
+from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
+
+ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
 
 class Latent(NamedTuple):
@@ -57,10 +60,23 @@ class BlockLinear(nn.Module):
 
 
 class MLP(nn.Module):
-    """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero."""
+    """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero.
 
-    def __init__(self, size_in: int, size_out: int, *, units: int, layers: int, zero_output: bool = False) -> None:
+    `output_scale` is what `initialise` multiplies the output's weights by.
+    """
+
+    def __init__(
+        self,
+        size_in: int,
+        size_out: int,
+        *,
+        units: int,
+        layers: int,
+        zero_output: bool = False,
+        output_scale: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.output_scale = output_scale
         sizes = [size_in] + [units] * layers
         self.hidden = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
         self.output = nn.Linear(sizes[-1], size_out)
@@ -72,8 +88,82 @@ class MLP(nn.Module):
         return self.output(self.hidden(x))
 
 
+def embed_actions(actions: ActionSpec, action: Tensor) -> Float[Tensor, "*B A"]:
+    """What a world model sees of actions [*B, *shape]: one-hot vectors, or numbers squashed into [-1, 1]."""
+    if actions.kind == "continuous":
+        return action / action.abs().clamp(min=1.0)
+    if actions.kind == "multi_discrete":
+        parts = zip(action.unbind(-1), actions.sizes, strict=True)
+        return torch.cat([functional.one_hot(part, size) for part, size in parts], -1).float()
+    return functional.one_hot(action, actions.sizes[0]).float()
+
+
+class BlockCell(nn.Module):
+    """The recurrent cell of DreamerV3 (Nature 2025): a GRU whose matrices are block-diagonal.
+
+    Every block sees all inputs, and its own part of the state.
+    """
+
+    def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.from_deter = Normed(deter, hidden)
+        self.from_stoch = Normed(stoch_size, hidden)
+        self.from_action = Normed(action_size, hidden)
+        self.mix_inputs = nn.Linear(3 * hidden, deter)
+        self.mix_deter = BlockLinear(deter, deter, blocks=blocks)
+        self.mix_norm = nn.RMSNorm(deter, eps=1e-4)
+        self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
+
+    def forward(
+        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B D"]:
+        inputs = torch.cat((self.from_deter(deter), self.from_stoch(stoch), self.from_action(action)), -1)
+        mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
+        gates = self.gates(mixed).view(deter.shape[0], self.blocks, 3, -1)
+        reset, candidate, update = (part.flatten(1) for part in gates.unbind(2))
+        return gated(deter, reset, candidate, update)
+
+
+class DenseCell(nn.Module):
+    """The recurrent cell of DreamerV3 as of 2023: an input layer, then a GRU with one norm over all its gates."""
+
+    def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int) -> None:
+        super().__init__()
+        self.inputs = Normed(stoch_size + action_size, hidden)
+        self.gates = nn.Linear(hidden + deter, 3 * deter, bias=False)
+        self.norm = nn.RMSNorm(3 * deter, eps=1e-4)
+
+    def forward(
+        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B D"]:
+        inputs = self.inputs(torch.cat((stoch, action), -1))
+        reset, candidate, update = self.norm(self.gates(torch.cat((inputs, deter), -1))).chunk(3, -1)
+        return gated(deter, reset, candidate, update)
+
+
+def gated(
+    deter: Float[Tensor, "B D"],
+    reset: Float[Tensor, "B D"],
+    candidate: Float[Tensor, "B D"],
+    update: Float[Tensor, "B D"],
+) -> Float[Tensor, "B D"]:
+    """The GRU's next state; its update gate is biased towards keeping the old one."""
+    update = torch.sigmoid(update - 1)
+    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+
+
+def use_layer_norm(module: nn.Module) -> None:
+    """Replace every RMSNorm below `module` by a LayerNorm of the same size, as DreamerV3 had it in 2023."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.RMSNorm):
+                norm = nn.LayerNorm(list(child.normalized_shape), eps=1e-3, device=child.weight.device)
+                setattr(parent, name, norm)
+
+
 class RSSM(nn.Module):
-    """The recurrent state-space model: a block-diagonal GRU with discrete latents (DreamerV3, Nature 2025).
+    """The recurrent state-space model with discrete latents (DreamerV3).
 
     `deter` is stepped deterministically; `stoch` is S categorical variables with K classes each, whose distribution
     is predicted from `deter` (the prior) or inferred from `deter` and the embedded observation (the posterior).
@@ -85,6 +175,7 @@ class RSSM(nn.Module):
         action_size: int,
         embed_size: int,
         *,
+        cell: str = "block",
         deter: int,
         stoch: int,
         classes: int,
@@ -92,24 +183,38 @@ class RSSM(nn.Module):
         blocks: int,
         unimix: float,
     ) -> None:
+        """Build the networks.
+
+        Args:
+            action_size: numbers in an embedded action.
+            embed_size: numbers in an embedded observation.
+            cell: "block" (2025) or "dense" (2023).
+            deter: size of the deterministic state.
+            stoch: categorical variables in the stochastic state.
+            classes: of each of them.
+            hidden: units of the layers between.
+            blocks: of the block-diagonal matrices.
+            unimix: share of a uniform distribution in prior and posterior.
+
+        Raises:
+            ValueError: an unknown cell, or sizes that the blocks do not divide.
+        """
         super().__init__()
-        self.deter_size, self.stoch_size, self.classes = deter, stoch, classes
-        self.blocks, self.unimix = blocks, unimix
+        if cell not in ("block", "dense"):
+            raise ValueError(f"rssm.cell is {cell!r}; choose block or dense")
+        self.deter_size, self.stoch_size, self.classes, self.unimix = deter, stoch, classes, unimix
         self.feat_size = deter + stoch * classes
-        self.from_deter = Normed(deter, hidden)
-        self.from_stoch = Normed(stoch * classes, hidden)
-        self.from_action = Normed(action_size, hidden)
-        # Every block sees all inputs, and its own part of the state.
-        self.mix_inputs = nn.Linear(3 * hidden, deter)
-        self.mix_deter = BlockLinear(deter, deter, blocks=blocks)
-        self.mix_norm = nn.RMSNorm(deter, eps=1e-4)
-        self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
+        self.cell: nn.Module
+        if cell == "block":
+            self.cell = BlockCell(deter, stoch * classes, action_size, hidden=hidden, blocks=blocks)
+        else:
+            self.cell = DenseCell(deter, stoch * classes, action_size, hidden=hidden)
         self.prior = nn.Sequential(Normed(deter, hidden), Normed(hidden, hidden), nn.Linear(hidden, stoch * classes))
         self.posterior = nn.Sequential(Normed(deter + embed_size, hidden), nn.Linear(hidden, stoch * classes))
 
     def initial(self, shape: tuple[int, ...]) -> Latent:
         """The latent before the first observation: zeros."""
-        weight = self.gates.bias
+        weight = next(self.prior.parameters())
         return Latent(
             deter=weight.new_zeros(*shape, self.deter_size),
             stoch=weight.new_zeros(*shape, self.stoch_size, self.classes),
@@ -117,15 +222,7 @@ class RSSM(nn.Module):
 
     def recur(self, latent: Latent, action: Float[Tensor, "B A"]) -> Float[Tensor, "B D"]:
         """The next deterministic state."""
-        deter = latent.deter
-        inputs = torch.cat(
-            (self.from_deter(deter), self.from_stoch(latent.stoch.flatten(-2)), self.from_action(action)), -1
-        )
-        mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
-        gates = self.gates(mixed).view(deter.shape[0], self.blocks, 3, -1)
-        reset, candidate, update = (part.flatten(1) for part in gates.unbind(2))
-        update = torch.sigmoid(update - 1)
-        return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
+        return self.cell(latent.deter, latent.stoch.flatten(-2), action)
 
     def sample(self, logits: Float[Tensor, "*B L"], noise: Float[Tensor, "*B S"] | None) -> Float[Tensor, "*B S K"]:
         """A one-hot draw of every variable, with straight-through gradients; the mode where there is no noise."""
@@ -166,9 +263,13 @@ class RSSM(nn.Module):
         prev_action: Float[Tensor, "B T A"],
         is_first: Bool[Tensor, "B T"],
         noise: Float[Tensor, "B T S"],
+        initial: Latent | None = None,
     ) -> tuple[Latent, OneHotDist, OneHotDist]:
-        """Latents [B, T] of a sequence that begins in the initial state, with their posterior and prior."""
-        latent = self.initial((embed.shape[0],))
+        """Latents [B, T] of a sequence, with their posterior and prior.
+
+        `initial` is the latent before the first row; None where the sequence begins in the initial state.
+        """
+        latent = self.initial((embed.shape[0],)) if initial is None else initial
         latents, posterior_logits = [], []
         for t in range(embed.shape[1]):
             latent, logits = self.observe_step(latent, prev_action[:, t], embed[:, t], is_first[:, t], noise[:, t])
@@ -179,15 +280,16 @@ class RSSM(nn.Module):
         return sequence, posterior, self.distribution(self.prior(sequence.deter))
 
 
-class RoutingView(NamedTuple):
-    """What a network may see of routing states, any number of them for each of B instances.
+class View(NamedTuple):
+    """What a network may see beside the latent, of any number of states for each of B instances.
 
-    `first` may have size 1 where all the states of a trajectory share it.
+    A task with masked actions shows its mask; routing shows where a tour began and where it stands too. `first` may
+    have size 1 where all the states of a trajectory share it.
     """
 
-    first: Int[Tensor, "B *Q"]
-    current: Int[Tensor, "B *Q"]
     action_mask: Bool[Tensor, "B *Q N"]
+    first: Int[Tensor, "B *P"] | None = None
+    current: Int[Tensor, "B *Q"] | None = None
 
 
 def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Float[Tensor, "B *Q E"]:
@@ -197,8 +299,9 @@ def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Flo
     return nodes.flatten(0, 1).index_select(0, flat).view(*index.shape, nodes.shape[-1])
 
 
-def summarise(nodes: Float[Tensor, "B N E"], view: RoutingView) -> Float[Tensor, "B *Q C"]:
+def summarise(nodes: Float[Tensor, "B N E"], view: View) -> Float[Tensor, "B *Q C"]:
     """A routing state as one vector: its current node, its first node, and the mean of the nodes open to it."""
+    assert view.current is not None and view.first is not None, "only routing states stand at a node"
     current = take_nodes(nodes, view.current)
     first = take_nodes(nodes, view.first).expand_as(current)
     return torch.cat((current, first, masked_mean(nodes, view.action_mask)), -1)
@@ -213,22 +316,8 @@ class RoutingEncoder(nn.Module):
         self.step = nn.Sequential(Normed(3 * width, units), Normed(units, units))
         self.embed_size, self.node_size = units, width
 
-    def forward(self, nodes: Float[Tensor, "B N E"], view: RoutingView) -> Float[Tensor, "B *Q U"]:
+    def forward(self, nodes: Float[Tensor, "B N E"], view: View) -> Float[Tensor, "B *Q U"]:
         return self.step(summarise(nodes, view))
-
-
-class VectorEncoder(nn.Module):
-    """Encodes the vectors of an observation, each squashed by symlog."""
-
-    def __init__(self, sizes: dict[str, int], *, units: int, layers: int) -> None:
-        super().__init__()
-        self.keys = tuple(sorted(sizes))
-        widths = [sum(sizes.values())] + [units] * layers
-        self.layers = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(widths)))
-        self.embed_size = units
-
-    def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
-        return self.layers(symlog(torch.cat([obs[key].float() for key in self.keys], -1)))
 
 
 class NodeHead(nn.Module):
@@ -356,10 +445,10 @@ class TSPPointerActor(nn.Module):
         )
 
     def forward(
-        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: RoutingView
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
     ) -> OneHotDist:
         """The distribution over next nodes for Q states of each instance."""
-        assert tables is not None, "a pointer needs the tables of its instances"
+        assert tables is not None and view.current is not None and view.first is not None
         count = tables.logits.shape[-1]
         queries = view.current.shape
         scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
@@ -381,23 +470,29 @@ class TSPPointerActor(nn.Module):
 
 
 class MaskedActor(nn.Module):
-    """An MLP over the latent with one logit per action; illegal actions are masked out."""
+    """An MLP over the latent: a distribution over any kind of actions, illegal discrete ones masked out."""
 
     needs_nodes = False
 
-    def __init__(self, feat_size: int, num_actions: int, *, units: int, layers: int, unimix: float) -> None:
+    def __init__(self, feat_size: int, actions: ActionSpec, *, units: int, layers: int, unimix: float) -> None:
         super().__init__()
-        self.unimix = unimix
+        self.actions, self.unimix = actions, unimix
         self.latent_size = feat_size
-        self.mlp = MLP(feat_size, num_actions, units=units, layers=layers)
+        outputs = 2 * sum(actions.sizes) if actions.kind == "continuous" else sum(actions.sizes)
+        # DreamerV3 begins with a policy close to uniform.
+        self.mlp = MLP(feat_size, outputs, units=units, layers=layers, output_scale=0.01)
 
     def forward(
-        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: RoutingView | None
-    ) -> OneHotDist:
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View | None
+    ) -> ActionDist:
         """The distribution over actions; without a view (a task without masks) every action is legal."""
         assert feat is not None, "this actor reads the latent"
-        mask = None if view is None else view.action_mask
-        return OneHotDist(self.mlp(feat), mask=mask, unimix=self.unimix)
+        outputs = self.mlp(feat)
+        if self.actions.kind == "continuous":
+            return BoundedNormal(*outputs.chunk(2, -1))
+        if self.actions.kind == "multi_discrete":
+            return MultiOneHot(outputs, self.actions.sizes, unimix=self.unimix)
+        return OneHotDist(outputs, mask=None if view is None else view.action_mask, unimix=self.unimix)
 
 
 class Critic(nn.Module):
@@ -423,10 +518,35 @@ class Critic(nn.Module):
         self,
         feat: Float[Tensor, "B *Q F"] | None,
         nodes: Float[Tensor, "B N E"] | None,
-        view: RoutingView | None,
+        view: View | None,
     ) -> SymexpTwoHot:
         inputs = [] if feat is None else [feat]
-        if nodes is not None and view is not None:
+        if nodes is not None:
+            assert view is not None
             open_share = view.action_mask.float().mean(-1, keepdim=True)
             inputs += [summarise(nodes, view), open_share]
         return SymexpTwoHot(self.mlp(torch.cat(inputs, -1)), self.bins)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Draw the weights of all linear and convolutional layers below `module` as DreamerV3's published code does.
+
+    A normal distribution of variance 1 / fan_in, truncated at two standard deviations of the one it is cut from, and
+    zero biases. A layer whose weights are all zero keeps them; an `MLP` scales those of its output.
+    The published code counts all blocks of a block-diagonal layer into its fan_in, though each output sees but one.
+    """
+    for layer in module.modules():
+        if not isinstance(layer, (nn.Linear, nn.Conv2d, BlockLinear)):
+            continue
+        weight = layer.weight
+        if weight.any():
+            fan_in = weight.shape[:2].numel() if isinstance(layer, BlockLinear) else weight[0].numel()
+            # Cutting leaves 1 / 1.1368 of the standard deviation.
+            std = 1.1368 * math.sqrt(1 / fan_in)
+            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    for mlp in module.modules():
+        if isinstance(mlp, MLP):
+            mlp.output.weight.mul_(mlp.output_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,66 @@ from torch import Tensor, nn
 
 from guard import Guard
 
+# Adaptive gradient clipping takes no parameter's norm for smaller than this: one that starts at zero has to move, too.
+SMALLEST_NORM = 1e-3
+
+
+class LaProp(torch.optim.Optimizer):
+    """LaProp (Ziyin et al. 2020): gradients are normalised by their own size first, and averaged over time then.
+
+    Like torch's fused Adam it changes nothing where `found_inf` is 1, and does not wait for the device to know.
+    Gradients must then be zero or NaN.
+
+    Both averages are kept without bias: at the t-th update the newest value weighs (1 - beta) / (1 - beta^t), which
+    is the usual average from zero divided by 1 - beta^t. A weight of 0 leaves an average as it was.
+    """
+
+    found_inf: Float[Tensor, ""]
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(parameters, {"lr": 0.0, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        (group,) = self.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "updates": parameter.new_zeros(()),
+                    "momentum": torch.zeros_like(parameter),
+                    "square": torch.zeros_like(parameter),
+                }
+        applied = 1 - self.found_inf
+        counts = [self.state[parameter]["updates"] for parameter in parameters]
+        # Doubles, as 1 - 0.999 has lost half its digits in single precision.
+        times = torch.stack(counts).double() + 1
+        torch._foreach_add_(counts, applied)
+        momentum_weights, square_weights = (
+            ((1 - beta) / (1 - beta**times) * applied).to(parameters[0].dtype).unbind() for beta in group["betas"]
+        )
+        rate = group["lr"] * applied
+        # One parameter after the other with one buffer each: on a CPU the numbers are still in its cache for the next
+        # line, where torch._foreach_* takes up to twice as long.
+        for parameter, momentum_weight, square_weight in zip(parameters, momentum_weights, square_weights, strict=True):
+            momentum, square = self.state[parameter]["momentum"], self.state[parameter]["square"]
+            # NaN times a weight of 0 would still be NaN.
+            gradient = parameter.grad.nan_to_num_(0.0)
+            buffer = gradient.square()
+            square.lerp_(buffer, square_weight)
+            torch.sqrt(square, out=buffer).add_(group["eps"])
+            torch.div(gradient, buffer, out=buffer)
+            momentum.lerp_(buffer, momentum_weight)
+            parameter.addcmul_(momentum, rate, value=-1)
+
+
+# The epsilon that each algorithm is published with; LaProp's is DreamerV3's.
+EPSILON = {"adam": 1e-8, "laprop": 1e-20}
+
 
 class Optimizer:
-    """Adam with linear warm-up, a constant stretch and a linear decay, for the parameters of some modules.
+    """Adam or LaProp with linear warm-up, a constant stretch and a linear decay, for the parameters of some modules.
 
     A non-finite loss or gradient leaves parameters and moments as they were; the decision is taken on the device.
     """
@@ -25,41 +83,60 @@ class Optimizer:
         guard: Guard,
         lr: float,
         clip: float,
+        agc: float = 0.0,
+        algorithm: str = "adam",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float | None = None,
         warmup: int = 50,
         decay_from: float = 1.0,
         final_lr: float = 1.0,
-        eps: float = 1e-8,
     ) -> None:
         """Collect the parameters.
 
         Args:
             name: what metrics and reports call this group.
             modules: their names are the prefixes in reports.
-            guard: told of every non-finite loss and gradient.
+            guard: told of every non-finite gradient.
             lr: the learning rate of the constant stretch.
-            clip: the largest gradient norm over the whole group.
+            clip: the largest gradient norm over the whole group; infinity for no limit.
+            agc: the largest norm of each parameter's gradient, as a share of the parameter's own norm (adaptive
+                gradient clipping, Brock et al. 2021); 0 for no limit. Where `clip` asks for less, that holds.
+            algorithm: adam or laprop.
+            betas: how slowly the averages of gradients and of their squares forget.
+            eps: added to the root of the squares; None for the algorithm's own.
             warmup: updates over which the rate rises from 0.
             decay_from: the share of the run at which the rate begins to fall.
             final_lr: the share of `lr` that is left at the run's end.
-            eps: Adam's epsilon.
 
         Raises:
-            ValueError: a parameter of the schedule is out of range.
+            ValueError: there is no such algorithm, or a number is out of range.
         """
+        if algorithm not in EPSILON:
+            raise ValueError(f"optimiser {name}: algorithm is {algorithm!r}; choose one of {', '.join(EPSILON)}")
         if not (lr > 0 and clip > 0 and warmup >= 0 and 0 <= decay_from <= 1 and 0 <= final_lr <= 1):
             raise ValueError(
                 f"optimiser {name}: lr and clip must be positive, warmup at least 0, decay_from and final_lr in [0, 1];"
                 f" got lr {lr}, clip {clip}, warmup {warmup}, decay_from {decay_from}, final_lr {final_lr}"
             )
+        eps = EPSILON[algorithm] if eps is None else eps
+        if not (agc >= 0 and eps > 0 and all(0 <= beta < 1 for beta in betas)):
+            raise ValueError(
+                f"optimiser {name}: agc must be at least 0, eps positive, betas in [0, 1);"
+                f" got agc {agc}, eps {eps}, betas {betas}"
+            )
         named = [(f"{prefix}.{key}", p) for prefix, module in modules.items() for key, p in module.named_parameters()]
-        self.name, self.guard = name, guard
+        self.name, self.guard, self.algorithm = name, guard, algorithm
         self.names = [key for key, _ in named]
         self.parameters = [p for _, p in named]
-        self.lr, self.clip, self.warmup = lr, clip, warmup
+        self.lr, self.clip, self.agc, self.warmup = lr, clip, agc, warmup
         self.decay_from, self.final_lr = decay_from, final_lr
         self.updates = 0
-        # The fused kernel takes `found_inf`, a flag on the device under which it changes nothing.
-        self.adam = torch.optim.Adam(self.parameters, lr=lr, eps=eps, fused=True)
+        # Both take `found_inf`, a flag on the device under which they change nothing.
+        self.rule: torch.optim.Optimizer
+        if algorithm == "adam":
+            self.rule = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
+        else:
+            self.rule = LaProp(self.parameters, betas=betas, eps=eps)
 
     def rate(self, progress: float) -> float:
         """The learning rate at this update and this share of the run."""
@@ -73,34 +150,101 @@ class Optimizer:
 
         Only this group's parameters get gradients, whatever else the loss depends on.
         """
-        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        applied, metrics = update_together([(loss, [self])], progress=progress)
+        return applied[self.name], metrics
+
+    def apply(
+        self, gradients: Sequence[Tensor | None], *, losses: Sequence[Float[Tensor, ""]], progress: float
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """One update with the gradients of `losses`, if all are finite. Returns what `step` does.
+
+        Args:
+            gradients: one for each of `parameters`; those without one are left alone.
+            losses: all that these gradients come from.
+            progress: the share of the run that is over.
+        """
         used = [(key, p, g) for key, p, g in zip(self.names, self.parameters, gradients, strict=True) if g is not None]
-        norms = torch.stack(torch._foreach_norm([g for _, _, g in used]))
+        assert used, f"no loss reaches a parameter of {self.name}"
+        names, parameters, raw = zip(*used, strict=True)
+        norms = torch.stack(torch._foreach_norm(raw))
         norm = norms.norm()
-        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        clipped = torch._foreach_mul([g for _, _, g in used], scale)
+        self.guard.watch(f"{self.name} gradient", names, norms)
+        values = torch.stack([loss.detach() for loss in losses])
+        found_inf = (~(norm.isfinite() & values.isfinite().all())).float()
         for parameter in self.parameters:
             parameter.grad = None
-        for (_, parameter, _), gradient in zip(used, clipped, strict=True):
+        for parameter, gradient in zip(parameters, self._clip(parameters, raw, norms, 1 - found_inf), strict=True):
             parameter.grad = gradient
-        found_inf = (~(norm.isfinite() & loss.detach().isfinite())).float()
-        self.guard.watch(f"{self.name} gradient", [key for key, _, _ in used], norms)
-        for group in self.adam.param_groups:
+        for group in self.rule.param_groups:
             group["lr"] = self.rate(progress)
-        self.adam.found_inf = found_inf  # type: ignore[attr-defined]
-        self.adam.step()
+        self.rule.found_inf = found_inf  # type: ignore[attr-defined]
+        self.rule.step()
         self.updates += 1
         return 1 - found_inf, {
             f"{self.name}_grad_norm": norm,
             f"{self.name}_grad_norm_max": norm,
-            f"{self.name}_loss": loss.detach(),
+            f"{self.name}_loss": values.sum(),
         }
+
+    def _clip(
+        self,
+        parameters: tuple[nn.Parameter, ...],
+        gradients: tuple[Tensor, ...],
+        norms: Float[Tensor, " P"],
+        applied: Float[Tensor, ""],
+    ) -> Sequence[Tensor]:
+        """Gradients within both limits; where the update is not to be applied, each entry is zero or NaN."""
+        scale = (self.clip / (norms.norm() + 1e-6)).clamp(max=1.0) * applied
+        if not self.agc:
+            return torch._foreach_mul(gradients, scale)
+        sizes = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=SMALLEST_NORM)
+        return torch._foreach_mul(gradients, torch.minimum(scale, self.agc * sizes / norms).unbind())
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and counters."""
-        return {"adam": self.adam.state_dict(), "updates": self.updates}
+        return {self.algorithm: self.rule.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.adam.load_state_dict(state["adam"])
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: the state is another algorithm's.
+        """
+        if self.algorithm not in state:
+            (other,) = state.keys() & EPSILON.keys()
+            raise ValueError(
+                f"optimiser {self.name}: the state to go on from is {other}'s, but the algorithm is {self.algorithm}; "
+                f"choose {other}, or take the weights only"
+            )
+        self.rule.load_state_dict(state[self.algorithm])
         self.updates = state["updates"]
+
+
+def update_together(
+    losses: Sequence[tuple[Float[Tensor, ""], Sequence[Optimizer]]], *, progress: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Minimise the sum of some losses once, with one backward pass for all the parameter groups that they reach.
+
+    A group is skipped where its own gradient or a loss that names it is not finite; the others go on.
+
+    Args:
+        losses: each with the optimisers of all the groups that it is to train. No two optimisers share a parameter,
+            and no loss reaches a group that it doesn't name but another does: it would train that one, too.
+        progress: the share of the run that is over, for schedules.
+
+    Returns:
+        Whether each group's update was applied (1 or 0), by the optimiser's name, and metrics.
+    """
+    optimizers = list(dict.fromkeys(optimizer for _, named in losses for optimizer in named))
+    parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
+    gradients = iter(torch.autograd.grad([loss for loss, _ in losses], parameters, allow_unused=True))
+    applied: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    for optimizer in optimizers:
+        applied[optimizer.name], update_metrics = optimizer.apply(
+            [next(gradients) for _ in optimizer.parameters],
+            losses=[loss for loss, named in losses if optimizer in named],
+            progress=progress,
+        )
+        metrics |= update_metrics
+    return applied, metrics

@@ -37,6 +37,7 @@ class Replay:
         length: columns the ring holds, for each environment.
         total: columns added since the start of the run.
         episode_start: the column in which each stored row's episode began.
+        memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
         reward_min, reward_max: 0-d, over every row ever added that is not `is_first`; +inf and -inf before the first.
     """
 
@@ -47,6 +48,7 @@ class Replay:
         num_envs: int,
         capacity: int,
         device: torch.device,
+        memory: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
     ) -> None:
         """Allocate the whole ring.
 
@@ -55,11 +57,12 @@ class Replay:
             num_envs: rows in a column.
             capacity: rows over all environments.
             device: where the rows are kept; generators handed to the samplers live there too.
+            memory: likewise, of what an agent keeps of each row.
 
         Raises:
             ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns.
         """
-        reserved = {*REWARD_AND_ENDS, "prev_action", "episode_start"}
+        reserved = {*REWARD_AND_ENDS, "prev_action", "episode_start", "env", "column", *(memory or {})}
         if "action" not in spaces or reserved & spaces.keys():
             raise ValueError(f"spaces must have 'action' and none of {sorted(reserved)}; got {sorted(spaces)}")
         if capacity < 2 * num_envs:
@@ -73,6 +76,10 @@ class Replay:
         self.rows = {
             name: torch.zeros((num_envs, self.length, *shape), dtype=dtype, device=device)
             for name, (shape, dtype) in {**spaces, **REWARD_AND_ENDS}.items()
+        }
+        self.memory = {
+            name: torch.zeros((num_envs, self.length, *shape), dtype=dtype, device=device)
+            for name, (shape, dtype) in (memory or {}).items()
         }
         self.episode_start: Int[Tensor, "E L"] = torch.zeros((num_envs, self.length), dtype=torch.int64, device=device)
         self.reward_min = torch.full((), torch.inf, device=device)
@@ -94,16 +101,18 @@ class Replay:
         """Append one column, overwriting the oldest once the ring is full. The very first is `is_first` throughout.
 
         Args:
-            row: every observation key, `action`, `reward`, `is_first`, `is_last` and `is_terminal`, each `[E, ...]`.
+            row: every observation key, `action`, `reward`, `is_first`, `is_last`, `is_terminal` and everything in
+                `memory`, each `[E, ...]`.
 
         Raises:
             ValueError: a key is missing or unknown, or has another shape or dtype than its space.
         """
-        if row.keys() != self.rows.keys():
-            raise ValueError(f"row has keys {sorted(row)}; replay stores {sorted(self.rows)}")
+        stored = {**self.rows, **self.memory}
+        if row.keys() != stored.keys():
+            raise ValueError(f"row has keys {sorted(row)}; replay stores {sorted(stored)}")
         position = self.total % self.length
         for name, value in row.items():
-            column = self.rows[name][:, position]
+            column = stored[name][:, position]
             if value.shape != column.shape or value.dtype != column.dtype:
                 raise ValueError(
                     f"row['{name}'] is {value.dtype} {tuple(value.shape)}; "
@@ -128,7 +137,9 @@ class Replay:
 
         Returns:
             Every stored key and `prev_action`, each `[B, T, ...]`. `prev_action` is 0 at `is_first`, and in a
-            window's first row where the row before is no longer stored.
+            window's first row where the row before is no longer stored. With a `memory`, also each of its keys as it
+            stands in the row before the window, `[B, ...]`, 0 where that is no longer stored; and `env` and `column`,
+            `[B]`, by which `rewrite` finds the window.
 
         Raises:
             ValueError: fewer than `length` columns are stored.
@@ -171,6 +182,18 @@ class Replay:
         start = torch.where(start > newest, self.episode_start[env, newest % self.length], start)
         return self._windows(env, start, length)
 
+    def rewrite(self, batch: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> None:
+        """Replace what is kept of the rows of a batch from `sample_windows`, as long as nothing was added since.
+
+        Args:
+            batch: what was sampled.
+            memory: each key of `memory`, `[B, T, ...]`.
+        """
+        length = batch["is_first"].shape[1]
+        position = (batch["column"][:, None] + torch.arange(length, device=self.device)) % self.length
+        for name, value in memory.items():
+            self.memory[name][batch["env"][:, None], position] = value
+
     def save_chunks(self, folder: Path) -> dict[str, Any]:
         """Write the rows added since the last save to a file of their own.
 
@@ -206,6 +229,8 @@ class Replay:
             "chunks": [dict(chunk) for chunk in self._chunks],
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
+            # Rewritten all the time, so saved whole.
+            "memory": {name: value.cpu() for name, value in self.memory.items()},
         }
 
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -237,6 +262,12 @@ class Replay:
                         f"this run stores {stored[key].dtype} {expected}"
                     )
                 stored[key].index_copy_(1, position, value)
+        shapes = {name: (tuple(value.shape), value.dtype) for name, value in self.memory.items()}
+        saved = {name: (tuple(value.shape), value.dtype) for name, value in manifest["memory"].items()}
+        if shapes != saved:
+            raise CheckpointError(f"replay was saved with the memory {saved}; this run keeps {shapes}")
+        for name, value in manifest["memory"].items():
+            self.memory[name].copy_(value)
         self.reward_min = manifest["reward_min"].to(self.device)
         self.reward_max = manifest["reward_max"].to(self.device)
         self.total = manifest["saved_totals"][1]
@@ -256,13 +287,18 @@ class Replay:
         return torch.randint(low, high, (batch,), generator=generator, device=self.device)
 
     def _windows(self, env: Int[Tensor, " B"], start: Int[Tensor, " B"], length: int) -> dict[str, Tensor]:
+        first = {name: value[env, (start - 1) % self.length] for name, value in self.memory.items()}
+        gone = start <= self.oldest
+        before = {name: value.masked_fill(gone.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in first.items()}
+        if self.memory:
+            before |= {"env": env, "column": start}
         env = env[:, None]
         column = start[:, None] + torch.arange(length, device=self.device)  # [B, T]
         position = column % self.length
         windows = {name: value[env, position] for name, value in self.rows.items()}
         shifted = self.rows["action"][env, (column - 1) % self.length]
         windows["prev_action"] = _zero_where(windows["is_first"] | (column <= self.oldest), shifted)
-        return windows
+        return windows | before
 
     @staticmethod
     def _delete_stale(folder: Path, *, before: int) -> None:

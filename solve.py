@@ -13,16 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib.image import imsave
 
-import checkpoint
 import config
+import evaluation
 import launch
-import trainer
-from checkpoint import CheckpointError
 from config import ConfigError, one_line_errors
-from dreamer import Dreamer, make_task
+from dreamer import Dreamer
 from envs.drawing import draw_tour
 from envs.instances import lkh_tour, read_tsplib, scale_to_unit_square, tsplib_distances, tsplib_tour_length
-from guard import Guard
 from networks import TSPPointerActor
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
@@ -60,32 +57,14 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         device: where it will act.
 
     Raises:
-        ConfigError: there is no such run, or another version of this program made it.
+        ConfigError: there is no such run, or it is of no routing task.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
-    if not run.exists():
-        raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
-    weights = run / checkpoint.LATEST if run.is_dir() else run
-    settings_path = weights.with_name("config.yaml")
-    settings = config.read(settings_path)
-    missing = config.load(CONFIGS, [], {}).flat().keys() - settings.flat().keys()
-    if missing:
-        raise ConfigError(
-            f"{settings_path} has no key '{min(missing)}', so another version of this program made the run;"
-            f" add the key, with the value that version stood for (see {CONFIGS.name})"
-        )
-    agent = Dreamer(
-        make_task(settings),
-        settings,
-        device=device,
-        generators=launch.make_generators(settings.seed, device),
-        guard=Guard(device),
-    )
-    state = checkpoint.load(weights, device)
-    try:
-        agent.load_weights(state["agent"])
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{weights} was not made with {settings_path}; give the folder of one run") from error
+    defaults = config.load(CONFIGS, [], {})
+    agent = launch.load_run(run, make_agent=Dreamer, device=device, defaults=defaults).agent
+    assert isinstance(agent, Dreamer)
+    if agent.task.rules is None:
+        raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
     return agent
 
 
@@ -103,8 +82,8 @@ def greedy_tour(agent: Dreamer, coords: Float[np.ndarray, "N 2"]) -> Int[np.ndar
         )
     scaled = torch.from_numpy(scale_to_unit_square(coords)).float()[None]
     # The length in the unit square has nothing to be compared with: only the tour is of interest.
-    instance = trainer.Evaluation(coords=scaled, references=np.ones(1))
-    tour = trainer.evaluate(agent, agent.task, instance, device=agent.device).tours[0].cpu().numpy()
+    instance = evaluation.Evaluation(coords=scaled, references=np.ones(1))
+    tour = evaluation.evaluate(agent, agent.task, instance, device=agent.device).tours[0].cpu().numpy()
     assert np.array_equal(np.sort(tour), np.arange(len(coords))), "the rules let every node be visited exactly once"
     return tour
 

@@ -100,6 +100,10 @@ class OneHotDist:
         hard = torch.zeros_like(self.probs).scatter_(-1, action[..., None], 1.0)
         return hard + (self.probs - self.probs.detach()) if self.probs.requires_grad else hard
 
+    def embed(self, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B N"]:
+        """What a world model sees of `action`, with a gradient: see `one_hot`."""
+        return self.one_hot(action)
+
     def detach(self) -> OneHotDist:
         """The same distribution without a graph."""
         return OneHotDist(self._logits.detach(), mask=self.mask, unimix=self._unimix)
@@ -116,9 +120,14 @@ class SymexpTwoHot:
         self.logits = logits.float()
         self.bins = bins
 
+    @cached_property
+    def log_probs(self) -> Float[Tensor, "*B C"]:
+        """The natural logarithm of every bin's probability."""
+        return torch.log_softmax(self.logits, -1)
+
     def mean(self) -> Float[Tensor, "*B"]:
         """The expectation, summed from the innermost bins outwards so that symmetric bins cancel exactly."""
-        terms = torch.softmax(self.logits, -1) * self.bins
+        terms = self.log_probs.exp() * self.bins
         half = self.bins.shape[0] // 2
         negative, positive = terms[..., :half].flip(-1), terms[..., -half:]
         centre = terms[..., half : self.bins.shape[0] - half].sum(-1)
@@ -131,9 +140,8 @@ class SymexpTwoHot:
         below = above - 1
         low, high = self.bins[below], self.bins[above]
         weight = (value - low) / (high - low)
-        log_probs = torch.log_softmax(self.logits, -1)
-        log_low = log_probs.gather(-1, below[..., None]).squeeze(-1)
-        log_high = log_probs.gather(-1, above[..., None]).squeeze(-1)
+        log_low = self.log_probs.gather(-1, below[..., None]).squeeze(-1)
+        log_high = self.log_probs.gather(-1, above[..., None]).squeeze(-1)
         return (1 - weight) * log_low + weight * log_high
 
 
@@ -184,7 +192,7 @@ def lambda_return(
     value: Float[Tensor, "*B H+1"],
     discount: Float[Tensor, "*B H"],
     *,
-    lambda_: float | int,
+    lambda_: float | Float[Tensor, "*B H"],
 ) -> Float[Tensor, "*B H"]:
     """TD(lambda) returns R_t = r_t + c_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), with R_H = v_H (DreamerV3, eq. 7).
 
@@ -192,12 +200,13 @@ def lambda_return(
         reward: reward[t] is what action t earned.
         value: value[t] is the estimate before action t; the last one bootstraps.
         discount: discount[t] is the discount factor times the probability that the episode goes on after action t.
-        lambda_: 0 trusts the values, 1 the rewards.
+        lambda_: 0 trusts the values, 1 the rewards; one number, or one for each step.
     """
+    mix = lambda_ if isinstance(lambda_, Tensor) else torch.full_like(reward, lambda_)
     target = value[..., -1]
     returns = []
     for t in reversed(range(reward.shape[-1])):
-        mixed = (1 - lambda_) * value[..., t + 1] + lambda_ * target
+        mixed = value[..., t + 1].lerp(target, mix[..., t])
         target = reward[..., t] + discount[..., t] * mixed
         returns.append(target)
     return torch.stack(returns[::-1], -1)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Shaped
 from torch import Tensor
 
 import checkpoint
+from agent import Agent
 from config import Config
-from envs.drawing import draw_tour
+from envs.gym_vector import GymVectorEnv
 from envs.routing import nearest_node
-from envs.tasks import Task
+from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
+from evaluation import Evaluator, Report
 from guard import Guard, NonFinite
 from logger import Logger, MetricAverages, ProgressBar
 from replay import REWARD_AND_ENDS, Replay
@@ -28,33 +28,6 @@ from tools import OneHotDist
 
 # A metric above its threshold is worth a line on the terminal.
 WARN_ABOVE = {"target_clip_rate": 0.01, "miss_rate": 0.0, "env_miss_rate": 0.0}
-
-
-@runtime_checkable
-class Agent(Protocol):
-    """What the loop knows of an agent."""
-
-    rows_per_update: int
-
-    def initial_state(self, num_envs: int) -> dict[str, Any]: ...
-
-    def act(
-        self,
-        obs: dict[str, Tensor],
-        state: dict[str, Any],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
-    ) -> tuple[Int[Tensor, " E"], dict[str, Any]]: ...
-
-    def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    def load_weights(self, state: dict[str, Any]) -> None: ...
 
 
 class Settings(NamedTuple):
@@ -75,50 +48,6 @@ class Settings(NamedTuple):
         return cls(**{name: config[name] for name in cls._fields})
 
 
-class Evaluation(NamedTuple):
-    """Instances with the lengths of their reference tours."""
-
-    coords: Float[Tensor, "I N 2"]
-    references: Float[np.ndarray, " I"]
-
-
-class Result(NamedTuple):
-    """How an agent did on an `Evaluation`."""
-
-    lengths: Float[Tensor, " I"]
-    tours: Int[Tensor, "I N"]
-    gap: float
-
-
-def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.device) -> Result:
-    """Greedy tours of every instance, each action checked against the rules.
-
-    Args:
-        agent: acts by its mode; nothing random is drawn.
-        task: the problem.
-        evaluation: instances and the lengths to compare with.
-        device: where the agent lives.
-    """
-    assert task.rules is not None
-    coords = evaluation.coords.to(device)
-    count, num_nodes, _ = coords.shape
-    env = RoutingVectorEnv(
-        task.rules, num_envs=count, num_nodes=num_nodes, device=device, instances=coords, check_actions=True
-    )
-    obs, info = env.reset()
-    state = agent.initial_state(count)
-    returns = torch.zeros(count, device=device)
-    visited = [obs["current_node"]]
-    for _ in range(task.rules.episode_steps(num_nodes)):
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
-        obs, reward, _, _, info = env.step(action)
-        returns += reward
-        visited.append(action)
-    lengths = -returns
-    gap = 100 * (float(lengths.double().mean()) / float(evaluation.references.mean()) - 1)
-    return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
-
-
 class Trainer:
     """One run: its environments, replay, counters and clocks."""
 
@@ -128,24 +57,19 @@ class Trainer:
         task: Task,
         *,
         settings: Settings,
-        env: RoutingVectorEnv,
+        env: RoutingVectorEnv | GymVectorEnv,
         replay: Replay,
-        validation: Evaluation,
-        test: Evaluation,
+        evaluator: Evaluator,
         generators: dict[str, torch.Generator],
         guard: Guard,
         logger: Logger,
         logdir: Path,
         device: torch.device,
-        draw: Callable[[Float[Tensor, "N 2"]], np.ndarray] | None = None,
     ) -> None:
         """Take the parts together; `run` begins, after `load` where there is something to go on from."""
-        assert task.rules is not None
-        self.agent, self.task, self.rules, self.settings = agent, task, task.rules, settings
-        self.env, self.replay, self.guard = env, replay, guard
-        self.validation, self.test = validation, test
+        self.agent, self.task, self.settings = agent, task, settings
+        self.env, self.replay, self.evaluator, self.guard = env, replay, evaluator, guard
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
-        self.draw = draw
         self.averages = MetricAverages()
         self.step = 0
         self.seconds = 0.0
@@ -200,9 +124,9 @@ class Trainer:
     def _collect(self) -> None:
         """One step of every environment."""
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
-        if self.step < self.settings.prefill:
-            action = self._prefill_action(obs)
-        else:
+        prefill = self.step < self.settings.prefill
+        # An agent that remembers acts from the first step on, so that replay holds what it remembered.
+        if not prefill or self.agent.memory_spaces:
             action, self.acting = self.agent.act(
                 obs,
                 self.acting,
@@ -210,12 +134,16 @@ class Trainer:
                 any_first=self.any_first,
                 generator=self.generators["acting"],
             )
-        self.replay.add({**self.row, "action": action})
+        if prefill:
+            action = self._prefill_action(obs)
+            if "action" in self.acting:
+                self.acting = {**self.acting, "action": action}
+        self.replay.add({**self.row, "action": action, **self.agent.memory(self.acting)})
         ended = self.row["is_last"]
         obs, reward, terminated, truncated, info = self.env.step(action)
         is_first = info["is_first"]
-        if info["decisions"]:
-            legal = self.row["action_mask"].gather(-1, action[:, None]).squeeze(-1) | ended
+        if info["decisions"] and self.task.actions.masked:
+            legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
             self.averages.add({"env_miss_rate": (~legal).float().mean()})
         self.row = {
             **obs,
@@ -226,11 +154,22 @@ class Trainer:
         }
         self.any_first = info["any_first"]
         self.step += info["decisions"]
-        self.episode_return = torch.where(is_first, 0.0, self.episode_return) + reward
-        if self.rules.fixed_length and self.env.all_ended:
-            self.averages.add({"train_return": self.episode_return.mean()})
+        self._note_returns(reward, info)
         if self.step >= self.settings.prefill:
             self.updates_owed += info["decisions"] * self.settings.train_ratio / self.agent.rows_per_update
+
+    def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
+        """Log the returns of the episodes that ended in this step."""
+        if isinstance(self.env, GymVectorEnv):
+            for name, values in (("train_return", info["returns"]), ("train_length", info["lengths"])):
+                for value in values:
+                    self.averages.add({name: torch.tensor(float(value), device=self.device)})
+            while self.env.notices:
+                self._progress.say(self.env.notices.pop(0))
+        else:
+            self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
+            if self.env.rules.fixed_length and self.env.all_ended:
+                self.averages.add({"train_return": self.episode_return.mean()})
 
     def _learn(self) -> None:
         while self.updates_owed >= 1:
@@ -239,12 +178,19 @@ class Trainer:
             self.updates += 1
             self.updates_owed -= 1
 
-    def _prefill_action(self, obs: dict[str, Tensor]) -> Int[Tensor, " E"]:
+    def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
+        """Uniform among the legal actions, or in routing the nearest node."""
         if self.settings.prefill_policy == "nearest":
-            return nearest_node(*self.rules.restore(obs))
-        mask = obs["action_mask"]
-        noise = torch.rand(mask.shape[0], generator=self.generators["acting"], device=self.device)
-        return OneHotDist(torch.zeros(mask.shape, device=self.device), mask=mask).sample(noise)
+            assert self.task.rules is not None
+            return nearest_node(*self.task.rules.restore(obs))
+        actions, generator = self.task.actions, self.generators["acting"]
+        noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
+        if actions.kind == "continuous":
+            return 2 * noise - 1
+        if actions.kind == "multi_discrete":
+            return (noise * torch.tensor(actions.sizes, device=self.device)).long()
+        logits = torch.zeros((self.env.num_envs, actions.sizes[0]), device=self.device)
+        return OneHotDist(logits, mask=obs.get(ACTION_MASK)).sample(noise)
 
     def _first_row(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         yes = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
@@ -288,36 +234,29 @@ class Trainer:
 
     def _show(self) -> None:
         names = {"fps": "fps", "train_return": "return", "valid_gap": "gap %", "actor_entropy": "entropy"}
+        if "valid_gap" not in self.latest:
+            names["valid_return"] = "valid"
         self._progress.update(self.step, {names[key]: self.latest[key] for key in names if key in self.latest})
 
     def _evaluate(self) -> None:
-        result = evaluate(self.agent, self.task, self.validation, device=self.device)
-        values = {"valid_gap": result.gap, "valid_return": -float(result.lengths.mean())}
-        self.latest |= values
-        self.logger.scalars(self.step, self._elapsed(), values)
-        self._draw("validation", self.validation, result)
+        self._report("validation", "valid", self.evaluator.validate(self.agent))
         self._show()
 
     def _finish(self) -> None:
         """The test set, once."""
         if self.step > self._logged_at[0]:
             self._log()
-        result = evaluate(self.agent, self.task, self.test, device=self.device)
-        values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
-        self.logger.scalars(self.step, self._elapsed(), values)
+        report = self.evaluator.test(self.agent)
+        self._report("test", "eval", report)
         self.finished = True
-        self._draw("test", self.test, result)
-        self._progress.say(
-            f"test set: {len(result.lengths)} instances, mean length {-values['eval_return']:.4f},"
-            f" gap {result.gap:.2f} % to the reference"
-        )
+        self._progress.say(f"final evaluation: {report.summary}")
 
-    def _draw(self, name: str, evaluation: Evaluation, result: Result) -> None:
-        coords = evaluation.coords[0].cpu().numpy()
-        title = f"length {float(result.lengths[0]):.3f}, reference {evaluation.references[0]:.3f}"
-        self.logger.image(self.step, f"{name}_tour", draw_tour(coords, result.tours[0].cpu().numpy(), title=title))
-        if self.draw is not None:
-            self.logger.image(self.step, f"{name}_imagined", self.draw(evaluation.coords[0]))
+    def _report(self, name: str, prefix: str, report: Report) -> None:
+        values = {f"{prefix}_{key}": value for key, value in report.values.items()}
+        self.latest |= values
+        self.logger.scalars(self.step, self._elapsed(), values)
+        for key, picture in report.pictures.items():
+            self.logger.image(self.step, f"{name}_{key}", picture)
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name
@@ -350,7 +289,7 @@ class Trainer:
         """Go on from a checkpoint whose replay lies under `folder`."""
         self.agent.load_state_dict(state["agent"])
         self.replay.load_chunks(folder / "replay", state["replay"])
-        self.env.load_state_dict(state["env"])
+        lost = self.env.load_state_dict(state["env"])
         checkpoint.restore_generators(self.generators, state["generators"])
         self.averages.load_state_dict(state["averages"])
         self.logger.load_state_dict(state["logger"])
@@ -366,5 +305,8 @@ class Trainer:
             "latest",
         ):
             setattr(self, name, state[name])
+        if lost is not None and bool(lost.any()):
+            # What cannot be taken up again is closed as a time limit would close it.
+            self.row = {**self.row, "is_last": self.row["is_last"] | lost}
         # With more steps than it had, a run that has ended goes on.
         self.finished = state["finished"] and self.step >= self.settings.steps

@@ -11,8 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.routing import TSPInstance, TSPState
-from envs.tasks import Task
-from networks import MLP, RSSM, Latent, MoveHead, NodeHead, RoutingEncoder, RoutingView, VectorEncoder, take_nodes
+from envs.tasks import ACTION_MASK, Task
+from networks import (
+    MLP,
+    RSSM,
+    Latent,
+    MoveHead,
+    NodeHead,
+    RoutingEncoder,
+    View,
+    embed_actions,
+    initialise,
+    take_nodes,
+    use_layer_norm,
+)
+from observations import ObservationDecoder, ObservationEncoder, select
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
 
 Losses = dict[str, Tensor]
@@ -26,35 +39,52 @@ class RoutingContext(NamedTuple):
     nodes: Float[Tensor, "B N E"]
 
 
+class Observed(NamedTuple):
+    """Replayed sequences as the model sees them: latents [B, T], the posterior and prior they come from, and context."""
+
+    latents: Latent
+    posterior: OneHotDist
+    prior: OneHotDist
+    context: RoutingContext | None
+
+
 class WorldModel(nn.Module):
     """An RSSM with an encoder and heads that fit the task.
 
     Routing: nodes are static context, encoded once per episode; observations and actions look them up. Any other
-    task: vectors in, one-hot actions, and a decoder for the vectors.
+    task: an encoder and a decoder chosen per key of the observation, and actions as they are.
     """
 
     bins: Tensor
     HEADS = ("reward", "cont", "mask", "current_node", "current_pos", "coords")
 
-    def __init__(self, task: Task, settings: Any) -> None:
+    def __init__(self, task: Task, settings: Any, *, discount: float = 1.0) -> None:
         """Build encoder, RSSM and every head whose loss scale is not 0.
 
         Args:
             task: what there is to model.
             settings: the config section `model`.
+            discount: folded into what the `cont` head predicts of a task without routing rules (DreamerV3).
+
+        Raises:
+            ValueError: the settings do not fit the task.
         """
         super().__init__()
-        self.task, self.rules = task, task.rules
+        self.task, self.rules, self.discount = task, task.rules, discount
         self.free_nats = settings.free_nats
         scales = settings.loss_scales.to_dict()
         units, layers = settings.units, settings.layers
-        self.vector_encoder: VectorEncoder | None = None
+        self.encoder: ObservationEncoder | None = None
+        self.decoder: ObservationDecoder | None = None
         self.routing_encoder: RoutingEncoder | None = None
         if self.rules is None:
-            self.vector_encoder = VectorEncoder(task.vectors, units=units, layers=layers)
-            action_size, embed_size, node_size = task.num_actions, self.vector_encoder.embed_size, 0
-            for name in ("mask", "current_node", "current_pos", "coords"):
+            encoded = select(task.observations, settings.encode_keys)
+            self.encoder = ObservationEncoder(encoded, units=units, layers=layers, depth=settings.depth)
+            action_size, embed_size, node_size = task.actions.embed_size, self.encoder.embed_size, 0
+            for name in ("current_node", "current_pos", "coords"):
                 scales.pop(name)
+            if not task.actions.masked:
+                scales.pop("mask")
         else:
             encoder = RoutingEncoder(self.rules.num_node_features, units=units, **settings.encoder.to_dict())
             self.routing_encoder = encoder
@@ -63,6 +93,9 @@ class WorldModel(nn.Module):
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
         self.rssm = RSSM(action_size, embed_size, **settings.rssm.to_dict())
         feat_size = self.rssm.feat_size
+        if "decoder" in self.loss_scales:
+            decoded = select(task.observations, settings.decode_keys)
+            self.decoder = ObservationDecoder(decoded, feat_size, units=units, layers=layers, depth=settings.depth)
         self.reward_latent = settings.reward_latent
         self.position_as_node = settings.current_pos == "node"
         self.register_buffer("bins", symexp_bins(settings.bins, device="cpu"))
@@ -75,61 +108,85 @@ class WorldModel(nn.Module):
                 heads["reward"] = MoveHead(latent_size=latent_size, units=settings.move_units, layers=2)
         if "cont" in self.loss_scales:
             heads["cont"] = MLP(feat_size, 1, units=units, layers=1)
+        if "mask" in self.loss_scales and self.rules is None:
+            heads["mask"] = MLP(feat_size, task.num_actions, units=units, layers=1)
         for name in ("mask", "current_node"):
-            if name in self.loss_scales:
+            if name in self.loss_scales and self.rules is not None:
                 heads[name] = NodeHead(feat_size, node_size, units=units)
         if "current_pos" in self.loss_scales:
             heads["current_pos"] = MLP(feat_size, 1 if self.position_as_node else 2, units=units, layers=1)
         if "coords" in self.loss_scales:
             heads["coords"] = MLP(feat_size, 2 * task.num_actions, units=units, layers=1)
-        if "decoder" in self.loss_scales:
-            sizes = sum(task.vectors.values())
-            heads["decoder"] = MLP(feat_size, sizes, units=units, layers=layers)
         self.heads = nn.ModuleDict(heads)
+        if settings.norm == "layer":
+            use_layer_norm(self)
+        if settings.initialisation == "published":
+            initialise(self)
 
     def context(self, instance: TSPInstance) -> RoutingContext:
         """Encode the static part of B instances."""
         assert self.rules is not None and self.routing_encoder is not None, "only routing has static context"
         return RoutingContext(instance=instance, nodes=self.routing_encoder.nodes(self.rules.node_features(instance)))
 
-    def episode_context(self, batch: dict[str, Tensor]) -> tuple[RoutingContext | None, RoutingView | None]:
-        """Context and view of a batch of whole episodes; nothing of either for a task without rules."""
+    def episode_context(self, batch: dict[str, Tensor]) -> tuple[RoutingContext | None, View | None]:
+        """Context and view of a batch of whole routing episodes; nothing of either for any other task."""
         if self.rules is None:
             return None, None
         instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
         first = torch.zeros_like(batch["current_node"])
-        view = RoutingView(first=first, current=batch["current_node"], action_mask=batch["action_mask"])
+        view = View(first=first, current=batch["current_node"], action_mask=batch["action_mask"])
         return self.context(instance), view
 
     def encode(
-        self, obs: dict[str, Tensor], context: RoutingContext | None, view: RoutingView | None
+        self, obs: dict[str, Tensor], context: RoutingContext | None, view: View | None
     ) -> Float[Tensor, "*B U"]:
         """Embed observations."""
-        if self.vector_encoder is not None:
-            return self.vector_encoder(obs)
+        if self.encoder is not None:
+            return self.encoder(obs)
         assert self.routing_encoder is not None and context is not None and view is not None
         return self.routing_encoder(context.nodes, view)
 
-    def embed_action(self, action: Int[Tensor, "B *Q"], context: RoutingContext | None) -> Float[Tensor, "B *Q A"]:
-        """What the RSSM sees of an action: the embedding of the node chosen, or a one-hot vector."""
+    def embed_action(self, action: Tensor, context: RoutingContext | None) -> Float[Tensor, "B *Q A"]:
+        """What the RSSM sees of actions [B, *Q, *shape]; in routing, the embedding of the node chosen."""
         if context is None:
-            return functional.one_hot(action, self.task.num_actions).float()
+            return embed_actions(self.task.actions, action)
         return take_nodes(context.nodes, action)
 
-    def observe(
-        self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]
-    ) -> tuple[Latent, OneHotDist, OneHotDist, RoutingContext | None]:
-        """Latents [B, T] of replayed sequences, with their posterior and prior, and the sequences' context."""
+    def observe(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> Observed:
+        """Infer the latents of replayed sequences."""
         context, view = self.episode_context(batch)
         embed = self.encode(batch, context, view)
         action = self.embed_action(batch["prev_action"], context)
-        latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise)
-        return latents, posterior, prior, context
+        initial = self.recall(batch)
+        latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise, initial)
+        return Observed(latents, posterior, prior, context)
+
+    @property
+    def memory_spaces(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of what replay keeps of each row's latent, so that a window can go on from it."""
+        return {
+            "context_deter": ((self.rssm.deter_size,), torch.float16),
+            "context_stoch": ((self.rssm.stoch_size,), torch.int16),
+        }
+
+    def memory(self, latent: Latent) -> dict[str, Tensor]:
+        """A latent as replay keeps it."""
+        return {
+            "context_deter": latent.deter.detach().half(),
+            "context_stoch": latent.stoch.detach().argmax(-1).short(),
+        }
+
+    def recall(self, batch: dict[str, Tensor]) -> Latent | None:
+        """The latent of the row before each sequence, as replay kept it; None where it keeps none."""
+        if "context_deter" not in batch:
+            return None
+        stoch = functional.one_hot(batch["context_stoch"].long(), self.rssm.classes).float()
+        return Latent(deter=batch["context_deter"].float(), stoch=stoch)
 
     def begin(self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
         assert self.rules is not None
-        view = RoutingView(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
+        view = View(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
         embed = self.encode({}, context, view).flatten(0, 1)
         rows = embed.shape[0]
         no_action = embed.new_zeros(rows, context.nodes.shape[-1])
@@ -138,12 +195,13 @@ class WorldModel(nn.Module):
         latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
         return Latent(*(part.unflatten(0, state.current.shape) for part in latent))
 
-    def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics]:
-        """The losses of one batch, each a mean over rows, in the order in which values flow.
+    def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics, Observed]:
+        """The losses of one batch, each a mean over rows, in the order in which values flow; metrics; the latents.
 
         Rows beyond the first episode of a whole-episode batch carry no weight.
         """
-        latents, posterior, prior, context = self.observe(batch, noise)
+        observed = self.observe(batch, noise)
+        latents, posterior, prior, context = observed
         feat = latents.feat()
         weight = self._row_weight(batch)
         losses, metrics = {}, {}
@@ -163,16 +221,23 @@ class WorldModel(nn.Module):
                 losses["reward"] = self.move_loss(batch, context.instance, feat)
         if "cont" in self.heads:
             cont = BernoulliDist(self.heads["cont"](feat).squeeze(-1))
-            losses["cont"] = mean(-cont.log_prob(~batch["is_terminal"]))
-        if "decoder" in self.heads:
-            target = torch.cat([batch[key].float() for key in sorted(self.task.vectors)], -1)
-            losses["decoder"] = mean(-SymlogGaussian(self.heads["decoder"](feat)).log_prob(target))
+            losses["cont"] = mean(-cont.log_prob((~batch["is_terminal"]).float() * self.discount))
+        if self.decoder is not None:
+            per_key = {name: mean(loss) for name, loss in self.decoder.losses(feat, batch).items()}
+            losses["decoder"] = torch.stack(list(per_key.values())).sum()
+            metrics |= {f"decoder_{name}_loss": loss.detach() for name, loss in per_key.items()}
+        if context is None and "mask" in self.heads:
+            dist = BernoulliDist(self.heads["mask"](feat))
+            losses["mask"] = mean(-dist.log_prob(batch[ACTION_MASK]).mean(-1))
+            agreed = self.predict_mask(feat, None) == batch[ACTION_MASK]
+            metrics["mask_accuracy"] = mean(agreed.float().mean(-1)).detach()
+            metrics["mask_exact"] = mean(agreed.all(-1).float()).detach()
         if context is not None:
             self._routing_losses(batch, context, feat, mean, losses, metrics)
         assert set(losses) == set(self.loss_scales), f"losses {set(losses)} differ from scales {set(self.loss_scales)}"
         for name, value in losses.items():
             metrics[f"{name}_loss"] = value.detach()
-        return losses, metrics
+        return losses, metrics, observed
 
     def _routing_losses(
         self,
@@ -225,13 +290,33 @@ class WorldModel(nn.Module):
         return self._two_hot(feat).mean()
 
     def predict_cont(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
-        """The probability that the episode goes on, for tasks without rules."""
+        """The probability that the episode goes on times the discount factor, for tasks without routing rules."""
         return BernoulliDist(self.heads["cont"](feat).squeeze(-1)).mean()
 
-    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
+    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext | None) -> Bool[Tensor, "B *Q N"]:
         """The action mask that the mask head decodes; its best logit is always kept open."""
-        logits = self.heads["mask"](feat, context.nodes)
+        head = self.heads["mask"]
+        logits = head(feat) if context is None else head(feat, context.nodes)
         return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
+
+    @torch.no_grad()
+    def open_loop(
+        self, sequence: dict[str, Tensor], *, seen: int, noise: Float[Tensor, "B T S"]
+    ) -> dict[str, Tensor]:
+        """Each key of the observation [B, T, ...] as the model has it: `seen` rows observed, the rest imagined.
+
+        The actions are those of the sequence throughout.
+        """
+        assert self.decoder is not None, "what is not decoded cannot be shown"
+        shown = {name: value[:, :seen] for name, value in sequence.items()}
+        latents = self.observe(shown, noise[:, :seen]).latents
+        action = self.embed_action(sequence["prev_action"], None)
+        latent = Latent(*(part[:, -1] for part in latents))
+        imagined = []
+        for step in range(seen, action.shape[1]):
+            latent = self.rssm.imagine_step(latent, action[:, step], noise[:, step])
+            imagined.append(latent.feat())
+        return self.decoder.predict(torch.cat((latents.feat(), torch.stack(imagined, 1)), 1))
 
     def _two_hot(self, feat: Float[Tensor, "*B F"]) -> SymexpTwoHot:
         return SymexpTwoHot(self.heads["reward"](feat), self.bins)

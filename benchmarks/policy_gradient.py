@@ -28,7 +28,8 @@ from torch import Tensor
 import launch
 import trainer
 from config import Config, ConfigError, one_line_errors, parse_command_line
-from dreamer import Dreamer, make_task
+from dreamer import Dreamer
+from launch import make_task
 from envs.instances import TEST_SEED, VALIDATION_SEED, uniform_coords
 from envs.routing import TSPInstance
 from guard import Guard, NonFinite
@@ -127,7 +128,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
             finding = agent.guard.report()
             if finding is not None:
                 raise NonFinite(f"{finding}; stopped at step {step}")
-            values["valid_gap"] = trainer.evaluate(agent, agent.task, validation, device=agent.device).gap
+            values["valid_gap"] = evaluation.evaluate(agent, agent.task, validation, device=agent.device).gap
             logger.scalars(step, time.monotonic() - begin, values)
             bar.update(step, {"gap %": values["valid_gap"]})
         if progress >= 1:
@@ -141,7 +142,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
         step += rollout.action.numel()
         share = step / config.steps if minutes is None else (time.monotonic() - begin) / (60 * minutes)
         progress = min(1.0, share)
-    result = trainer.evaluate(agent, agent.task, test, device=agent.device)
+    result = evaluation.evaluate(agent, agent.task, test, device=agent.device)
     values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
     logger.scalars(step, time.monotonic() - begin, values)
     bar.say(f"test set: gap {result.gap:.2f} % after {step} env steps")

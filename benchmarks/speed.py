@@ -23,7 +23,8 @@ import torch
 import launch
 import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
-from dreamer import Dreamer, make_task
+from dreamer import Dreamer
+from launch import make_task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from replay import Replay

@@ -1,5 +1,10 @@
-"""Environments. Importing this package registers `TSP-v0` with gymnasium."""
+"""Environments. Importing this package registers them with gymnasium: `TSP-v0`, and the small tasks of `examples`."""
 
 import gymnasium
 
 gymnasium.register(id="TSP-v0", entry_point="envs.routing:TSPEnv")
+
+gymnasium.register(id="TMaze-v0", entry_point="envs.examples:TMazeEnv")
+gymnasium.register(id="PixelGrid-v0", entry_point="envs.examples:PixelGridEnv")
+gymnasium.register(id="Switches-v0", entry_point="envs.examples:SwitchesEnv")
+gymnasium.register(id="SwitchesNoRules-v0", entry_point="envs.examples:SwitchesEnv", kwargs={"rules": False})

@@ -1,9 +1,9 @@
-"""Pictures of tours, as arrays that TensorBoard, gymnasium and image files take."""
+"""Pictures of tours and of what a model imagined, as arrays that TensorBoard, gymnasium and image files take."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +15,10 @@ NODE_COLOR = "#1f3a5f"
 LEG_COLOR = "#4c8bc0"
 START_COLOR = "#d1495b"
 OPEN_COLOR = "#9aa5b1"
+
+# Of an open-loop picture: more cannot be read.
+MOST_LINES = 8
+MOST_FRAMES = 12
 
 
 def draw_tour(
@@ -85,3 +89,57 @@ def _pixels(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw_open_loop(
+    truth: Shaped[np.ndarray, "T *F"], predicted: Shaped[np.ndarray, "T *F"], *, seen: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw what a model imagined beside what happened: lines for numbers, strips of frames for images.
+
+    Args:
+        truth: one key of the observation over an episode.
+        predicted: the same as the model has it; it saw the first `seen` rows and imagined the rest.
+        seen: rows that the model saw.
+    """
+    if truth.dtype == np.uint8 and truth.ndim == 4:
+        return _frame_strips(truth, predicted, seen=seen)
+    return _lines(truth.reshape(len(truth), -1), predicted.reshape(len(predicted), -1), seen=seen)
+
+
+def _lines(
+    truth: Shaped[np.ndarray, "T F"], predicted: Shaped[np.ndarray, "T F"], *, seen: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    count = min(truth.shape[1], MOST_LINES)
+    figure = Figure(figsize=(7.2, 1.3 * count + 0.5), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    steps = np.arange(len(truth))
+    for index, axes in enumerate(panels):
+        axes.axvspan(-0.5, seen - 0.5, color=OPEN_COLOR, alpha=0.25, linewidth=0)
+        axes.plot(steps, truth[:, index].astype(float), color=NODE_COLOR, label="happened")
+        axes.plot(steps, predicted[:, index].astype(float), color=START_COLOR, linestyle="--", label="model")
+        axes.set_ylabel(f"[{index}]")
+        axes.set_xlim(-0.5, len(truth) - 0.5)
+    panels[0].set_title(f"the model sees the first {seen} steps (grey) and imagines the rest", fontsize="medium")
+    panels[0].legend(loc="upper right", fontsize="small")
+    panels[-1].set_xlabel("step")
+    return _pixels(figure)
+
+
+def _frame_strips(
+    truth: UInt8[np.ndarray, "T H W C"], predicted: UInt8[np.ndarray, "T H W C"], *, seen: int
+) -> UInt8[np.ndarray, "Y X 3"]:
+    chosen = np.unique(np.linspace(0, len(truth) - 1, min(MOST_FRAMES, len(truth))).round().astype(int))
+    difference = np.abs(truth.astype(np.int16) - predicted).astype(np.uint8)
+    figure = Figure(figsize=(1.0 * len(chosen) + 1.2, 3.6), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    panels = figure.subplots(3, len(chosen), squeeze=False)
+    for row, (name, frames) in enumerate((("happened", truth), ("model", predicted), ("difference", difference))):
+        for column, step in enumerate(chosen):
+            axes = panels[row, column]
+            axes.imshow(frames[step].squeeze(), cmap="gray" if frames.shape[-1] == 1 else None, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if row == 0:
+                state = "seen" if step < seen else "imagined"
+                axes.set_title(f"{step}\n{state}", fontsize="small", color=NODE_COLOR if step < seen else START_COLOR)
+        panels[row, 0].set_ylabel(name)
+    return _pixels(figure)

@@ -6,7 +6,8 @@ import torch
 import models
 from benchmarks import curve, policy_gradient, speed
 from config import load
-from dreamer import Dreamer, make_task
+from dreamer import Dreamer
+from launch import make_task
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 import config
 import launch
 from config import Config
-from dreamer import Dreamer, make_task
+from dreamer import Dreamer
+from launch import make_task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor

@@ -17,10 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
-GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs"})
+GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs", "agent"})
 LAYERS = (
     GROUND,
-    frozenset({"networks", "trainer"}),
+    frozenset({"networks", "evaluation"}),
+    frozenset({"observations", "trainer"}),
     frozenset({"world_model", "launch"}),
     frozenset({"imagination"}),
     frozenset({"models", "sac"}),

@@ -55,7 +55,7 @@ def refusal(capsys, *arguments):
 
 def make_agent(**changes):
     settings = config.load(solve.CONFIGS, ["debug"], {}).replace(**changes)
-    task, generators = dreamer.make_task(settings), make_generators(0, CPU)
+    task, generators = launch.make_task(settings), make_generators(0, CPU)
     return dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 

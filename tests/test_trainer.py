@@ -206,7 +206,7 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
 # Evaluation
 
 
-def evaluation(count: int = 8, seed: int = VALIDATION_SEED) -> trainer.Evaluation:
+def evaluation(count: int = 8, seed: int = VALIDATION_SEED) -> evaluation.Evaluation:
     return launch.make_evaluation(NODES, count, seed=seed)
 
 
@@ -221,20 +221,20 @@ def test_evaluation_draws_from_no_generator():
         ]
 
     before = states()
-    trainer.evaluate(agent, ROUTING, evaluation(), device=CPU)
+    evaluation.evaluate(agent, ROUTING, evaluation(), device=CPU)
     assert states() == before
 
 
 def test_evaluation_is_greedy_and_repeatable():
     agent, _ = debug_agent()
-    one, other = (trainer.evaluate(agent, ROUTING, evaluation(), device=CPU) for _ in range(2))
+    one, other = (evaluation.evaluate(agent, ROUTING, evaluation(), device=CPU) for _ in range(2))
     assert torch.equal(one.tours, other.tours) and one.gap == other.gap
 
 
 def test_evaluation_measures_its_own_tours():
     agent, _ = debug_agent()
     instances = evaluation(16)
-    result = trainer.evaluate(agent, ROUTING, instances, device=CPU)
+    result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
     assert (result.tours.sort(-1).values == torch.arange(NODES)).all()
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
     assert (result.lengths.numpy() > instances.references - 1e-5).all()

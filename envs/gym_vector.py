@@ -1,0 +1,356 @@
+"""Any gymnasium environment, many at once: in this process or one process each, with tensors on one device."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs.spaces import NUMPY_DTYPES, action_spec, flatten_observation, observation_keys, to_env_action
+from envs.tasks import ACTION_MASK
+from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
+
+Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
+
+TASK_PREFIX = "gym_"
+
+# Crashes of one environment, with no completed step in between, that end the run.
+MAX_CRASHES = 5
+
+
+class EnvironmentCrashed(RuntimeError):
+    """An environment cannot be made or begun, or crashes again and again. The message is one line."""
+
+
+def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) -> MakeEnv:
+    """What makes the environment of a task such as "gym_CartPole-v1".
+
+    Args:
+        task: "gym_" and a registered id.
+        imports: names of modules to import first, separated by commas: those that register ids.
+        render_mode: as the environment takes it.
+
+    Raises:
+        ValueError: a module cannot be imported, or the id is unknown.
+    """
+    modules = [name.strip() for name in imports.split(",") if name.strip()]
+    env_id = task.removeprefix(TASK_PREFIX)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"module '{name}' cannot be imported ({error}); it should register {env_id}") from error
+    try:
+        gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        nearest = difflib.get_close_matches(env_id, gymnasium.registry, n=3)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "import the module that registers it"
+        raise ValueError(f"no environment is registered as '{env_id}'; {hint}") from error
+    return functools.partial(_make_registered, env_id, modules=modules, render_mode=render_mode)
+
+
+def _make_registered(env_id: str, *, modules: list[str], render_mode: str | None) -> gymnasium.Env:
+    # Imported once more, since this may run in another process.
+    for name in modules:
+        importlib.import_module(name)
+    return gymnasium.make(env_id, render_mode=render_mode)
+
+
+class GymVectorEnv:
+    """Environments whose observations, rewards and flags are tensors on `device`, one row for each environment.
+
+    Autoreset is NEXT_STEP, as in `RoutingVectorEnv`: the step after a row's episode has ended ignores the row's
+    action and returns the first observation of its next episode, with reward 0. Every `info` holds
+
+    - `is_first`: a bool tensor, and `action_mask` where actions are masked (it is in the observation as well);
+    - `decisions`: int, the rows that took an action in this step (rows that were reset did not);
+    - `any_first`: bool, whether any observation is the first of its episode;
+    - `returns` and `lengths`: undiscounted returns and decisions of the episodes that ended in this step.
+
+    An environment that raises, or whose process dies, is replaced by a new one: its episode ends as truncated with
+    the last observation and reward 0, and the next step begins another. Every episode begins with
+    `env.reset(seed=...)`; the seed comes from (seed, environment, episode number).
+
+    Args:
+        make_env: makes one environment.
+        num_envs: rows.
+        device: where the tensors live.
+        seed: not negative.
+        processes: run each environment in a process of its own.
+
+    Attributes:
+        observations: what is seen, by flat key, without the action mask.
+        actions: what can be done.
+        mask_rules: the attribute of this name of the environment, or None.
+        restarts: environments that crashed and were replaced so far.
+        notices: lines that the user should read, such as an environment's first crash. Whoever prints them empties
+            the list.
+
+    Raises:
+        ValueError: no environments, or spaces that are not supported.
+        EnvironmentCrashed: an environment cannot be made.
+    """
+
+    def __init__(
+        self, make_env: MakeEnv, *, num_envs: int, device: torch.device | str, seed: int, processes: bool = False
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; at least one environment is needed")
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.restarts = 0
+        self.notices: list[str] = []
+        self._seed = seed
+        worker_type = ProcessWorker if processes else LocalWorker
+        self._new_worker: Callable[[], Worker] = functools.partial(worker_type, make_env)
+        self._workers: list[Worker] = [self._new_worker() for _ in range(num_envs)]
+        try:
+            # Spaces come from the first environment: what is wrong with them shows before training.
+            self._observation_space, self._action_space, self.mask_rules = self._workers[0].call("describe")
+            self.observations = observation_keys(self._observation_space)
+            self.actions = action_spec(self._action_space, self._observation_space)
+        except WorkerFailure as failure:
+            self.close()
+            raise EnvironmentCrashed(f"the environment cannot be made: {failure}") from failure
+        except ValueError:
+            self.close()
+            raise
+        self._buffers = {
+            name: np.zeros((num_envs, *key.shape), NUMPY_DTYPES[key.dtype]) for name, key in self.observations.items()
+        }
+        if self.actions.masked:
+            self._buffers[ACTION_MASK] = np.zeros((num_envs, *self.actions.sizes), np.bool_)
+        self._begun = False
+        self._ended = np.ones(num_envs, np.bool_)
+        self._episodes = [0] * num_envs
+        self._returns = [0.0] * num_envs
+        self._lengths = [0] * num_envs
+        self._crashes = [0] * num_envs
+        self._noticed: set[str] = set()
+
+    def reset(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Begin a new episode in every row.
+
+        Raises:
+            EnvironmentCrashed: an environment cannot begin its first episode, or crashed too often.
+            ValueError: an observation does not fit its space.
+        """
+        for row in range(self.num_envs):
+            self._ask_reset(row)
+        for row in range(self.num_envs):
+            self._finish_reset(row)
+        self._begun = True
+        obs = self.observe()
+        return obs, self._info(obs, is_first=np.ones_like(self._ended), returns=[], lengths=[])
+
+    def step(self, actions: Tensor) -> Transition:
+        """Take every row's action; rows whose episode has ended begin their next one instead.
+
+        Args:
+            actions: `[E, ...]`, shaped as `actions.shape`.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+            EnvironmentCrashed: an environment crashed too often.
+            ValueError: an observation does not fit its space.
+        """
+        if not self._begun:
+            raise ResetNeeded("step() before the first episode: call reset()")
+        is_first = self._ended.copy()
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros_like(is_first), np.zeros_like(is_first)
+        # All are asked before the first answer is read, so that processes step at the same time.
+        for row, action in enumerate(actions.cpu().numpy()):
+            if is_first[row]:
+                self._ask_reset(row)
+            else:
+                self._workers[row].send("step", to_env_action(self._action_space, action))
+        for row in range(self.num_envs):
+            if is_first[row]:
+                self._finish_reset(row)
+            else:
+                reward[row], terminated[row], truncated[row] = self._finish_step(row)
+        self._ended = terminated | truncated
+        obs = self.observe()
+        ended_rows = np.flatnonzero(self._ended).tolist()
+        info = self._info(
+            obs,
+            is_first=is_first,
+            returns=[self._returns[row] for row in ended_rows],
+            lengths=[self._lengths[row] for row in ended_rows],
+        )
+        return obs, self._tensor(reward), self._tensor(terminated), self._tensor(truncated), info
+
+    def observe(self) -> dict[str, Tensor]:
+        """The observation that the last `reset` or `step` returned, or that `load_state_dict` restored.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if not self._begun:
+            raise ResetNeeded("no observation before the first episode: call reset()")
+        return {name: self._tensor(buffer) for name, buffer in self._buffers.items()}
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether the episode of every row has ended."""
+        return bool(self._ended.all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What going on needs, as `checkpoint.save` takes it.
+
+        An environment is part of it where `env.unwrapped` has `state_dict()` and `load_state_dict(state)`; a state
+        may hold arrays, tensors and plain values, in dicts, lists and tuples. Of the wrappers, only the step count of
+        a time limit is kept.
+
+        Raises:
+            ResetNeeded: no episode has begun.
+        """
+        if not self._begun:
+            raise ResetNeeded("no state before the first episode: call reset()")
+        for worker in self._workers:
+            worker.send("state")
+        return {
+            "num_envs": self.num_envs,
+            "environments": [self._finish_state(row) for row in range(self.num_envs)],
+            "obs": {name: torch.from_numpy(buffer.copy()) for name, buffer in self._buffers.items()},
+            "ended": self._ended.tolist(),
+            "episodes": list(self._episodes),
+            "returns": list(self._returns),
+            "lengths": list(self._lengths),
+            "restarts": self.restarts,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Bool[Tensor, " E"]:
+        """Go on from where `state_dict` was taken. Returns the rows whose running episode is lost.
+
+        Lost are those of environments without a saved state; the next step begins their next episode.
+
+        Raises:
+            ValueError: it was taken with another number of environments.
+        """
+        if state_dict["num_envs"] != self.num_envs:
+            raise ValueError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
+        self._episodes, self._returns, self._lengths = (
+            list(state_dict[name]) for name in ("episodes", "returns", "lengths")
+        )
+        self.restarts = state_dict["restarts"]
+        for name, value in state_dict["obs"].items():
+            self._buffers[name][:] = value.cpu().numpy()
+        saved = state_dict["environments"]
+        for row, state in enumerate(saved):
+            if state is not None:
+                self._workers[row].send("load", self._episode_seed(row), state)
+        restored = np.array([state is not None and self._finish_load(row) for row, state in enumerate(saved)])
+        ended = np.array(state_dict["ended"])
+        lost = ~ended & ~restored
+        if lost.any():
+            rows = ", ".join(map(str, np.flatnonzero(lost)))
+            self.notices.append(f"running episodes of environments {rows} could not be resumed and end as truncated")
+        self._ended = ended | lost
+        self._crashes = [0] * self.num_envs
+        self._begun = True
+        return self._tensor(lost)
+
+    def close(self) -> None:
+        """Close every environment, and end its process."""
+        for worker in self._workers:
+            worker.close()
+
+    def _episode_seed(self, row: int) -> int:
+        """The seed of the row's running episode, the first being number 1."""
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(row, self._episodes[row]))
+        return int(sequence.generate_state(1)[0])
+
+    def _ask_reset(self, row: int) -> None:
+        self._episodes[row] += 1
+        self._workers[row].send("reset", self._episode_seed(row))
+
+    def _finish_reset(self, row: int) -> None:
+        while True:
+            try:
+                obs = self._workers[row].receive()
+                break
+            except WorkerFailure as failure:
+                if self._episodes[row] == 1:
+                    raise EnvironmentCrashed(
+                        f"environment {row} cannot begin its first episode: {failure}"
+                    ) from failure
+                self._replace(row, failure)
+                self._ask_reset(row)
+        self._store(row, obs)
+        self._returns[row], self._lengths[row], self._ended[row] = 0.0, 0, False
+
+    def _finish_step(self, row: int) -> tuple[float, bool, bool]:
+        """Reward, terminated and truncated; at most one of the flags holds."""
+        self._lengths[row] += 1
+        try:
+            obs, reward, terminated, truncated = self._workers[row].receive()
+        except WorkerFailure as failure:
+            self._replace(row, failure)
+            return 0.0, False, True
+        self._crashes[row] = 0
+        self._store(row, obs)
+        self._returns[row] += reward
+        return reward, terminated, truncated and not terminated
+
+    def _finish_state(self, row: int) -> dict[str, Any] | None:
+        try:
+            return self._workers[row].receive()
+        except WorkerFailure as failure:
+            self._notice_once("state", f"environment {row} counts as one without state_dict(): {failure}")
+            return None
+
+    def _finish_load(self, row: int) -> bool:
+        try:
+            self._workers[row].receive()
+        except WorkerFailure as failure:
+            self._replace(row, failure)
+            return False
+        return True
+
+    def _store(self, row: int, obs: Any) -> None:
+        for name, value in flatten_observation(self._observation_space, obs).items():
+            self._buffers[name][row] = value
+
+    def _replace(self, row: int, failure: WorkerFailure) -> None:
+        """Put a new environment in the place of one that crashed; it is made when its episode begins."""
+        self._crashes[row] += 1
+        if self._crashes[row] == MAX_CRASHES:
+            raise EnvironmentCrashed(
+                f"environment {row} crashed {MAX_CRASHES} times without completing a step, the last time with {failure}"
+            ) from failure
+        self._notice_once(f"crash {row}", f"environment {row} crashed and is restarted: {failure}")
+        self.restarts += 1
+        self._workers[row].close()
+        self._workers[row] = self._new_worker()
+
+    def _notice_once(self, topic: str, line: str) -> None:
+        if topic not in self._noticed:
+            self._noticed.add(topic)
+            self.notices.append(line)
+
+    def _info(
+        self, obs: dict[str, Tensor], *, is_first: np.ndarray, returns: list[float], lengths: list[int]
+    ) -> dict[str, Any]:
+        info = {
+            "is_first": self._tensor(is_first),
+            "decisions": int((~is_first).sum()),
+            "any_first": bool(is_first.any()),
+            "returns": returns,
+            "lengths": lengths,
+        }
+        return info | ({ACTION_MASK: obs[ACTION_MASK]} if self.actions.masked else {})
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        # A copy also on the CPU: the buffers are written again in the next step.
+        return torch.from_numpy(array).to(self.device, copy=True)

@@ -1,0 +1,224 @@
+"""Where a gymnasium environment runs: in this process, or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+MakeEnv = Callable[[], gymnasium.Env]
+
+# How long an environment's process may take to close by itself.
+CLOSE_SECONDS = 2.0
+
+# Under which key a packed array or numpy scalar stands, so that it comes back as what it was.
+ARRAY, SCALAR = "numpy array", "numpy scalar"
+
+
+class WorkerFailure(Exception):
+    """An environment's exception, or the death of its process, as one line."""
+
+
+class Worker(ABC):
+    """Where one environment lives. Every `send` is followed by one `receive`."""
+
+    @abstractmethod
+    def send(self, method: str, *arguments: Any) -> None:
+        """Ask for a method of `Host`."""
+
+    @abstractmethod
+    def receive(self) -> Any:
+        """The answer. Raises `WorkerFailure`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the environment as well as its state allows."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Ask, and wait for the answer. Raises `WorkerFailure`."""
+        self.send(method, *arguments)
+        return self.receive()
+
+
+class Host:
+    """One environment, made when it is first needed, and what is asked of it."""
+
+    def __init__(self, make_env: MakeEnv):
+        self._make_env = make_env
+        self._made: gymnasium.Env | None = None
+
+    @property
+    def _env(self) -> gymnasium.Env:
+        if self._made is None:
+            self._made = self._make_env()
+        return self._made
+
+    def describe(self) -> tuple[gymnasium.Space, gymnasium.Space, Any]:
+        rules = getattr(self._env.unwrapped, "mask_rules", None)
+        return self._env.observation_space, self._env.action_space, rules
+
+    def reset(self, seed: int) -> Any:
+        return self._env.reset(seed=seed)[0]
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
+        obs, reward, terminated, truncated, _ = self._env.step(action)
+        # Some environments reward with an array of one number.
+        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated)
+
+    def state(self) -> dict[str, Any] | None:
+        """The environment's own state and the steps that its time limits counted; None where it has none to give."""
+        inner: Any = None if self._made is None else self._made.unwrapped
+        if not (hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")):
+            return None
+        elapsed = [limit._elapsed_steps for limit in self._time_limits()]
+        return {"state": _pack(inner.state_dict(), "state_dict()"), "elapsed_steps": elapsed}
+
+    def load(self, seed: int, saved: dict[str, Any]) -> None:
+        # Wrappers refuse steps before a reset.
+        self._env.reset(seed=seed)
+        inner: Any = self._env.unwrapped
+        inner.load_state_dict(_unpack(saved["state"]))
+        for limit, elapsed in zip(self._time_limits(), saved["elapsed_steps"], strict=True):
+            limit._elapsed_steps = elapsed
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def _time_limits(self) -> Iterator[Any]:
+        env = self._env
+        while isinstance(env, gymnasium.Wrapper):
+            if "_elapsed_steps" in vars(env):
+                yield env
+            env = env.env
+
+
+class LocalWorker(Worker):
+    """An environment in this process."""
+
+    def __init__(self, make_env: MakeEnv):
+        self._host = Host(make_env)
+        self._request: tuple[str, tuple[Any, ...]] = ("describe", ())
+
+    def send(self, method: str, *arguments: Any) -> None:
+        self._request = method, arguments
+
+    def receive(self) -> Any:
+        method, arguments = self._request
+        try:
+            return getattr(self._host, method)(*arguments)
+        except Exception as error:
+            raise WorkerFailure(_one_line(error)) from error
+
+    def close(self) -> None:
+        # What is closed may have crashed just now.
+        with contextlib.suppress(Exception):
+            self._host.close()
+
+
+class ProcessWorker(Worker):
+    """An environment in a process of its own, which ends with this process, however that ends.
+
+    Processes are forked from a server which was started afresh and has imported this module: as quick as forking,
+    and safe beside CUDA and threads, which do not survive a fork of the training process.
+    """
+
+    def __init__(self, make_env: MakeEnv):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._connection, remote = context.Pipe()
+        # What multiprocessing pickles with takes no lambdas.
+        self._process = context.Process(target=_serve, args=(remote, cloudpickle.dumps(make_env)), daemon=True)
+        self._process.start()
+        # With no second copy of its end of the pipe, the death of the process is the end of the file.
+        remote.close()
+
+    def send(self, method: str, *arguments: Any) -> None:
+        # A dead process shows when the answer is read.
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(pickle.dumps((method, arguments)))
+
+    def receive(self) -> Any:
+        try:
+            failed, answer = pickle.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self._process.join(CLOSE_SECONDS)
+            raise WorkerFailure(f"its process died (exit code {self._process.exitcode})") from error
+        if failed:
+            line, trace = answer
+            raise WorkerFailure(line) from RuntimeError(f"in the process of the environment:\n{trace}")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join(CLOSE_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(connection: Connection, make_env: bytes) -> None:
+    """Answer requests until the other end of the pipe is closed: by `close`, or by the end of its process."""
+    # Ctrl-C reaches the whole group of processes; what to do about it is the training loop's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    host = Host(lambda: cloudpickle.loads(make_env)())
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, arguments = pickle.loads(connection.recv_bytes())
+            try:
+                # Spaces and rules may be of classes that only this pickler takes.
+                reply = cloudpickle.dumps((False, getattr(host, method)(*arguments)))
+            except Exception as error:
+                reply = pickle.dumps((True, (_one_line(error), traceback.format_exc())))
+            connection.send_bytes(reply)
+    with contextlib.suppress(Exception):
+        host.close()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _pack(value: Any, where: str) -> Any:
+    """What `checkpoint.save` takes of an environment's state: arrays as tensors.
+
+    Raises:
+        TypeError: the state holds something else than arrays, tensors and plain values.
+    """
+    if isinstance(value, dict):
+        return {key: _pack(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_pack(entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+        # A copy: tensors share no memory with arrays that may not be written, or that run backwards.
+        return {SCALAR if isinstance(value, np.generic) else ARRAY: torch.from_numpy(np.array(value, order="C"))}
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if type(value) in (int, float, str, bool, type(None)):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}, and only arrays, tensors and plain values can be saved")
+
+
+def _unpack(value: Any) -> Any:
+    """The inverse of `_pack`; tensors come back on the CPU."""
+    if isinstance(value, dict):
+        if value.keys() == {ARRAY}:
+            return value[ARRAY].cpu().numpy().copy()
+        if value.keys() == {SCALAR}:
+            return value[SCALAR].cpu().numpy()[()]
+        return {key: _unpack(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_unpack, value))
+    return value.cpu().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,255 @@
+"""How good an agent is: its greedy tours beside reference tours, or what its episodes of any other task return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+
+from agent import Agent
+from envs.drawing import draw_tour
+from envs.gym_vector import GymVectorEnv
+from envs.instances import TEST_SEED, VALIDATION_SEED
+from envs.tasks import Task
+from envs.vector import RoutingVectorEnv
+
+# Pictures by name, of whatever an agent can show: called with the coordinates of an instance, or with an episode.
+Pictures = Callable[[Tensor], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
+# An episode that has not ended by then is counted as it stands.
+LONGEST_EPISODE = 10_000
+
+
+class Report(NamedTuple):
+    """The outcome of an evaluation: figures and pictures by name, and one line to read."""
+
+    values: dict[str, float]
+    pictures: dict[str, np.ndarray]
+    summary: str
+
+
+class Evaluator(Protocol):
+    """Judges an agent while it trains (`validate`) and once at the end (`test`), on cases that never change."""
+
+    def validate(self, agent: Agent) -> Report: ...
+
+    def test(self, agent: Agent) -> Report: ...
+
+
+class Evaluation(NamedTuple):
+    """Instances with the lengths of their reference tours."""
+
+    coords: Float[Tensor, "I N 2"]
+    references: Float[np.ndarray, " I"]
+
+
+class Result(NamedTuple):
+    """How an agent did on an `Evaluation`."""
+
+    lengths: Float[Tensor, " I"]
+    tours: Int[Tensor, "I N"]
+    gap: float
+
+
+def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.device) -> Result:
+    """Greedy tours of every instance, each action checked against the rules.
+
+    Args:
+        agent: acts by its mode; nothing random is drawn.
+        task: the problem.
+        evaluation: instances and the lengths to compare with.
+        device: where the agent lives.
+    """
+    assert task.rules is not None
+    coords = evaluation.coords.to(device)
+    count, num_nodes, _ = coords.shape
+    env = RoutingVectorEnv(
+        task.rules, num_envs=count, num_nodes=num_nodes, device=device, instances=coords, check_actions=True
+    )
+    obs, info = env.reset()
+    state = agent.initial_state(count)
+    returns = torch.zeros(count, device=device)
+    visited = [obs["current_node"]]
+    for _ in range(task.rules.episode_steps(num_nodes)):
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        obs, reward, _, _, info = env.step(action)
+        returns += reward
+        visited.append(action)
+    lengths = -returns
+    gap = 100 * (float(lengths.double().mean()) / float(evaluation.references.mean()) - 1)
+    return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
+
+
+class RoutingEvaluator:
+    """Greedy tours of fixed instances, by their gap to the reference."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        validation: Evaluation,
+        test: Evaluation,
+        device: torch.device,
+        pictures: Callable[[Tensor], dict[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Take the instances; `pictures` draws what the agent imagines of the first of them."""
+        self.task, self.device, self.pictures = task, device, pictures
+        self._validation, self._test = validation, test
+
+    def validate(self, agent: Agent) -> Report:
+        """Tours of the validation instances."""
+        return self._report(agent, self._validation)
+
+    def test(self, agent: Agent) -> Report:
+        """Tours of the test instances."""
+        return self._report(agent, self._test)
+
+    def _report(self, agent: Agent, evaluation: Evaluation) -> Report:
+        result = evaluate(agent, self.task, evaluation, device=self.device)
+        title = f"length {float(result.lengths[0]):.3f}, reference {evaluation.references[0]:.3f}"
+        tour = draw_tour(evaluation.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
+        pictures = {"tour": tour}
+        if self.pictures is not None:
+            pictures |= self.pictures(evaluation.coords[0])
+        mean = float(result.lengths.mean())
+        summary = (
+            f"{len(result.lengths)} instances, mean length {mean:.4f}{_interval(result.lengths)},"
+            f" gap {result.gap:.2f} % to the reference"
+        )
+        return Report({"gap": result.gap, "return": -mean}, pictures, summary)
+
+
+class Episodes(NamedTuple):
+    """Episodes of a gymnasium task, one for each row of a vector environment, and the first of them step by step."""
+
+    returns: Float[Tensor, " I"]
+    lengths: Int[Tensor, " I"]
+    first: dict[str, Tensor]
+
+
+@torch.no_grad()
+def play(agent: Agent, env: GymVectorEnv, *, after_step: Callable[[Bool[Tensor, " E"]], None] | None = None) -> Episodes:
+    """Let the agent play one episode in every environment, by the mode of its policy.
+
+    Args:
+        agent: plays; nothing random is drawn.
+        env: freshly made, so that its seed decides the episodes.
+        after_step: called with the environments whose episode still runs, after the reset and every step.
+    """
+    obs, info = env.reset()
+    state = agent.initial_state(env.num_envs)
+    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    returns = torch.zeros(env.num_envs, device=env.device)
+    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+    prev_action = torch.zeros((1, *env.actions.shape), dtype=env.actions.dtype, device=env.device)
+    rows = []
+    for _ in range(LONGEST_EPISODE):
+        if after_step is not None:
+            after_step(running)
+        if bool(running[0]) or not rows:
+            first = {name: value[:1] for name, value in obs.items()}
+            rows.append({**first, "prev_action": prev_action, "is_first": info["is_first"][:1]})
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        prev_action = action[:1]
+        obs, reward, terminated, truncated, info = env.step(action)
+        returns += reward.masked_fill(~running, 0.0)
+        lengths += running
+        running = running & ~(terminated | truncated)
+        if not bool(running.any()):
+            break
+    first_episode = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
+    return Episodes(returns, lengths, first_episode)
+
+
+class GymEvaluator:
+    """Episodes with fixed seeds, by their mean return."""
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        *,
+        valid_episodes: int,
+        eval_episodes: int,
+        device: torch.device,
+        pictures: Callable[[dict[str, Tensor]], dict[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Remember how to make environments; each evaluation makes its own.
+
+        Args:
+            make_env: makes one.
+            valid_episodes: of each evaluation during training.
+            eval_episodes: of the final one.
+            device: where the agent lives.
+            pictures: draws what the agent imagines of an episode.
+        """
+        self.make_env, self.device, self.pictures = make_env, device, pictures
+        self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
+
+    def validate(self, agent: Agent) -> Report:
+        """Episodes with the validation seeds."""
+        return self._report(agent, self.valid_episodes, seed=VALIDATION_SEED)
+
+    def test(self, agent: Agent) -> Report:
+        """Episodes with the test seeds."""
+        return self._report(agent, self.eval_episodes, seed=TEST_SEED)
+
+    def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
+        env = GymVectorEnv(self.make_env, num_envs=count, device=self.device, seed=seed)
+        try:
+            episodes = play(agent, env)
+        finally:
+            env.close()
+        pictures = {} if self.pictures is None else self.pictures(episodes.first)
+        mean = float(episodes.returns.mean())
+        values = {"return": mean, "length": float(episodes.lengths.float().mean())}
+        summary = (
+            f"{count} episodes, mean return {mean:.4g}{_interval(episodes.returns)},"
+            f" from {float(episodes.returns.min()):.4g} to {float(episodes.returns.max()):.4g}"
+        )
+        return Report(values, pictures, summary)
+
+
+def film(
+    agent: Agent, make_env: Callable[[], gymnasium.Env], *, folder: Path, device: torch.device, episodes: int = 3
+) -> Path:
+    """Write a GIF of the first test episodes into `folder`.
+
+    Raises:
+        ValueError: the environment does not draw itself.
+    """
+    frames: list[Image.Image] = []
+    made: list[gymnasium.Env] = []
+
+    def make_and_keep() -> gymnasium.Env:
+        made.append(make_env())
+        return made[-1]
+
+    def shoot(_running: Bool[Tensor, " E"]) -> None:
+        frames.append(Image.fromarray(np.asarray(made[-1].render())))
+
+    for episode in range(episodes):
+        env = GymVectorEnv(make_and_keep, num_envs=1, device=device, seed=TEST_SEED + episode)
+        if made[-1].render_mode != "rgb_array":
+            raise ValueError(f"{made[-1].spec} has no render_mode rgb_array, so it cannot be filmed")
+        try:
+            play(agent, env, after_step=shoot)
+        finally:
+            env.close()
+    pace = made[-1].metadata.get("render_fps", 30)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "episodes.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
+    return path
+
+
+def _interval(values: Float[Tensor, " I"]) -> str:
+    """The half-width of the mean's 95 % confidence interval, by the normal approximation."""
+    if len(values) < 2:
+        return ""
+    return f" +- {1.96 * float(values.std()) / len(values) ** 0.5:.2g} (95 %)"

@@ -1,0 +1,230 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from envs.spaces import action_spec, flatten_observation, observation_keys, to_env_action
+from envs.tasks import ActionSpec, ObservationKey
+
+IMAGE = spaces.Box(0, 255, (32, 48, 3), np.uint8)
+MOVES = spaces.Discrete(3)
+BOOL: Any = np.bool_
+
+
+def vector(size):
+    return ObservationKey("vector", (size,), torch.float32)
+
+
+def classes(*sizes):
+    return ObservationKey("classes", (len(sizes),), torch.int64, classes=sizes)
+
+
+def image(*shape):
+    return ObservationKey("image", shape, torch.uint8)
+
+
+def points(validity, *, low=-1.0):
+    return spaces.Dict(points=spaces.Box(low, 1, (4, 2)), points_mask=validity)
+
+
+@pytest.mark.parametrize(
+    ("space", "keys"),
+    [
+        (spaces.Box(-1, 1, (3,)), {"observation": vector(3)}),
+        (spaces.Box(-np.inf, np.inf, (2, 3, 4), np.float64), {"observation": vector(24)}),
+        (spaces.Box(-1, 1, ()), {"observation": vector(1)}),
+        (spaces.Box(0, 9, (2, 2), np.int32), {"observation": vector(4)}),
+        (spaces.Box(0, 255, (128,), np.uint8), {"observation": vector(128)}),
+        (spaces.Box(0, 1, (3,), BOOL), {"observation": vector(3)}),
+        (IMAGE, {"observation": image(32, 48, 3)}),
+        (spaces.Box(0, 255, (3, 32, 48), np.uint8), {"observation": image(32, 48, 3)}),
+        (spaces.Box(0, 255, (16, 16, 12), np.uint8), {"observation": image(16, 16, 12)}),
+        (spaces.Discrete(5, start=2), {"observation": classes(5)}),
+        (spaces.MultiDiscrete([2, 3]), {"observation": classes(2, 3)}),
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), {"observation": classes(2, 3, 4, 5)}),
+        (spaces.MultiBinary(3), {"observation": classes(2, 2, 2)}),
+        (spaces.MultiBinary((2, 2)), {"observation": classes(2, 2, 2, 2)}),
+        (
+            spaces.Dict(a=spaces.Dict(b=MOVES, reward=MOVES), c=spaces.Tuple((MOVES, spaces.Box(-1, 1, (2,))))),
+            {"a/b": classes(3), "a/reward": classes(3), "c/0": classes(3), "c/1": vector(2)},
+        ),
+        (spaces.Dict(x=MOVES, action_mask=spaces.MultiBinary(3)), {"x": classes(3)}),
+        (spaces.Dict(x=spaces.Dict(action_mask=spaces.MultiBinary(2))), {"x/action_mask": classes(2, 2)}),
+        (spaces.Dict(x=spaces.Box(-1, 1, (4, 2))), {"x": vector(8)}),
+    ],
+)
+def test_observation_keys_reads_each_space(space, keys):
+    assert observation_keys(space) == keys
+
+
+@pytest.mark.parametrize(
+    "flags", [spaces.MultiBinary(4), spaces.Box(0, 1, (4,), BOOL), spaces.Box(0, 1, (4,), np.int8)]
+)
+def test_observation_keys_pairs_a_set_with_its_validity(flags):
+    keys = observation_keys(spaces.Dict(inner=points(flags)))
+    assert keys == {
+        "inner/points": ObservationKey("set", (4, 2), torch.float32, validity="inner/points_mask"),
+        "inner/points_mask": ObservationKey("validity", (4,), torch.bool),
+    }
+
+
+@pytest.mark.parametrize(
+    ("space", "kinds"),
+    [
+        (points(spaces.MultiBinary(5)), ["vector", "classes"]),
+        (points(spaces.Box(0, 2, (4,), np.int8)), ["vector", "vector"]),
+        (points(spaces.Box(0, 1, (4,), np.float32)), ["vector", "vector"]),
+        (spaces.Dict(x=spaces.Box(0, 1, (4,)), x_mask=spaces.MultiBinary(4)), ["vector", "classes"]),
+        (spaces.Dict(x=spaces.Box(0, 9, (4, 2), np.int64), x_mask=spaces.MultiBinary(4)), ["vector", "classes"]),
+        (spaces.Dict(x=spaces.Dict(y=spaces.Box(0, 1, (4, 2))), y_mask=spaces.MultiBinary(4)), ["vector", "classes"]),
+    ],
+)
+def test_observation_keys_sees_no_set_without_flags_that_fit(space, kinds):
+    assert [key.kind for key in observation_keys(space).values()] == kinds
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Dict(note=spaces.Text(5)), r"'note' has the space Text.*not supported; Box, Discrete"),
+        (spaces.Sequence(MOVES), r"'observation' has the space Sequence"),
+        (spaces.Graph(MOVES, None), r"'observation' has the space Graph"),
+        (spaces.OneOf((MOVES, MOVES)), r"'observation' has the space OneOf"),
+        (spaces.Dict(reward=MOVES, is_last=MOVES), r"may not be called is_last, reward.*rename"),
+        (spaces.Dict(context_stoch=MOVES), "context_stoch"),
+        (spaces.Dict(eye=spaces.Box(0, 255, (84, 84, 3), np.uint8)), r"'eye' is an image of 84 x 84.*ResizeObs"),
+        (spaces.Box(0, 255, (1, 8, 64), np.uint8), r"image of 8 x 64; both must be multiples of 16"),
+        (spaces.Dict({"a/b": MOVES, "a": spaces.Dict(b=MOVES)}), "two observations are called 'a/b'"),
+        (spaces.Dict(action_mask=spaces.MultiBinary(3)), "nothing to observe"),
+        (spaces.Box(-1, 1, (0,)), "holds no number"),
+    ],
+)
+def test_observation_keys_refuses_what_cannot_be_read(space, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        observation_keys(space)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "flat"),
+    [
+        (spaces.Box(0, 9, (2, 2), np.int64), np.array([[1, 2], [3, 4]]), np.array([1, 2, 3, 4], np.float32)),
+        (spaces.Box(-1, 1, ()), 0.5, np.array([0.5], np.float32)),
+        (spaces.Discrete(5, start=2), 6, np.array([4])),
+        (spaces.MultiDiscrete(np.array([[2, 3]]), start=np.array([[1, -1]])), [[2, 1]], np.array([1, 2])),
+        (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), np.array([1, 0, 1])),
+    ],
+)
+def test_flatten_observation_gives_the_value_worked_out_by_hand(space, obs, flat):
+    (found,) = flatten_observation(space, obs).values()
+    np.testing.assert_array_equal(found, flat, strict=True)
+
+
+def test_flatten_observation_puts_channels_last():
+    pixels = np.arange(3 * 32 * 48).reshape(3, 32, 48).astype(np.uint8)
+    flat = flatten_observation(spaces.Box(0, 255, (3, 32, 48), np.uint8), pixels)["observation"]
+    np.testing.assert_array_equal(flat[5, 7], pixels[:, 5, 7])
+
+
+@pytest.mark.parametrize("space", [IMAGE, points(spaces.MultiBinary(4)), spaces.Dict(a=spaces.Tuple((MOVES, IMAGE)))])
+def test_flatten_observation_fits_the_keys(space):
+    space = spaces.Dict(part=space, action_mask=spaces.Box(0, 1, (3,), np.int8), hint=spaces.Discrete(2))
+    flat = flatten_observation(space, space.sample())
+    mask = flat.pop("action_mask")
+    assert (mask.shape, mask.dtype) == ((3,), BOOL)
+    keys = observation_keys(space)
+    assert flat.keys() == keys.keys()
+    for name, key in keys.items():
+        assert (flat[name].shape, torch.from_numpy(flat[name]).dtype) == (key.shape, key.dtype)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ({"x": np.zeros(3), "k": 0}, r"'x' has shape \(3,\), but its space is Box"),
+        ({"k": 0}, "'x' is missing"),
+        (None, "'x' is missing"),
+        ({"x": np.zeros(2), "k": 3}, r"'k' has a value outside its space Discrete\(3\)"),
+        ({"x": np.zeros(2), "k": -1}, "'k' has a value outside"),
+        ({"x": np.zeros(2), "k": 0, "action_mask": np.ones(4)}, r"'action_mask' has shape \(4,\)"),
+    ],
+)
+def test_flatten_observation_refuses_what_its_space_does_not_hold(obs, message):
+    space = spaces.Dict(x=spaces.Box(-1, 1, (2,)), k=MOVES, action_mask=spaces.MultiBinary(3))
+    with pytest.raises(ValueError, match=message):
+        flatten_observation(space, obs)
+
+
+@pytest.mark.parametrize(
+    ("space", "spec"),
+    [
+        (spaces.Discrete(4, start=-2), ActionSpec("discrete", (4,))),
+        (spaces.MultiDiscrete([2, 5]), ActionSpec("multi_discrete", (2, 5))),
+        (spaces.MultiBinary(3), ActionSpec("multi_discrete", (2, 2, 2))),
+        (spaces.Box(-2, 2, (2, 3)), ActionSpec("continuous", (6,))),
+        (spaces.Box(-np.inf, np.inf, (), np.float64), ActionSpec("continuous", (1,))),
+    ],
+)
+def test_action_spec_reads_each_space(space, spec):
+    assert action_spec(space, IMAGE) == spec
+
+
+@pytest.mark.parametrize(
+    "mask", [spaces.MultiBinary(3), spaces.Box(0, 1, (3,), BOOL), spaces.Box(0, 1, (3,), np.float32)]
+)
+def test_action_spec_is_masked_by_a_mask_at_the_top(mask):
+    assert action_spec(MOVES, spaces.Dict(x=IMAGE, action_mask=mask)).masked
+    assert not action_spec(MOVES, spaces.Dict(inner=spaces.Dict(action_mask=mask))).masked
+
+
+@pytest.mark.parametrize(
+    ("space", "mask", "message"),
+    [
+        (spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(4), "cannot be masked; only Discrete can"),
+        (spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2), "cannot be masked"),
+        (MOVES, spaces.MultiBinary(4), r"MultiBinary\(4\), but there are 3 actions"),
+        (MOVES, MOVES, "but there are 3 actions"),
+        (spaces.MultiDiscrete(np.array([[2, 2]])), None, "not supported; Discrete, MultiDiscrete"),
+        (spaces.MultiBinary((2, 2)), None, "not supported"),
+        (spaces.Box(0, 3, (2,), np.int64), None, "not supported"),
+        (spaces.Dict(move=MOVES), None, "not supported"),
+    ],
+)
+def test_action_spec_refuses_what_no_actor_can_do(space, mask, message):
+    observations = spaces.Dict(x=IMAGE) if mask is None else spaces.Dict(x=IMAGE, action_mask=mask)
+    with pytest.raises(ValueError, match=message):
+        action_spec(space, observations)
+
+
+@pytest.mark.parametrize(
+    ("space", "row", "action"),
+    [
+        (spaces.Discrete(4, start=-2), np.array(3), 1),
+        (spaces.MultiDiscrete([2, 5], start=[0, 10]), np.array([1, 4]), [1, 14]),
+        (spaces.MultiBinary(3), np.array([1, 0, 1]), [1, 0, 1]),
+        (spaces.Box(-2, 6, (3,)), np.array([-1, 0, 0.5], np.float32), [-2, 2, 4]),
+        (spaces.Box(-2, 6, (2,)), np.array([-3, 1.5], np.float32), [-2, 6]),
+        (spaces.Box(-2, 6, (2, 1), np.float64), np.array([1, 0], np.float32), [[6], [2]]),
+        (spaces.Box(-np.inf, np.inf, (2,)), np.array([-3, 7.5], np.float32), [-3, 7.5]),
+        (spaces.Box(0, np.inf, (2,)), np.array([-3, 7.5], np.float32), [0, 7.5]),
+        (
+            spaces.Box(np.array([-np.inf, 0], np.float32), np.array([2, 10], np.float32)),
+            np.array([5, 0], np.float32),
+            [2, 5],
+        ),
+        (spaces.Box(-3e38, 3e38, (2,)), np.array([-1, 0], np.float32), [np.float32(-3e38), 0]),
+        (spaces.Box(-1.7e308, 1.7e308, (1,), np.float64), np.array([1], np.float32), [1.7e308]),
+    ],
+)
+def test_to_env_action_gives_the_action_worked_out_by_hand(space, row, action):
+    found = to_env_action(space, row)
+    assert found in space
+    np.testing.assert_array_equal(found, action)
+
+
+def test_to_env_action_keeps_to_the_bounds_for_any_row():
+    space = spaces.Box(np.array([-0.1, 1 / 3], np.float32), np.array([0.7, 0.9], np.float32))
+    for row in np.random.default_rng(0).normal(0, 1, (200, 2)).astype(np.float32):
+        assert to_env_action(space, row) in space
