@@ -22,7 +22,9 @@ class Agent(Protocol):
 
     rows_per_update: int
     batch_length: int
-    memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+    @property
+    def memory_spaces(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]: ...
 
     def initial_state(self, num_envs: int) -> dict[str, Any]: ...
 

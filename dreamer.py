@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ class Dreamer:
         if task.rules is not None:
             self.batch_length = task.rules.episode_steps(task.num_actions) + 1
         self.rows_per_update = self.batch_size * self.batch_length
-        self.memory_spaces = self.model.memory_spaces if config.replay_context and task.rules is None else {}
+        self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        if config.replay_context and task.rules is None:
+            self.memory_spaces = self.model.memory_spaces
         self.updates = 0
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -34,6 +34,7 @@ class Report(NamedTuple):
     summary: str
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Judges an agent while it trains (`validate`) and once at the end (`test`), on cases that never change."""
 
@@ -134,7 +135,9 @@ class Episodes(NamedTuple):
 
 
 @torch.no_grad()
-def play(agent: Agent, env: GymVectorEnv, *, after_step: Callable[[Bool[Tensor, " E"]], None] | None = None) -> Episodes:
+def play(
+    agent: Agent, env: GymVectorEnv, *, after_step: Callable[[Bool[Tensor, " E"]], None] | None = None
+) -> Episodes:
     """Let the agent play one episode in every environment, by the mode of its policy.
 
     Args:
@@ -148,7 +151,7 @@ def play(agent: Agent, env: GymVectorEnv, *, after_step: Callable[[Bool[Tensor, 
     returns = torch.zeros(env.num_envs, device=env.device)
     lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
     prev_action = torch.zeros((1, *env.actions.shape), dtype=env.actions.dtype, device=env.device)
-    rows = []
+    rows: list[dict[str, Tensor]] = []
     for _ in range(LONGEST_EPISODE):
         if after_step is not None:
             after_step(running)

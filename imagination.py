@@ -108,9 +108,11 @@ class Start(NamedTuple):
 class Trajectory(NamedTuple):
     """What was imagined from a `Start`: H actions, and the H + 1 states around them.
 
-    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any. `alive` is how likely
-    each action is to be taken at all: the start's weight times every `cont` before it. `state` is of routing only. `log_prob`, `entropy` and `positions` (origin
-    and target of each move) carry a graph, and are there only in differentiable imagination.
+    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any;
+    `state` is of routing only. `alive` is how likely each action is to be taken at all: the start's weight times every
+    `cont` before it.
+    `log_prob`, `entropy` and `positions` (origin and target of each move) carry a graph, and are there only in
+    differentiable imagination.
     """
 
     feat: Float[Tensor, "B Q H+1 F"] | None
@@ -165,7 +167,8 @@ def imagine(
         mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
     """
-    rules, mask_rules, context, state = model.rules, model.task.mask_rules, start.context, start.state
+    rules, context, state = model.rules, start.context, start.state
+    known: Any = rules or model.task.mask_rules
     shape = start.weight.shape
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
     origin = None
@@ -180,7 +183,7 @@ def imagine(
                 feats.append(latent.feat().unflatten(0, shape))
             if model.task.actions.masked:
                 if state is not None:
-                    true_masks.append((rules or mask_rules).action_mask(state))
+                    true_masks.append(known.action_mask(state))
                 masks.append(true_masks[-1] if mask == "rules" else model.predict_mask(feats[-1], context))
                 view = View(masks[-1])
             if rules is not None:
@@ -210,8 +213,8 @@ def imagine(
             if rules is not None:
                 state, finished = rules.step(state, action)
                 conts.append((~finished).float())
-            elif state is not None and mask_rules is not None:
-                state = mask_rules.step(state, action)
+            elif state is not None:
+                state = known.step(state, action)
 
     def stack(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, 2)

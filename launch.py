@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import checkpoint
+from agent import Agent
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
-from agent import Agent
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
 from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
 from envs.routing import RULES
@@ -130,9 +129,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
     make_one = make_gym(config.task, imports=config["import"])
     # The environments are made at once, so that a mistake in them shows before anything else is done.
-    env = GymVectorEnv(
-        make_one, num_envs=config.envs, device=device, seed=config.seed, processes=config.env_processes
-    )
+    env = GymVectorEnv(make_one, num_envs=config.envs, device=device, seed=config.seed, processes=config.env_processes)
     task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
 
     def make_evaluator(pictures: Any) -> GymEvaluator:
@@ -259,9 +256,7 @@ class Run(NamedTuple):
     step: int
 
 
-def load_run(
-    run: Path, *, make_agent: Callable[..., Agent], device: torch.device, defaults: Config
-) -> Run:
+def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.device, defaults: Config) -> Run:
     """The agent of a run as its checkpoint has it, in its world.
 
     Args:
@@ -279,6 +274,8 @@ def load_run(
     folder = run if run.is_dir() else run.parent
     config = read(folder / CONFIG_FILE, missing_from=defaults)
     state = checkpoint.load_latest(run, device) if run.is_dir() else checkpoint.load(run, device)
+    if state is None:
+        raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
     world = make_world(config.replace(envs=1), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)

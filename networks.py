@@ -444,9 +444,7 @@ class TSPPointerActor(nn.Module):
             logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
         )
 
-    def forward(
-        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
-    ) -> OneHotDist:
+    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View) -> OneHotDist:
         """The distribution over next nodes for Q states of each instance."""
         assert tables is not None and view.current is not None and view.first is not None
         count = tables.logits.shape[-1]

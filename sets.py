@@ -24,7 +24,9 @@ class SetNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width, device="cpu"))
         self.shift = nn.Parameter(torch.zeros(width, device="cpu"))
 
-    def forward(self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N E"]:
+    def forward(
+        self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N E"]:
         # Plain means: torch.var_mean over a middle dimension is ten times slower on a CPU.
         if valid is None:
             centred = members - members.mean(1, keepdim=True)
@@ -56,7 +58,9 @@ class SetLayer(nn.Module):
         self.hidden_out = nn.Linear(hidden, width, bias=False)
         self.hidden_norm = SetNorm(width)
 
-    def forward(self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N E"]:
+    def forward(
+        self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N E"]:
         projected = self.query_key_value(members).unflatten(-1, (3, self.heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
         mask = None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +40,7 @@ class RoutingContext(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """Replayed sequences as the model sees them: latents [B, T], the posterior and prior they come from, and context."""
+    """Replayed sequences as the model sees them: latents [B, T] with their posterior and prior, and context."""
 
     latents: Latent
     posterior: OneHotDist
@@ -300,9 +300,7 @@ class WorldModel(nn.Module):
         return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
 
     @torch.no_grad()
-    def open_loop(
-        self, sequence: dict[str, Tensor], *, seen: int, noise: Float[Tensor, "B T S"]
-    ) -> dict[str, Tensor]:
+    def open_loop(self, sequence: dict[str, Tensor], *, seen: int, noise: Float[Tensor, "B T S"]) -> dict[str, Tensor]:
         """Each key of the observation [B, T, ...] as the model has it: `seen` rows observed, the rest imagined.
 
         The actions are those of the sequence throughout.

@@ -26,14 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import launch
-import trainer
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
-from launch import make_task
 from envs.instances import TEST_SEED, VALIDATION_SEED, uniform_coords
 from envs.routing import TSPInstance
 from guard import Guard, NonFinite
 from imagination import expand_instance
+from launch import make_task
 from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
 from networks import RoutingView, TSPPointerActor
 from tools import leave_one_out, uniform

@@ -24,9 +24,9 @@ import launch
 import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
-from launch import make_task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from launch import make_task
 from replay import Replay
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"

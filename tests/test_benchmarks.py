@@ -7,11 +7,10 @@ import models
 from benchmarks import curve, policy_gradient, speed
 from config import load
 from dreamer import Dreamer
-from launch import make_task
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
-from launch import make_generators
+from launch import make_generators, make_task
 
 CPU = torch.device("cpu")
 NODES = 6

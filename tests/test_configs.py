@@ -13,9 +13,9 @@ import config
 import launch
 from config import Config
 from dreamer import Dreamer
-from launch import make_task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from launch import make_task
 from networks import MaskedActor, TSPPointerActor
 from replay import Replay
 

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 import checkpoint
 import config
 import dreamer
+import launch
 import solve
 from envs.instances import field_test_coords, tsplib_tour_length
 from guard import Guard
@@ -118,7 +119,7 @@ def test_solve_refuses_a_folder_without_a_run(tmp_path, capsys):
 def test_solve_refuses_a_run_without_a_readable_checkpoint(run, tmp_path, capsys):
     shutil.copy(run / "config.yaml", tmp_path)
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
-    assert code == 2 and f"{tmp_path / 'latest.pt'} cannot be opened" in line
+    assert code == 2 and f"{tmp_path} has no checkpoint yet" in line
     (tmp_path / "latest.pt").write_bytes((run / "latest.pt").read_bytes()[:1000])
     shutil.copy(run / "previous.pt", tmp_path)
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
@@ -129,15 +130,30 @@ def test_solve_refuses_weights_of_another_config(run, tmp_path, capsys):
     checkpoint.save(tmp_path / "latest.pt", checkpoint.load(run / "latest.pt", CPU))
     config.save(config.read(run / "config.yaml").replace(**{"actor.pointer.width": 8}), tmp_path / "config.yaml")
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")
-    assert code == 2 and "was not made with" in line
+    assert code == 2 and "does not fit this config" in line
 
 
-def test_solve_refuses_the_config_of_another_version(run, tmp_path, capsys):
+def test_solve_takes_the_run_of_an_older_version(run, tmp_path, capsys):
+    old = tmp_path / "old"
+    shutil.copytree(run, old)
     text = (run / "config.yaml").read_text()
-    assert "imag_first: any\n" in text
-    (tmp_path / "config.yaml").write_text(text.replace("imag_first: any\n", ""))
-    code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
-    assert code == 2 and "no key 'imag_first'" in line
+    assert "imag_first: any\n" in text and "  depth: 4\n" in text
+    (old / "config.yaml").write_text(text.replace("imag_first: any\n", "").replace("  depth: 4\n", ""))
+    path = write_tsp(tmp_path, "own", TRIANGLE)
+    solve_files(old, tmp_path, path)
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["own", "3", "12", "12", "0.00"]
+
+
+def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
+    settings = config.load(solve.CONFIGS, ["debug"], {"task": "gym_TMaze-v0"})
+    world = launch.make_world(settings, CPU)
+    agent = dreamer.Dreamer(
+        world.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU)
+    )
+    config.save(settings, tmp_path / "config.yaml")
+    checkpoint.save(tmp_path / "latest.pt", {"agent": agent.state_dict(), "step": 0})
+    code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 2 and "no routing problem; give a run of a routing task" in line
 
 
 def test_solve_refuses_files_whose_tours_would_overwrite_each_other(run, tmp_path, capsys):

@@ -19,7 +19,6 @@ import checkpoint
 import config
 import dreamer
 import launch
-import trainer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
 from envs.tasks import Task
