@@ -34,7 +34,7 @@ from guard import Guard, NonFinite
 from imagination import expand_instance
 from launch import make_task
 from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
-from networks import RoutingView, TSPPointerActor
+from networks import TSPPointerActor, View
 from tools import leave_one_out, uniform
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
@@ -49,7 +49,7 @@ ENTRY_KEYS = {
 class Rollout(NamedTuple):
     """Whole tours of B instances, K of each, and what the policy saw before each of its T decisions."""
 
-    view: RoutingView
+    view: View
     action: Int[Tensor, "B K T"]
     tour_length: Float[Tensor, "B K"]
 
@@ -79,17 +79,17 @@ def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, g
     tour_length = torch.zeros(shape, device=agent.device)
     for _ in range(rules.episode_steps(num_nodes)):
         mask = rules.action_mask(state)
-        dist = actor(None, tables, RoutingView(first=state.first, current=state.current, action_mask=mask))
+        dist = actor(None, tables, View(mask, first=state.first, current=state.current))
         action = dist.sample(uniform(shape, generator))
         states.append(state)
         masks.append(mask)
         actions.append(action)
         tour_length += rules.cost(expanded, state, action)
         state, _ = rules.step(state, action)
-    view = RoutingView(
+    view = View(
+        torch.stack(masks, 2),
         first=states[0].first[..., None],
         current=torch.stack([state.current for state in states], 2),
-        action_mask=torch.stack(masks, 2),
     )
     return Rollout(view=view, action=torch.stack(actions, 2), tour_length=tour_length)
 

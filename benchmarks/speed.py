@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 
+import dreamer
 import launch
 import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
@@ -97,7 +98,7 @@ def update_seconds(agent: Dreamer, replay: Replay, updates: int) -> float:
 def imagined_decisions(agent: Dreamer, replay: Replay) -> int:
     """Decisions that one update imagines."""
     behavior = agent.behavior
-    start = behavior.start(agent.model, agent._sample(replay), agent.generators["imagination"])
+    start = behavior.start(agent.model, agent._sample(replay), None, agent.generators["imagination"])
     return start.weight.numel() * behavior._horizon()
 
 
@@ -107,15 +108,16 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
     behavior = agent.behavior
     phases: dict[str, tuple[Any, str]] = {
         "replay sample": (agent, "_sample"),
-        "model": (agent, "_update_model"),
+        "model": (agent.model, "loss"),
         "reward updates": (agent, "_update_reward"),
         "start": (behavior, "start"),
         "encode": (behavior, "_tables"),
         "imagine": (models, "imagine"),
         "reward": (behavior, "reward"),
         "targets": (behavior, "targets"),
-        "critic": (behavior, "_update_critic"),
-        "score and backward": (behavior, "_update_actor"),
+        "score": (behavior, "_actor_loss"),
+        "critic": (behavior, "_critic_loss"),
+        "backward and step": (dreamer, "update_together"),
     }
 
     def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,9 +11,9 @@ import torch
 import config
 import dreamer
 import launch
-from dreamer import Dreamer, imagination_settings, make_draw, make_task
+from dreamer import Dreamer, imagination_settings, make_pictures
 from envs.routing import TSPRules
-from envs.tasks import Task
+from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from logger import METRICS
@@ -32,7 +32,7 @@ def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
     return Dreamer(
-        make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
+        launch.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
     )
 
 
@@ -168,7 +168,7 @@ def test_latent_while_acting_equals_the_one_observed_in_replay():
         obs, _, _, _, info = env.step(action)
     batch = {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
     batch["prev_action"] = torch.cat((torch.zeros(4, 1, dtype=torch.int64), batch["action"][:, :-1]), 1)
-    latents, _, _, _ = acting.model.observe(batch, torch.stack(noise, 1))
+    latents = acting.model.observe(batch, torch.stack(noise, 1)).latents
     torch.testing.assert_close(latents.deter, torch.stack(deters, 1))
 
 
@@ -195,16 +195,19 @@ def test_weights_alone_leave_the_counters():
     assert other.updates == 0
 
 
-def test_draw_gives_a_picture_of_the_imagined_tour():
-    draw = make_draw(agent())
-    assert draw is not None
-    picture = draw(torch.rand(NODES, 2))
+def test_make_pictures_draws_the_imagined_tour():
+    pictures = make_pictures(agent())
+    assert pictures is not None
+    drawn = pictures(torch.rand(NODES, 2))
+    assert drawn.keys() == {"imagined"}
+    picture = drawn["imagined"]
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
     assert picture.std() > 0
 
 
 def test_make_task_takes_the_nodes_from_the_config():
-    assert make_task(debug_config(nodes=9)) == Task(rules=TSPRules, num_actions=9, vectors={})
+    actions = ActionSpec("discrete", (9,), masked=True)
+    assert launch.make_task(debug_config(nodes=9)) == Task(rules=TSPRules, actions=actions, observations={})
 
 
 # Settings

@@ -17,9 +17,8 @@ from networks import (
     MoveHead,
     NodeHead,
     RoutingEncoder,
-    RoutingView,
     TSPPointerActor,
-    VectorEncoder,
+    View,
     summarise,
     take_nodes,
 )
@@ -54,21 +53,21 @@ def pointer(*, latent: int = 3, unimix: float = 0.01) -> TSPPointerActor:
 
 
 def masked_actor() -> MaskedActor:
-    return MaskedActor(FEAT, NODES, units=8, layers=2, unimix=0.01)
+    return MaskedActor(FEAT, ActionSpec("discrete", (NODES,), masked=True), units=8, layers=2, unimix=0.01)
 
 
-def routing_view(*queries: int) -> RoutingView:
+def routing_view(*queries: int) -> View:
     """Random routing states, each with at least one open node."""
     shape = (BATCH, *queries)
     mask = torch.rand(*shape, NODES) < 0.6
     mask[..., 0] |= ~mask.any(-1)
-    return RoutingView(first=torch.randint(NODES, shape), current=torch.randint(NODES, shape), action_mask=mask)
+    return View(mask, first=torch.randint(NODES, shape), current=torch.randint(NODES, shape))
 
 
-def permuted(view: RoutingView, order: Tensor) -> RoutingView:
+def permuted(view: View, order: Tensor) -> View:
     """The same states once node order[i] is called i."""
     new_name = order.argsort()
-    return RoutingView(
+    return View(
         first=new_name[view.first], current=new_name[view.current], action_mask=view.action_mask[..., order]
     )
 
@@ -240,7 +239,7 @@ def test_take_nodes_equals_gather(queries: tuple[int, ...]) -> None:
 
 def test_summarise_by_hand() -> None:
     nodes = torch.tensor([[[1.0], [2.0], [6.0]]])
-    view = RoutingView(
+    view = View(
         first=torch.tensor([[0]]),
         current=torch.tensor([[2, 1]]),
         action_mask=torch.tensor([[[True, True, False], [True, False, False]]]),
@@ -253,14 +252,6 @@ def test_routing_encoder_gradient_reaches_every_parameter() -> None:
     embed = encoder(encoder.nodes(torch.randn(BATCH, NODES, FEATURES)), routing_view(4))
     assert embed.shape == (BATCH, 4, encoder.embed_size)
     assert_gradient_reaches(list(encoder.named_parameters()), embed.square().sum())
-
-
-def test_vector_encoder_squashes_and_orders_its_keys() -> None:
-    encoder = VectorEncoder({"speed": 2, "height": 1}, units=4, layers=1)
-    obs = {"height": torch.tensor([[math.e**2 - 1]]), "speed": torch.tensor([[0.0, 1 - math.e**3]])}
-    torch.testing.assert_close(encoder(obs), encoder.layers(torch.tensor([[2.0, 0.0, -3.0]])))
-    assert torch.equal(VectorEncoder({"speed": 2, "height": 1}, units=4, layers=0)(obs)[0, :1], torch.tensor([2.0]))
-    assert_gradient_reaches(encoder.named_parameters(), encoder(obs).sum())
 
 
 @pytest.mark.parametrize("queries", [(), (4,), (2, 4)])
@@ -313,7 +304,7 @@ def test_move_head_gradient_reaches_every_parameter() -> None:
     assert_gradient_reaches(head.named_parameters(), head(*inputs).sum())
 
 
-def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, view: RoutingView) -> Tensor:
+def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, view: View) -> Tensor:
     """Logits of one state of one instance by the textbook: query, attention per head, glimpse, score, clip."""
     nodes = actor.encoder(nodes[None])[0]
     width, heads = nodes.shape[-1], actor.heads
@@ -338,7 +329,7 @@ def test_pointer_tables_equal_plain_attention(latent: int) -> None:
     dist = actor(feat, actor.encode(nodes), view)
     for b in range(BATCH):
         for q in range(4):
-            state = RoutingView(*(part[b, q] for part in view))
+            state = View(*(part[b, q] for part in view))
             logits = naive_pointer(actor, nodes[b], None if feat is None else feat[b, q], state)
             expected = torch.softmax(logits.masked_fill(~state.action_mask, -torch.inf), -1)
             torch.testing.assert_close(dist.probs[b, q], expected)
@@ -357,7 +348,7 @@ def test_pointer_depends_on_every_part_of_the_state() -> None:
     actor, nodes = pointer(), torch.randn(1, NODES, FEATURES)
     tables, feat = actor.encode(nodes), torch.randn(1, FEAT)
     mask = (torch.arange(NODES) > 1)[None]
-    view = RoutingView(first=torch.tensor([0]), current=torch.tensor([1]), action_mask=mask)
+    view = View(first=torch.tensor([0]), current=torch.tensor([1]), action_mask=mask)
     probs = actor(feat, tables, view).probs
     others = [
         actor(feat, tables, view._replace(first=torch.tensor([1]))),
@@ -384,7 +375,7 @@ def test_pointer_takes_any_number_of_states(queries: tuple[int, ...]) -> None:
     actor, view = pointer(), routing_view(*queries)
     tables, feat = actor.encode(torch.randn(BATCH, NODES, FEATURES)), torch.randn(BATCH, *queries, FEAT)
     probs = actor(feat, tables, view).probs
-    flat = RoutingView(
+    flat = View(
         first=view.first.reshape(BATCH, -1),
         current=view.current.reshape(BATCH, -1),
         action_mask=view.action_mask.reshape(BATCH, -1, NODES),

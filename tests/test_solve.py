@@ -121,9 +121,18 @@ def test_solve_refuses_a_run_without_a_readable_checkpoint(run, tmp_path, capsys
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
     assert code == 2 and f"{tmp_path} has no checkpoint yet" in line
     (tmp_path / "latest.pt").write_bytes((run / "latest.pt").read_bytes()[:1000])
-    shutil.copy(run / "previous.pt", tmp_path)
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
-    assert code == 2 and str(tmp_path / "previous.pt") in line
+    assert code == 2 and f"{tmp_path / 'latest.pt'} is empty, truncated" in line
+
+
+def test_solve_takes_the_checkpoint_before_a_broken_one_and_says_so(run, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    (broken / "latest.pt").write_bytes(b"no checkpoint")
+    solve_files(broken, tmp_path, write_tsp(tmp_path, "own", TRIANGLE))
+    captured = capsys.readouterr()
+    assert f"Going on from {broken / 'previous.pt'}" in captured.err
+    assert captured.out.splitlines()[1].split()[:3] == ["own", "3", "12"]
 
 
 def test_solve_refuses_weights_of_another_config(run, tmp_path, capsys):

@@ -18,10 +18,11 @@ import torch
 import checkpoint
 import config
 import dreamer
+import evaluation
 import launch
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
-from envs.tasks import Task
+from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from logger import METRICS, RunLock
@@ -31,7 +32,7 @@ CPU = torch.device("cpu")
 NODES = 6
 STEPS, CHECKPOINT_EVERY = 400, 200
 ROOT = Path(dreamer.__file__).parent
-ROUTING = Task(rules=TSPRules, num_actions=NODES, vectors={})
+ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
 COMMAND = ["--configs", "debug", "--steps", str(STEPS), "--checkpoint_every", str(CHECKPOINT_EVERY)]
 
 Rows = list[dict[str, Any]]
@@ -205,7 +206,7 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
 # Evaluation
 
 
-def evaluation(count: int = 8, seed: int = VALIDATION_SEED) -> evaluation.Evaluation:
+def some_instances(count: int = 8, seed: int = VALIDATION_SEED) -> evaluation.Evaluation:
     return launch.make_evaluation(NODES, count, seed=seed)
 
 
@@ -220,19 +221,19 @@ def test_evaluation_draws_from_no_generator():
         ]
 
     before = states()
-    evaluation.evaluate(agent, ROUTING, evaluation(), device=CPU)
+    evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU)
     assert states() == before
 
 
 def test_evaluation_is_greedy_and_repeatable():
     agent, _ = debug_agent()
-    one, other = (evaluation.evaluate(agent, ROUTING, evaluation(), device=CPU) for _ in range(2))
+    one, other = (evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU) for _ in range(2))
     assert torch.equal(one.tours, other.tours) and one.gap == other.gap
 
 
 def test_evaluation_measures_its_own_tours():
     agent, _ = debug_agent()
-    instances = evaluation(16)
+    instances = some_instances(16)
     result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
     assert (result.tours.sort(-1).values == torch.arange(NODES)).all()
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
@@ -243,9 +244,9 @@ def test_evaluation_measures_its_own_tours():
 
 def test_test_set_is_the_fields_and_validation_another():
     field = np.random.RandomState(1234).uniform(size=(10000, NODES, 2))
-    assert np.allclose(evaluation(8, TEST_SEED).coords.numpy(), field[:8])
+    assert np.allclose(some_instances(8, TEST_SEED).coords.numpy(), field[:8])
     own = np.random.RandomState(4321).uniform(size=(8, NODES, 2))
-    assert np.allclose(evaluation(8).coords.numpy(), own)
+    assert np.allclose(some_instances(8).coords.numpy(), own)
 
 
 def test_seed_1234_trains_on_no_test_instance():
@@ -257,7 +258,7 @@ def test_seed_1234_trains_on_no_test_instance():
         generator=launch.make_generators(1234, CPU)["environment"],
     )
     positions = {tuple(node) for node in env.reset()[0]["coords"].flatten(0, 1).tolist()}
-    test_positions = {tuple(node) for node in evaluation(64, TEST_SEED).coords.flatten(0, 1).tolist()}
+    test_positions = {tuple(node) for node in some_instances(64, TEST_SEED).coords.flatten(0, 1).tolist()}
     assert len(positions) > 11_000 and len(test_positions) == 64 * NODES
     assert positions.isdisjoint(test_positions)
 
