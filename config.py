@@ -118,8 +118,8 @@ def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Conf
     sections = _read_sections(path)
     config = _resolved(path, sections, names, overrides)
     family = str(config.get("task", "")).partition("_")[0]
-    if family in sections and family not in names:
-        config = _resolved(path, sections, [family, *names], overrides)
+    if family in sections:
+        config = _resolved(path, sections, [family, *(name for name in names if name != family)], overrides)
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -330,9 +331,10 @@ def _fitting(source: Path) -> Iterator[None]:
     except (RuntimeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
-        cause = str(error).splitlines()
+        lines = str(error).splitlines()
+        cause = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ...")
         raise CheckpointError(
-            f"{source} does not fit this config ({cause[min(1, len(cause) - 1)].strip()});"
+            f"{source} does not fit this config ({cause});"
             " give the config that it was made with, or another --logdir"
         ) from error
 

@@ -229,9 +229,12 @@ class WorldModel(nn.Module):
         if context is None and "mask" in self.heads:
             dist = BernoulliDist(self.heads["mask"](feat))
             losses["mask"] = mean(-dist.log_prob(batch[ACTION_MASK]).mean(-1))
-            agreed = self.predict_mask(feat, None) == batch[ACTION_MASK]
-            metrics["mask_accuracy"] = mean(agreed.float().mean(-1)).detach()
-            metrics["mask_exact"] = mean(agreed.all(-1).float()).detach()
+            # Seen from the observation itself, and from the step before it, as imagination sees it.
+            imagined = Latent(latents.deter, prior.one_hot(prior.mode())).feat()
+            for name, basis in (("mask", feat), ("mask_imagined", imagined)):
+                agreed = self.predict_mask(basis, None) == batch[ACTION_MASK]
+                metrics[f"{name}_accuracy"] = mean(agreed.float().mean(-1)).detach()
+                metrics[f"{name}_exact"] = mean(agreed.all(-1).float()).detach()
         if context is not None:
             self._routing_losses(batch, context, feat, mean, losses, metrics)
         assert set(losses) == set(self.loss_scales), f"losses {set(losses)} differ from scales {set(self.loss_scales)}"

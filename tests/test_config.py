@@ -167,6 +167,54 @@ def test_load_reports_missing_file(tmp_path: Path) -> None:
         config.load(tmp_path / "none.yaml", [], {})
 
 
+FAMILIES = """\
+defaults: {task: tsp, steps: 1, layers: 1, actor: {entropy: 0.5, units: 8}}
+gym: {steps: 2, layers: 2, actor: {units: 16}}
+cartpole: {task: gym_CartPole-v1, layers: 3}
+short: {steps: 4}
+"""
+
+
+@pytest.fixture
+def families(tmp_path: Path) -> Path:
+    path = tmp_path / "families.yaml"
+    path.write_text(FAMILIES)
+    return path
+
+
+@pytest.mark.parametrize("names", [["cartpole"], ["gym", "cartpole"], ["cartpole", "gym"]], ids=" ".join)
+def test_load_lays_the_section_of_the_tasks_family_right_above_the_defaults(families: Path, names: list[str]) -> None:
+    loaded = config.load(families, names, {})
+    assert loaded.flat() == {
+        "task": "gym_CartPole-v1",
+        "steps": 2,
+        "layers": 3,
+        "actor.entropy": 0.5,
+        "actor.units": 16,
+    }
+
+
+def test_load_takes_the_family_of_a_task_on_the_command_line(families: Path) -> None:
+    loaded = config.load(families, ["short"], {"task": "gym_Pendulum-v1", "actor.units": "9"})
+    assert (loaded.steps, loaded.layers, loaded.actor.units) == (4, 2, 9)
+    back = config.load(families, ["cartpole"], {"task": "tsp"})
+    assert (back.steps, back.layers, back.actor.units) == (1, 3, 8)
+
+
+def test_load_lays_a_family_only_where_the_task_is_of_it(families: Path) -> None:
+    assert config.load(families, [], {}).steps == 1
+    assert config.load(families, ["gym"], {}).steps == 2
+    assert config.load(families, [], {"task": "gymnastics"}).steps == 1
+    assert config.load(families, [], {"task": "knapsack_20"}).steps == 1
+
+
+def test_parse_command_line_tells_the_family_from_the_defaults(families: Path) -> None:
+    command = parse(families, "--task", "gym_Pendulum-v1")
+    assert command.defaults.steps == 1
+    changes = {"task": "gym_Pendulum-v1", "steps": 2, "layers": 2, "actor.units": 16}
+    assert config.difference(command.config, command.defaults) == changes
+
+
 def test_config_is_immutable_and_nested(path: Path) -> None:
     loaded = config.load(path, [], {})
     assert loaded.actor.schedule.warmup == loaded["actor"]["schedule"]["warmup"] == 50
@@ -276,6 +324,17 @@ def test_save_read_round_trip_keeps_order_and_types(path: Path, tmp_path: Path) 
     assert again == loaded
     assert list(again) == list(loaded)
     assert type(again.device) is str
+
+
+def test_read_takes_missing_keys_from_a_fallback(path: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "config.yaml"
+    saved.write_text("steps: 7\nretired: 1\nactor: {entropy: 0.25, schedule: {final: 0.5}}\n")
+    fallback = config.load(path, [], {})
+    filled = config.read(saved, missing_from=fallback)
+    expected = {"steps": 7, "actor.entropy": 0.25, "actor.schedule.final": 0.5, "retired": 1}
+    assert filled.flat() == {**fallback.flat(), **expected}
+    assert fallback == config.load(path, [], {})
+    assert config.read(saved).flat() == expected
 
 
 @pytest.mark.parametrize(("value", "message"), [(0, "at least 1"), (-3, "at least 1")])

@@ -12,6 +12,8 @@ from replay import Replay
 
 CPU = torch.device("cpu")
 SPACES = {"seen": ((2,), torch.float32), "action": ((), torch.int64)}
+Memory = dict[str, tuple[tuple[int, ...], torch.dtype]]
+MEMORY: Memory = {"deter": ((2,), torch.float16), "stoch": ((3,), torch.int16)}
 
 
 class EchoEnv:
@@ -50,6 +52,19 @@ def filled(columns: int, *, length: int = 50, num_envs: int = 3, episode_rows: l
     for _ in range(columns):
         replay.add(env.row())
     return replay
+
+
+def remembering(columns: int, *, length: int = 50, memory: Memory = MEMORY) -> tuple[Replay, EchoEnv]:
+    """A replay whose memory is where the row comes from."""
+    replay = Replay(SPACES, num_envs=3, capacity=3 * length, device=CPU, memory=memory)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    for _ in range(columns):
+        replay.add(with_memory(env.row()))
+    return replay, env
+
+
+def with_memory(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**row, "deter": row["seen"].half(), "stoch": row["action"][:, None].short() + torch.arange(3).short()}
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -311,6 +326,114 @@ def test_load_chunks_refuses_another_replay(tmp_path: Path) -> None:
     other = Replay({**SPACES, "more": ((), torch.float32)}, num_envs=3, capacity=150, device=CPU)
     with pytest.raises(CheckpointError, match="this run stores"):
         other.load_chunks(tmp_path, manifest)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("columns", [30, 73])
+def test_sample_windows_bring_the_memory_of_the_row_before(columns: int) -> None:
+    replay, _ = remembering(columns, length=40)
+    batch = replay.sample_windows(300, 4, generator=generator())
+    env, first_column = batch["seen"][:, 0].unbind(-1)
+    stored = first_column > replay.oldest
+    assert stored.any() and (~stored).any()
+    before = torch.stack((env, first_column - 1), -1)
+    torch.testing.assert_close(batch["deter"][stored].float(), before[stored])
+    named = (100 * env + first_column - 1).long()[:, None] + torch.arange(3)
+    assert torch.equal(batch["stoch"][stored].long(), named[stored])
+    assert (batch["deter"][~stored] == 0).all() and (batch["stoch"][~stored] == 0).all()
+    assert batch["deter"].dtype == torch.float16 and batch["stoch"].dtype == torch.int16
+    assert torch.equal(batch["env"].float(), env) and torch.equal(batch["column"].float(), first_column)
+
+
+def test_sample_without_memory_brings_nothing_of_it() -> None:
+    assert not filled(30).sample_windows(4, 4, generator=generator()).keys() & {"env", "column", *MEMORY}
+
+
+@pytest.mark.parametrize("columns", [30, 73, 80])
+def test_rewrite_changes_the_memory_of_the_sampled_rows_and_of_no_other(columns: int) -> None:
+    replay, _ = remembering(columns, length=40)
+    rows = {name: value.clone() for name, value in replay.rows.items()}
+    memory = {name: value.clone() for name, value in replay.memory.items()}
+    batch = replay.sample_windows(5, 4, generator=generator())
+    # What is written names its row, so that rows sampled twice get the same from both windows.
+    replay.rewrite(
+        batch, {"deter": -batch["seen"].half() - 1, "stoch": -batch["action"][..., None].short().expand(-1, -1, 3) - 1}
+    )
+    sampled = torch.zeros(3, 40, dtype=torch.bool)
+    env, column = batch["seen"].long().unbind(-1)
+    sampled[env, column % 40] = True
+    assert 4 <= sampled.sum() <= 20
+    torch.testing.assert_close(replay.memory["deter"][sampled], -rows["seen"][sampled].half() - 1)
+    torch.testing.assert_close(
+        replay.memory["stoch"][sampled], -rows["action"][sampled][:, None].short().expand(-1, 3) - 1
+    )
+    assert all(torch.equal(replay.memory[name][~sampled], memory[name][~sampled]) for name in memory)
+    assert all(torch.equal(replay.rows[name], rows[name]) for name in rows)
+
+
+def test_rewritten_memory_is_what_the_next_window_begins_with() -> None:
+    replay, _ = remembering(30)
+    batch = replay.sample_windows(1, 25, generator=generator())
+    replay.rewrite(batch, {"deter": torch.full((1, 25, 2), 0.5).half(), "stoch": torch.full((1, 25, 3), 7).short()})
+    later = replay.sample_windows(200, 5, generator=generator(1))
+    follows = (later["env"] == batch["env"]) & (later["column"] > batch["column"])
+    assert follows.any() and not follows.all()
+    assert ((later["deter"] == 0.5).all(-1) == follows).all()
+    assert ((later["stoch"] == 7).all(-1) == follows).all()
+
+
+@pytest.mark.parametrize("columns", [30, 73])
+def test_save_chunks_restores_rewritten_memory_exactly(tmp_path: Path, columns: int) -> None:
+    replay, env = remembering(columns, length=40)
+    replay.save_chunks(tmp_path)
+    for _ in range(3):
+        replay.add(with_memory(env.row()))
+    # Rows of the chunk that is written already are rewritten too.
+    batch = replay.sample_windows(20, 6, generator=generator())
+    draws = {"deter": torch.randn(20, 6, 2).half(), "stoch": torch.randint(99, (20, 6, 3)).short()}
+    replay.rewrite(batch, draws)
+    manifest = replay.save_chunks(tmp_path)
+    checkpoint.save(tmp_path / "latest.pt", {"replay": manifest})
+    restored, _ = remembering(0, length=40)
+    restored.load_chunks(tmp_path, checkpoint.load(tmp_path / "latest.pt", CPU)["replay"])
+    assert_equal_rows(replay, restored)
+    assert restored.memory.keys() == MEMORY.keys()
+    assert all(torch.equal(value, replay.memory[name]) for name, value in restored.memory.items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"deter": MEMORY["deter"]},
+        {**MEMORY, "deter": ((3,), torch.float16)},
+        {**MEMORY, "stoch": ((3,), torch.int32)},
+    ],
+    ids=["none", "a key less", "another shape", "another dtype"],
+)
+def test_load_chunks_refuses_another_memory(tmp_path: Path, other: Memory) -> None:
+    replay, _ = remembering(30)
+    manifest = replay.save_chunks(tmp_path)
+    mine, _ = remembering(0, memory=other)
+    with pytest.raises(CheckpointError, match="this run keeps") as error:
+        mine.load_chunks(tmp_path, manifest)
+    assert "\n" not in str(error.value)
+
+
+def test_add_refuses_a_row_without_its_memory() -> None:
+    replay, env = remembering(3)
+    with pytest.raises(ValueError, match="row has keys"):
+        replay.add(env.row())
+    row = with_memory(env.row())
+    with pytest.raises(ValueError, match=r"row\['deter'\] is torch.float32"):
+        replay.add({**row, "deter": row["deter"].float()})
+
+
+def test_replay_refuses_an_observation_called_like_its_memory() -> None:
+    with pytest.raises(ValueError, match="none of"):
+        Replay({**SPACES, "deter": ((2,), torch.float32)}, num_envs=3, capacity=30, device=CPU, memory=MEMORY)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -110,3 +110,81 @@ def test_set_encoder_lets_each_member_know_of_the_others() -> None:
 def test_set_layer_refuses_heads_that_do_not_divide_its_width() -> None:
     with pytest.raises(ValueError, match="multiple of its heads, got width 8, heads 3"):
         SetLayer(8, heads=3, hidden=16)
+
+
+# Padding
+
+SIZES = [7, 3, 1, 5]
+
+
+def padded(padding: float) -> tuple[Tensor, Tensor]:
+    """Four sets of SIZES members among 7 places, the members in scattered places."""
+    members = torch.randn(4, 7, 3)
+    order = torch.stack([torch.randperm(7) for _ in SIZES])
+    valid = order < torch.tensor(SIZES)[:, None]
+    return members.masked_fill(~valid[..., None], padding), valid
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e6, math.nan, math.inf])
+def test_set_encoder_equals_the_encoder_on_the_set_without_its_padding(padding: float) -> None:
+    encode, (members, valid) = encoder(), padded(padding)
+    encoded = encode(members, valid)
+    for row, present in enumerate(valid):
+        expected = encode(members[row, present][None])[0]
+        torch.testing.assert_close(encoded[row, present], expected, rtol=1e-4, atol=1e-5)
+    assert (encoded[~valid] == 0).all()
+
+
+def test_set_encoder_takes_nothing_from_the_padding() -> None:
+    encode, (members, valid) = encoder(), padded(0.0)
+    other = members.masked_fill(~valid[..., None], math.nan)
+    assert torch.equal(encode(members, valid), encode(other, valid))
+
+
+def test_set_encoder_gives_the_padding_no_gradient() -> None:
+    encode, (members, valid) = encoder(), padded(math.nan)
+    members.requires_grad_()
+    (gradient,) = torch.autograd.grad(encode(members, valid).square().sum(), members)
+    assert (gradient[~valid] == 0).all()
+    assert gradient.isfinite().all()
+    # A set of one is normalised to nothing but the shift, whatever its member is.
+    assert (gradient[valid & (valid.sum(-1, keepdim=True) > 1)].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("padding", [0.0, math.nan])
+def test_set_encoder_of_an_empty_set_is_0_with_finite_gradients(padding: float) -> None:
+    encode, members = encoder(), torch.randn(2, 4, 3)
+    members[0] = padding
+    valid = torch.tensor([[False] * 4, [True, False, True, True]])
+    encoded = encode(members, valid)
+    assert (encoded[0] == 0).all() and (encoded[1, valid[1]] != 0).any()
+    gradients = torch.autograd.grad(encoded.square().sum() + encoded.sum(), list(encode.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    alone = encode(members[1:], valid[1:])
+    expected = torch.autograd.grad(alone.square().sum() + alone.sum(), list(encode.parameters()))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-4)
+
+
+def test_set_encoder_without_padding_is_the_same_with_and_without_a_mask() -> None:
+    encode, members = encoder(), torch.randn(4, 7, 3)
+    torch.testing.assert_close(encode(members, torch.ones(4, 7, dtype=torch.bool)), encode(members))
+
+
+def test_set_norm_takes_its_statistics_from_valid_members_only() -> None:
+    norm = SetNorm(3)
+    torch.nn.init.normal_(norm.scale)
+    torch.nn.init.normal_(norm.shift)
+    members, valid = padded(1e3)
+    normed = norm(members, valid)
+    for row, present in enumerate(valid):
+        expected = norm(members[row, present][None])[0]
+        torch.testing.assert_close(normed[row, present], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_set_norm_of_an_empty_set_is_finite_with_finite_gradients() -> None:
+    norm, members = SetNorm(3), torch.randn(2, 4, 3, requires_grad=True)
+    normed = norm(members, torch.zeros(2, 4, dtype=torch.bool))
+    assert normed.isfinite().all()
+    gradients = torch.autograd.grad(normed.square().sum(), [members, *norm.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)

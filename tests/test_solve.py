@@ -156,9 +156,7 @@ def test_solve_takes_the_run_of_an_older_version(run, tmp_path, capsys):
 def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     settings = config.load(solve.CONFIGS, ["debug"], {"task": "gym_TMaze-v0"})
     world = launch.make_world(settings, CPU)
-    agent = dreamer.Dreamer(
-        world.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU)
-    )
+    agent = dreamer.Dreamer(world.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     config.save(settings, tmp_path / "config.yaml")
     checkpoint.save(tmp_path / "latest.pt", {"agent": agent.state_dict(), "step": 0})
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from envs.drawing import draw_tour, draw_tour_pair
+from envs.drawing import MOST_FRAMES, MOST_LINES, draw_open_loop, draw_tour, draw_tour_pair
 from envs.instances import field_test_coords
 
 COORDS = field_test_coords(20, 1)[0]
@@ -40,3 +41,54 @@ def test_draw_tour_pair_puts_two_pictures_side_by_side():
     height, width, _ = draw_tour(COORDS, TOUR).shape
     assert picture.shape == (height, 2 * width, 3)
     assert colored_pixels(picture[:, :width]) > colored_pixels(picture[:, width:])
+
+
+VECTORS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        VECTORS,
+        VECTORS[:, :1] > 0,
+        np.arange(40).reshape(20, 2) % 4,
+        np.random.default_rng(0).normal(size=(20, 5, 2)),
+        IMAGES,
+        IMAGES[..., :1],
+        IMAGES[:3],
+    ],
+    ids=["vector", "validity", "classes", "set", "image", "grey image", "short"],
+)
+def test_draw_open_loop_draws_every_kind_of_key(truth):
+    picture = draw_open_loop(truth, truth, seen=2)
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3 and picture.shape[-1] == 3
+    assert picture.std() > 0
+
+
+@pytest.mark.parametrize("truth", [VECTORS, IMAGES], ids=["lines", "strips"])
+def test_draw_open_loop_shows_where_the_model_differs(truth):
+    predicted = truth.copy()
+    predicted[-1] = 0
+    perfect, wrong = (draw_open_loop(truth, guess, seen=8) for guess in (truth, predicted))
+    assert perfect.shape == wrong.shape
+    differs = (perfect != wrong).any((0, 2))
+    # The last of the steps is drawn at the right, and nothing left of it changes.
+    assert differs.any() and not differs[: len(differs) // 2].any()
+
+
+def test_draw_open_loop_marks_what_was_seen():
+    for truth in (VECTORS, IMAGES):
+        assert not np.array_equal(draw_open_loop(truth, truth, seen=2), draw_open_loop(truth, truth, seen=8))
+
+
+def test_draw_open_loop_stays_readable_however_much_there_is():
+    many = np.zeros((200, MOST_LINES + 40), np.float32)
+    assert (
+        draw_open_loop(many, many, seen=8).shape
+        == draw_open_loop(many[:, :MOST_LINES], many[:, :MOST_LINES], seen=8).shape
+    )
+    long = np.zeros((200, 16, 16, 3), np.uint8)
+    width = draw_open_loop(long[:MOST_FRAMES], long[:MOST_FRAMES], seen=8).shape[1]
+    assert draw_open_loop(long, long, seen=8).shape[1] == width
