@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+import checkpoint
 import launch
 from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from diagnosis import diagnose
 from envs.drawing import draw_open_loop, draw_tour
 from envs.routing import TSPInstance
 from envs.tasks import ACTION_MASK, Task
@@ -24,9 +26,10 @@ from imagination import Imagination
 from models import ImagBehavior
 from networks import Latent, PointerTables, TSPPointerActor, View
 from optimizer import Optimizer, update_together
+from recovery import Recovery
 from replay import Replay
 from tools import uniform
-from world_model import RoutingContext, WorldModel
+from world_model import Observed, RoutingContext, WorldModel
 
 DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn
@@ -139,6 +142,7 @@ class Dreamer:
             clip=config.model.grad_clip,
             **optimizer,
         )
+        self.recovery = Recovery(self._optimizers(), {"model": self.model, "behavior": self.behavior}, guard=guard)
         self.batch_size = config.batch_size
         self.model_every, self.reward_updates = config.model_every, config.reward_updates
         # Routing trains on whole episodes, so that each row of a batch has one static context.
@@ -256,32 +260,68 @@ class Dreamer:
         self.guard.watch_all("replayed", batch)
         for _ in range(self.reward_updates if self.task.rules is not None and "reward" in self.model.heads else 0):
             metrics |= self._update_reward(self._sample(replay), progress)
-        losses, observed = [], None
+        draws = checkpoint.generator_state(self.generators)
+        reward_range = (replay.reward_min, replay.reward_max)
+        losses, loss_metrics, observed = self._losses(batch, progress=progress, reward_range=reward_range)
+        if self.memory_spaces and observed is not None:
+            replay.rewrite(batch, self.model.memory(observed.latents))
+        applied, update_metrics = update_together(losses, progress=progress)
+        self.behavior.follow(applied)
+
+        def diagnose() -> dict[str, Any]:
+            return self._diagnose(batch, draws, progress=progress, reward_range=reward_range)
+
+        if self.recovery.after_update(self.updates, diagnose=diagnose):
+            # Lest the same batches be drawn again.
+            self.generators["replay"].manual_seed(self.updates)
+        self.updates += 1
+        return metrics | update_metrics | loss_metrics
+
+    def _losses(
+        self, batch: dict[str, Tensor], *, progress: float, reward_range: tuple[Tensor, Tensor]
+    ) -> tuple[list[tuple[Tensor, list[Optimizer]]], dict[str, Tensor], Observed | None]:
+        """All losses of one update, each with the optimisers of the groups it reaches; metrics; the batch's latents."""
+        losses: list[tuple[Tensor, list[Optimizer]]] = []
+        metrics: dict[str, Tensor] = {}
+        observed = None
         if self.updates % self.model_every == 0:
-            model_losses, model_metrics, observed = self.model.loss(batch, self._noise(batch))
+            model_losses, metrics, observed = self.model.loss(batch, self._noise(batch))
             self.guard.watch_all("model loss", model_losses)
             total = torch.stack([self.model.loss_scales[name] * loss for name, loss in model_losses.items()]).sum()
-            metrics |= {**model_metrics, "model_loss": total.detach()}
+            metrics["model_loss"] = total.detach()
             losses.append((total, [self.model_optimizer]))
-            if self.memory_spaces:
-                replay.rewrite(batch, self.model.memory(observed.latents))
         behavior_losses, behavior_metrics = self.behavior.losses(
             self.model,
             batch,
             observed,
             progress=progress,
-            reward_range=(replay.reward_min, replay.reward_max),
+            reward_range=reward_range,
             generator=self.generators["imagination"],
         )
-        metrics |= behavior_metrics
         optimizers = self._optimizers()
         for name, loss in behavior_losses.items():
             reached = ("critic", "model") if name == "replay_value" else (name,)
             losses.append((loss, [optimizers[each] for each in reached]))
-        applied, update_metrics = update_together(losses, progress=progress)
-        self.behavior.follow(applied["critic"])
-        self.updates += 1
-        return metrics | update_metrics
+        return losses, metrics | behavior_metrics, observed
+
+    def _diagnose(self, batch: dict[str, Tensor], draws: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+        """Run an update's losses again with the noise it had, to find what was not finite; changes nothing."""
+        now = checkpoint.generator_state(self.generators)
+        checkpoint.restore_generators(self.generators, draws)
+
+        def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
+            losses, _, _ = self._losses(batch, **arguments)
+            return [
+                (loss, {name: p for each in named for name, p in zip(each.names, each.parameters, strict=True)})
+                for loss, named in losses
+            ]
+
+        modules = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
+        try:
+            return diagnose(run_again, modules=modules, batch=batch)
+        finally:
+            checkpoint.restore_generators(self.generators, now)
+            self.behavior.scale.revert_unless(torch.zeros((), device=self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters."""
@@ -289,6 +329,7 @@ class Dreamer:
             "model": self.model.state_dict(),
             "behavior": self.behavior.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
+            "recovery": self.recovery.state_dict(),
             "updates": self.updates,
         }
 
@@ -297,12 +338,14 @@ class Dreamer:
         self.load_weights(state)
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state["optimizers"][name])
+        self.recovery.load_state_dict(state["recovery"])
         self.updates = state["updates"]
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Take model and behaviour from `state_dict`, and nothing else."""
         self.model.load_state_dict(state["model"])
         self.behavior.load_state_dict(state["behavior"])
+        self.recovery.keep()
 
     def _optimizers(self) -> dict[str, Optimizer]:
         return {

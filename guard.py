@@ -1,17 +1,43 @@
-"""The numerical guard: notices non-finite values on the device, and names the first of them."""
+"""The numerical guard: notices non-finite values on the device, names them, and keeps the report of each event.
+
+`python -m guard logdir/guard/step_000012000.pt` prints a report.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import checkpoint
+from checkpoint import CheckpointError
+
 
 class NonFinite(RuntimeError):
-    """Training met a value that is NaN or infinite; the message names it and says what to do."""
+    """Training met values that are NaN or infinite and could not get rid of them; the message says what to do."""
+
+
+class GuardSettings(NamedTuple):
+    """The config section `guard`.
+
+    Attributes:
+        enabled: whether non-finite updates are skipped and rolled back at all; off only to show what happens then.
+        max_skips: skipped updates in a row after which the last good state is taken up again.
+        snapshot_every: updates between two looks at parameters and moments, and between two good states kept.
+        max_rollbacks: returns to the same good state after which training stops.
+        recovery: updates at half the learning rate after each return.
+    """
+
+    enabled: bool = True
+    max_skips: int = 10
+    snapshot_every: int = 100
+    max_rollbacks: int = 5
+    recovery: int = 200
 
 
 class Finding(NamedTuple):
@@ -28,11 +54,19 @@ class Guard:
 
     Each kind of value ("observation", "model loss", "actor gradient") is watched once per update, in the order in
     which values flow, so that the first finding of the earliest update is the origin.
+
+    Attributes:
+        update: the number of the running update.
+        notices: lines that the user should read. Whoever prints them empties the list.
+        reports: what was found out about each event, to be saved; likewise.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, settings: GuardSettings | None = None) -> None:
         self.device = device
+        self.settings = settings or GuardSettings()
         self.update = 0
+        self.notices: list[str] = []
+        self.reports: list[dict[str, Any]] = []
         self._sites: dict[tuple[str, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
 
     def watch(self, kind: str, names: Sequence[str], values: Float[Tensor, " V"]) -> None:
@@ -45,7 +79,7 @@ class Guard:
         bad = ~values.detach().isfinite()
         self._sites[site] = (torch.where(bad & (first < 0), self.update, first), times + bad)
 
-    def watch_all(self, kind: str, tensors: dict[str, Tensor]) -> None:
+    def watch_all(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """The same for whole floating-point tensors; other types can't be non-finite and are passed over."""
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
         if tensors:
@@ -70,3 +104,36 @@ class Guard:
         first = found[0]
         others = f", and {len(found) - 1} more after it" if len(found) > 1 else ""
         return f"the first non-finite value is {first.kind} {first.name!r}, in update {first.update}{others}"
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """A saved report as text."""
+    lines = [f"step {report.get('step', '?')}, update {report['update']}: {report['verdict']}"]
+    for finding in report["findings"]:
+        where = f"{finding['kind']} {finding['name']}"
+        lines.append(
+            f"  {where}: shape {tuple(finding['shape'])}, {100 * finding['bad_share']:.3g} % not finite,"
+            f" the rest from {finding['min']:.4g} to {finding['max']:.4g}"
+        )
+    rows = report["rows"]
+    if rows:
+        lines.append("  rows of replay (environment, column): " + ", ".join(f"({env}, {col})" for env, col in rows))
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Print the reports that the arguments name; the exit status."""
+    if not argv:
+        print("usage: python -m guard LOGDIR/guard/step_*.pt", file=sys.stderr)
+        return 2
+    for path in argv:
+        try:
+            print(describe(checkpoint.load(Path(path), torch.device("cpu"))))
+        except (CheckpointError, KeyError) as error:
+            print(f"guard: {path} is no report of the guard ({error})", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

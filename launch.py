@@ -22,7 +22,7 @@ from envs.routing import RULES
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, film
-from guard import Guard, NonFinite
+from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay
 from trainer import Settings, Trainer
@@ -41,7 +41,8 @@ RANGES = {
     **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
     **dict.fromkeys(("valid_episodes", "eval_episodes"), (1, math.inf)),
-    **dict.fromkeys(("prefill", "train_ratio", "seed"), (0, math.inf)),
+    **dict.fromkeys(("prefill", "train_ratio", "seed", "guard.max_rollbacks", "guard.recovery"), (0, math.inf)),
+    **dict.fromkeys(("guard.max_skips", "guard.snapshot_every"), (1, math.inf)),
 }
 
 
@@ -167,7 +168,7 @@ def train(
     device = prepare_torch(config)
     world = make_world(config, device)
     generators = make_generators(config.seed, device)
-    guard = Guard(device)
+    guard = Guard(device, GuardSettings(**{name: config.guard[name] for name in GuardSettings._fields}))
     agent = make_agent(world.task, config, device=device, generators=generators, guard=guard)
     env = world.make_env(generators)
     with ExitStack() as stack:
@@ -334,8 +335,7 @@ def _fitting(source: Path) -> Iterator[None]:
         lines = str(error).splitlines()
         cause = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ...")
         raise CheckpointError(
-            f"{source} does not fit this config ({cause});"
-            " give the config that it was made with, or another --logdir"
+            f"{source} does not fit this config ({cause}); give the config that it was made with, or another --logdir"
         ) from error
 
 

@@ -68,9 +68,9 @@ class Logger:
         """Log a picture, uint8 `[height, width, 3]`."""
         self._writer.add_image(name, image, step, dataformats="HWC")
 
-    def text(self, name: str, markdown: str) -> None:
-        """Show a page in TensorBoard's text tab."""
-        self._writer.add_text(name, markdown)
+    def text(self, name: str, markdown: str, *, step: int | None = None) -> None:
+        """Show a page in TensorBoard's text tab; with `step`, a line of a diary."""
+        self._writer.add_text(name, markdown, step)
 
     def state_dict(self) -> dict[str, int]:
         """The place in metrics.jsonl up to which a run resumed from here keeps the rows.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from envs.routing import TSPInstance
@@ -29,6 +30,10 @@ from networks import (
 from optimizer import Optimizer
 from tools import ReturnScale, SymexpTwoHot, lambda_return, leave_one_out, uniform
 from world_model import Metrics, Observed, RoutingContext, WorldModel
+
+# tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
+SATURATED = 4.0
+SATURATION_PENALTY = 0.01
 
 __all__ = ["ImagBehavior", "WorldModel", "load_function", "make_actor"]
 
@@ -188,11 +193,12 @@ class ImagBehavior(nn.Module):
         return losses, metrics | self._legality(trajectory)
 
     @torch.no_grad()
-    def follow(self, applied: Float[Tensor, ""]) -> None:
-        """Move the slow critic towards the critic, after an update that was applied (1) or skipped (0)."""
+    def follow(self, applied: dict[str, Tensor]) -> None:
+        """Let slow critic and return statistics follow an update that was applied (1) or skipped (0), by optimiser."""
         torch._foreach_lerp_(
-            list(self.slow_critic.parameters()), list(self.critic.parameters()), self.slow_rate * applied
+            list(self.slow_critic.parameters()), list(self.critic.parameters()), self.slow_rate * applied["critic"]
         )
+        self.scale.revert_unless(applied["actor"])
 
     @torch.no_grad()
     def imagine_greedily(self, model: WorldModel, instance: TSPInstance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
@@ -314,6 +320,10 @@ class ImagBehavior(nn.Module):
             returns = lambda_return(reward, value, discount, lambda_=1.0)
         low, high = self.bounds(model, trajectory, start, reward_range)
         if low is not None and high is not None:
+            if choice.baseline == "critic":
+                estimate = value[:, :, :-1]
+                wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * trajectory.alive
+                metrics["value_outside_rate"] = (wrong.sum() / trajectory.alive.sum()).detach()
             clipped = torch.maximum(torch.minimum(returns, high), low)
             outside = ((clipped != returns) * trajectory.alive).sum() / trajectory.alive.sum()
             metrics["target_clip_rate"] = outside.detach()
@@ -374,12 +384,19 @@ class ImagBehavior(nn.Module):
         progress: float,
         metrics: Metrics,
     ) -> Float[Tensor, ""]:
-        choice = self.imagination
+        choice, penalty = self.imagination, torch.zeros((), device=advantage.device)
         if trajectory.log_prob is not None and trajectory.entropy is not None:
             log_prob, entropy = trajectory.log_prob, trajectory.entropy
         else:
             feat = None if trajectory.feat is None else trajectory.feat[:, :, :-1]
-            dist = self.actor(feat, tables, trajectory.view(slice(0, -1)))
+            view = trajectory.view(slice(0, -1))
+            if isinstance(self.actor, TSPPointerActor):
+                assert view is not None
+                scores = self.actor.scores(feat, tables, view)
+                dist = self.actor.distribution(scores, view)
+                penalty, metrics["actor_saturation"] = saturation(scores, view.action_mask)
+            else:
+                dist = self.actor(feat, tables, view)
             log_prob, entropy = dist.log_prob(trajectory.action), dist.entropy()
         reinforce = log_prob * advantage
         objective = reinforce
@@ -390,7 +407,12 @@ class ImagBehavior(nn.Module):
         coefficient = self.entropy + (self.entropy_final - self.entropy) * progress
         total = weight.sum()
         metrics["actor_entropy"] = (entropy.detach() * weight).sum() / total
-        loss = -((objective + coefficient * entropy) * weight).sum() / total
+        if trajectory.mask is not None:
+            most = (trajectory.mask[:, :, :-1].sum(-1).float().log() * weight).sum()
+            metrics["actor_entropy_share"] = (entropy.detach() * weight).sum() / most.clamp(min=1e-8)
+        elif self.task.actions.kind == "discrete":
+            metrics["actor_entropy_share"] = metrics["actor_entropy"] / math.log(self.task.num_actions)
+        loss = -((objective + coefficient * entropy) * weight).sum() / total + penalty
         metrics["actor_loss"] = loss.detach()
         return loss
 
@@ -501,6 +523,19 @@ class ImagBehavior(nn.Module):
             latent=uniform((horizon, *shape, latent_size), generator),
             action=uniform((horizon, *shape, *self.task.actions.shape), generator),
         )
+
+
+def saturation(
+    scores: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """A penalty on scores far out on the tanh that clips a pointer's logits, and the share of legal ones out there.
+
+    Where a tanh is flat no gradient passes, and a pointer whose scores have all run away stays uniform for ever. The
+    penalty's gradient grows with the distance, so it leads back; within `SATURATED` it is exactly 0.
+    """
+    excess = (scores.abs() - SATURATED).clamp(min=0) * mask
+    legal = mask.sum().clamp(min=1)
+    return SATURATION_PENALTY * excess.square().sum() / legal, (excess.detach() > 0).sum() / legal
 
 
 def replayed_returns(

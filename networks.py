@@ -446,6 +446,17 @@ class TSPPointerActor(nn.Module):
 
     def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View) -> OneHotDist:
         """The distribution over next nodes for Q states of each instance."""
+        assert view is not None
+        return self.distribution(self.scores(feat, tables, view), view)
+
+    def distribution(self, scores: Float[Tensor, "B *Q N"], view: View) -> OneHotDist:
+        """The distribution that scores stand for."""
+        return OneHotDist(self.clip * torch.tanh(scores), mask=view.action_mask, unimix=self.unimix)
+
+    def scores(
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
+    ) -> Float[Tensor, "B *Q N"]:
+        """How well each node fits each state, before the tanh that clips the logits."""
         assert tables is not None and view.current is not None and view.first is not None
         count = tables.logits.shape[-1]
         queries = view.current.shape
@@ -457,8 +468,7 @@ class TSPPointerActor(nn.Module):
         closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
         attention = torch.softmax(scores.unflatten(-1, (self.heads, count)) + closed[..., None, :], -1)
         pointed = torch.bmm(attention.view(queries[0], -1, self.heads * count), tables.logits).view(*queries, count)
-        logits = self.clip * torch.tanh(pointed + take_nodes(tables.direct, view.current))
-        return OneHotDist(logits, mask=view.action_mask, unimix=self.unimix)
+        return pointed + take_nodes(tables.direct, view.current)
 
     def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B A N D"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -6,7 +6,7 @@ import itertools
 import re
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,8 +49,13 @@ class ObservationEncoder(nn.Module):
             units: width of the MLP, and of each element of a set.
             layers: of the MLP.
             depth: multiplies the channels of the convolutions.
+
+        Raises:
+            ValueError: all keys are validities, which are only read with their sets.
         """
         super().__init__()
+        if all(key.kind == "validity" for key in keys.values()):
+            raise ValueError(f"there is nothing to encode in {', '.join(sorted(keys))} without the set it belongs to")
         self.vectors = sorted(name for name, key in keys.items() if key.kind == "vector")
         self.classes = {name: key.classes for name, key in sorted(keys.items()) if key.kind == "classes"}
         self.validity = {name: key.validity for name, key in sorted(keys.items()) if key.kind == "set"}
@@ -61,10 +66,7 @@ class ObservationEncoder(nn.Module):
         self.flat = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
         images = [ImageEncoder(keys[name].shape, depth=depth) for name in self.image_names]
         self.images = nn.ModuleList(images)
-        self.sets = nn.ModuleList(
-            SetEncoder(keys[name].shape[1], width=units, layers=SET_LAYERS, heads=SET_HEADS, hidden=2 * units)
-            for name in self.validity
-        )
+        self.sets = nn.ModuleList(ElementsEncoder(keys[name].shape[1], units=units) for name in self.validity)
         self.embed_size = (units if flat_size else 0) + units * len(self.sets)
         self.embed_size += sum(image.embed_size for image in images)
 
@@ -81,9 +83,7 @@ class ObservationEncoder(nn.Module):
             lead = obs[name].shape[:-2]
             members = symlog(obs[name].float()).flatten(0, -3)
             valid = None if validity is None else obs[validity].flatten(0, -2)
-            encoded = encoder(members, valid)
-            everyone = torch.ones_like(members[..., 0], dtype=torch.bool) if valid is None else valid
-            parts.append(masked_mean(encoded, everyone[:, None])[:, 0].view(*lead, -1))
+            parts.append(encoder(members, valid).view(*lead, -1))
         return torch.cat(parts, -1)
 
 
@@ -121,10 +121,12 @@ class ObservationDecoder(nn.Module):
             elif key.kind == "validity":
                 losses[name] = -BernoulliDist(output).log_prob(target).sum(-1)
             elif key.kind == "set":
-                per_element = -SymlogGaussian(output.unflatten(-1, key.shape)).log_prob(target)
+                elements = output.unflatten(-1, key.shape)
                 if key.validity is not None:
-                    per_element = per_element.masked_fill(~obs[key.validity], 0.0)
-                losses[name] = per_element.sum(-1)
+                    # Both filled before the error is taken: 0 times a NaN in the padding would be a NaN gradient.
+                    padding = ~obs[key.validity][..., None]
+                    elements, target = elements.masked_fill(padding, 0.0), target.masked_fill(padding, 0.0)
+                losses[name] = -SymlogGaussian(elements).log_prob(target).sum(-1)
             else:
                 losses[name] = -SymlogGaussian(output).log_prob(target)
         return losses
@@ -157,17 +159,35 @@ def _outputs(key: ObservationKey) -> int:
     return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
 
 
+class ElementsEncoder(nn.Module):
+    """A set as one vector, in no order: the mean of its elements, each beside what attention tells it of the others.
+
+    Attention is normalised over the set, so that its own mean would be the same whatever the set holds.
+    """
+
+    def __init__(self, features: int, *, units: int) -> None:
+        super().__init__()
+        self.attention = SetEncoder(features, width=units, layers=SET_LAYERS, heads=SET_HEADS, hidden=2 * units)
+        self.element = nn.Linear(features + units, units)
+
+    def forward(self, members: Float[Tensor, "B N F"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B U"]:
+        if valid is not None:
+            # Filled, as a NaN in the padding would pass even a weight of 0.
+            members = members.masked_fill(~valid[..., None], 0.0)
+        elements = functional.silu(self.element(torch.cat((members, self.attention(members, valid)), -1)))
+        return elements.mean(1) if valid is None else masked_mean(elements, valid[:, None])[:, 0]
+
+
 class ConvStage(nn.Module):
     """A convolution, RMSNorm over the channels of each pixel, and SiLU."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, KERNEL, stride=stride, padding=KERNEL // 2)
-        self.scale = nn.Parameter(torch.ones((channels_out, 1, 1), device="cpu"))
+        self.norm = nn.RMSNorm(channels_out, eps=1e-4)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
-        x = self.conv(x)
-        return functional.silu(x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-4) * self.scale)
+        return functional.silu(self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 class ImageEncoder(nn.Module):

@@ -131,6 +131,10 @@ class Optimizer:
         self.lr, self.clip, self.agc, self.warmup = lr, clip, agc, warmup
         self.decay_from, self.final_lr = decay_from, final_lr
         self.updates = 0
+        self.recovering_until = 0
+        device = guard.device
+        self.skips = torch.zeros((), device=device)
+        self.skips_in_row = torch.zeros((), device=device)
         # Both take `found_inf`, a flag on the device under which they change nothing.
         self.rule: torch.optim.Optimizer
         if algorithm == "adam":
@@ -141,6 +145,8 @@ class Optimizer:
     def rate(self, progress: float) -> float:
         """The learning rate at this update and this share of the run."""
         rate = self.lr * min(1.0, (self.updates + 1) / max(1, self.warmup))
+        if self.updates < self.recovering_until:
+            rate /= 2
         if progress > self.decay_from:
             rate *= 1 - (1 - self.final_lr) * min(1.0, (progress - self.decay_from) / (1 - self.decay_from))
         return rate
@@ -171,6 +177,10 @@ class Optimizer:
         self.guard.watch(f"{self.name} gradient", names, norms)
         values = torch.stack([loss.detach() for loss in losses])
         found_inf = (~(norm.isfinite() & values.isfinite().all())).float()
+        if not self.guard.settings.enabled:
+            found_inf = torch.zeros_like(found_inf)
+        self.skips = self.skips + found_inf
+        self.skips_in_row = (self.skips_in_row + found_inf) * found_inf
         for parameter in self.parameters:
             parameter.grad = None
         for parameter, gradient in zip(parameters, self._clip(parameters, raw, norms, 1 - found_inf), strict=True):
@@ -183,6 +193,8 @@ class Optimizer:
         return 1 - found_inf, {
             f"{self.name}_grad_norm": norm,
             f"{self.name}_grad_norm_max": norm,
+            f"{self.name}_clip_rate": (norm > self.clip).float(),
+            f"{self.name}_skips_max": self.skips,
             f"{self.name}_loss": values.sum(),
         }
 
@@ -200,9 +212,30 @@ class Optimizer:
         sizes = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=SMALLEST_NORM)
         return torch._foreach_mul(gradients, torch.minimum(scale, self.agc * sizes / norms).unbind())
 
+    def recover(self, updates: int) -> None:
+        """Halve the learning rate for the next updates, and count skips anew."""
+        self.recovering_until = self.updates + updates
+        self.skips_in_row = torch.zeros_like(self.skips_in_row)
+
+    def moments(self) -> dict[str, Tensor]:
+        """The algorithm's running averages and counts, by parameter and kind, as they are: for copying into."""
+        named = zip(self.names, self.parameters, strict=True)
+        return {
+            f"{name}.{kind}": value
+            for name, parameter in named
+            if parameter in self.rule.state
+            for kind, value in self.rule.state[parameter].items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Moments and counters."""
-        return {self.algorithm: self.rule.state_dict(), "updates": self.updates}
+        return {
+            self.algorithm: self.rule.state_dict(),
+            "updates": self.updates,
+            "recovering_until": self.recovering_until,
+            "skips": self.skips,
+            "skips_in_row": self.skips_in_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`.
@@ -217,7 +250,8 @@ class Optimizer:
                 f"choose {other}, or take the weights only"
             )
         self.rule.load_state_dict(state[self.algorithm])
-        self.updates = state["updates"]
+        for name in ("updates", "recovering_until", "skips", "skips_in_row"):
+            setattr(self, name, state[name])
 
 
 def update_together(

@@ -137,9 +137,9 @@ class Replay:
 
         Returns:
             Every stored key and `prev_action`, each `[B, T, ...]`. `prev_action` is 0 at `is_first`, and in a
-            window's first row where the row before is no longer stored. With a `memory`, also each of its keys as it
-            stands in the row before the window, `[B, ...]`, 0 where that is no longer stored; and `env` and `column`,
-            `[B]`, by which `rewrite` finds the window.
+            window's first row where the row before is no longer stored. Also `env` and `column`, where each row
+            stands; and each key of `memory` as it stands in the row before the window, `[B, ...]`, 0 where that is no
+            longer stored.
 
         Raises:
             ValueError: fewer than `length` columns are stored.
@@ -189,10 +189,8 @@ class Replay:
             batch: what was sampled.
             memory: each key of `memory`, `[B, T, ...]`.
         """
-        length = batch["is_first"].shape[1]
-        position = (batch["column"][:, None] + torch.arange(length, device=self.device)) % self.length
         for name, value in memory.items():
-            self.memory[name][batch["env"][:, None], position] = value
+            self.memory[name][batch["env"], batch["column"] % self.length] = value
 
     def save_chunks(self, folder: Path) -> dict[str, Any]:
         """Write the rows added since the last save to a file of their own.
@@ -290,15 +288,13 @@ class Replay:
         first = {name: value[env, (start - 1) % self.length] for name, value in self.memory.items()}
         gone = start <= self.oldest
         before = {name: value.masked_fill(gone.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in first.items()}
-        if self.memory:
-            before |= {"env": env, "column": start}
         env = env[:, None]
         column = start[:, None] + torch.arange(length, device=self.device)  # [B, T]
         position = column % self.length
         windows = {name: value[env, position] for name, value in self.rows.items()}
         shifted = self.rows["action"][env, (column - 1) % self.length]
         windows["prev_action"] = _zero_where(windows["is_first"] | (column <= self.oldest), shifted)
-        return windows | before
+        return windows | before | {"env": env.expand_as(column), "column": column}
 
     @staticmethod
     def _delete_stale(folder: Path, *, before: int) -> None:

@@ -305,10 +305,12 @@ class ReturnScale(nn.Module):
         self.method, self.floor, self.rate = method, floor, rate
         self.register_buffer("low", torch.zeros((), device="cpu"))
         self.register_buffer("high", torch.zeros((), device="cpu"))
+        self._before = (self.low.clone(), self.high.clone())
 
     @torch.no_grad()
     def update(self, returns: Float[Tensor, "*B"]) -> None:
         """Move the statistic towards this batch of returns; a batch that is not finite leaves it as it is."""
+        self._before = (self.low.clone(), self.high.clone())
         if self.method == "percentile":
             shares = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
             low, high = torch.quantile(returns.flatten(), shares).unbind()
@@ -319,6 +321,12 @@ class ReturnScale(nn.Module):
         finite = low.isfinite() & high.isfinite()
         self.low.copy_(torch.where(finite, self.low.lerp(low, self.rate), self.low))
         self.high.copy_(torch.where(finite, self.high.lerp(high, self.rate), self.high))
+
+    @torch.no_grad()
+    def revert_unless(self, applied: Float[Tensor, ""]) -> None:
+        """Undo the last `update` where the actor's update that it was for has been skipped (`applied` is 0)."""
+        for value, before in zip((self.low, self.high), self._before, strict=True):
+            value.copy_(torch.where(applied > 0, value, before))
 
     def scale(self) -> Float[Tensor, ""]:
         """The number that advantages are divided by."""

@@ -21,13 +21,22 @@ from envs.routing import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluator, Report
-from guard import Guard, NonFinite
+from guard import Guard, NonFinite, describe
 from logger import Logger, MetricAverages, ProgressBar
 from replay import REWARD_AND_ENDS, Replay
 from tools import OneHotDist
 
 # A metric above its threshold is worth a line on the terminal.
-WARN_ABOVE = {"target_clip_rate": 0.01, "miss_rate": 0.0, "env_miss_rate": 0.0}
+WARN_ABOVE = {
+    "target_clip_rate": 0.01,
+    "miss_rate": 0.0,
+    "env_miss_rate": 0.0,
+    "value_outside_rate": 0.1,
+    "actor_saturation": 0.5,
+    **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic")},
+}
+WARN_BELOW = {"actor_entropy_share": 1e-3}
+REPORTS = "guard"
 
 
 class Settings(NamedTuple):
@@ -174,9 +183,30 @@ class Trainer:
     def _learn(self) -> None:
         while self.updates_owed >= 1:
             progress = min(1.0, self.step / self.settings.steps)
-            self.averages.add(self.agent.update(self.replay, progress=progress))
+            try:
+                self.averages.add(self.agent.update(self.replay, progress=progress))
+            except NonFinite as error:
+                self._note_guard()
+                self._save()
+                raise NonFinite(
+                    f"{error}; stopped at step {self.step}. {self.logdir / checkpoint.LATEST} holds the last good"
+                    f" state, {self.logdir / REPORTS} says what went wrong (python -m guard FILE); begin in a new"
+                    " logdir, with --init and a lower learning rate"
+                ) from error
+            self._note_guard()
             self.updates += 1
             self.updates_owed -= 1
+
+    def _note_guard(self) -> None:
+        """Print what the guard has to say, and save its reports."""
+        while self.guard.notices:
+            self._progress.say(self.guard.notices.pop(0))
+        while self.guard.reports:
+            report = self.guard.reports.pop(0)
+            path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.save(path, {"step": self.step, **report})
+            self._progress.say(describe({"step": self.step, **report}))
 
     def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
         """Uniform among the legal actions, or in routing the nearest node."""
@@ -222,15 +252,14 @@ class Trainer:
         self._show()
         for name, threshold in WARN_ABOVE.items():
             if values.get(name, 0.0) > threshold:
-                self._progress.say(f"warning: {name} is {values[name]:.3g}, above {threshold}")
-        finding = self.guard.report()
-        if finding is not None:
-            # Every non-finite update was skipped, so what is saved is the last good state.
-            self._save()
-            raise NonFinite(
-                f"{finding}; stopped at step {self.step}. {self.logdir / checkpoint.LATEST} holds the last good state;"
-                " its replay may hold the value: begin in a new logdir, with --init and a lower learning rate"
-            )
+                self._warn(f"{name} is {values[name]:.3g}, above {threshold:g}")
+        for name, threshold in WARN_BELOW.items():
+            if values.get(name, threshold) < threshold:
+                self._warn(f"{name} is {values[name]:.3g}, below {threshold:g}")
+
+    def _warn(self, line: str) -> None:
+        self._progress.say(f"warning: {line}")
+        self.logger.text("warnings", line, step=self.step)
 
     def _show(self) -> None:
         names = {"fps": "fps", "train_return": "return", "valid_gap": "gap %", "actor_entropy": "entropy"}

@@ -170,9 +170,9 @@ class WorldModel(nn.Module):
         }
 
     def memory(self, latent: Latent) -> dict[str, Tensor]:
-        """A latent as replay keeps it."""
+        """A latent as replay keeps it; what is not finite is forgotten."""
         return {
-            "context_deter": latent.deter.detach().half(),
+            "context_deter": latent.deter.detach().nan_to_num(0.0, 0.0, 0.0).half(),
             "context_stoch": latent.stoch.detach().argmax(-1).short(),
         }
 
@@ -221,7 +221,8 @@ class WorldModel(nn.Module):
                 losses["reward"] = self.move_loss(batch, context.instance, feat)
         if "cont" in self.heads:
             cont = BernoulliDist(self.heads["cont"](feat).squeeze(-1))
-            losses["cont"] = mean(-cont.log_prob((~batch["is_terminal"]).float() * self.discount))
+            discount = self.discount if self.rules is None else 1.0
+            losses["cont"] = mean(-cont.log_prob((~batch["is_terminal"]).float() * discount))
         if self.decoder is not None:
             per_key = {name: mean(loss) for name, loss in self.decoder.losses(feat, batch).items()}
             losses["decoder"] = torch.stack(list(per_key.values())).sum()
@@ -309,7 +310,8 @@ class WorldModel(nn.Module):
         The actions are those of the sequence throughout.
         """
         assert self.decoder is not None, "what is not decoded cannot be shown"
-        shown = {name: value[:, :seen] for name, value in sequence.items()}
+        keys = {*self.task.observations, "prev_action", "is_first"}
+        shown = {name: sequence[name][:, :seen] for name in keys}
         latents = self.observe(shown, noise[:, :seen]).latents
         action = self.embed_action(sequence["prev_action"], None)
         latent = Latent(*(part[:, -1] for part in latents))

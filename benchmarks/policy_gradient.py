@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import evaluation
 import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer

@@ -25,6 +25,7 @@ import launch
 import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
+from envs.routing import RULES
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from launch import make_task
@@ -144,6 +145,8 @@ def main(argv: list[str]) -> None:
         config, asked = command.config, command.entry["updates"]
         if asked is not None and not (asked.isdigit() and int(asked)):
             raise ConfigError(f"--updates is {asked!r}; it takes a whole number, at least 1")
+        if config.task not in RULES:
+            raise ConfigError(f"task is {config.task!r}; the parts are those of routing: {', '.join(RULES)}")
         updates = int(asked or max(16, config.model_every))
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)

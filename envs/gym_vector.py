@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envs.spaces import NUMPY_DTYPES, action_spec, flatten_observation, observation_keys, to_env_action
+from envs.spaces import NUMPY_DTYPES, action_spec, flattener, observation_keys, to_env_action
 from envs.tasks import ACTION_MASK
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
 
@@ -23,12 +25,19 @@ Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], B
 
 TASK_PREFIX = "gym_"
 
+# The key that stands for rewards where observations are chosen by key.
+REWARD = "reward"
+
 # Crashes of one environment, with no completed step in between, that end the run.
 MAX_CRASHES = 5
 
 
 class EnvironmentCrashed(RuntimeError):
     """An environment cannot be made or begun, or crashes again and again. The message is one line."""
+
+
+class BadInput(ValueError):
+    """An environment gave a number that is NaN, infinite or beyond float32. The message is one line."""
 
 
 def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) -> MakeEnv:
@@ -62,7 +71,8 @@ def _make_registered(env_id: str, *, modules: list[str], render_mode: str | None
     # Imported once more, since this may run in another process.
     for name in modules:
         importlib.import_module(name)
-    return gymnasium.make(env_id, render_mode=render_mode)
+    # An environment that draws nothing need not know of the argument.
+    return gymnasium.make(env_id) if render_mode is None else gymnasium.make(env_id, render_mode=render_mode)
 
 
 class GymVectorEnv:
@@ -80,44 +90,70 @@ class GymVectorEnv:
     the last observation and reward 0, and the next step begins another. Every episode begins with
     `env.reset(seed=...)`; the seed comes from (seed, environment, episode number).
 
+    No number that is NaN, infinite or beyond float32 comes out of here: one in an observation of floats or in a reward
+    is refused, set to 0, or dropped with the rest of its episode, which then ends as one that crashed does, in an
+    environment that stays. Where a first observation is to be dropped, the row's next episode begins at once.
+
     Args:
         make_env: makes one environment.
         num_envs: rows.
         device: where the tensors live.
         seed: not negative.
         processes: run each environment in a process of its own.
+        timeout: seconds after which a process that has not answered counts as dead (5 times as many for its first
+            answer); 0: none. In this process a call that never returns cannot be ended.
+        zero_keys: a regular expression; where it matches a whole key of the observation, or "reward", numbers that
+            are not finite are set to 0.
+        drop_keys: the same for episodes to be dropped; what `zero_keys` matches comes first.
 
     Attributes:
         observations: what is seen, by flat key, without the action mask.
         actions: what can be done.
         mask_rules: the attribute of this name of the environment, or None.
         restarts: environments that crashed and were replaced so far.
+        bad_inputs: how many observations and rewards were not finite and were set to 0 or dropped so far, by key.
         notices: lines that the user should read, such as an environment's first crash. Whoever prints them empties
             the list.
 
     Raises:
-        ValueError: no environments, or spaces that are not supported.
+        ValueError: no environments, spaces that are not supported, or another argument that cannot be used.
         EnvironmentCrashed: an environment cannot be made.
     """
 
     def __init__(
-        self, make_env: MakeEnv, *, num_envs: int, device: torch.device | str, seed: int, processes: bool = False
+        self,
+        make_env: MakeEnv,
+        *,
+        num_envs: int,
+        device: torch.device | str,
+        seed: int,
+        processes: bool = False,
+        timeout: float = 60.0,
+        zero_keys: str = "",
+        drop_keys: str = "",
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; at least one environment is needed")
+        if timeout < 0:
+            raise ValueError(f"timeout is {timeout}; it takes seconds, or 0 for none")
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.restarts = 0
+        self.bad_inputs: dict[str, int] = {}
         self.notices: list[str] = []
+        self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
         self._seed = seed
-        worker_type = ProcessWorker if processes else LocalWorker
-        self._new_worker: Callable[[], Worker] = functools.partial(worker_type, make_env)
+        self._new_worker: Callable[[], Worker] = (
+            functools.partial(ProcessWorker, make_env, timeout=timeout)
+            if processes
+            else functools.partial(LocalWorker, make_env)
+        )
         self._workers: list[Worker] = [self._new_worker() for _ in range(num_envs)]
         try:
             # Spaces come from the first environment: what is wrong with them shows before training.
-            self._observation_space, self._action_space, self.mask_rules = self._workers[0].call("describe")
-            self.observations = observation_keys(self._observation_space)
-            self.actions = action_spec(self._action_space, self._observation_space)
+            space, self._action_space, self.mask_rules = self._workers[0].call("describe")
+            self.observations, self._flatten = observation_keys(space), flattener(space)
+            self.actions = action_spec(self._action_space, space)
         except WorkerFailure as failure:
             self.close()
             raise EnvironmentCrashed(f"the environment cannot be made: {failure}") from failure
@@ -129,10 +165,15 @@ class GymVectorEnv:
         }
         if self.actions.masked:
             self._buffers[ACTION_MASK] = np.zeros((num_envs, *self.actions.sizes), np.bool_)
+        # A step writes into one set of buffers; the other holds the observations before it.
+        self._buffers_before = {name: buffer.copy() for name, buffer in self._buffers.items()}
+        self._number_keys = [name for name, key in self.observations.items() if key.dtype == torch.float32]
         self._begun = False
+        # False from the beginning of a step to its end, so that it stays False where a step raises.
+        self._settled = True
         self._ended = np.ones(num_envs, np.bool_)
         self._episodes = [0] * num_envs
-        self._returns = [0.0] * num_envs
+        self._returns = np.zeros(num_envs)
         self._lengths = [0] * num_envs
         self._crashes = [0] * num_envs
         self._noticed: set[str] = set()
@@ -142,13 +183,17 @@ class GymVectorEnv:
 
         Raises:
             EnvironmentCrashed: an environment cannot begin its first episode, or crashed too often.
+            BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
             ValueError: an observation does not fit its space.
         """
         for row in range(self.num_envs):
             self._ask_reset(row)
         for row in range(self.num_envs):
             self._finish_reset(row)
-        self._begun = True
+        for row in self._mend(np.zeros(self.num_envs, np.float32)):
+            self._begin_another(row)
+        self._ended[:] = False
+        self._begun = self._settled = True
         obs = self.observe()
         return obs, self._info(obs, is_first=np.ones_like(self._ended), returns=[], lengths=[])
 
@@ -161,12 +206,15 @@ class GymVectorEnv:
         Raises:
             ResetNeeded: no episode has begun.
             EnvironmentCrashed: an environment crashed too often.
+            BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
             ValueError: an observation does not fit its space.
         """
         if not self._begun:
             raise ResetNeeded("step() before the first episode: call reset()")
-        is_first = self._ended.copy()
-        reward = np.zeros(self.num_envs, np.float32)
+        self._settled = False
+        self._buffers, self._buffers_before = self._buffers_before, self._buffers
+        is_first = self._ended
+        rewards = [0.0] * self.num_envs
         terminated, truncated = np.zeros_like(is_first), np.zeros_like(is_first)
         # All are asked before the first answer is read, so that processes step at the same time.
         for row, action in enumerate(actions.cpu().numpy()):
@@ -178,14 +226,24 @@ class GymVectorEnv:
             if is_first[row]:
                 self._finish_reset(row)
             else:
-                reward[row], terminated[row], truncated[row] = self._finish_step(row)
+                rewards[row], terminated[row], truncated[row] = self._finish_step(row)
+        with np.errstate(over="ignore"):
+            reward = np.array(rewards, np.float32)
+        for row in self._mend(reward):
+            if is_first[row]:
+                self._begin_another(row)
+            else:
+                self._keep_observation(row)
+                reward[row], terminated[row], truncated[row] = 0.0, False, True
+        self._returns += reward
         self._ended = terminated | truncated
+        self._settled = True
         obs = self.observe()
         ended_rows = np.flatnonzero(self._ended).tolist()
         info = self._info(
             obs,
             is_first=is_first,
-            returns=[self._returns[row] for row in ended_rows],
+            returns=[float(self._returns[row]) for row in ended_rows],
             lengths=[self._lengths[row] for row in ended_rows],
         )
         return obs, self._tensor(reward), self._tensor(terminated), self._tensor(truncated), info
@@ -210,24 +268,29 @@ class GymVectorEnv:
 
         An environment is part of it where `env.unwrapped` has `state_dict()` and `load_state_dict(state)`; a state
         may hold arrays, tensors and plain values, in dicts, lists and tuples. Of the wrappers, only the step count of
-        a time limit is kept.
+        a time limit is kept. After a step that raised, it is the state before that step, without the environments.
 
         Raises:
             ResetNeeded: no episode has begun.
         """
         if not self._begun:
             raise ResetNeeded("no state before the first episode: call reset()")
-        for worker in self._workers:
-            worker.send("state")
+        environments: list[dict[str, Any] | None] = [None] * self.num_envs
+        if self._settled:
+            for worker in self._workers:
+                worker.send("state")
+            environments = [self._finish_state(row) for row in range(self.num_envs)]
+        buffers = self._buffers if self._settled else self._buffers_before
         return {
             "num_envs": self.num_envs,
-            "environments": [self._finish_state(row) for row in range(self.num_envs)],
-            "obs": {name: torch.from_numpy(buffer.copy()) for name, buffer in self._buffers.items()},
+            "environments": environments,
+            "obs": {name: torch.from_numpy(buffer.copy()) for name, buffer in buffers.items()},
             "ended": self._ended.tolist(),
             "episodes": list(self._episodes),
-            "returns": list(self._returns),
+            "returns": self._returns.tolist(),
             "lengths": list(self._lengths),
             "restarts": self.restarts,
+            "bad_inputs": dict(self.bad_inputs),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Bool[Tensor, " E"]:
@@ -240,10 +303,9 @@ class GymVectorEnv:
         """
         if state_dict["num_envs"] != self.num_envs:
             raise ValueError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
-        self._episodes, self._returns, self._lengths = (
-            list(state_dict[name]) for name in ("episodes", "returns", "lengths")
-        )
-        self.restarts = state_dict["restarts"]
+        self._episodes, self._lengths = list(state_dict["episodes"]), list(state_dict["lengths"])
+        self._returns = np.array(state_dict["returns"], np.float64)
+        self.restarts, self.bad_inputs = state_dict["restarts"], dict(state_dict["bad_inputs"])
         for name, value in state_dict["obs"].items():
             self._buffers[name][:] = value.cpu().numpy()
         saved = state_dict["environments"]
@@ -288,7 +350,16 @@ class GymVectorEnv:
                 self._replace(row, failure)
                 self._ask_reset(row)
         self._store(row, obs)
-        self._returns[row], self._lengths[row], self._ended[row] = 0.0, 0, False
+        self._returns[row], self._lengths[row] = 0.0, 0
+
+    def _begin_another(self, row: int) -> None:
+        """Begin the row's next episode in place of one whose first observation was to be dropped."""
+        no_rewards = np.zeros(self.num_envs, np.float32)
+        for attempt in range(1, MAX_CRASHES + 1):
+            self._ask_reset(row)
+            self._finish_reset(row)
+            if not self._mend_row(row, no_rewards, may_drop=attempt < MAX_CRASHES):
+                return
 
     def _finish_step(self, row: int) -> tuple[float, bool, bool]:
         """Reward, terminated and truncated; at most one of the flags holds."""
@@ -297,10 +368,10 @@ class GymVectorEnv:
             obs, reward, terminated, truncated = self._workers[row].receive()
         except WorkerFailure as failure:
             self._replace(row, failure)
+            self._keep_observation(row)
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
-        self._returns[row] += reward
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
@@ -319,8 +390,53 @@ class GymVectorEnv:
         return True
 
     def _store(self, row: int, obs: Any) -> None:
-        for name, value in flatten_observation(self._observation_space, obs).items():
+        for name, value in self._flatten(obs).items():
             self._buffers[name][row] = value
+
+    def _keep_observation(self, row: int) -> None:
+        """Let the row show what it showed before this step."""
+        for name, buffer in self._buffers.items():
+            buffer[row] = self._buffers_before[name][row]
+
+    def _mend(self, reward: np.ndarray) -> list[int]:
+        """See to numbers that are not finite, in the observations and in `reward`. Returns the rows to be dropped."""
+        if np.isfinite(reward).all() and all(np.isfinite(self._buffers[name]).all() for name in self._number_keys):
+            return []
+        return [row for row in range(self.num_envs) if self._mend_row(row, reward)]
+
+    def _mend_row(self, row: int, reward: np.ndarray, *, may_drop: bool = True) -> bool:
+        """The same for one row. Returns whether it is to be dropped."""
+        drop = False
+        for key in [*self._number_keys, REWARD]:
+            # A slice, which writes through also where a row is one number.
+            values = (reward if key == REWARD else self._buffers[key])[row : row + 1]
+            bad = ~np.isfinite(values)
+            if not bad.any():
+                continue
+            fault = (
+                f"environment {row}, step {self._lengths[row]} of its episode: '{key}' has {bad.sum()} of {bad.size}"
+                " entries that are NaN, infinite or beyond float32"
+            )
+            pattern = shlex.quote(re.escape(key))
+            if self._zero_keys.fullmatch(key):
+                values[bad] = 0
+                remedy = "they are set to 0"
+            elif not self._drop_keys.fullmatch(key):
+                raise BadInput(
+                    f"{fault}; mend the environment, or let such entries be set to 0 with --guard.zero_keys {pattern},"
+                    f" or such episodes be dropped with --guard.drop_keys {pattern}"
+                )
+            elif not may_drop:
+                raise BadInput(
+                    f"{fault}, and so began {MAX_CRASHES + 1} episodes in a row; mend the environment,"
+                    f" or let such entries be set to 0 with --guard.zero_keys {pattern}"
+                )
+            else:
+                drop = True
+                remedy = "the rest of the episode is dropped"
+            self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
+            self._notice_once(f"bad {key}", f"{fault}; {remedy}, now and whenever it happens again")
+        return drop
 
     def _replace(self, row: int, failure: WorkerFailure) -> None:
         """Put a new environment in the place of one that crashed; it is made when its episode begins."""
@@ -354,3 +470,10 @@ class GymVectorEnv:
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy also on the CPU: the buffers are written again in the next step.
         return torch.from_numpy(array).to(self.device, copy=True)
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error

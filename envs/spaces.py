@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,18 +59,25 @@ def observation_keys(space: Space) -> dict[str, ObservationKey]:
     return {name: _key(name, leaves) for name in leaves}
 
 
-def flatten_observation(space: Space, obs: Any) -> dict[str, np.ndarray]:
-    """One observation of `space` as arrays under the keys of `observation_keys`, and its bool `action_mask` if any.
+def flattener(space: Space) -> Callable[[Any], dict[str, np.ndarray]]:
+    """What reads an observation of `space`: as arrays under the keys of `observation_keys`, and its bool `action_mask`.
 
-    Raises:
-        ValueError: a part is missing, has another shape than its space, or a class that its space does not have.
+    It raises `ValueError` where a part is missing, has another shape than its space, or a class that its space does
+    not have, or is NaN where its space has no such thing. In what is read as float32, NaN passes, and what float32
+    cannot hold becomes infinite.
     """
     leaves = _leaves(space)
-    flat = {name: _read(name, leaf, _key(name, leaves), obs) for name, leaf in leaves.items()}
+    keys = {name: _key(name, leaves) for name in leaves}
     mask_space = _mask_space(space)
-    if mask_space is not None:
-        flat[ACTION_MASK] = _value(ACTION_MASK, _Leaf(mask_space, (ACTION_MASK,)), obs).astype(np.bool_)
-    return flat
+    mask = None if mask_space is None else _Leaf(mask_space, (ACTION_MASK,))
+
+    def flatten(obs: Any) -> dict[str, np.ndarray]:
+        flat = {name: _read(name, leaf, keys[name], obs) for name, leaf in leaves.items()}
+        if mask is not None:
+            flat[ACTION_MASK] = _cast(ACTION_MASK, mask, _value(ACTION_MASK, mask, obs), np.dtype(np.bool_))
+        return flat
+
+    return flatten
 
 
 def action_spec(action_space: Space, observation_space: Space) -> ActionSpec:
@@ -226,8 +234,18 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
         value = value.transpose(1, 2, 0)
     elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         value = value - leaf.space.start
-    value = value.astype(NUMPY_DTYPES[key.dtype]).reshape(key.shape)
+    value = _cast(name, leaf, value, NUMPY_DTYPES[key.dtype]).reshape(key.shape)
     # A class out of range would only fail in the encoder, on a GPU without a word on where.
     if key.kind == "classes" and ((value < 0) | (value >= key.classes)).any():
         raise ValueError(f"observation '{name}' has a value outside its space {leaf.space}")
     return value
+
+
+def _cast(name: str, leaf: _Leaf, value: np.ndarray | np.generic, dtype: np.dtype) -> np.ndarray | np.generic:
+    if dtype == np.float32 and value.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            return value.astype(dtype)
+    # As a flag, NaN would pass for True.
+    if dtype != np.float32 and value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise ValueError(f"observation '{name}' has a value outside its space {leaf.space}")
+    return value.astype(dtype)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -23,12 +28,15 @@ MakeEnv = Callable[[], gymnasium.Env]
 # How long an environment's process may take to close by itself.
 CLOSE_SECONDS = 2.0
 
+# How many times as long as any other answer the first may take: the process starts and makes its environment.
+FIRST_ANSWER = 5
+
 # Under which key a packed array or numpy scalar stands, so that it comes back as what it was.
 ARRAY, SCALAR = "numpy array", "numpy scalar"
 
 
 class WorkerFailure(Exception):
-    """An environment's exception, or the death of its process, as one line."""
+    """An environment's exception, or the death or silence of its process, as one line."""
 
 
 class Worker(ABC):
@@ -106,7 +114,7 @@ class Host:
 
 
 class LocalWorker(Worker):
-    """An environment in this process."""
+    """An environment in this process, which waits for its answers however long they take."""
 
     def __init__(self, make_env: MakeEnv):
         self._host = Host(make_env)
@@ -133,9 +141,14 @@ class ProcessWorker(Worker):
 
     Processes are forked from a server which was started afresh and has imported this module: as quick as forking,
     and safe beside CUDA and threads, which do not survive a fork of the training process.
+
+    Args:
+        make_env: makes the environment, in the new process.
+        timeout: seconds that an answer may take, and the first `FIRST_ANSWER` times as many; 0: any number. A process
+            that has not answered by then is killed.
     """
 
-    def __init__(self, make_env: MakeEnv):
+    def __init__(self, make_env: MakeEnv, *, timeout: float):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._connection, remote = context.Pipe()
@@ -144,13 +157,23 @@ class ProcessWorker(Worker):
         self._process.start()
         # With no second copy of its end of the pipe, the death of the process is the end of the file.
         remote.close()
+        self._timeout, self._patience = timeout, FIRST_ANSWER * timeout
+        self._asked_at = 0.0
+        # The interpreter ends with SIGTERM to the processes that are left, and waits for them: they would not hear it.
+        self._end = Finalize(self, _end_process, (self._connection, self._process), exitpriority=0)
 
     def send(self, method: str, *arguments: Any) -> None:
+        self._asked_at = time.monotonic()
         # A dead process shows when the answer is read.
         with contextlib.suppress(OSError):
             self._connection.send_bytes(pickle.dumps((method, arguments)))
 
     def receive(self) -> Any:
+        patience, self._patience = self._patience, self._timeout
+        # Counted from the question, so that many who are silent take no longer than one.
+        if patience and not self._connection.poll(max(0.0, self._asked_at + patience - time.monotonic())):
+            self._process.kill()
+            raise WorkerFailure(f"its process did not answer within {patience:g} s")
         try:
             failed, answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
@@ -162,17 +185,24 @@ class ProcessWorker(Worker):
         return answer
 
     def close(self) -> None:
-        self._connection.close()
-        self._process.join(CLOSE_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._end()
+
+
+def _end_process(connection: Connection, process: BaseProcess) -> None:
+    connection.close()
+    process.join(CLOSE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _serve(connection: Connection, make_env: bytes) -> None:
     """Answer requests until the other end of the pipe is closed: by `close`, or by the end of its process."""
-    # Ctrl-C reaches the whole group of processes; what to do about it is the training loop's to say.
+    # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes; what to do about them is the training loop's
+    # to say. What an environment starts inherits signals that are ignored, not handlers: it can be ended by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     host = Host(lambda: cloudpickle.loads(make_env)())
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -185,6 +215,15 @@ def _serve(connection: Connection, make_env: bytes) -> None:
             connection.send_bytes(reply)
     with contextlib.suppress(Exception):
         host.close()
+
+
+def _follow_parent() -> None:
+    """End this process soon after the one that asks for steps, even in the middle of a step that never ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(CLOSE_SECONDS)
+    os._exit(1)
 
 
 def _one_line(error: Exception) -> str:

@@ -108,11 +108,19 @@ def test_speed_prints_both_tables_and_leaves_the_code_as_it_was(options, capsys,
     speed.main(["--configs", "debug", "--device", "cpu", "--updates", "4", *options])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     figures = {row[0]: float(row[1].replace(",", "")) for row in rows if row[0] not in ("what", "phase")}
-    for name in ("env steps, 64 environments", "env steps, 4096 environments", "updates", "imagine", "reward updates"):
+    for name in ("env steps, 64 environments", "env steps, 4096 environments", "updates"):
         assert figures[name] > 0
+    for phase in ("model", "reward updates", "imagine", "score", "critic", "backward and step"):
+        assert figures[phase] > 0
     parts = list(figures)[list(figures).index("replay sample") : -1]
     assert sum(figures[part] for part in parts) == pytest.approx(figures["update"], abs=0.1)
     assert models.imagine is imagine
+
+
+def test_speed_refuses_a_task_that_is_no_routing(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--task", "gym_CartPole-v1", "--configs", "debug"])
+    assert "task is 'gym_CartPole-v1'; the parts are those of routing: tsp" in capsys.readouterr().err
 
 
 def test_speed_imagined_decisions_counts_all_trajectories(agent):

@@ -196,8 +196,7 @@ def test_weights_alone_leave_the_counters():
 
 
 def test_make_pictures_draws_the_imagined_tour():
-    pictures = make_pictures(agent())
-    assert pictures is not None
+    pictures: Any = make_pictures(agent())
     drawn = pictures(torch.rand(NODES, 2))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]

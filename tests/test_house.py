@@ -17,7 +17,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
-GROUND = frozenset({"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs", "agent"})
+GROUND = frozenset(
+    {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
+    | {"agent"}
+)
+    {"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs", "agent"}
+) | {"recovery", "diagnosis"}
 LAYERS = (
     GROUND,
     frozenset({"networks", "evaluation"}),

@@ -1,56 +1,42 @@
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import config
-from config import Config
-from dreamer import imagination_settings
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
-from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagination import Noise, imagine
-from models import ImagBehavior, WorldModel, make_actor
-from networks import MaskedActor, NodeHead, TSPPointerActor
+from models import WorldModel, make_actor
+from networks import MLP, Latent, MaskedActor, NodeHead, TSPPointerActor
 from optimizer import Optimizer
-from replay import Replay
-from tools import uniform
-
-CPU = torch.device("cpu")
-NODES = 6
-CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
-
-# What each action of the scripted task earns in the row after it.
-WORTH = torch.tensor([-1.0, 0.5, 2.0])
-# Rows of a scripted episode, its final observation included.
-EPISODE_ROWS = 5
-
-ROUTING = Task(rules=TSPRules, num_actions=NODES, vectors={})
-SCRIPTED = Task(rules=None, num_actions=len(WORTH), vectors={"clock": 1, "ending": 2})
-
-
-def debug_config(**changes: Any) -> Config:
-    return config.load(CONFIG_PATH, ["debug"], {}).replace(**changes)
+from tests.scenes import (
+    EPISODE_ROWS,
+    NODES,
+    ROUTING,
+    SCRIPTED,
+    SWITCHES,
+    SWITCHING,
+    WORTH,
+    Scene,
+    debug_config,
+    generator,
+    make_behavior,
+    random_rows,
+    routing_replay,
+    scripted_replay,
+    switches_episodes,
+    without_zero_outputs,
+)
+from tools import OneHotDist, uniform
 
 
 def world_model(task: Task, **changes: Any) -> WorldModel:
     return WorldModel(task, debug_config(**{f"model.{key}": value for key, value in changes.items()}).model)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def without_zero_outputs(module: nn.Module) -> None:
-    """Undo outputs that start at zero, behind which no gradient passes before the first update."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
 
 
 class Learner:
@@ -62,7 +48,7 @@ class Learner:
         self.noise = generator(1)
 
     def learn(self, batch: dict[str, Tensor]) -> float:
-        losses, _ = self.model.loss(batch, self.draw(batch))
+        losses, _, _ = self.model.loss(batch, self.draw(batch))
         total = sum((self.model.loss_scales[name] * loss for name, loss in losses.items()), torch.zeros(()))
         self.optimizer.step(total, progress=0.0)
         return float(total.detach())
@@ -72,56 +58,7 @@ class Learner:
 
     @torch.no_grad()
     def feat(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model.observe(batch, self.draw(batch))[0].feat()
-
-
-def scripted_replay() -> Replay:
-    """Random actions in a task whose reward names the action that caused it; the observation tells nothing of it.
-
-    Episodes end alternately by termination and by truncation, and the last observation says by which.
-    """
-    num_envs, draws = 8, generator()
-    spaces = {"clock": ((1,), torch.float32), "ending": ((2,), torch.float32), "action": ((), torch.int64)}
-    replay = Replay(spaces, num_envs=num_envs, capacity=num_envs * 200, device=CPU)
-    action = torch.zeros(num_envs, dtype=torch.int64)
-    for column in range(200):
-        episode, row = divmod(column, EPISODE_ROWS)
-        is_first, is_last = row == 0, row == EPISODE_ROWS - 1
-        is_terminal = is_last and episode % 2 == 0
-        ending = [float(is_terminal), float(is_last and not is_terminal)]
-        reward = torch.zeros(num_envs) if is_first else WORTH[action]
-        action = torch.randint(len(WORTH), (num_envs,), generator=draws)
-        replay.add(
-            {
-                "clock": torch.full((num_envs, 1), row / EPISODE_ROWS),
-                "ending": torch.tensor([ending]).repeat(num_envs, 1),
-                "action": action,
-                "reward": reward,
-                "is_first": torch.full((num_envs,), is_first),
-                "is_last": torch.full((num_envs,), is_last),
-                "is_terminal": torch.full((num_envs,), is_terminal),
-            }
-        )
-    return replay
-
-
-def routing_replay(*, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84) -> Replay:
-    """Random legal tours; with `reward_is_target` a move earns the x coordinate of the node that it goes to."""
-    draws = generator()
-    env = RoutingVectorEnv(TSPRules, num_envs=num_envs, num_nodes=NODES, device=CPU, generator=draws)
-    obs, info = env.reset()
-    spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
-    replay = Replay({**spaces, "action": ((), torch.int64)}, num_envs=num_envs, capacity=num_envs * columns, device=CPU)
-    reward, ended = torch.zeros(num_envs), torch.zeros(num_envs, dtype=torch.bool)
-    for _ in range(columns):
-        action = torch.multinomial(obs["action_mask"].float(), 1, generator=draws)[:, 0]
-        flags = {"is_first": info["is_first"], "is_last": ended, "is_terminal": ended}
-        replay.add({**obs, **flags, "action": action, "reward": reward})
-        earned = obs["coords"][torch.arange(num_envs), action, 0] * ~ended
-        obs, reward, ended, _, info = env.step(action)
-        if reward_is_target:
-            reward = earned
-    return replay
+        return self.model.observe(batch, self.draw(batch)).latents.feat()
 
 
 class Taught(NamedTuple):
@@ -187,16 +124,8 @@ def test_imagined_reward_is_that_of_the_imagined_action(scripted: Taught):
     model = scripted.learner.model
     changes = {"imag_horizon": "3", "imag_start": "replay", "imag_first": "stored", "baseline": "critic"}
     settings = debug_config(imag_tours=1, **{"actor.type": "mlp"}, **changes)
-    behavior = ImagBehavior(
-        SCRIPTED,
-        model,
-        imagination=imagination_settings(settings),
-        actor=settings.actor,
-        critic=settings.critic,
-        schedule=settings.schedule,
-        guard=Guard("cpu"),
-    )
-    start = behavior.start(model, scripted.batch, generator(3))
+    behavior = make_behavior(SCRIPTED, model, settings=settings, guard=Guard("cpu"))
+    start = behavior.start(model, scripted.batch, None, generator(3))
     noise = Noise(latent=torch.rand(2, *start.weight.shape, model.rssm.stoch_size), action=torch.rand(2, 64, 12))
     trajectory = imagine(model, behavior.actor, start=start, tables=None, noise=noise, horizon=2)
     # Two moves further the episode still goes on; what follows its end answers no action.
@@ -249,7 +178,7 @@ def every_scale(value: float) -> dict[str, Any]:
 def test_every_routing_head_has_a_finite_loss(current_pos: str):
     model = world_model(ROUTING, current_pos=current_pos, **every_scale(1.0))
     batch = routing_replay().sample_episodes(4, NODES + 1, generator=generator())
-    losses, metrics = model.loss(batch, torch.rand(4, NODES + 1, model.rssm.stoch_size))
+    losses, metrics, _ = model.loss(batch, torch.rand(4, NODES + 1, model.rssm.stoch_size))
     assert set(losses) == {"dyn", "rep", *WorldModel.HEADS} == set(model.loss_scales)
     assert set(model.heads) == set(WorldModel.HEADS)
     assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
@@ -262,7 +191,7 @@ def test_head_with_scale_0_is_not_built(name: str):
     model = world_model(ROUTING, **every_scale(1.0) | {f"loss_scales.{name}": 0.0})
     assert set(model.heads) == set(WorldModel.HEADS) - {name}
     batch = routing_replay().sample_episodes(2, NODES + 1, generator=generator())
-    losses, _ = model.loss(batch, torch.rand(2, NODES + 1, model.rssm.stoch_size))
+    losses, _, _ = model.loss(batch, torch.rand(2, NODES + 1, model.rssm.stoch_size))
     assert set(losses) == {"dyn", "rep", *WorldModel.HEADS} - {name}
 
 
@@ -276,9 +205,9 @@ def test_single_head_trains_alone(name: str):
 def test_task_without_rules_has_reward_cont_and_decoder():
     model = world_model(SCRIPTED, **every_scale(1.0))
     batch = scripted_replay().sample_windows(4, 12, generator=generator())
-    losses, _ = model.loss(batch, torch.rand(4, 12, model.rssm.stoch_size))
+    losses, _, _ = model.loss(batch, torch.rand(4, 12, model.rssm.stoch_size))
     assert set(losses) == {"dyn", "rep", "reward", "cont", "decoder"} == set(model.loss_scales)
-    assert set(model.heads) == {"reward", "cont", "decoder"}
+    assert set(model.heads) == {"reward", "cont"} and model.decoder is not None
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -312,7 +241,7 @@ def test_gradient_reaches_every_parameter(task: Task):
         batch = scripted_replay().sample_windows(8, 12, generator=generator())
     else:
         batch = routing_replay().sample_episodes(8, NODES + 1, generator=generator())
-    losses, _ = model.loss(batch, torch.rand(*batch["reward"].shape, model.rssm.stoch_size))
+    losses, _, _ = model.loss(batch, torch.rand(*batch["reward"].shape, model.rssm.stoch_size))
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(sum(losses.values(), torch.zeros(())), list(parameters.values()), allow_unused=True)
     for name, gradient in zip(parameters, gradients, strict=True):
@@ -341,8 +270,8 @@ def test_rows_beyond_the_first_episode_carry_no_weight():
     assert batch["is_first"][:, NODES + 1].all()
     noise = torch.rand(4, NODES + 4, model.rssm.stoch_size)
     episode = {key: value[:, : NODES + 1] for key, value in batch.items()}
-    longer, _ = model.loss(batch, noise)
-    alone, _ = model.loss(episode, noise[:, : NODES + 1])
+    longer, _, _ = model.loss(batch, noise)
+    alone, _, _ = model.loss(episode, noise[:, : NODES + 1])
     assert longer.keys() == alone.keys()
     for name in alone:
         torch.testing.assert_close(longer[name], alone[name], msg=f"{name} counts rows beyond the episode")
@@ -351,14 +280,14 @@ def test_rows_beyond_the_first_episode_carry_no_weight():
 def test_kl_is_free_below_the_free_nats():
     model = world_model(ROUTING, free_nats=1e6)
     batch = routing_replay().sample_episodes(2, NODES + 1, generator=generator())
-    losses, _ = model.loss(batch, torch.rand(2, NODES + 1, model.rssm.stoch_size))
+    losses, _, _ = model.loss(batch, torch.rand(2, NODES + 1, model.rssm.stoch_size))
     assert losses["dyn"] == losses["rep"] == 1e6
 
 
 def test_kl_terms_pull_one_side_each():
     model = world_model(ROUTING, free_nats=0.0)
     batch = routing_replay().sample_episodes(4, NODES + 1, generator=generator())
-    losses, _ = model.loss(batch, torch.rand(4, NODES + 1, model.rssm.stoch_size))
+    losses, _, _ = model.loss(batch, torch.rand(4, NODES + 1, model.rssm.stoch_size))
     prior, posterior = list(model.rssm.prior.parameters()), list(model.rssm.posterior.parameters())
     assert torch.autograd.grad(losses["dyn"], prior, retain_graph=True)[0].abs().max() > 0
     assert all(
@@ -404,7 +333,7 @@ def test_observe_carries_nothing_over_an_episodes_end():
         other_noise[row, :begin] = 1 - noise[row, :begin]
         other["clock"][row, :begin] += 1.0
         other["prev_action"][row, : begin + 1] = 1
-    latents, others = model.observe(batch, noise)[0].feat(), model.observe(other, other_noise)[0].feat()
+    latents, others = model.observe(batch, noise).latents.feat(), model.observe(other, other_noise).latents.feat()
     assert (begins > 0).any()
     for row, begin in enumerate(begins.tolist()):
         assert torch.equal(latents[row, begin:], others[row, begin:])
@@ -426,3 +355,119 @@ def test_make_actor_refuses_an_unknown_type():
 def test_make_actor_refuses_a_pointer_where_there_are_no_nodes():
     with pytest.raises(ValueError, match="this task has none; choose mlp or masked"):
         make_actor(SCRIPTED, 12, debug_config().actor)
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.9])
+def test_cont_target_holds_the_discount(discount: float):
+    model = WorldModel(SCRIPTED, debug_config().model, discount=discount)
+    head = model.heads["cont"]
+    assert isinstance(head, MLP)
+    nn.init.zeros_(head.output.weight)
+    nn.init.constant_(head.output.bias, logit(0.8))
+    batch = random_rows(SCRIPTED, count=1, rows=4)
+    batch["is_terminal"] = torch.tensor([[False, False, False, True]])
+    loss = model.loss(batch, torch.rand(1, 4, model.rssm.stoch_size))[0]["cont"]
+    goes_on = -(discount * math.log(0.8) + (1 - discount) * math.log(0.2))
+    assert loss.item() == pytest.approx((3 * goes_on - math.log(0.2)) / 4, rel=1e-5)
+    assert model.predict_cont(torch.randn(2, model.rssm.feat_size)).tolist() == pytest.approx([0.8, 0.8])
+
+
+def test_kl_terms_by_hand(monkeypatch: pytest.MonkeyPatch):
+    """Two rows, one variable of four classes: one KL below the free nats, one above."""
+    model = world_model(SCRIPTED, free_nats=0.2)
+    even, sure = [0.0] * 4, [math.log(0.7)] + [math.log(0.1)] * 3
+    slanted = [math.log(share) for share in (0.4, 0.2, 0.2, 0.2)]
+    posterior = torch.tensor([[[even], [sure]]], requires_grad=True)
+    prior = torch.tensor([[[slanted], [even]]], requires_grad=True)
+    low = 0.25 * math.log(0.25 / 0.4) + 0.75 * math.log(0.25 / 0.2)
+    high = 0.7 * math.log(0.7 / 0.25) + 0.3 * math.log(0.1 / 0.25)
+    # 0.05 and 0.45 nats, of which 0.2 are free.
+    assert low < 0.2 < high
+    latents = Latent(torch.randn(1, 2, model.rssm.deter_size), torch.randn(1, 2, 4, 4))
+
+    def observed(*_arguments: object) -> tuple[Latent, OneHotDist, OneHotDist]:
+        return latents, OneHotDist(posterior), OneHotDist(prior)
+
+    monkeypatch.setattr(model.rssm, "observe", observed)
+    losses, _, _ = model.loss(random_rows(SCRIPTED, count=1, rows=2), torch.rand(1, 2, 4))
+    for name, pulled, other in (("dyn", prior, posterior), ("rep", posterior, prior)):
+        assert losses[name].item() == pytest.approx((0.2 + high) / 2, rel=1e-5)
+        mine, theirs = torch.autograd.grad(losses[name], (pulled, other), allow_unused=True)
+        # Only the row above the free nats pulls.
+        assert theirs is None and mine[0].any(-1)[:, 0].tolist() == [False, True]
+
+
+def test_observe_goes_on_from_the_row_before():
+    """What `memory` keeps is a half-precision latent: a window that goes on from it is close to the whole."""
+    model, batch = world_model(SCRIPTED), random_rows(SCRIPTED, rows=8)
+    noise = torch.rand(4, 8, model.rssm.stoch_size)
+    whole = model.observe(batch, noise).latents
+    kept = model.memory(Latent(*(part[:, 4] for part in whole)))
+    window = {name: value[:, 5:] for name, value in batch.items()}
+    resumed = model.observe({**window, **kept}, noise[:, 5:]).latents
+    torch.testing.assert_close(resumed.deter, whole.deter[:, 5:], atol=1e-3, rtol=1e-3)
+    assert torch.equal(resumed.stoch, whole.stoch[:, 5:])
+    forgetful = model.observe(window, noise[:, 5:]).latents
+    assert not torch.allclose(forgetful.deter, whole.deter[:, 5:], atol=1e-2)
+
+
+def test_mask_head_is_built_and_taught_where_actions_are_masked():
+    model, batch = world_model(SWITCHING), switches_episodes(8)
+    losses, metrics, observed = model.loss(batch, torch.rand(8, SWITCHES + 1, model.rssm.stoch_size))
+    logits = model.heads["mask"](observed.latents.feat())
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, batch["action_mask"].float())
+    torch.testing.assert_close(losses["mask"], expected)
+    predicted = model.predict_mask(observed.latents.feat(), None)
+    agreed = predicted == batch["action_mask"]
+    torch.testing.assert_close(metrics["mask_accuracy"], agreed.float().mean())
+    torch.testing.assert_close(metrics["mask_exact"], agreed.all(-1).float().mean())
+
+
+def test_open_loop_observes_first_and_imagines_then():
+    model, batch = world_model(SCRIPTED), random_rows(SCRIPTED, rows=7)
+    assert model.decoder is not None
+    noise = torch.rand(4, 7, model.rssm.stoch_size)
+    shown = model.open_loop(batch, seen=3, noise=noise)
+    with torch.no_grad():
+        decoded = model.decoder.predict(model.observe(batch, noise).latents.feat())
+    other = {**batch, **{name: batch[name].clone() for name in SCRIPTED.observations}}
+    for name in SCRIPTED.observations:
+        other[name][:, 3:] += 10.0
+    blind = model.open_loop(other, seen=3, noise=noise)
+    steered = model.open_loop({**batch, "prev_action": (batch["prev_action"] + 1) % 3}, seen=3, noise=noise)
+    assert shown.keys() == decoded.keys() == SCRIPTED.observations.keys()
+    for name, values in shown.items():
+        assert values.shape == batch[name].shape
+        torch.testing.assert_close(values[:, :3], decoded[name][:, :3])
+        assert not torch.allclose(values[:, 3:], decoded[name][:, 3:])
+        assert torch.equal(blind[name], values)
+        assert not torch.allclose(steered[name][:, 3:], values[:, 3:])
+
+
+def norms(module: nn.Module) -> set[type]:
+    return {type(part) for part in module.modules()} & {nn.RMSNorm, nn.LayerNorm}
+
+
+@pytest.mark.parametrize("task", [ROUTING, SCRIPTED], ids=["routing", "vectors"])
+@pytest.mark.parametrize(("norm", "expected"), [("rms", nn.RMSNorm), ("layer", nn.LayerNorm)])
+def test_norm_is_the_same_everywhere(task: Task, norm: str, expected: type):
+    scene = Scene(task, model__norm=norm)
+    parts = scene.model, scene.behavior.actor, scene.behavior.critic, scene.behavior.slow_critic
+    assert all(norms(part) == {expected} for part in parts)
+
+
+def test_published_initialisation_leaves_no_bias():
+    for initialisation, expected in (("torch", False), ("published", True)):
+        scene = Scene(SCRIPTED, model__initialisation=initialisation)
+        layers = [
+            layer
+            for part in (scene.model, scene.behavior.actor, scene.behavior.critic)
+            for layer in part.modules()
+            if isinstance(layer, nn.Linear) and layer.bias is not None and layer.weight.any()
+        ]
+        assert layers
+        assert all(not layer.bias.any() for layer in layers) == expected

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from envs.tasks import ActionSpec
 from networks import (
     MLP,
     RSSM,
+    BlockCell,
     BlockLinear,
     Critic,
+    DenseCell,
     Latent,
     MaskedActor,
     MoveHead,
@@ -19,17 +23,24 @@ from networks import (
     RoutingEncoder,
     TSPPointerActor,
     View,
+    embed_actions,
     summarise,
     take_nodes,
+    use_layer_norm,
 )
+from tools import BoundedNormal, MultiOneHot, OneHotDist
 
 CPU = torch.device("cpu")
 BATCH, STEPS, NODES, FEATURES, FEAT = 3, 5, 6, 2, 12
 ACTIONS, EMBED, STOCH, CLASSES = 4, 5, 3, 4
 
 
-def rssm(*, unimix: float = 0.01) -> RSSM:
-    return RSSM(ACTIONS, EMBED, deter=8, stoch=STOCH, classes=CLASSES, hidden=6, blocks=2, unimix=unimix)
+# Both recurrent cells: whatever holds of the RSSM holds with either.
+CELLS = pytest.mark.parametrize("cell", ["block", "dense"])
+
+
+def rssm(cell: str = "block", *, unimix: float = 0.01) -> RSSM:
+    return RSSM(ACTIONS, EMBED, cell=cell, deter=8, stoch=STOCH, classes=CLASSES, hidden=6, blocks=2, unimix=unimix)
 
 
 class Sequence:
@@ -42,8 +53,19 @@ class Sequence:
         self.is_first[:, 0] = self.is_first[1, 3] = True
         self.noise = torch.rand(BATCH, STEPS, STOCH)
 
-    def observed_by(self, model: RSSM) -> Latent:
-        return model.observe(self.embed, self.prev_action, self.is_first, self.noise)[0]
+    def observed_by(self, model: RSSM, initial: Latent | None = None) -> Latent:
+        return model.observe(self.embed, self.prev_action, self.is_first, self.noise, initial)[0]
+
+    def rows(self, begin: int, end: int) -> Sequence:
+        """The rows from `begin` to before `end`."""
+        part = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(part, name, value[:, begin:end])
+        return part
+
+
+def random_latent() -> Latent:
+    return Latent(deter=torch.randn(BATCH, 8), stoch=torch.randn(BATCH, STOCH, CLASSES))
 
 
 def pointer(*, latent: int = 3, unimix: float = 0.01) -> TSPPointerActor:
@@ -64,12 +86,16 @@ def routing_view(*queries: int) -> View:
     return View(mask, first=torch.randint(NODES, shape), current=torch.randint(NODES, shape))
 
 
+def nodes_of(view: View) -> tuple[Tensor, Tensor]:
+    """The first and the current node of routing states."""
+    assert view.first is not None and view.current is not None
+    return view.first, view.current
+
+
 def permuted(view: View, order: Tensor) -> View:
     """The same states once node order[i] is called i."""
-    new_name = order.argsort()
-    return View(
-        first=new_name[view.first], current=new_name[view.current], action_mask=view.action_mask[..., order]
-    )
+    new_name, (first, current) = order.argsort(), nodes_of(view)
+    return View(view.action_mask[..., order], first=new_name[first], current=new_name[current])
 
 
 def assert_gradient_reaches(named_parameters: Iterable[tuple[str, nn.Parameter]], loss: Tensor) -> None:
@@ -118,21 +144,56 @@ def test_mlp_with_zero_output_starts_at_0_and_learns() -> None:
     assert_gradient_reaches(mlp.named_parameters(), mlp(torch.randn(7, 3)).sum())
 
 
-def test_rssm_recur_by_hand() -> None:
+def test_block_cell_by_hand() -> None:
     # Without weights the gates are their biases: per block reset, candidate, update.
-    model = rssm()
-    reset, candidate, update = torch.randn(3, model.blocks, 4).unbind(0)
+    cell = BlockCell(8, STOCH * CLASSES, ACTIONS, hidden=6, blocks=2)
+    reset, candidate, update = torch.randn(3, 2, 4).unbind(0)
     with torch.no_grad():
-        model.gates.weight.zero_()
-        model.gates.bias.copy_(torch.stack((reset, candidate, update), 1).flatten())
-    latent = Latent(deter=torch.randn(BATCH, 8), stoch=torch.randn(BATCH, STOCH, CLASSES))
+        cell.gates.weight.zero_()
+        cell.gates.bias.copy_(torch.stack((reset, candidate, update), 1).flatten())
+    deter = torch.randn(BATCH, 8)
     share = torch.sigmoid(update.flatten() - 1)
-    expected = share * torch.tanh(torch.sigmoid(reset.flatten()) * candidate.flatten()) + (1 - share) * latent.deter
-    torch.testing.assert_close(model.recur(latent, torch.randn(BATCH, ACTIONS)), expected)
+    expected = share * torch.tanh(torch.sigmoid(reset.flatten()) * candidate.flatten()) + (1 - share) * deter
+    actual = cell(deter, torch.randn(BATCH, STOCH * CLASSES), torch.randn(BATCH, ACTIONS))
+    torch.testing.assert_close(actual, expected)
 
 
-def test_rssm_recur_depends_on_all_its_inputs() -> None:
-    model = rssm()
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_dense_cell_by_hand() -> None:
+    cell = DenseCell(2, 1, 1, hidden=1)
+    with torch.no_grad():
+        cell.inputs.linear.weight.copy_(torch.tensor([[2.0, -1.0]]))
+        # Of the hidden unit, and of both numbers of the state: two rows each for reset, candidate and update.
+        cell.gates.weight.copy_(
+            torch.tensor(
+                [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [2.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 1.0, 1.0]]
+            )
+        )
+    actual = cell(torch.tensor([[0.5, -1.0]]), torch.tensor([[1.0]]), torch.tensor([[3.0]]))
+    # 2 * 1 - 1 * 3 is -1, which the norm keeps but for its epsilon.
+    normed = -1 / math.sqrt(1 + 1e-4)
+    hidden = normed * sigmoid(normed)
+    gates = [hidden - 2.0, 0.5, -3.0, 2 * hidden, -0.5, hidden - 0.5]
+    size = math.sqrt(sum(gate**2 for gate in gates) / 6 + 1e-4)
+    reset, candidate, update = ([gate / size for gate in gates[k : k + 2]] for k in (0, 2, 4))
+    expected = []
+    for r, c, u, old in zip(reset, candidate, update, (0.5, -1.0), strict=True):
+        share = sigmoid(u - 1)
+        expected.append(share * math.tanh(sigmoid(r) * c) + (1 - share) * old)
+    torch.testing.assert_close(actual, torch.tensor([expected]))
+
+
+def test_rssm_refuses_an_unknown_cell() -> None:
+    with pytest.raises(ValueError, match="rssm.cell is 'lstm'; choose block or dense"):
+        rssm("lstm")
+
+
+@CELLS
+def test_rssm_recur_depends_on_all_its_inputs(cell: str) -> None:
+    model = rssm(cell)
     inputs = [torch.randn(1, size, requires_grad=True) for size in (8, STOCH * CLASSES, ACTIONS)]
     deter = model.recur(Latent(deter=inputs[0], stoch=inputs[1].unflatten(-1, (STOCH, CLASSES))), inputs[2])
     for gradient in torch.autograd.grad(deter.square().sum(), inputs):
@@ -150,35 +211,74 @@ def test_rssm_stoch_is_one_hot() -> None:
     assert ((stoch == 0) | (stoch == 1)).all() and (stoch.sum(-1) == 1).all()
 
 
-def test_rssm_is_first_cuts_memory() -> None:
-    model, sequence = rssm(), Sequence()
+@CELLS
+@pytest.mark.parametrize("with_initial", [False, True])
+def test_rssm_is_first_cuts_memory(cell: str, with_initial: bool) -> None:
+    model, sequence = rssm(cell), Sequence()
     before = sequence.observed_by(model).feat()
+    # Row 0 is the first of an episode, so that what came before it doesn't count either.
+    initial = random_latent() if with_initial else None
     sequence.embed[:, :3] = torch.randn(BATCH, 3, EMBED)
     sequence.noise[:, :3] = torch.rand(BATCH, 3, STOCH)
     sequence.prev_action[:, :4] = torch.randn(BATCH, 4, ACTIONS)  # an action that leads into a first row counts too
-    changed = (sequence.observed_by(model).feat() != before).any(-1)[:, 1:]  # row 0 is free to draw the same
+    changed = (sequence.observed_by(model, initial).feat() != before).any(-1)[:, 1:]  # row 0 may draw the same
     assert changed.tolist() == [[True] * 4, [True] * 2 + [False] * 2, [True] * 4]
 
 
-def test_rssm_is_first_cuts_gradients() -> None:
-    model, sequence = rssm(), Sequence()
-    inputs = sequence.embed.requires_grad_(), sequence.prev_action.requires_grad_()
-    later = sequence.observed_by(model).feat()[:, 3:]
-    embed, action = torch.autograd.grad((later * torch.randn_like(later)).sum(), inputs)
+@CELLS
+def test_rssm_is_first_stops_nan(cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
+    before = sequence.observed_by(model).feat()
+    sequence.embed[1, :3] = sequence.prev_action[1, :4] = torch.nan
+    after = sequence.observed_by(model).feat()
+    assert after[1, :3].isnan().any(-1).all()
+    assert torch.equal(after[1, 3:], before[1, 3:])
+    sequence = Sequence()
+    sequence.prev_action[:, 0] = torch.nan
+    assert sequence.observed_by(model, Latent(*(part * torch.nan for part in random_latent()))).feat().isfinite().all()
+
+
+@CELLS
+def test_rssm_is_first_cuts_gradients(cell: str) -> None:
+    model, sequence, initial = rssm(cell), Sequence(), random_latent()
+    sequence.is_first[0, 0] = False
+    inputs = [sequence.embed, sequence.prev_action, *initial]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    later = sequence.observed_by(model, initial).feat()[:, 3:]
+    embed, action, deter, stoch = torch.autograd.grad((later * torch.randn_like(later)).sum(), inputs)
     assert (embed[1, :3] == 0).all() and (action[1, :4] == 0).all()
-    assert (embed[0, :3] != 0).any(-1).all() and (action[0, 1:] != 0).any(-1).all()
+    assert (embed[0, :3] != 0).any(-1).all() and (action[0] != 0).any(-1).all()
     assert (embed[1, 3:] != 0).any(-1).all() and (action[1, 4] != 0).any()
+    # Only row 0 goes on from the initial latent.
+    assert (deter[1:] == 0).all() and (stoch[1:] == 0).all()
+    assert deter[0].any() and stoch[0].any()
 
 
-def test_rssm_first_row_forgets_the_action_before_it() -> None:
-    model, sequence = rssm(), Sequence()
+@CELLS
+def test_rssm_observe_goes_on_from_a_latent(cell: str) -> None:
+    model, sequence, initial = rssm(cell), Sequence(), random_latent()
+    sequence.is_first[0, 0] = False
+    whole = sequence.observed_by(model, initial)
+    half = sequence.rows(0, 2).observed_by(model, initial)
+    rest = sequence.rows(2, STEPS).observed_by(model, Latent(*(part[:, -1] for part in half)))
+    for all_rows, first, second in zip(whole, half, rest, strict=True):
+        torch.testing.assert_close(torch.cat((first, second), 1), all_rows)
+    forgetful = sequence.rows(2, STEPS).observed_by(model)
+    assert not torch.allclose(forgetful.deter, rest.deter)
+
+
+@CELLS
+def test_rssm_first_row_forgets_the_action_before_it(cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
     before = sequence.observed_by(model).feat()
     sequence.prev_action[:, 0] += 1
     assert torch.equal(sequence.observed_by(model).feat(), before)
 
 
-def test_rssm_imagine_step_agrees_with_observe() -> None:
-    model, sequence = rssm(), Sequence()
+@CELLS
+def test_rssm_imagine_step_agrees_with_observe(cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
     latents, _, prior = model.observe(sequence.embed, sequence.prev_action, sequence.is_first, sequence.noise)
     for t in range(1, STEPS):
         latent = Latent(deter=latents.deter[:, t - 1], stoch=latents.stoch[:, t - 1])
@@ -187,10 +287,13 @@ def test_rssm_imagine_step_agrees_with_observe() -> None:
         torch.testing.assert_close(imagined.deter[goes_on], latents.deter[goes_on, t])
         probs = model.distribution(model.prior(imagined.deter)).probs
         torch.testing.assert_close(probs[goes_on], prior.probs[goes_on, t])
+        drawn = prior.one_hot(prior.sample(sequence.noise))[:, t]
+        assert torch.equal(imagined.stoch[goes_on], drawn[goes_on])
 
 
-def test_rssm_same_noise_gives_the_same_latents() -> None:
-    model, sequence = rssm(), Sequence()
+@CELLS
+def test_rssm_same_noise_gives_the_same_latents(cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
     first = sequence.observed_by(model)
     torch.rand(100)  # the global stream has no part in it
     assert torch.equal(sequence.observed_by(model).feat(), first.feat())
@@ -210,19 +313,42 @@ def test_rssm_distributions_mix_in_uniform() -> None:
     torch.testing.assert_close(dist.probs[0, 0], torch.tensor([0.85, 0.05, 0.05, 0.05]))
 
 
-def test_rssm_gradient_reaches_every_parameter() -> None:
-    model, sequence = rssm(), Sequence()
+@CELLS
+def test_rssm_gradient_reaches_every_parameter(cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
     latents, posterior, prior = model.observe(sequence.embed, sequence.prev_action, sequence.is_first, sequence.noise)
     feat = latents.feat()
     assert_gradient_reaches(model.named_parameters(), posterior.kl(prior).sum() + (feat * torch.randn_like(feat)).sum())
 
 
+@CELLS
 @pytest.mark.parametrize("side", ["prior", "posterior"])
-def test_rssm_prior_and_posterior_each_train_the_recurrence(side: str) -> None:
-    model, sequence = rssm(), Sequence()
+def test_rssm_prior_and_posterior_each_train_the_recurrence(side: str, cell: str) -> None:
+    model, sequence = rssm(cell), Sequence()
     _, posterior, prior = model.observe(sequence.embed, sequence.prev_action, sequence.is_first, sequence.noise)
     kl = posterior.detach().kl(prior) if side == "prior" else posterior.kl(prior.detach())
-    assert_gradient_reaches(model.gates.named_parameters(), kl.sum())
+    assert_gradient_reaches(model.cell.named_parameters(), kl.sum())
+
+
+def test_use_layer_norm_leaves_no_other_norm() -> None:
+    dense = rssm("dense")
+    models = nn.ModuleList([rssm("block"), dense, pointer(), masked_actor(), routing_critic()])
+    sizes = [tuple(part.normalized_shape) for part in models.modules() if isinstance(part, nn.RMSNorm)]
+    use_layer_norm(models)
+    assert not any(isinstance(part, nn.RMSNorm) for part in models.modules())
+    norms = [part for part in models.modules() if isinstance(part, nn.LayerNorm)]
+    assert sizes and [tuple(norm.normalized_shape) for norm in norms] == sizes
+    assert all(norm.eps == 1e-3 for norm in norms)
+    Sequence().observed_by(dense)
+
+
+def test_embed_actions_by_hand() -> None:
+    discrete = embed_actions(ActionSpec("discrete", (3,)), torch.tensor([[2, 0]]))
+    assert discrete.tolist() == [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
+    choices = embed_actions(ActionSpec("multi_discrete", (3, 2)), torch.tensor([[1, 0], [2, 1]]))
+    assert choices.tolist() == [[0.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0, 1.0]]
+    numbers = embed_actions(ActionSpec("continuous", (4,)), torch.tensor([[-3.0, -0.5, 1.0, 8.0]]))
+    assert numbers.tolist() == [[-1.0, -0.5, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("queries", [(), (4,), (2, 4)])
@@ -308,7 +434,8 @@ def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, vi
     """Logits of one state of one instance by the textbook: query, attention per head, glimpse, score, clip."""
     nodes = actor.encoder(nodes[None])[0]
     width, heads = nodes.shape[-1], actor.heads
-    query = actor.query_current(nodes[view.current]) + actor.query_first(nodes[view.first])
+    first, current = nodes_of(view)
+    query = actor.query_current(nodes[current]) + actor.query_first(nodes[first])
     if feat is not None:
         query = query + actor.query_latent(actor.project_latent(feat))
     key, value = actor.key(nodes), actor.value(nodes)
@@ -317,7 +444,7 @@ def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, vi
         scores = (key[:, part] @ query[part] / math.sqrt(width / heads)).masked_fill(~view.action_mask, -torch.inf)
         glimpse.append(torch.softmax(scores, -1) @ value[:, part])
     pointed = actor.pointer(nodes) @ torch.cat(glimpse) / math.sqrt(width)
-    direct = actor.direct_to(nodes) @ actor.direct_from(nodes[view.current]) / math.sqrt(width)
+    direct = actor.direct_to(nodes) @ actor.direct_from(nodes[current]) / math.sqrt(width)
     return actor.clip * torch.tanh(pointed + direct)
 
 
@@ -325,11 +452,11 @@ def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, vi
 def test_pointer_tables_equal_plain_attention(latent: int) -> None:
     actor = pointer(latent=latent, unimix=0.0)
     nodes, view = torch.randn(BATCH, NODES, FEATURES), routing_view(4)
-    feat = torch.randn(BATCH, 4, FEAT) if latent else None
+    feat, (first, current) = torch.randn(BATCH, 4, FEAT) if latent else None, nodes_of(view)
     dist = actor(feat, actor.encode(nodes), view)
     for b in range(BATCH):
         for q in range(4):
-            state = View(*(part[b, q] for part in view))
+            state = View(view.action_mask[b, q], first=first[b, q], current=current[b, q])
             logits = naive_pointer(actor, nodes[b], None if feat is None else feat[b, q], state)
             expected = torch.softmax(logits.masked_fill(~state.action_mask, -torch.inf), -1)
             torch.testing.assert_close(dist.probs[b, q], expected)
@@ -375,9 +502,10 @@ def test_pointer_takes_any_number_of_states(queries: tuple[int, ...]) -> None:
     actor, view = pointer(), routing_view(*queries)
     tables, feat = actor.encode(torch.randn(BATCH, NODES, FEATURES)), torch.randn(BATCH, *queries, FEAT)
     probs = actor(feat, tables, view).probs
+    first, current = nodes_of(view)
     flat = View(
-        first=view.first.reshape(BATCH, -1),
-        current=view.current.reshape(BATCH, -1),
+        first=first.reshape(BATCH, -1),
+        current=current.reshape(BATCH, -1),
         action_mask=view.action_mask.reshape(BATCH, -1, NODES),
     )
     expected = actor(feat.reshape(BATCH, -1, FEAT), tables, flat).probs
@@ -387,8 +515,9 @@ def test_pointer_takes_any_number_of_states(queries: tuple[int, ...]) -> None:
 def test_pointer_shares_one_first_node_along_a_trajectory() -> None:
     actor, view = pointer(), routing_view(4)
     tables, feat = actor.encode(torch.randn(BATCH, NODES, FEATURES)), torch.randn(BATCH, 4, FEAT)
-    shared = view._replace(first=view.first[:, :1])
-    repeated = view._replace(first=view.first[:, :1].expand(-1, 4))
+    first, _ = nodes_of(view)
+    shared = view._replace(first=first[:, :1])
+    repeated = view._replace(first=first[:, :1].expand(-1, 4))
     assert torch.equal(actor(feat, tables, shared).probs, actor(feat, tables, repeated).probs)
 
 
@@ -452,6 +581,25 @@ def test_masked_actor_gradient_reaches_every_parameter() -> None:
 
 def test_masked_actor_without_view_allows_every_action() -> None:
     assert (masked_actor()(torch.randn(BATCH, FEAT), None, None).probs > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("actions", "expected"),
+    [
+        (ActionSpec("discrete", (3,)), OneHotDist),
+        (ActionSpec("multi_discrete", (3, 2)), MultiOneHot),
+        (ActionSpec("continuous", (2,)), BoundedNormal),
+    ],
+    ids=["discrete", "multi_discrete", "continuous"],
+)
+def test_masked_actor_acts_in_every_kind_of_task(actions: ActionSpec, expected: type) -> None:
+    actor = MaskedActor(FEAT, actions, units=8, layers=2, unimix=0.01)
+    dist = actor(torch.randn(BATCH, 4, FEAT), None, None)
+    action = dist.sample(torch.rand(BATCH, 4, *actions.shape))
+    assert action.shape == (BATCH, 4, *actions.shape) and action.dtype == actions.dtype
+    assert dist.embed(action).shape == (BATCH, 4, actions.embed_size)
+    assert_gradient_reaches(actor.named_parameters(), (dist.log_prob(action) * torch.randn(BATCH, 4)).sum())
+    assert type(dist) is expected
 
 
 def routing_critic() -> Critic:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs.spaces import action_spec, flatten_observation, observation_keys, to_env_action
+from envs.spaces import action_spec, flattener, observation_keys, to_env_action
 from envs.tasks import ActionSpec, ObservationKey
 
 IMAGE = spaces.Box(0, 255, (32, 48, 3), np.uint8)
@@ -117,21 +117,21 @@ def test_observation_keys_refuses_what_cannot_be_read(space, message):
         (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8), np.array([1, 0, 1])),
     ],
 )
-def test_flatten_observation_gives_the_value_worked_out_by_hand(space, obs, flat):
-    (found,) = flatten_observation(space, obs).values()
+def test_flattener_gives_the_value_worked_out_by_hand(space, obs, flat):
+    (found,) = flattener(space)(obs).values()
     np.testing.assert_array_equal(found, flat, strict=True)
 
 
-def test_flatten_observation_puts_channels_last():
+def test_flattener_puts_channels_last():
     pixels = np.arange(3 * 32 * 48).reshape(3, 32, 48).astype(np.uint8)
-    flat = flatten_observation(spaces.Box(0, 255, (3, 32, 48), np.uint8), pixels)["observation"]
+    flat = flattener(spaces.Box(0, 255, (3, 32, 48), np.uint8))(pixels)["observation"]
     np.testing.assert_array_equal(flat[5, 7], pixels[:, 5, 7])
 
 
 @pytest.mark.parametrize("space", [IMAGE, points(spaces.MultiBinary(4)), spaces.Dict(a=spaces.Tuple((MOVES, IMAGE)))])
-def test_flatten_observation_fits_the_keys(space):
+def test_flattener_fits_the_keys(space):
     space = spaces.Dict(part=space, action_mask=spaces.Box(0, 1, (3,), np.int8), hint=spaces.Discrete(2))
-    flat = flatten_observation(space, space.sample())
+    flat = flattener(space)(space.sample())
     mask = flat.pop("action_mask")
     assert (mask.shape, mask.dtype) == ((3,), BOOL)
     keys = observation_keys(space)
@@ -151,10 +151,10 @@ def test_flatten_observation_fits_the_keys(space):
         ({"x": np.zeros(2), "k": 0, "action_mask": np.ones(4)}, r"'action_mask' has shape \(4,\)"),
     ],
 )
-def test_flatten_observation_refuses_what_its_space_does_not_hold(obs, message):
+def test_flattener_refuses_what_its_space_does_not_hold(obs, message):
     space = spaces.Dict(x=spaces.Box(-1, 1, (2,)), k=MOVES, action_mask=spaces.MultiBinary(3))
     with pytest.raises(ValueError, match=message):
-        flatten_observation(space, obs)
+        flattener(space)(obs)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ import torch
 import checkpoint
 import config
 import dreamer
-import evaluation
 import launch
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
+from evaluation import Evaluation
 from guard import Guard
 from logger import METRICS, RunLock
 from replay import Replay
@@ -203,43 +203,11 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
     assert bool(nearest[decided].all()) == (policy == "nearest")
 
 
-# Evaluation
+# Instances and generators
 
 
-def some_instances(count: int = 8, seed: int = VALIDATION_SEED) -> evaluation.Evaluation:
+def some_instances(count: int = 8, seed: int = VALIDATION_SEED) -> Evaluation:
     return launch.make_evaluation(NODES, count, seed=seed)
-
-
-def test_evaluation_draws_from_no_generator():
-    agent, generators = debug_agent()
-
-    def states() -> list[Any]:
-        return [
-            *(generator.get_state().tolist() for generator in generators.values()),
-            torch.get_rng_state().tolist(),
-            [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],  # noqa: NPY002
-        ]
-
-    before = states()
-    evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU)
-    assert states() == before
-
-
-def test_evaluation_is_greedy_and_repeatable():
-    agent, _ = debug_agent()
-    one, other = (evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU) for _ in range(2))
-    assert torch.equal(one.tours, other.tours) and one.gap == other.gap
-
-
-def test_evaluation_measures_its_own_tours():
-    agent, _ = debug_agent()
-    instances = some_instances(16)
-    result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
-    assert (result.tours.sort(-1).values == torch.arange(NODES)).all()
-    torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
-    assert (result.lengths.numpy() > instances.references - 1e-5).all()
-    mean = float(tour_length(instances.coords, result.tours).double().mean())
-    assert result.gap == pytest.approx(100 * (mean / instances.references.mean() - 1), abs=1e-4)
 
 
 def test_test_set_is_the_fields_and_validation_another():

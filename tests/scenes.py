@@ -1,0 +1,306 @@
+"""What several test files share: tasks, what replay gives of them, and a world model with a behaviour in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import config
+from config import Config
+from dreamer import imagination_settings
+from envs.examples import SwitchesRules, SwitchesState
+from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
+from envs.tasks import ActionSpec, ObservationKey, Task
+from envs.vector import RoutingVectorEnv
+from guard import Guard
+from imagination import Noise, Start, Trajectory, imagine
+from models import ImagBehavior, WorldModel
+from networks import MoveHead, TSPPointerActor
+from optimizer import update_together
+from replay import Replay
+from tools import uniform
+from world_model import Observed
+
+CPU = torch.device("cpu")
+CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
+NODES = 6
+SWITCHES = 4
+# What each action of the scripted task earns in the row after it.
+WORTH = torch.tensor([-1.0, 0.5, 2.0])
+# Rows of a scripted episode, its final observation included.
+EPISODE_ROWS = 5
+# Of the rewards in replay.
+RANGE = (torch.tensor(-0.9), torch.tensor(-0.1))
+
+
+def vector(size: int) -> ObservationKey:
+    return ObservationKey("vector", (size,), torch.float32)
+
+
+ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
+SCRIPTED = Task(
+    rules=None,
+    actions=ActionSpec("discrete", (len(WORTH),)),
+    observations={"clock": vector(1), "ending": vector(2)},
+)
+SWITCHING = Task(
+    rules=None,
+    actions=ActionSpec("discrete", (SWITCHES,), masked=True),
+    observations={"values": vector(SWITCHES), "pressed": vector(SWITCHES)},
+    mask_rules=SwitchesRules(),
+)
+
+# Of a routing scene: lambda-returns from every replayed row.
+CRITIC: dict[str, Any] = {"baseline": "critic", "imag_start": "replay", "imag_first": "stored"}
+
+
+def debug_config(*sections: str, **changes: Any) -> Config:
+    """The section `debug` above others; a double underscore reaches into a section, as a dot does."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return config.load(CONFIG_PATH, [*sections, "debug"], {}).replace(**dotted)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def without_zero_outputs(module: nn.Module) -> None:
+    """Undo outputs that start at zero, behind which no gradient passes before the first update."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+
+# What replay gives
+
+
+def episodes(count: int, coords: Tensor | None = None) -> dict[str, Tensor]:
+    """Whole random tours, laid out as replay gives them."""
+    draws = generator(5)
+    coords = torch.rand(count, NODES, 2, generator=draws) if coords is None else coords.expand(count, -1, -1)
+    env = RoutingVectorEnv(TSPRules, num_envs=count, num_nodes=NODES, device=CPU, instances=coords)
+    obs, _ = env.reset()
+    reward, ended = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+    prev_action, rows = torch.zeros(count, dtype=torch.int64), []
+    for step in range(NODES + 1):
+        action = torch.multinomial(obs["action_mask"].float(), 1, generator=draws)[:, 0]
+        flags = {"is_first": torch.full_like(ended, step == 0), "is_last": ended, "is_terminal": ended}
+        rows.append({**obs, **flags, "action": action, "prev_action": prev_action, "reward": reward})
+        if step < NODES:
+            obs, reward, ended, _, _ = env.step(action)
+            prev_action = action
+    return {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
+
+
+def switches_episodes(count: int) -> dict[str, Tensor]:
+    """Whole episodes that press all switches in random orders, laid out as replay gives them."""
+    order = torch.rand(count, SWITCHES, generator=generator(5)).argsort(-1)
+    begin = torch.zeros(count, 1, SWITCHES, dtype=torch.bool)
+    pressed = torch.cat((begin, torch.eye(SWITCHES, dtype=torch.bool)[order].cumsum(1).bool()), 1)
+    nothing = torch.zeros(count, 1, dtype=torch.int64)
+    step = torch.arange(SWITCHES + 1).expand(count, -1)
+    return {
+        "values": torch.randn(count, 1, SWITCHES).expand(-1, SWITCHES + 1, -1),
+        "pressed": pressed.float(),
+        "action_mask": SwitchesRules().action_mask(SwitchesState(pressed)),
+        "action": torch.cat((order, nothing), 1),
+        "prev_action": torch.cat((nothing, order), 1),
+        "reward": torch.randn(count, SWITCHES + 1),
+        "is_first": step == 0,
+        "is_last": step == SWITCHES,
+        "is_terminal": step == SWITCHES,
+    }
+
+
+def random_rows(task: Task, *, count: int = 4, rows: int = 7) -> dict[str, Tensor]:
+    """Noise in the shape of sequences of a task that sees vectors; no episode begins or ends in them."""
+    shape, flags = (count, rows), torch.zeros(count, rows, dtype=torch.bool)
+
+    def actions() -> Tensor:
+        if task.actions.kind == "continuous":
+            return torch.randn(*shape, *task.actions.shape)
+        choices = torch.stack([torch.randint(size, shape) for size in task.actions.sizes], -1)
+        return choices if task.actions.kind == "multi_discrete" else choices[..., 0]
+
+    return {
+        **{name: torch.randn(*shape, *key.shape) for name, key in task.observations.items()},
+        "action": actions(),
+        "prev_action": actions(),
+        "reward": torch.randn(shape),
+        **dict.fromkeys(("is_first", "is_last", "is_terminal"), flags),
+    }
+
+
+def scripted_replay() -> Replay:
+    """Random actions in a task whose reward names the action that caused it; the observation tells nothing of it.
+
+    Episodes end alternately by termination and by truncation, and the last observation says by which.
+    """
+    num_envs, draws = 8, generator()
+    replay = Replay(SCRIPTED.spaces, num_envs=num_envs, capacity=num_envs * 200, device=CPU)
+    action = torch.zeros(num_envs, dtype=torch.int64)
+    for column in range(200):
+        episode, row = divmod(column, EPISODE_ROWS)
+        is_first, is_last = row == 0, row == EPISODE_ROWS - 1
+        is_terminal = is_last and episode % 2 == 0
+        ending = [float(is_terminal), float(is_last and not is_terminal)]
+        reward = torch.zeros(num_envs) if is_first else WORTH[action]
+        action = torch.randint(len(WORTH), (num_envs,), generator=draws)
+        replay.add(
+            {
+                "clock": torch.full((num_envs, 1), row / EPISODE_ROWS),
+                "ending": torch.tensor([ending]).repeat(num_envs, 1),
+                "action": action,
+                "reward": reward,
+                "is_first": torch.full((num_envs,), is_first),
+                "is_last": torch.full((num_envs,), is_last),
+                "is_terminal": torch.full((num_envs,), is_terminal),
+            }
+        )
+    return replay
+
+
+def routing_replay(*, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84) -> Replay:
+    """Random legal tours; with `reward_is_target` a move earns the x coordinate of the node that it goes to."""
+    draws = generator()
+    env = RoutingVectorEnv(TSPRules, num_envs=num_envs, num_nodes=NODES, device=CPU, generator=draws)
+    obs, info = env.reset()
+    spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
+    replay = Replay({**spaces, "action": ((), torch.int64)}, num_envs=num_envs, capacity=num_envs * columns, device=CPU)
+    reward, ended = torch.zeros(num_envs), torch.zeros(num_envs, dtype=torch.bool)
+    for _ in range(columns):
+        action = torch.multinomial(obs["action_mask"].float(), 1, generator=draws)[:, 0]
+        flags = {"is_first": info["is_first"], "is_last": ended, "is_terminal": ended}
+        replay.add({**obs, **flags, "action": action, "reward": reward})
+        earned = obs["coords"][torch.arange(num_envs), action, 0] * ~ended
+        obs, reward, ended, _, info = env.step(action)
+        if reward_is_target:
+            reward = earned
+    return replay
+
+
+# A world model and a behaviour
+
+
+def make_behavior(task: Task, model: WorldModel, *, settings: Config, guard: Guard) -> ImagBehavior:
+    return ImagBehavior(
+        task,
+        model,
+        imagination=imagination_settings(settings),
+        actor=settings.actor,
+        critic=settings.critic,
+        optimizer={**settings.schedule.to_dict(), **settings.optimizer.to_dict()},
+        guard=guard,
+        norm=settings.model.norm,
+        initialisation=settings.model.initialisation,
+    )
+
+
+class Scene:
+    """A world model and a behaviour in it, made from the section `debug` with some keys changed."""
+
+    def __init__(self, task: Task = ROUTING, **changes: Any) -> None:
+        torch.manual_seed(0)
+        settings = debug_config(*([] if task.rules else ["gym"]), **changes)
+        self.model = WorldModel(task, settings.model, discount=settings.discount)
+        self.guard = Guard("cpu")
+        self.behavior = make_behavior(task, self.model, settings=settings, guard=self.guard)
+
+    def start(self, batch: dict[str, Tensor], seed: int = 0) -> Start:
+        return self.behavior.start(self.model, batch, None, generator(seed))
+
+    def imagine(
+        self, start: Start, *, horizon: int = NODES, seed: int = 1, mask: str = "rules", differentiable: bool = False
+    ) -> Trajectory:
+        draws, shape = generator(seed), start.weight.shape
+        noise = Noise(
+            latent=torch.rand(horizon, *shape, self.model.rssm.stoch_size, generator=draws),
+            action=torch.rand(horizon, *shape, *self.model.task.actions.shape, generator=draws),
+        )
+        return imagine(
+            self.model,
+            self.behavior.actor,
+            start=start,
+            tables=self.behavior._tables(self.model, start.context),
+            noise=noise,
+            horizon=horizon,
+            mask=mask,
+            differentiable=differentiable,
+        )
+
+    def imagine_from(self, batch: dict[str, Tensor], **choices: Any) -> tuple[Start, Trajectory]:
+        start = self.start(batch)
+        return start, self.imagine(start, **choices)
+
+    def observe(self, batch: dict[str, Tensor], seed: int = 2) -> Observed:
+        noise = uniform((*batch["reward"].shape, self.model.rssm.stoch_size), generator(seed))
+        return self.model.observe(batch, noise)
+
+    def losses(
+        self, batch: dict[str, Tensor], observed: Observed | None = None, *, seed: int = 0, progress: float = 0.0
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.behavior.losses(
+            self.model, batch, observed, progress=progress, reward_range=RANGE, generator=generator(seed)
+        )
+
+    def update(self, batch: dict[str, Tensor], seed: int = 0, *, progress: float = 0.0) -> dict[str, Tensor]:
+        """One update of actor and critic alone."""
+        behavior = self.behavior
+        losses, metrics = self.losses(batch, seed=seed, progress=progress)
+        pairs = [(losses["actor"], [behavior.actor_optimizer]), (losses["critic"], [behavior.critic_optimizer])]
+        applied, update_metrics = update_together(pairs, progress=progress)
+        behavior.follow(applied)
+        return metrics | update_metrics
+
+
+def pointer_of(scene: Scene) -> TSPPointerActor:
+    assert isinstance(scene.behavior.actor, TSPPointerActor)
+    return scene.behavior.actor
+
+
+def costly_legs(scene: Scene) -> Scene:
+    """Let a move cost its length by the head, which starts at zero."""
+    return with_head(scene, times_length=-1.0)
+
+
+def with_head(scene: Scene, *, times_length: float = 0.0, constant: float = 0.0) -> Scene:
+    """Let the head's answer be one number times the length, plus another."""
+    head = scene.model.heads["reward"]
+    assert isinstance(head, MoveHead)
+    nn.init.zeros_(head.output.weight)
+    with torch.no_grad():
+        head.output.bias.copy_(torch.tensor([times_length, constant]))
+    return scene
+
+
+def constant_critic(scene: Scene) -> float:
+    """Make the critic answer one of its bins, whatever it is asked."""
+    critic = scene.behavior.critic
+    nn.init.zeros_(critic.mlp.output.weight)
+    nn.init.constant_(critic.mlp.output.bias, -1e4)
+    with torch.no_grad():
+        critic.mlp.output.bias[17] = 0.0
+    return float(critic.bins[17])
+
+
+def state_of(trajectory: Trajectory) -> TSPState:
+    assert trajectory.state is not None
+    return trajectory.state
+
+
+def instance_of(start: Start) -> TSPInstance:
+    assert start.context is not None
+    return start.context.instance
+
+
+def tours_of(trajectory: Trajectory) -> Tensor:
+    """Nodes in visiting order, [B, Q, N], beginning with the first one."""
+    return torch.cat((state_of(trajectory).first[:, :, :1], trajectory.action[:, :, :-1]), -1)
+
+
+def lengths(coords: Tensor, tours: Tensor) -> Tensor:
+    each = coords[:, None].expand(*tours.shape, 2).flatten(0, 1)
+    return tour_length(each, tours.flatten(0, 1)).view(tours.shape[:2])

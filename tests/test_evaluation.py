@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
+from torch import Tensor
+
+import config
+import evaluation
+import launch
+from agent import Agent
+from dreamer import Dreamer
+from envs.gym_vector import GymVectorEnv, make_gym
+from envs.instances import TEST_SEED, VALIDATION_SEED
+from envs.routing import TSPRules, tour_length
+from envs.tasks import ActionSpec, Task
+from evaluation import Evaluation, GymEvaluator, RoutingEvaluator, film, play
+from guard import Guard
+
+CPU = torch.device("cpu")
+NODES = 6
+ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
+
+# Routing
+
+
+def routing_agent() -> tuple[Dreamer, dict[str, torch.Generator]]:
+    generators = launch.make_generators(0, CPU)
+    settings = config.load(Path(launch.__file__).with_name("configs.yaml"), ["debug"], {})
+    return Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
+
+
+def some_instances(count: int = 8) -> Evaluation:
+    return launch.make_evaluation(NODES, count, seed=VALIDATION_SEED)
+
+
+def random_states(generators: dict[str, torch.Generator]) -> list[Any]:
+    return [
+        *(generator.get_state().tolist() for generator in generators.values()),
+        torch.get_rng_state().tolist(),
+        [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],  # noqa: NPY002
+    ]
+
+
+def test_evaluate_draws_from_no_generator():
+    agent, generators = routing_agent()
+    before = random_states(generators)
+    evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU)
+    assert random_states(generators) == before
+
+
+def test_evaluate_is_greedy_and_repeatable():
+    agent, _ = routing_agent()
+    one, other = (evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU) for _ in range(2))
+    assert torch.equal(one.tours, other.tours) and one.gap == other.gap
+
+
+def test_evaluate_measures_its_own_tours():
+    agent, _ = routing_agent()
+    instances = some_instances(16)
+    result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
+    assert (result.tours.sort(-1).values == torch.arange(NODES)).all()
+    torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
+    assert (result.lengths.numpy() > instances.references - 1e-5).all()
+    mean = float(tour_length(instances.coords, result.tours).double().mean())
+    assert result.gap == pytest.approx(100 * (mean / instances.references.mean() - 1), abs=1e-4)
+
+
+def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():
+    agent, _ = routing_agent()
+    validation, test = some_instances(8), some_instances(5)
+    drawn_for = []
+
+    def pictures(coords: Tensor) -> dict[str, np.ndarray]:
+        drawn_for.append(coords)
+        return {"imagined": np.zeros((2, 2, 3), np.uint8)}
+
+    evaluator = RoutingEvaluator(ROUTING, validation=validation, test=test, device=CPU, pictures=pictures)
+    for report, instances in ((evaluator.validate(agent), validation), (evaluator.test(agent), test)):
+        result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
+        assert report.values == {"gap": result.gap, "return": -float(result.lengths.mean())}
+        assert report.pictures.keys() == {"tour", "imagined"}
+        assert report.summary.startswith(
+            f"{len(result.lengths)} instances, mean length {result.lengths.mean():.4f} +- "
+        )
+        assert report.summary.endswith(f"gap {result.gap:.2f} % to the reference")
+    assert torch.equal(drawn_for[0], validation.coords[0])
+
+
+# Any other task
+
+
+class ScriptedAgent:
+    """Action 10 t + row at its t-th decision; likes no noise."""
+
+    rows_per_update, batch_length = 1, 1
+    memory_spaces: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+
+    def initial_state(self, num_envs: int) -> dict[str, Any]:
+        return {"time": 0, "num_envs": num_envs}
+
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        is_first: Tensor,
+        any_first: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        assert generator is None, "an evaluation draws nothing"
+        assert bool(is_first.any()) == any_first
+        action = 10 * state["time"] + torch.arange(state["num_envs"])
+        return action, {**state, "time": state["time"] + 1}
+
+    def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        return {}
+
+    def update(self, replay: Any, *, progress: float) -> dict[str, Tensor]:
+        raise AssertionError("an evaluation learns nothing")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_weights(self, state: dict[str, Any]) -> None: ...
+
+
+class Scripted(gymnasium.Env):
+    """Shows (time, last action); every step is worth `reward`, and `length` of them make an episode."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(1000)
+
+    def __init__(
+        self, *, length: int = 3, reward: float = 1.0, by_time: bool = False, render_mode: str | None = "rgb_array"
+    ) -> None:
+        self.length, self.reward, self.by_time, self.render_mode = length, reward, by_time, render_mode
+        self.seeds: list[int | None] = []
+        self.closed = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.time, self.last_action = 0, -1
+        return self.observe(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time, self.last_action = self.time + 1, int(action)
+        ended = self.time == self.length
+        return self.observe(), self.reward, ended and not self.by_time, ended and self.by_time, {}
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.time, self.last_action], np.float32)
+
+    def render(self) -> np.ndarray:
+        # Another colour each time: a GIF stores equal frames in a row as one.
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:] = (40 * self.time, 20 * len(self.seeds), (self.seeds[-1] or 0) % 200)
+        return image
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def factory(*arguments: dict[str, Any]) -> tuple[Callable[[], Scripted], list[Scripted]]:
+    """Makes a `Scripted` with each of the arguments in turn, and the list of those made."""
+    made: list[Scripted] = []
+
+    def make() -> Scripted:
+        made.append(Scripted(**arguments[len(made) % len(arguments)]))
+        return made[-1]
+
+    return make, made
+
+
+THREE = ({"length": 4, "reward": 1.0}, {"length": 2, "reward": 10.0}, {"length": 7, "reward": 0.5, "by_time": True})
+
+
+def vector_env(make: Callable[[], gymnasium.Env], num_envs: int = 3) -> GymVectorEnv:
+    return GymVectorEnv(make, num_envs=num_envs, device=CPU, seed=0)
+
+
+def test_scripted_agent_is_an_agent():
+    assert isinstance(ScriptedAgent(), Agent)
+
+
+def test_play_counts_one_episode_for_each_row():
+    make, made = factory(*THREE)
+    episodes = play(ScriptedAgent(), vector_env(make))
+    # Rows 0 and 1 went on with further episodes, which do not count, until row 2 had ended.
+    assert [len(env.seeds) for env in made] == [2, 3, 1]
+    assert episodes.returns.tolist() == [4.0, 20.0, 3.5]
+    assert episodes.lengths.tolist() == [4, 2, 7]
+
+
+def test_play_tells_after_each_step_which_episodes_still_run():
+    make, _ = factory(*THREE)
+    running: list[list[bool]] = []
+    play(ScriptedAgent(), vector_env(make), after_step=lambda still: running.append(still.tolist()))
+    assert [sum(column) for column in zip(*running, strict=True)] == [4, 2, 7]
+    assert running[0] == [True, True, True] and running[-1] == [False, False, True]
+
+
+@pytest.mark.parametrize("order", [THREE, THREE[::-1]], ids=["first ends early", "first ends last"])
+def test_play_records_the_first_episode_aligned(order: tuple[dict[str, Any], ...]):
+    make, _ = factory(*order)
+    first = play(ScriptedAgent(), vector_env(make)).first
+    length = order[0]["length"]
+    assert first.keys() == {"observation", "prev_action", "is_first"}
+    time, last_action = first["observation"].unbind(-1)
+    assert time.tolist() == [list(range(length))]
+    assert first["is_first"].tolist() == [[True] + [False] * (length - 1)]
+    # The environment shows the action that led to what it shows; the first row has none.
+    assert first["prev_action"][:, 1:].tolist() == last_action[:, 1:].tolist() == [[10 * t for t in range(length - 1)]]
+    assert first["prev_action"].dtype == torch.int64 and first["prev_action"][0, 0] == 0
+
+
+def test_play_counts_an_endless_episode_as_it_stands(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    make, _ = factory({"length": 1000}, {"length": 2})
+    episodes = play(ScriptedAgent(), vector_env(make, 2))
+    assert episodes.lengths.tolist() == [5, 2]
+    assert episodes.first["is_first"].shape == (1, 5)
+
+
+def gym_evaluator(make: Callable[[], gymnasium.Env], **changes: Any) -> GymEvaluator:
+    settings = {"valid_episodes": 3, "eval_episodes": 6, **changes}
+    return GymEvaluator(make, device=CPU, **settings)
+
+
+def test_gym_evaluator_reports_mean_length_interval_and_range():
+    make, made = factory(*THREE)
+    evaluator = gym_evaluator(make)
+    report = evaluator.validate(ScriptedAgent())
+    # Returns 4, 20 and 3.5: mean 55/6, standard deviation 9.3853, whence 1.96 * 9.3853 / sqrt(3) = 10.62.
+    assert report.values == pytest.approx({"return": 55 / 6, "length": 13 / 3})
+    assert report.summary == "3 episodes, mean return 9.167 +- 11 (95 %), from 3.5 to 20"
+    assert report.pictures == {}
+    assert all(env.closed for env in made)
+    assert evaluator.test(ScriptedAgent()).summary.startswith("6 episodes, ")
+
+
+def test_gym_evaluator_has_no_interval_of_one_episode():
+    report = gym_evaluator(factory(THREE[0])[0], eval_episodes=1).test(ScriptedAgent())
+    assert report.summary == "1 episodes, mean return 4, from 4 to 4"
+
+
+def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test():
+    make, made = factory({})
+    evaluator = gym_evaluator(make)
+    for evaluate in (evaluator.validate, evaluator.validate, evaluator.test):
+        evaluate(ScriptedAgent())
+    seeds = [env.seeds[0] for env in made]
+    one, again, test = seeds[:3], seeds[3:6], seeds[6:]
+    assert one == again and len(test) == 6
+    assert len(set(one) | set(test)) == 9
+
+
+def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
+    settings = config.load(Path(launch.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
+    world, generators = launch.make_world(settings, CPU), launch.make_generators(0, CPU)
+    agent = Dreamer(world.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
+    evaluator = gym_evaluator(make_gym(settings.task))
+    before = random_states(generators)
+    one, other = evaluator.validate(agent), evaluator.validate(agent)
+    assert random_states(generators) == before
+    assert one == other
+    assert one.values["length"] == 6 and one.values["return"] != evaluator.test(agent).values["return"]
+
+
+def test_gym_evaluator_draws_the_first_episode():
+    shown: list[dict[str, Tensor]] = []
+
+    def pictures(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        shown.append(sequence)
+        return {"open_loop": np.zeros((2, 2, 3), np.uint8)}
+
+    report = gym_evaluator(factory(*THREE)[0], pictures=pictures).validate(ScriptedAgent())
+    assert report.pictures.keys() == {"open_loop"}
+    assert shown[0]["observation"].shape == (1, 4, 2)
+
+
+def test_gym_evaluator_closes_its_environments_after_a_failure():
+    class Failing(ScriptedAgent):
+        def act(self, *_arguments: Any, **_keywords: Any) -> Any:
+            raise ZeroDivisionError
+
+    make, made = factory(*THREE)
+    with pytest.raises(ZeroDivisionError):
+        gym_evaluator(make).validate(Failing())
+    assert made and all(env.closed for env in made)
+
+
+def test_film_writes_every_step_of_every_episode(tmp_path: Path):
+    make, made = factory(*THREE)
+    path = film(ScriptedAgent(), make, folder=tmp_path / "not" / "yet", device=CPU)
+    assert path == tmp_path / "not" / "yet" / "episodes.gif"
+    with GifImageFile(path) as gif:
+        assert gif.n_frames == 4 + 2 + 7
+        # 25 frames a second.
+        assert gif.info["duration"] == 40
+        reds = []
+        for frame in range(gif.n_frames):
+            gif.seek(frame)
+            reds.append(int(np.asarray(gif.convert("RGB"))[4, 4, 0]))
+    assert reds == [40 * time for length in (4, 2, 7) for time in range(length)]
+    assert made[0].seeds[0] != made[1].seeds[0]
+    assert all(env.closed for env in made)
+
+
+def test_film_shows_the_first_test_episode_first(tmp_path: Path):
+    make, made = factory({})
+    gym_evaluator(make, eval_episodes=1).test(ScriptedAgent())
+    film(ScriptedAgent(), make, folder=tmp_path, device=CPU, episodes=1)
+    assert made[0].seeds == made[1].seeds
+    assert GymVectorEnv(make, num_envs=1, device=CPU, seed=TEST_SEED).reset() and made[2].seeds == made[0].seeds
+
+
+def test_film_of_pixels_shows_what_the_environment_draws(tmp_path: Path):
+    agent = ScriptedAgent()
+    agent.act = lambda _obs, state, **_: (torch.zeros(1, dtype=torch.int64), state)  # type: ignore[method-assign]
+    path = film(agent, make_gym("gym_PixelGrid-v0", render_mode="rgb_array"), folder=tmp_path, device=CPU, episodes=1)
+    with Image.open(path) as gif:
+        assert gif.size == (64, 64)
+
+
+def test_film_refuses_an_environment_that_draws_nothing(tmp_path: Path):
+    make, _ = factory({"render_mode": None})
+    with pytest.raises(ValueError, match="has no render_mode rgb_array, so it cannot be filmed") as error:
+        film(ScriptedAgent(), make, folder=tmp_path / "film", device=CPU)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "film").exists()

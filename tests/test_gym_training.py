@@ -1,0 +1,347 @@
+"""Whole runs on gymnasium tasks, as a user starts them, with networks too small to learn anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+import checkpoint
+import dreamer
+from logger import METRICS
+from replay import Replay
+
+CPU = torch.device("cpu")
+STEPS, ENVS = 200, 4
+COMMAND = [
+    *("--configs", "debug", "--device", "cpu", "--steps", str(STEPS), "--envs", str(ENVS), "--prefill", "48"),
+    *("--train_ratio", "4", "--log_every", "50", "--eval_every", "200", "--checkpoint_every", "100"),
+    *("--valid_episodes", "2", "--eval_episodes", "3"),
+]
+TASKS = ("CartPole-v1", "Pendulum-v1", "Switches-v0", "SwitchesNoRules-v0", "TMaze-v0", "PixelGrid-v0")
+
+Rows = list[dict[str, Any]]
+
+
+def train(logdir: Path, env_id: str, *arguments: str) -> Rows:
+    """A run in this process, and its metrics."""
+    dreamer.main([*COMMAND, "--task", f"gym_{env_id}", *arguments, "--logdir", str(logdir)])
+    return [json.loads(line) for line in (logdir / METRICS).read_text().splitlines()]
+
+
+def without_times(rows: Rows) -> Rows:
+    return [{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in rows]
+
+
+def loaded(logdir: Path) -> dict[str, Any]:
+    return checkpoint.load(logdir / checkpoint.LATEST, CPU)
+
+
+class Run:
+    """An undisturbed run."""
+
+    def __init__(self, logdir: Path, env_id: str) -> None:
+        self.logdir = logdir
+        self.rows = train(logdir, env_id)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """One run of every task that was asked for so far; `run_of` adds to it."""
+    return {}
+
+
+@pytest.fixture
+def run_of(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory):
+    def run_of(env_id: str) -> Run:
+        if env_id not in runs:
+            runs[env_id] = Run(tmp_path_factory.mktemp(env_id) / "run", env_id)
+        return runs[env_id]
+
+    return run_of
+
+
+# To the end
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+def test_task_trains_to_its_end(run_of, env_id: str):
+    rows = run_of(env_id).rows
+    assert all(value is not None for row in rows for value in row.values()), "a value that is not finite"
+    steps = {name: [row["step"] for row in rows if name in row] for name in ("valid_return", "eval_return")}
+    assert steps["valid_return"][0] == 0 and len(steps["valid_return"]) == 2
+    assert steps["eval_return"] == [rows[-1]["step"]]
+    # An episode may begin in the step in which the last decisions are made.
+    assert STEPS <= rows[-1]["step"] < STEPS + ENVS
+    logged = set().union(*rows)
+    assert {"eval_length", "model_loss", "actor_loss", "critic_loss", "cont_loss", "decoder_loss"} < logged
+    # 4 replayed rows for each env step after the prefill, in batches of 4 windows of 12 rows.
+    updates = [row["updates"] for row in rows if "updates" in row][-1]
+    assert updates == pytest.approx((STEPS - 48) * 4 / 48, abs=1)
+
+
+def test_masked_actions_are_legal_in_training_and_with_rules_in_imagination(run_of):
+    for env_id in ("Switches-v0", "SwitchesNoRules-v0"):
+        rows = run_of(env_id).rows
+        assert {row["env_miss_rate"] for row in rows if "env_miss_rate" in row} == {0.0}
+        assert "mask_loss" in set().union(*rows)
+        # Every episode presses all 6 switches once.
+        assert {row["train_length"] for row in rows if "train_length" in row} == {6.0}
+        assert rows[-1]["eval_length"] == 6
+    assert {row["miss_rate"] for row in run_of("Switches-v0").rows if "miss_rate" in row} == {0.0}
+    assert "miss_rate" not in set().union(*run_of("SwitchesNoRules-v0").rows)
+
+
+def test_replay_holds_the_goals_that_were_reached(run_of):
+    spaces = {"observation": ((64, 64, 3), torch.uint8), "action": ((), torch.int64)}
+    _, rows = stored_rows(run_of("PixelGrid-v0").logdir, spaces)
+    found = rows["is_terminal"]
+    assert found.any() and torch.equal(found, rows["is_last"])
+    # The goal gives 1, and each move costs 0.01.
+    torch.testing.assert_close(rows["reward"][found], torch.full((int(found.sum()),), 0.99))
+    assert (rows["reward"][~found] <= 0).all()
+
+
+def stored_rows(
+    logdir: Path, spaces: dict[str, tuple[tuple[int, ...], torch.dtype]]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    state = loaded(logdir)
+    memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in state["replay"]["memory"].items()}
+    replay = Replay(spaces, num_envs=ENVS, capacity=1000, device=CPU, memory=memory)
+    replay.load_chunks(logdir / "replay", state["replay"])
+    assert replay.total < replay.length
+    return state, {key: value[:, : replay.total] for key, value in {**replay.rows, **replay.memory}.items()}
+
+
+def test_replay_keeps_a_latent_of_every_row(run_of):
+    spaces = {"observation": ((3,), torch.float32), "action": ((), torch.int64)}
+    _, rows = stored_rows(run_of("TMaze-v0").logdir, spaces)
+    # Also of the rows that the random prefill collected; only an episode's first may still be all zeros.
+    assert ((rows["context_deter"] != 0).any(-1) | rows["is_first"]).all()
+    assert (rows["context_stoch"] >= 0).all() and (rows["context_stoch"] < 4).all()
+
+
+def test_tensorboard_gets_a_picture_of_the_open_loop(run_of):
+    for env_id, key in (("PixelGrid-v0", "observation"), ("Switches-v0", "values")):
+        events = EventAccumulator(str(run_of(env_id).logdir), size_guidance={"images": 0}).Reload()
+        images = events.Images(f"validation_open_loop_{key}")
+        assert len(images) == 2 and min(images[0].width, images[0].height) > 100
+
+
+# Stopped and resumed
+
+
+class Killed(Exception):
+    """What a killed process does not live to see."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, *, column: int, how: str) -> None:
+    """End the run at the moment in which its replay gets a certain column."""
+    add = Replay.add
+
+    def add_and_stop(self: Replay, row: dict[str, torch.Tensor]) -> None:
+        add(self, row)
+        if self.total == column:
+            if how == "killed":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Replay, "add", add_and_stop)
+
+
+def train_interrupted(logdir: Path, env_id: str, *arguments: str, column: int, how: str) -> int:
+    """A run that ends before its time; the step that it is to go on from."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(monkeypatch, column=column, how=how)
+        if how == "killed":
+            with pytest.raises(Killed):
+                train(logdir, env_id, *arguments)
+        else:
+            train(logdir, env_id, *arguments)
+    return loaded(logdir)["step"]
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_environment_with_a_state_resumes_exactly(run_of, tmp_path: Path, how: str):
+    whole, logdir = run_of("TMaze-v0"), tmp_path / "run"
+    step = train_interrupted(logdir, "TMaze-v0", column=40, how=how)
+    # By then some updates have been made; the killed run goes back to its last checkpoint.
+    assert 100 <= step < 160 and bool(step < 110) == (how == "killed")
+    assert not loaded(logdir)["row"]["is_last"].all(), "no episode runs, so nothing has to be resumed"
+    assert without_times(train(logdir, "TMaze-v0")) == without_times(whole.rows)
+    mine, theirs = loaded(logdir), loaded(whole.logdir)
+    for part in ("model", "behavior"):
+        assert all(torch.equal(value, theirs["agent"][part][name]) for name, value in mine["agent"][part].items())
+    assert all(torch.equal(value, theirs["replay"]["memory"][name]) for name, value in mine["replay"]["memory"].items())
+
+
+def test_environment_without_a_state_begins_new_episodes_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    logdir = tmp_path / "run"
+    train_interrupted(logdir, "CartPole-v1", column=40, how="stopped")
+    before = loaded(logdir)
+    running = ~before["row"]["is_last"]
+    assert running.any()
+    capsys.readouterr()
+    rows = train(logdir, "CartPole-v1")
+    assert capsys.readouterr().err.count("could not be resumed and end as truncated") == 1
+    assert "eval_return" in rows[-1]
+    state, stored = stored_rows(logdir, {"observation": ((4,), torch.float32), "action": ((), torch.int64)})
+    # The row that was pending is closed as a time limit would close it, and the next begins an episode.
+    assert stored["is_last"][:, 40].all()
+    assert not stored["is_terminal"][running, 40].any()
+    assert stored["is_first"][:, 41].all() and (stored["reward"][:, 41] == 0).all()
+    assert torch.equal(stored["observation"][:, 40], before["row"]["observation"])
+    decisions = int((~stored["is_first"]).sum()) + int((~state["row"]["is_first"]).sum())
+    assert state["step"] == decisions
+
+
+@pytest.mark.slow
+def test_environments_in_processes_train_and_resume_like_those_in_one(run_of, tmp_path: Path):
+    logdir = tmp_path / "run"
+    train_interrupted(logdir, "TMaze-v0", "--env_processes", "true", column=40, how="stopped")
+    rows = train(logdir, "TMaze-v0", "--env_processes", "true")
+    assert without_times(rows) == without_times(run_of("TMaze-v0").rows)
+
+
+# Evaluated again
+
+
+def test_evaluate_prints_mean_and_interval_and_films(run_of, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run, folder = run_of("PixelGrid-v0"), tmp_path / "film"
+    before = {path: path.stat().st_mtime_ns for path in run.logdir.rglob("*")}
+    capsys.readouterr()
+    dreamer.main(["--evaluate", str(run.logdir), "--video", str(folder), "--device", "cpu"])
+    report, film = capsys.readouterr().out.splitlines()
+    begin = f"{run.logdir} at step {run.rows[-1]['step']}: 3 episodes, mean return {run.rows[-1]['eval_return']:.4g}"
+    assert report.startswith(f"{begin} +- ") and "(95 %), from " in report
+    assert film == f"film: {folder / 'episodes.gif'}"
+    with Image.open(folder / "episodes.gif") as gif:
+        assert gif.size == (64, 64)
+    assert {path: path.stat().st_mtime_ns for path in run.logdir.rglob("*")} == before
+
+
+def test_evaluate_takes_a_checkpoint_file_and_a_config_of_an_older_version(run_of, tmp_path: Path, capsys):
+    run, logdir = run_of("TMaze-v0"), tmp_path / "run"
+    shutil.copytree(run.logdir, logdir)
+    text = (logdir / "config.yaml").read_text()
+    assert "  replay_scale: 0.3\n" in text
+    (logdir / "config.yaml").write_text(text.replace("  replay_scale: 0.3\n", ""))
+    capsys.readouterr()
+    dreamer.main(["--evaluate", str(logdir / "previous.pt"), "--device", "cpu"])
+    assert f"{logdir / 'previous.pt'} at step 2" in capsys.readouterr().out
+
+
+# An environment of one's own
+
+OWN_TASK = """
+import gymnasium, numpy
+
+class Own(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict(
+        {"place": gymnasium.spaces.Discrete(3, start=5), "speed": gymnasium.spaces.Box(-1, 1, (2, 2))}
+    )
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.time += 1
+        return self.observe(), float(action[1]), False, self.time == 5, {}
+
+    def observe(self):
+        return {"place": numpy.int64(5 + self.time % 3), "speed": numpy.full((2, 2), self.time / 5, numpy.float32)}
+
+gymnasium.register("Own-v0", entry_point=Own)
+"""
+
+
+def test_environment_of_ones_own_trains_and_is_not_filmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    logdir = tmp_path / "run"
+    try:
+        rows = train(logdir, "Own-v0", "--import", "own_task", "--steps", "100")
+        assert {row["train_length"] for row in rows if "train_length" in row} == {5.0}
+        assert {"decoder_place_loss", "decoder_speed_loss"} < set().union(*rows)
+        spaces = {"place": ((1,), torch.int64), "speed": ((4,), torch.float32), "action": ((2,), torch.int64)}
+        _, stored = stored_rows(logdir, spaces)
+        # Time limits end its episodes: what follows them still has a value.
+        assert stored["is_last"][:, 5].all() and not stored["is_terminal"].any()
+        assert torch.equal(stored["reward"][:, 1:6], stored["action"][:, :5, 1].float())
+        line = refusal(capsys, "--evaluate", str(logdir), "--video", str(tmp_path / "film"))
+        assert "rgb_array" in line
+    finally:
+        gymnasium.registry.pop("Own-v0", None)
+
+
+# Mistakes
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a user's mistake is answered with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        dreamer.main([*COMMAND, *arguments])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dreamer.py: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "gym_CartPol-v1"], "no environment is registered as 'CartPol-v1'; did you mean CartPole-v1"),
+        (["--task", "gym_TMaze-v7"], "did you mean TMaze-v0"),
+        (["--task", "gymCartPole-v1"], "gym_ID for a gymnasium environment such as gym_CartPole-v1"),
+        (["--import", "no_such_module"], "module 'no_such_module' cannot be imported"),
+        (["--prefill", "47"], "prefill is 47; 4 environments need 48 for a window of 12 rows each"),
+        (["--replay_capacity", "40"], "replay_capacity is 40; 4 environments need 48 for a window of 12 rows each"),
+        (["--prefill_policy", "nearest"], "prefill_policy nearest is for routing"),
+        (["--imag_horizon", "episode"], "imag_horizon as a number of steps"),
+        (["--actor.type", "tsp_pointer"], "actor.type tsp_pointer points at nodes"),
+        (["--model.encode_keys", "image"], "no key of the observation matches 'image'; there are observation"),
+        (["--valid_episodes", "0"], "valid_episodes is 0; it must be at least 1"),
+        (["--model.norm", "batch"], "model.norm is 'batch'; choose one of rms, layer"),
+        (["--video", "film"], "--video goes with --evaluate"),
+        (["--evaluate", "no/such/run"], "no/such/run does not exist"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_is_answered_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    task = [] if "--task" in arguments else ["--task", "gym_TMaze-v0"]
+    assert message in refusal(capsys, *task, *arguments, "--logdir", str(tmp_path))
+    assert not (tmp_path / METRICS).exists()
+
+
+def test_run_of_another_number_of_environments_is_refused(run_of, capsys, tmp_path: Path):
+    logdir = tmp_path / "run"
+    shutil.copytree(run_of("TMaze-v0").logdir, logdir)
+    line = refusal(capsys, "--task", "gym_TMaze-v0", "--envs", "2", "--logdir", str(logdir))
+    assert "4 environments" in line
+
+
+def test_film_of_a_routing_run_is_refused(capsys, tmp_path: Path):
+    logdir = tmp_path / "run"
+    dreamer.main(["--configs", "debug", "--steps", "48", "--device", "cpu", "--logdir", str(logdir)])
+    line = refusal(capsys, "--evaluate", str(logdir), "--video", str(tmp_path))
+    assert "--video films gymnasium tasks; python solve.py draws tours" in line
