@@ -30,11 +30,14 @@ class Latent(NamedTuple):
 
 
 class Normed(nn.Module):
-    """A linear layer, RMSNorm and SiLU."""
+    """A linear layer, RMSNorm and SiLU.
+
+    Without the bias the norm would hide how large a small input is: a torque of 0.5 would look like one of 1.
+    """
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(size_in, size_out, bias=False)
+        self.linear = nn.Linear(size_in, size_out)
         self.norm = nn.RMSNorm(size_out, eps=1e-4)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:

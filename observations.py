@@ -6,18 +6,20 @@ import itertools
 import re
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.tasks import ObservationKey
 from networks import MLP, Normed
-from sets import SetEncoder, masked_mean
+from sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
 
 # Channels of each stage of the image networks, in units of `depth`; each stage halves or doubles the resolution.
 STAGES = (2, 3, 4, 4)
 KERNEL = 5
+# A decoder's convolution works at half the resolution that it fills, where 3x3 reach as far.
+DECODER_KERNEL = 3
 # Of a set of observed elements: routing's encoders have settings of their own.
 SET_LAYERS, SET_HEADS = 1, 4
 
@@ -66,7 +68,10 @@ class ObservationEncoder(nn.Module):
         self.flat = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
         images = [ImageEncoder(keys[name].shape, depth=depth) for name in self.image_names]
         self.images = nn.ModuleList(images)
-        self.sets = nn.ModuleList(ElementsEncoder(keys[name].shape[1], units=units) for name in self.validity)
+        self.sets = nn.ModuleList(
+            PointsEncoder(keys[name].shape[1], width=units, layers=SET_LAYERS, heads=SET_HEADS, hidden=2 * units)
+            for name in self.validity
+        )
         self.embed_size = (units if flat_size else 0) + units * len(self.sets)
         self.embed_size += sum(image.embed_size for image in images)
 
@@ -80,10 +85,7 @@ class ObservationEncoder(nn.Module):
         for image, name in zip(self.images, self.image_names, strict=True):
             parts.append(image(obs[name]))
         for encoder, (name, validity) in zip(self.sets, self.validity.items(), strict=True):
-            lead = obs[name].shape[:-2]
-            members = symlog(obs[name].float()).flatten(0, -3)
-            valid = None if validity is None else obs[validity].flatten(0, -2)
-            parts.append(encoder(members, valid).view(*lead, -1))
+            parts.append(encoder(symlog(obs[name].float()), None if validity is None else obs[validity]))
         return torch.cat(parts, -1)
 
 
@@ -159,31 +161,12 @@ def _outputs(key: ObservationKey) -> int:
     return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
 
 
-class ElementsEncoder(nn.Module):
-    """A set as one vector, in no order: the mean of its elements, each beside what attention tells it of the others.
-
-    Attention is normalised over the set, so that its own mean would be the same whatever the set holds.
-    """
-
-    def __init__(self, features: int, *, units: int) -> None:
-        super().__init__()
-        self.attention = SetEncoder(features, width=units, layers=SET_LAYERS, heads=SET_HEADS, hidden=2 * units)
-        self.element = nn.Linear(features + units, units)
-
-    def forward(self, members: Float[Tensor, "B N F"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B U"]:
-        if valid is not None:
-            # Filled, as a NaN in the padding would pass even a weight of 0.
-            members = members.masked_fill(~valid[..., None], 0.0)
-        elements = functional.silu(self.element(torch.cat((members, self.attention(members, valid)), -1)))
-        return elements.mean(1) if valid is None else masked_mean(elements, valid[:, None])[:, 0]
-
-
 class ConvStage(nn.Module):
     """A convolution, RMSNorm over the channels of each pixel, and SiLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, KERNEL, stride=stride, padding=KERNEL // 2)
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
         self.norm = nn.RMSNorm(channels_out, eps=1e-4)
 
     def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
@@ -200,7 +183,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         height, width, channels = shape
         sizes = [channels] + [depth * factor for factor in STAGES]
-        self.stages = nn.Sequential(*(ConvStage(a, b, stride=2) for a, b in itertools.pairwise(sizes)))
+        self.stages = nn.Sequential(*(ConvStage(a, b, kernel=KERNEL, stride=2) for a, b in itertools.pairwise(sizes)))
         shrink = 2 ** len(STAGES)
         self.embed_size = sizes[-1] * (height // shrink) * (width // shrink)
 
@@ -225,9 +208,9 @@ class ImageDecoder(nn.Module):
         self.from_feat = Normed(feat_size, torch.Size(self.start).numel())
         stages: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
-            stages += [ConvStage(a, 4 * b), nn.PixelShuffle(2)]
+            stages += [ConvStage(a, 4 * b, kernel=DECODER_KERNEL), nn.PixelShuffle(2)]
         self.stages = nn.Sequential(*stages)
-        self.pixels = nn.Conv2d(sizes[-1], 4 * channels, KERNEL, padding=KERNEL // 2)
+        self.pixels = nn.Conv2d(sizes[-1], 4 * channels, DECODER_KERNEL, padding=DECODER_KERNEL // 2)
 
     def forward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B H W C"]:
         x = self.from_feat(feat.flatten(0, -2)).unflatten(-1, self.start)

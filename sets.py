@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def scrub(members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N E"]:
+    """0 with gradient 0 for members that are padding, whatever stands there; without `valid` there is no padding."""
+    # Filled rather than multiplied by 0, which would let a NaN pass.
+    return members if valid is None else members.masked_fill(~valid[..., None], 0.0)
+
+
+def masked_max(values: Float[Tensor, "B N E"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B E"]:
+    """The largest of each feature among the members that are True in `mask`; zero where there is none."""
+    largest = values.masked_fill(~mask[..., None], -math.inf).amax(1)
+    return largest.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
 def masked_mean(values: Float[Tensor, "B N E"], mask: Bool[Tensor, "B *Q N"]) -> Float[Tensor, "B *Q E"]:
@@ -17,7 +31,10 @@ def masked_mean(values: Float[Tensor, "B N E"], mask: Bool[Tensor, "B *Q N"]) ->
 
 
 class SetNorm(nn.Module):
-    """Normalises each feature over the members of its own set (instance normalisation), then scales and shifts."""
+    """Normalises each feature over the members of its own set (instance normalisation), then scales and shifts.
+
+    With `valid`, padding has no part in that, and comes out 0.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,17 +49,19 @@ class SetNorm(nn.Module):
             centred = members - members.mean(1, keepdim=True)
             variance = (centred * centred).mean(1, keepdim=True)
         else:
-            weight = valid[..., None].to(members.dtype)
-            weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
-            centred = members - (members * weight).sum(1, keepdim=True)
-            variance = (centred * centred * weight).sum(1, keepdim=True)
-        return centred * (self.scale * torch.rsqrt(variance + 1e-5)) + self.shift
+            members = scrub(members, valid)
+            count = valid.sum(1)[:, None, None].clamp(min=1)
+            # Padding that lies far from a set of little spread would grow with each norm, until it overflows.
+            centred = scrub(members - members.sum(1, keepdim=True) / count, valid)
+            variance = (centred * centred).sum(1, keepdim=True) / count
+        return scrub(centred * (self.scale * torch.rsqrt(variance + 1e-5)) + self.shift, valid)
 
 
 class SetLayer(nn.Module):
     """Attention among the members of a set, then a hidden layer for each; both residual and normalised over the set.
 
     Normalising over the set rather than over features is what routing encoders learn fastest with (Kwon et al. 2020).
+    Padding comes in as 0 and goes out as 0.
     """
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
@@ -65,7 +84,8 @@ class SetLayer(nn.Module):
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
         mask = None
         if valid is not None:
-            # A set without members attends to its padding, which nobody reads: attention to nothing would be NaN.
+            # A set without members attends to its padding, whose values are exactly 0 as projections have no bias;
+            # what attention to nothing gives depends on the device, and may be NaN.
             mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None]
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         members = self.attention_norm(members + self.attention_out(attended.transpose(1, 2).flatten(-2)), valid)
@@ -86,10 +106,36 @@ class SetEncoder(nn.Module):
     def forward(
         self, members: Float[Tensor, "B N F"], valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N E"]:
-        if valid is not None:
-            # Filled rather than multiplied by 0, which would let a NaN in the padding pass.
-            members = members.masked_fill(~valid[..., None], 0.0)
-        embedded = self.embed(members)
+        embedded = scrub(self.embed(scrub(members, valid)), valid)
         for layer in self.layers:
             embedded = layer(embedded, valid)
-        return embedded if valid is None else embedded.masked_fill(~valid[..., None], 0.0)
+        return embedded
+
+
+class PointsEncoder(nn.Module):
+    """A set of points as one vector, in no order: mean and maximum of its points, each told of the rest by attention.
+
+    Attention is normalised over the set, so that its own mean would be the same whatever the set holds. A set without
+    a valid point is exactly 0, and adds exactly 0 to every gradient.
+    """
+
+    def __init__(self, features: int, *, width: int, layers: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = SetEncoder(features, width=width, layers=layers, heads=heads, hidden=hidden)
+        self.point = nn.Linear(features + width, width)
+        # No bias, so that nothing comes of nothing.
+        self.out = nn.Linear(2 * width, width, bias=False)
+
+    def forward(
+        self, points: Float[Tensor, "*B N F"], valid: Bool[Tensor, "*B N"] | None = None
+    ) -> Float[Tensor, "*B E"]:
+        lead = points.shape[:-2]
+        points = points.reshape(-1, *points.shape[-2:])
+        valid = None if valid is None else valid.reshape(points.shape[:-1])
+        points = scrub(points, valid)
+        embedded = functional.silu(self.point(torch.cat((points, self.attention(points, valid)), -1)))
+        if valid is None:
+            mean, largest = embedded.mean(1), embedded.amax(1)
+        else:
+            mean, largest = masked_mean(embedded, valid), masked_max(embedded, valid)
+        return self.out(torch.cat((mean, largest), -1)).view(*lead, self.out.out_features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,9 @@ from torch.nn import functional
 # Far below any logit that matters, yet finite: sums and products with it stay finite in float32.
 LOGIT_FLOOR = -1e30
 
+# Distances count as no larger: the square stays finite in float32, and so does the sum of a hundred million squares.
+LARGEST_DISTANCE = 1e15
+
 
 def symlog(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """sign(x) log(1 + |x|), which compresses large values of either sign (DreamerV3, eq. 9)."""
@@ -20,8 +24,28 @@ def symlog(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
 
 
 def symexp(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """sign(x) (exp(|x|) - 1), the inverse of `symlog` (DreamerV3, eq. 9)."""
-    return torch.sign(x) * torch.expm1(torch.abs(x))
+    """sign(x) (exp(|x|) - 1), the inverse of `symlog` (DreamerV3, eq. 9); saturates just below its type's largest."""
+    largest = math.log(torch.finfo(x.dtype).max) - 0.01
+    return torch.sign(x) * torch.expm1(torch.abs(x).clamp(max=largest))
+
+
+class _Widen(torch.autograd.Function):
+    """Half precision to float32; on the way back a gradient that half precision cannot hold becomes its largest."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        largest = torch.finfo(ctx.dtype).max
+        return gradient.clamp(-largest, largest).to(ctx.dtype)
+
+
+def widen(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """`x` in float32, with a gradient that is finite in the type that `x` came in."""
+    return _Widen.apply(x) if x.dtype in (torch.float16, torch.bfloat16) else x.float()
 
 
 class OneHotDist:
@@ -39,7 +63,7 @@ class OneHotDist:
         mask: Bool[Tensor, "*B N"] | None = None,
         unimix: float = 0.0,
     ) -> None:
-        logits = logits.float()
+        logits = widen(logits)
         if mask is not None:
             empty = ~mask.any(-1, keepdim=True)
             mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
@@ -153,12 +177,14 @@ class BoundedNormal:
         self, mean: Float[Tensor, "*B A"], std: Float[Tensor, "*B A"], *, low: float = 0.1, high: float = 1.0
     ) -> None:
         """Take a network's outputs, each any real number."""
-        self._mean = torch.tanh(mean.float())
-        self._std = (high - low) * torch.sigmoid(std.float() + 2.0) + low
+        self._mean = torch.tanh(widen(mean))
+        self._std = (high - low) * torch.sigmoid(widen(std) + 2.0) + low
+        # Farther out than any draw: `sample` stays within 5.5 standard deviations.
+        self._farthest = 1 + 6 * high
 
     def log_prob(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
-        """Natural logarithm of the density of the whole action."""
-        distance = (action - self._mean) / self._std
+        """Natural logarithm of the density of the whole action, which is clamped to what such normals can draw."""
+        distance = (self._drawable(action) - self._mean) / self._std
         return -(0.5 * distance.square() + self._std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*B"]:
@@ -172,22 +198,27 @@ class BoundedNormal:
     def sample(self, noise: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """An action drawn by inverting the cumulative distribution at noise that is uniform in [0, 1)."""
         tiny = torch.finfo(torch.float32).eps / 4
-        return (self._mean + self._std * torch.special.ndtri(noise.clamp(tiny, 1 - 2 * tiny))).detach()
+        return (self._mean + self._std * torch.special.ndtri(noise.float().clamp(tiny, 1 - 2 * tiny))).detach()
 
     def embed(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """`action` squashed into [-1, 1], with gradients to mean and standard deviation (reparameterised)."""
+        action = self._drawable(action)
         distance = ((action - self._mean) / self._std).detach()
         moved = self._mean + self._std * distance
         # Exactly the action that was taken, whatever rounding does on the way there and back.
         action = action + (moved - moved.detach())
         return action / action.detach().abs().clamp(min=1.0)
 
+    def _drawable(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
+        # Before any division: a clamp after it would leave 0 times infinity in the gradient.
+        return action.float().clamp(-self._farthest, self._farthest)
+
 
 class SymexpTwoHot:
     """A real number as a categorical over exponentially spaced bins (DreamerV3, eq. 10)."""
 
     def __init__(self, logits: Float[Tensor, "*B C"], bins: Float[Tensor, " C"]) -> None:
-        self.logits = logits.float()
+        self.logits = widen(logits)
         self.bins = bins
 
     @cached_property
@@ -210,8 +241,9 @@ class SymexpTwoHot:
         below = above - 1
         low, high = self.bins[below], self.bins[above]
         weight = (value - low) / (high - low)
-        log_low = self.log_probs.gather(-1, below[..., None]).squeeze(-1)
-        log_high = self.log_probs.gather(-1, above[..., None]).squeeze(-1)
+        neighbours = self.log_probs.gather(-1, torch.stack((below, above), -1))
+        # Minus infinity where float32 cannot hold the difference of two logits, and a weight may be 0.
+        log_low, log_high = neighbours.clamp(min=LOGIT_FLOOR).unbind(-1)
         return (1 - weight) * log_low + weight * log_high
 
 
@@ -227,7 +259,7 @@ class SymlogGaussian:
     """A vector with unit variance in symlog space; its `log_prob` is minus half the squared error there."""
 
     def __init__(self, mean: Float[Tensor, "*B F"]) -> None:
-        self.symlog_mean = mean.float()
+        self.symlog_mean = widen(mean)
 
     def mean(self) -> Float[Tensor, "*B F"]:
         """The prediction, in the target's own unit."""
@@ -235,14 +267,16 @@ class SymlogGaussian:
 
     def log_prob(self, value: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
         """Minus half the squared distance in symlog space, summed over the last dimension."""
-        return -0.5 * (self.symlog_mean - symlog(value.detach().float())).square().sum(-1)
+        distance = self.symlog_mean - symlog(value.detach().float())
+        return -0.5 * distance.clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE).square().sum(-1)
 
 
 class BernoulliDist:
     """Independent yes/no variables given by their logits."""
 
     def __init__(self, logits: Float[Tensor, "*B"]) -> None:
-        self.logits = logits.float()
+        # So that sums of log-probabilities stay finite too.
+        self.logits = widen(logits).clamp(LOGIT_FLOOR, -LOGIT_FLOOR)
 
     def mean(self) -> Float[Tensor, "*B"]:
         """The probability of True."""

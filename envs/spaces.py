@@ -233,7 +233,7 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
     if key.kind == "image" and value.shape != key.shape:
         value = value.transpose(1, 2, 0)
     elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-        value = value - leaf.space.start
+        value = np.asarray(value - leaf.space.start)
     value = _cast(name, leaf, value, NUMPY_DTYPES[key.dtype]).reshape(key.shape)
     # A class out of range would only fail in the encoder, on a GPU without a word on where.
     if key.kind == "classes" and ((value < 0) | (value >= key.classes)).any():
@@ -241,7 +241,7 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
     return value
 
 
-def _cast(name: str, leaf: _Leaf, value: np.ndarray | np.generic, dtype: np.dtype) -> np.ndarray | np.generic:
+def _cast(name: str, leaf: _Leaf, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.float32 and value.dtype == np.float64:
         with np.errstate(over="ignore"):
             return value.astype(dtype)

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import select
 import signal
 import threading
 import time
@@ -159,6 +160,9 @@ class ProcessWorker(Worker):
         remote.close()
         self._timeout, self._patience = timeout, FIRST_ANSWER * timeout
         self._asked_at = 0.0
+        # Made once: the connection's own `poll` makes one for every answer.
+        self._answers = select.poll()
+        self._answers.register(self._connection, select.POLLIN)
         # The interpreter ends with SIGTERM to the processes that are left, and waits for them: they would not hear it.
         self._end = Finalize(self, _end_process, (self._connection, self._process), exitpriority=0)
 
@@ -171,7 +175,8 @@ class ProcessWorker(Worker):
     def receive(self) -> Any:
         patience, self._patience = self._patience, self._timeout
         # Counted from the question, so that many who are silent take no longer than one.
-        if patience and not self._connection.poll(max(0.0, self._asked_at + patience - time.monotonic())):
+        left = max(0.0, self._asked_at + patience - time.monotonic())
+        if patience and not self._answers.poll(1000 * left):
             self._process.kill()
             raise WorkerFailure(f"its process did not answer within {patience:g} s")
         try:

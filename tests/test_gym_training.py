@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_replay_holds_the_goals_that_were_reached(run_of):
 
 
 def stored_rows(
-    logdir: Path, spaces: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    logdir: Path, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     state = loaded(logdir)
     memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in state["replay"]["memory"].items()}

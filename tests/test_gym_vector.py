@@ -14,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 import checkpoint
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
+from envs import workers
+from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv, make_gym
 from envs.spaces import observation_keys
 
 MODES = pytest.mark.parametrize("processes", [False, True], ids=["local", "processes"])
@@ -66,6 +67,36 @@ class Resumable(Scripted):
         self.np_random.bit_generator.state = state["random"]
 
 
+class Faulty(gymnasium.Env):
+    """Action a shows (time, a-th value, time) and rewards as much; action 0 is a good step, 9 one with a bad reward.
+
+    `bad_starts` is how many episodes in a row begin with NaN.
+    """
+
+    observation_space = spaces.Dict(
+        calm=spaces.Box(-np.inf, np.inf, (1,)), wild=spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    )
+    action_space = spaces.Discrete(10)
+    values = (1.0, np.nan, np.inf, -np.inf, 1e39, -3e38)
+
+    def __init__(self, *, bad_starts=0, length=9):
+        self.bad_starts, self.length = bad_starts, length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.time = seed, 0
+        self.bad_starts -= 1
+        return self.observe(np.nan if self.bad_starts >= 0 else 0.0), {}
+
+    def step(self, action):
+        self.time += 1
+        reward = np.nan if action == 9 else 2.0
+        return self.observe(self.values[action % 9]), reward, self.time == self.length, False, {}
+
+    def observe(self, value):
+        return {"calm": np.array([self.seed], np.float32), "wild": np.array([self.time, value, self.time])}
+
+
 class Unsavable(Resumable):
     def state_dict(self):
         return {"socket": {"open": object()}}
@@ -75,8 +106,8 @@ class Unsavable(Resumable):
 def vector_env():
     made = []
 
-    def make(make_env=Scripted, *, num_envs=1, seed=0, processes=False):
-        made.append(GymVectorEnv(make_env, num_envs=num_envs, device="cpu", seed=seed, processes=processes))
+    def make(make_env=Scripted, *, num_envs=1, seed=0, **keywords):
+        made.append(GymVectorEnv(make_env, num_envs=num_envs, device="cpu", seed=seed, **keywords))
         return made[-1]
 
     yield make
@@ -90,6 +121,10 @@ def times(obs):
 
 def seeds(obs):
     return obs["observation"][:, 0].tolist()
+
+
+def wild(obs):
+    return obs["wild"].tolist()
 
 
 def take(env, *actions):
@@ -280,6 +315,52 @@ def test_gym_vector_replaces_a_process_that_dies(vector_env):
     assert take(env, 1, 1)[:2] == ([0, 2], [0, 11])
 
 
+class Silent(Scripted):
+    """Action 7 never ends."""
+
+    def step(self, action):
+        if action == 7:
+            time.sleep(600)
+        return super().step(action)
+
+
+def test_gym_vector_replaces_processes_that_do_not_answer_in_time(vector_env, monkeypatch):
+    monkeypatch.setattr(workers, "FIRST_ANSWER", 60)
+    env = vector_env(Silent, num_envs=3, processes=True, timeout=0.5)
+    env.reset()
+    pids = [worker._process.pid for worker in env._workers]
+    start = time.monotonic()
+    assert take(env, 7, 1, 7)[:4] == ([0, 1, 0], [0, 1, 0], [False] * 3, [True, False, True])
+    # Both were waited for at once, and neither was asked to close.
+    assert 0.5 <= time.monotonic() - start < 0.5 + workers.CLOSE_SECONDS
+    assert not is_running(pids[0]) and is_running(pids[1]) and not is_running(pids[2])
+    assert env.restarts == 2
+    assert env.notices[0] == "environment 0 crashed and is restarted: its process did not answer within 0.5 s"
+    assert take(env, 1, 1, 1)[:2] == ([0, 2, 0], [0, 11, 0])
+
+
+def test_gym_vector_gives_the_first_answer_more_time(vector_env):
+    def slow(seconds):
+        time.sleep(seconds)
+        return Scripted()
+
+    env = vector_env(lambda: slow(1.0), processes=True, timeout=0.6)
+    env.reset()
+    with pytest.raises(EnvironmentCrashed, match="cannot be made: its process did not answer within 1.5 s$"):
+        vector_env(lambda: slow(600), processes=True, timeout=0.3)
+
+
+def test_gym_vector_waits_for_ever_without_a_timeout(vector_env, monkeypatch):
+    class Slow(Scripted):
+        def step(self, action):
+            time.sleep(0.3)
+            return super().step(action)
+
+    env = vector_env(Slow, processes=True, timeout=0.0)
+    env.reset()
+    assert take(env, 1)[1] == [1] and env.restarts == 0
+
+
 def test_gym_vector_processes_step_together_and_answer_in_their_order(vector_env):
     class Unequal(Scripted):
         """Takes as long as its action says."""
@@ -295,16 +376,31 @@ def test_gym_vector_processes_step_together_and_answer_in_their_order(vector_env
     assert time.monotonic() - start < 1.6
 
 
-def test_gym_vector_process_ignores_ctrl_c(vector_env):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_gym_vector_process_survives_signals_to_the_group(vector_env, number):
     class Known(Scripted):
         def step(self, action):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             return super().step(action)
 
     env = vector_env(Known, processes=True)
     env.reset()
     assert take(env, 1)[1] == [1]
     assert env.restarts == 0
+
+
+def test_gym_vector_process_can_terminate_what_it_started(vector_env):
+    class Simulator(Scripted):
+        def step(self, action):
+            program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            time.sleep(0.5)
+            program.terminate()
+            assert program.wait(timeout=5) == -signal.SIGTERM
+            return super().step(action)
+
+    env = vector_env(Simulator, processes=True)
+    env.reset()
+    assert take(env, 1)[1] == [1] and env.notices == []
 
 
 def is_running(pid):
@@ -314,30 +410,206 @@ def is_running(pid):
         return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-@pytest.mark.parametrize("ending", ["env.close()", "pass", "raise SystemExit(3)", "os.kill(os.getpid(), 9)"])
-def test_gym_vector_processes_end_with_the_program(ending, tmp_path):
-    script = tmp_path / "program.py"
-    text = """
-        import os, gymnasium
-        from envs.gym_vector import GymVectorEnv
+PROGRAM = """
+    import os, signal, time
+    import gymnasium, torch
+    from envs.gym_vector import GymVectorEnv
 
-        if __name__ == "__main__":
-            env = GymVectorEnv(lambda: gymnasium.make("CartPole-v1"), num_envs=2, device="cpu", seed=0, processes=True)
-            env.reset()
-            print(*(worker._process.pid for worker in env._workers), flush=True)
-    """
-    script.write_text(textwrap.dedent(text) + f"    {ending}\n")
-    root = Path(__file__).resolve().parents[1]
+    class Hanging(gymnasium.Wrapper):
+        def step(self, action):
+            if action == 1:
+                time.sleep(600)
+            return super().step(action)
+
+    if __name__ == "__main__":
+        def make_env():
+            return Hanging(gymnasium.make("CartPole-v1"))
+
+        env = GymVectorEnv(make_env, num_envs=2, device="cpu", seed=0, processes=True)
+        env.reset()
+        print(*(worker._process.pid for worker in env._workers), flush=True)
+"""
+HANG = "env._workers[0].send('step', 1); time.sleep(0.2)"
+NOTE = "signal.signal(signal.SIGTERM, lambda *_: print('noted'))"
+TO_GROUP = "os.killpg(os.getpgrp(), signal.SIGTERM); time.sleep(0.2)"
+
+
+def run_program(tmp_path, ending):
+    """What a program printed that ended so, after the ids of its environments' processes are gone."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(PROGRAM) + f"    {ending}\n")
     finished = subprocess.run(
-        [sys.executable, script], env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        start_new_session=True,
     )
-    processes = [int(pid) for pid in finished.stdout.split()]
+    first, *lines = finished.stdout.splitlines()
+    processes = [int(pid) for pid in first.split()]
     assert len(processes) == 2
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while any(map(is_running, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(map(is_running, processes))
+    return lines
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize(
+    "ending",
+    ["env.close()", "pass", "raise SystemExit(3)", "os.kill(os.getpid(), 9)", TO_GROUP, f"{NOTE}; {TO_GROUP}"]
+    + [f"{HANG}; {ending}" for ending in ("pass", "os.kill(os.getpid(), 9)", f"{NOTE}; {TO_GROUP}")],
+)
+def test_gym_vector_processes_end_with_the_program(tmp_path, ending):
+    run_program(tmp_path, ending)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_gym_vector_goes_on_after_sigterm_to_the_whole_group(tmp_path):
+    step = "env.step(torch.tensor([0, 0]))"
+    lines = run_program(
+        tmp_path, f"{NOTE}; {step}; {TO_GROUP}; {step}; print(env.restarts, env.state_dict()['lengths'])"
+    )
+    assert lines == ["noted", "0 [2, 2]"]
+
+
+@pytest.mark.parametrize(("action", "key"), [(1, "wild"), (2, "wild"), (3, "wild"), (4, "wild"), (9, "reward")])
+@MODES
+def test_gym_vector_refuses_numbers_that_are_not_finite(vector_env, processes, action, key):
+    env = vector_env(Faulty, num_envs=2, processes=processes)
+    env.reset()
+    env.step(torch.tensor([5, 0]))
+    with pytest.raises(BadInput) as refusal:
+        env.step(torch.tensor([0, action]))
+    size = 1 if key == "reward" else 3
+    assert str(refusal.value) == (
+        f"environment 1, step 2 of its episode: '{key}' has 1 of {size} entries that are NaN, infinite or beyond "
+        f"float32; mend the environment, or let such entries be set to 0 with --guard.zero_keys {key}, or such "
+        f"episodes be dropped with --guard.drop_keys {key}"
+    )
+
+
+def test_gym_vector_refuses_a_reward_beyond_float32(vector_env):
+    class Rich(Scripted):
+        def step(self, action):
+            return self.observe(), 1e39 if action else 3e38, False, False, {}
+
+    env = vector_env(Rich)
+    env.reset()
+    assert take(env, 0)[1] == [np.float32(3e38)]
+    with pytest.raises(BadInput, match="step 2 of its episode: 'reward' has 1 of 1"):
+        take(env, 1)
+
+
+def test_gym_vector_refuses_a_first_observation_that_is_not_finite(vector_env):
+    with pytest.raises(BadInput, match="^environment 0, step 0 of its episode: 'wild' has 1 of 3 entries"):
+        vector_env(lambda: Faulty(bad_starts=1)).reset()
+
+
+@MODES
+def test_gym_vector_sets_bad_numbers_to_zero_by_key(vector_env, processes):
+    # What is set to 0 is not dropped.
+    env = vector_env(Faulty, num_envs=2, processes=processes, zero_keys="wild|reward", drop_keys="w.*")
+    env.reset()
+    obs, reward, terminated, truncated, _ = env.step(torch.tensor([1, 5]))
+    assert wild(obs) == [[1, 0, 1], [1, np.float32(-3e38), 1]] and reward.tolist() == [2, 2]
+    obs, reward, *_ = env.step(torch.tensor([2, 9]))
+    assert wild(obs) == [[2, 0, 2], [2, 1, 2]] and reward.tolist() == [2, 0]
+    assert not (terminated | truncated).any() and env.bad_inputs == {"wild": 2, "reward": 1} and env.restarts == 0
+    assert env.notices == [
+        "environment 0, step 1 of its episode: 'wild' has 1 of 3 entries that are NaN, infinite or beyond float32; "
+        "they are set to 0, now and whenever it happens again",
+        "environment 1, step 2 of its episode: 'reward' has 1 of 1 entries that are NaN, infinite or beyond float32; "
+        "they are set to 0, now and whenever it happens again",
+    ]
+    for _ in range(7):
+        *_, info = env.step(torch.tensor([0, 0]))
+    assert info["returns"] == [18, 16]
+
+
+@pytest.mark.parametrize(("action", "key"), [(1, "wild"), (9, "reward")])
+@MODES
+def test_gym_vector_drops_the_rest_of_an_episode_by_key(vector_env, processes, action, key):
+    # The bad step would also have ended the episode.
+    env = vector_env(lambda: Faulty(length=2), num_envs=2, processes=processes, drop_keys=".*")
+    env.reset()
+    before = env.step(torch.tensor([0, 0]))[0]
+    obs, reward, terminated, truncated, info = env.step(torch.tensor([action, 0]))
+    assert obs["wild"][0].equal(before["wild"][0]) and wild(obs)[1] == [2, 1, 2]
+    assert reward.tolist() == [0, 2] and terminated.tolist() == [False, True] and truncated.tolist() == [True, False]
+    assert info["returns"] == [2, 4] and info["lengths"] == [2, 2]
+    assert env.bad_inputs == {key: 1} and env.restarts == 0
+    assert env.notices == [
+        f"environment 0, step 2 of its episode: '{key}' has 1 of {1 if key == 'reward' else 3} entries that are NaN, "
+        "infinite or beyond float32; the rest of the episode is dropped, now and whenever it happens again"
+    ]
+    obs, _, _, truncated, info = env.step(torch.tensor([0, 0]))
+    assert wild(obs) == [[0, 0, 0]] * 2 and info["is_first"].all() and not truncated.any()
+    assert obs["calm"][0] == np.float32(np.random.SeedSequence(0, spawn_key=(0, 2)).generate_state(1)[0])
+
+
+@pytest.mark.parametrize("key", ["wil", "eward", ""])
+def test_gym_vector_takes_only_keys_that_match_as_a_whole(vector_env, key):
+    env = vector_env(Faulty, zero_keys=key, drop_keys=key)
+    env.reset()
+    with pytest.raises(BadInput):
+        env.step(torch.tensor([1]))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_gym_vector_begins_another_episode_where_the_first_observation_is_dropped(vector_env, begun):
+    def make(bad_starts):
+        return vector_env(lambda: Faulty(bad_starts=bad_starts, length=1), drop_keys="wild")
+
+    def begin(env):
+        if not begun:
+            return env.reset()
+        env.load_state_dict({**saved, "bad_inputs": {"wild": 10}})
+        obs, _, _, _, info = env.step(torch.tensor([0]))
+        return obs, info
+
+    good = make(0)
+    good.reset()
+    saved = good.state_dict()
+    env = make(5)
+    obs, info = begin(env)
+    # The environment went through five seeds more.
+    expected = np.random.SeedSequence(0, spawn_key=(0, 6 + begun)).generate_state(1)[0]
+    assert obs["calm"].item() == np.float32(expected) and wild(obs) == [[0, 0, 0]] and info["is_first"].all()
+    assert env.bad_inputs == {"wild": 5 + 10 * begun} and len([line for line in env.notices if "wild" in line]) == 1
+    assert env.step(torch.tensor([0]))[1].tolist() == [2]
+    with pytest.raises(BadInput, match="^environment 0, step 0 .* and so began 6 episodes in a row; mend"):
+        begin(make(6))
+
+
+def test_gym_vector_keeps_the_count_of_bad_inputs(vector_env, tmp_path):
+    env = vector_env(Faulty, zero_keys="wild")
+    env.reset()
+    env.step(torch.tensor([1]))
+    restored = vector_env(Faulty)
+    restored.load_state_dict(through_file(env.state_dict(), tmp_path))
+    assert restored.bad_inputs == {"wild": 1}
+
+
+@MODES
+@pytest.mark.parametrize(("make_env", "steps_before"), [(Faulty, 0), (Resumable, 8)])
+def test_gym_vector_after_a_step_that_raised_has_the_state_before_it(
+    vector_env, tmp_path, make_env, steps_before, processes
+):
+    env = vector_env(make_env, num_envs=2, processes=processes)
+    env.reset()
+    for _ in range(steps_before):
+        env.step(torch.tensor([9, 0]))
+    before = env.observe()
+    with pytest.raises((BadInput, EnvironmentCrashed)):
+        env.step(torch.tensor([9, 0]))
+    restored = vector_env(make_env, num_envs=2, processes=processes)
+    # The environments themselves went on, so that their episodes are lost.
+    assert restored.load_state_dict(through_file(env.state_dict(), tmp_path)).tolist() == [True, True]
+    assert all(value.equal(before[key]) for key, value in restored.observe().items())
+    assert restored.step(torch.tensor([0, 0]))[4]["is_first"].all()
 
 
 def limited(env_type):
@@ -459,6 +731,14 @@ def test_gym_vector_must_be_reset_first(vector_env):
 def test_gym_vector_refuses_impossible_arguments(vector_env):
     with pytest.raises(ValueError, match="num_envs is 0"):
         vector_env(num_envs=0)
+    with pytest.raises(ValueError, match="timeout is -1.0"):
+        vector_env(timeout=-1.0)
+
+
+@pytest.mark.parametrize("name", ["zero_keys", "drop_keys"])
+def test_gym_vector_refuses_what_is_no_regular_expression(vector_env, name):
+    with pytest.raises(ValueError, match=r"^'a\(' is no regular expression: missing \)"):
+        vector_env(**{name: "a("})
 
 
 def test_make_gym_makes_the_environment_of_the_task():

@@ -21,8 +21,6 @@ GROUND = frozenset(
     {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
     | {"agent"}
 )
-    {"tools", "sets", "config", "guard", "optimizer", "logger", "checkpoint", "replay", "envs", "agent"}
-) | {"recovery", "diagnosis"}
 LAYERS = (
     GROUND,
     frozenset({"networks", "evaluation"}),

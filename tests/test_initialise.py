@@ -55,7 +55,7 @@ def test_initialise_multiplies_by_the_output_scale():
         torch.manual_seed(1)
         initialise(mlp)
     torch.testing.assert_close(scaled.output.weight, 0.01 * plain.output.weight)
-    torch.testing.assert_close(scaled.hidden[0].linear.weight, plain.hidden[0].linear.weight)
+    torch.testing.assert_close(next(scaled.hidden.parameters()), next(plain.hidden.parameters()))
 
 
 def test_initialise_reaches_layers_without_bias_at_any_depth_and_leaves_norms():

@@ -176,13 +176,14 @@ def test_image_networks_shrink_and_grow_by_16(height: int, width: int):
 
 
 def test_image_stage_normalises_the_channels_of_each_pixel():
-    stage = ConvStage(3, 4)
+    stage = ConvStage(3, 4, kernel=5)
     with torch.no_grad():
-        stage.scale.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]).view(4, 1, 1))
+        stage.norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
     x = torch.randn(2, 3, 8, 8)
-    channels_last = stage.conv(x).permute(0, 2, 3, 1)
-    expected = functional.silu(functional.rms_norm(channels_last, (4,), stage.scale.flatten(), eps=1e-4))
-    torch.testing.assert_close(stage(x).permute(0, 2, 3, 1), expected)
+    convolved = stage.conv(x)
+    size = (convolved.square().mean(1, keepdim=True) + 1e-4).sqrt()
+    expected = functional.silu(convolved / size * stage.norm.weight.view(4, 1, 1))
+    torch.testing.assert_close(stage(x), expected)
 
 
 def test_encoder_sees_a_set_in_no_order():

@@ -157,6 +157,28 @@ def test_flattener_refuses_what_its_space_does_not_hold(obs, message):
         flattener(space)(obs)
 
 
+def test_flattener_lets_through_what_is_not_finite_as_float32():
+    obs = np.array([np.nan, -np.inf, 1e300, 3e38])
+    (found,) = flattener(spaces.Box(-np.inf, np.inf, (4,), np.float64))(obs).values()
+    np.testing.assert_array_equal(found, np.array([np.nan, -np.inf, np.inf, 3e38], np.float32), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("space", "obs"),
+    [
+        (MOVES, np.nan),
+        (spaces.MultiDiscrete([2, 2], start=[1, 1]), np.array([1, np.inf])),
+        (spaces.MultiBinary(2), np.array([0, np.nan])),
+        (IMAGE, np.full(IMAGE.shape, np.nan)),
+        (points(spaces.MultiBinary(4)), {"points": np.zeros((4, 2)), "points_mask": np.full(4, np.nan)}),
+        (spaces.Dict(k=MOVES, action_mask=spaces.Box(0, 1, (3,))), {"k": 0, "action_mask": np.array([1, np.nan, 0])}),
+    ],
+)
+def test_flattener_refuses_nan_where_there_are_no_fractions(space, obs):
+    with pytest.raises(ValueError, match="has a value outside its space"):
+        flattener(space)(obs)
+
+
 @pytest.mark.parametrize(
     ("space", "spec"),
     [
