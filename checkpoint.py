@@ -83,11 +83,11 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     return content["state"]
 
 
-def load_latest(logdir: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run that is to go on, or None where it has none yet.
+def load_latest(logdir: Path, device: torch.device, *, to_go_on: bool = True) -> dict[str, Any] | None:
+    """The newest readable checkpoint of a run, or None where it has none yet.
 
-    Where latest.pt cannot be used and previous.pt can, the warning says so, and latest.pt is set aside under another
-    name: the next `save` would otherwise rotate it over the only good one.
+    Where latest.pt cannot be used and previous.pt can, the warning says so. Of a run that is to go on, latest.pt is
+    then set aside under another name: the next `save` would otherwise rotate it over the only good one.
 
     Raises:
         CheckpointError: there are checkpoints, and none can be read.
@@ -102,7 +102,7 @@ def load_latest(logdir: Path, device: torch.device) -> dict[str, Any] | None:
             raise
         state = load(previous, device)
         print(f"warning: {error}. Going on from {previous}.", file=sys.stderr)
-        if latest.exists():
+        if to_go_on and latest.exists():
             os.replace(latest, logdir / UNREADABLE)
         return state
 

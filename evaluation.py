@@ -226,25 +226,26 @@ def film(
     Raises:
         ValueError: the environment does not draw itself.
     """
-    frames: list[Image.Image] = []
+    films: list[list[Image.Image]] = [[] for _ in range(episodes)]
     made: list[gymnasium.Env] = []
 
     def make_and_keep() -> gymnasium.Env:
         made.append(make_env())
         return made[-1]
 
-    def shoot(_running: Bool[Tensor, " E"]) -> None:
-        frames.append(Image.fromarray(np.asarray(made[-1].render())))
+    def shoot(running: Bool[Tensor, " E"]) -> None:
+        for row in running.nonzero()[:, 0].tolist():
+            films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    for episode in range(episodes):
-        env = GymVectorEnv(make_and_keep, num_envs=1, device=device, seed=TEST_SEED + episode)
-        if made[-1].render_mode != "rgb_array":
-            raise ValueError(f"{made[-1].spec} has no render_mode rgb_array, so it cannot be filmed")
-        try:
-            play(agent, env, after_step=shoot)
-        finally:
-            env.close()
-    pace = made[-1].metadata.get("render_fps", 30)
+    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED)
+    try:
+        if made[0].render_mode != "rgb_array":
+            raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
+        play(agent, env, after_step=shoot)
+        pace = made[0].metadata.get("render_fps", 30)
+    finally:
+        env.close()
+    frames = [frame for film in films for frame in film]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episodes.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)

@@ -27,7 +27,7 @@ from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_fact
 from replay import Replay
 from trainer import Settings, Trainer
 
-USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed)
+USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 GYM_PREFIX = "gym_"
 ENTRY_KEYS = {
     "evaluate": "evaluate the latest checkpoint of this logdir instead of training",
@@ -275,10 +275,10 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
     folder = run if run.is_dir() else run.parent
     config = read(folder / CONFIG_FILE, missing_from=defaults)
-    state = checkpoint.load_latest(run, device) if run.is_dir() else checkpoint.load(run, device)
+    state = checkpoint.load_latest(run, device, to_go_on=False) if run.is_dir() else checkpoint.load(run, device)
     if state is None:
         raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
-    world = make_world(config.replace(envs=1), device)
+    world = make_world(config.replace(envs=1, env_processes=False), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
     )

@@ -228,7 +228,7 @@ class Replay:
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
             # Rewritten all the time, so saved whole.
-            "memory": {name: value.cpu() for name, value in self.memory.items()},
+            "memory": {name: value[:, : self.total].cpu().clone() for name, value in self.memory.items()},
         }
 
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -260,15 +260,17 @@ class Replay:
                         f"this run stores {stored[key].dtype} {expected}"
                     )
                 stored[key].index_copy_(1, position, value)
-        shapes = {name: (tuple(value.shape), value.dtype) for name, value in self.memory.items()}
+        total = manifest["saved_totals"][1]
+        filled = {name: value[:, :total] for name, value in self.memory.items()}
+        shapes = {name: (tuple(value.shape), value.dtype) for name, value in filled.items()}
         saved = {name: (tuple(value.shape), value.dtype) for name, value in manifest["memory"].items()}
         if shapes != saved:
             raise CheckpointError(f"replay was saved with the memory {saved}; this run keeps {shapes}")
         for name, value in manifest["memory"].items():
-            self.memory[name].copy_(value)
+            filled[name].copy_(value)
         self.reward_min = manifest["reward_min"].to(self.device)
         self.reward_max = manifest["reward_max"].to(self.device)
-        self.total = manifest["saved_totals"][1]
+        self.total = total
         self._chunks = [dict(chunk) for chunk in manifest["chunks"]]
         self._chunk_folder = folder
         self._saved_totals = list(manifest["saved_totals"])
