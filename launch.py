@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.error import DependencyNotInstalled
 
 import checkpoint
 from agent import Agent

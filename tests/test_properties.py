@@ -265,9 +265,7 @@ def test_set_encoders_read_no_padding(make: MakeEncoder, drawn: tuple[Tensor, Te
 @ENCODERS
 @searched
 @given(drawn=sets(), layers=st.integers(1, 4))
-def test_set_encoders_make_nothing_of_empty_sets(
-    make: MakeEncoder, drawn: tuple[Tensor, Tensor, Tensor], layers: int
-):
+def test_set_encoders_make_nothing_of_empty_sets(make: MakeEncoder, drawn: tuple[Tensor, Tensor, Tensor], layers: int):
     points, valid, _ = drawn
     encode = make(points.shape[-1], layers)
     nothing = encode(points, valid)[~valid.any(-1)]
