@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Finding = dict[str, Any]
-MOST_ROWS = 16
+from guard import Guard
+
+Entry = dict[str, Any]
+# Findings of a kind, and rows, that a report holds: the first are enough.
+MOST_ENTRIES = 16
 
 
 def diagnose(
@@ -17,6 +20,8 @@ def diagnose(
     *,
     modules: Mapping[str, nn.Module],
     batch: Mapping[str, Tensor],
+    guard: Guard,
+    update: int,
 ) -> dict[str, Any]:
     """What was not finite, in the order in which values flow.
 
@@ -24,21 +29,24 @@ def diagnose(
         run_again: computes the update's losses again, with the same noise; each with the parameters it trains by name.
         modules: of the agent; every module below them is watched.
         batch: what was replayed.
+        guard: what it saw in the update itself is told too.
+        update: its number.
 
     Returns:
         `findings`: the keys of the batch that were not finite, the first module whose output was not, losses and
         gradients that were not; each with kind, name, shape, share of bad entries, and the range of the others.
+        `seen`: kind and name of what the guard saw.
         `rows`: where in replay the bad rows stand, as (environment, column).
     """
-    findings = [_finding("replayed", name, value) for name, value in batch.items() if _is_bad(value)]
-    found: list[Finding] = []
+    seen = [{"kind": each.kind, "name": each.name} for each in guard.findings(since=update)]
+    findings = bad_tensors("replayed", batch)
+    outputs: list[Entry] = []
     handles = []
 
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            for tensor in _tensors(output):
-                if not found and _is_bad(tensor):
-                    found.append(_finding("output of", name, tensor))
+            for tensor in [] if outputs else _tensors(output):
+                outputs.extend(bad_tensors("output of", {name: tensor}))
 
         return hook
 
@@ -47,25 +55,40 @@ def diagnose(
             handles.append(child.register_forward_hook(watch(f"{prefix}.{name}".rstrip("."))))
     try:
         losses = run_again()
-        findings += found
-        for index, (loss, parameters) in enumerate(losses):
-            if _is_bad(loss):
-                findings.append(_finding("loss", ", ".join(sorted({n.split(".")[0] for n in parameters})), loss))
-            elif parameters:
-                last = index == len(losses) - 1
-                gradients = torch.autograd.grad(
-                    loss, list(parameters.values()), allow_unused=True, retain_graph=not last
-                )
-                pairs = zip(parameters, gradients, strict=True)
-                findings += [_finding("gradient of", n, g) for n, g in pairs if g is not None and _is_bad(g)]
     finally:
         for handle in handles:
             handle.remove()
-    if not findings:
-        findings.append(
-            {"kind": "nothing:", "name": "the update is finite when run again", **_statistics(losses[0][0])}
-        )
-    return {"findings": findings, "rows": _bad_rows(batch)}
+    findings += outputs
+    for loss, parameters in losses:
+        groups = ", ".join(sorted({name.split(".")[0] for name in parameters}))
+        bad_loss = bad_tensors("loss of", {groups: loss})
+        findings += bad_loss
+        if not bad_loss:
+            gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+            pairs = zip(parameters, gradients, strict=True)
+            findings += bad_tensors("gradient of", {name: each for name, each in pairs if each is not None})
+    return {"findings": findings, "seen": seen[:MOST_ENTRIES], "rows": _bad_rows(batch)}
+
+
+def bad_tensors(kind: str, tensors: Mapping[str, Tensor]) -> list[Entry]:
+    """Those of the tensors that are not finite, the first `MOST_ENTRIES`: what, how much of it, and how the rest is."""
+    entries: list[Entry] = []
+    for name, value in tensors.items():
+        value = value.detach()
+        finite = value.isfinite()
+        if len(entries) < MOST_ENTRIES and not bool(finite.all()):
+            rest = value[finite]
+            entries.append(
+                {
+                    "kind": kind,
+                    "name": name,
+                    "shape": list(value.shape),
+                    "bad_share": float((~finite).float().mean()),
+                    "min": float(rest.min()) if len(rest) else float("nan"),
+                    "max": float(rest.max()) if len(rest) else float("nan"),
+                }
+            )
+    return entries
 
 
 def _tensors(output: Any) -> list[Tensor]:
@@ -76,30 +99,11 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
-def _is_bad(value: Tensor) -> bool:
-    return value.is_floating_point() and not bool(value.isfinite().all())
-
-
-def _finding(kind: str, name: str, value: Tensor) -> Finding:
-    return {"kind": kind, "name": name, **_statistics(value)}
-
-
-def _statistics(value: Tensor) -> dict[str, Any]:
-    value = value.detach().float()
-    finite = value[value.isfinite()]
-    return {
-        "shape": list(value.shape),
-        "bad_share": float((~value.isfinite()).float().mean()),
-        "min": float(finite.min()) if len(finite) else float("nan"),
-        "max": float(finite.max()) if len(finite) else float("nan"),
-    }
-
-
 def _bad_rows(batch: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """Environment and column of the first rows that hold a non-finite value."""
+    """Environment and column of the first rows that hold a value that is not finite."""
     bad = torch.zeros_like(batch["is_first"])
     for value in batch.values():
-        if value.is_floating_point() and value.shape[:2] == bad.shape:
-            bad = bad | ~value.isfinite().flatten(2).all(-1) if value.ndim > 2 else bad | ~value.isfinite()
+        if value.shape[:2] == bad.shape:
+            bad = bad | ~value.isfinite().reshape(*bad.shape, -1).all(-1)
     rows = torch.stack((batch["env"][bad], batch["column"][bad]), -1)
-    return [(env, column) for env, column in rows[:MOST_ROWS].tolist()]
+    return [(env, column) for env, column in rows[:MOST_ENTRIES].tolist()]

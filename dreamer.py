@@ -200,6 +200,8 @@ class Dreamer:
         latent, feat = Latent(state["deter"], state["stoch"]), None
         if self.behavior.actor.latent_size:
             latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
+            # One failed update must not leave its NaN in here until the episode ends.
+            latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
         tables = None
         if isinstance(self.behavior.actor, TSPPointerActor):
@@ -268,13 +270,15 @@ class Dreamer:
         applied, update_metrics = update_together(losses, progress=progress)
         self.behavior.follow(applied)
 
-        def diagnose() -> dict[str, Any]:
-            return self._diagnose(batch, draws, progress=progress, reward_range=reward_range)
+        # On a GPU it is called some updates later, so it has to know which one it is about.
+        def diagnose(update: int = self.updates) -> dict[str, Any]:
+            return self._diagnose(batch, draws, update=update, progress=progress, reward_range=reward_range)
 
         if self.recovery.after_update(self.updates, diagnose=diagnose):
             # Lest the same batches be drawn again.
             self.generators["replay"].manual_seed(self.updates)
         self.updates += 1
+        metrics["rollbacks_max"] = torch.full((), float(self.recovery.rollbacks), device=self.device)
         return metrics | update_metrics | loss_metrics
 
     def _losses(
@@ -304,7 +308,9 @@ class Dreamer:
             losses.append((loss, [optimizers[each] for each in reached]))
         return losses, metrics | behavior_metrics, observed
 
-    def _diagnose(self, batch: dict[str, Tensor], draws: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+    def _diagnose(
+        self, batch: dict[str, Tensor], draws: dict[str, Any], *, update: int, **arguments: Any
+    ) -> dict[str, Any]:
         """Run an update's losses again with the noise it had, to find what was not finite; changes nothing."""
         now = checkpoint.generator_state(self.generators)
         checkpoint.restore_generators(self.generators, draws)
@@ -318,13 +324,14 @@ class Dreamer:
 
         modules = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
         try:
-            return diagnose(run_again, modules=modules, batch=batch)
+            return diagnose(run_again, modules=modules, batch=batch, guard=self.guard, update=update)
         finally:
             checkpoint.restore_generators(self.generators, now)
             self.behavior.scale.revert_unless(torch.zeros((), device=self.device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimisers and counters."""
+        """Weights, optimisers and counters; of the last good state where this one is not finite."""
+        self.recovery.mend()
         return {
             "model": self.model.state_dict(),
             "behavior": self.behavior.state_dict(),

@@ -181,6 +181,8 @@ class GymEvaluator:
         eval_episodes: int,
         device: torch.device,
         pictures: Callable[[dict[str, Tensor]], dict[str, np.ndarray]] | None = None,
+        zero_keys: str = "",
+        drop_keys: str = "",
     ) -> None:
         """Remember how to make environments; each evaluation makes its own.
 
@@ -190,7 +192,10 @@ class GymEvaluator:
             eval_episodes: of the final one.
             device: where the agent lives.
             pictures: draws what the agent imagines of an episode.
+            zero_keys: see `GymVectorEnv`.
+            drop_keys: likewise.
         """
+        self.bad_inputs = {"zero_keys": zero_keys, "drop_keys": drop_keys}
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
@@ -203,7 +208,7 @@ class GymEvaluator:
         return self._report(agent, self.eval_episodes, seed=TEST_SEED)
 
     def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
-        env = GymVectorEnv(self.make_env, num_envs=count, device=self.device, seed=seed)
+        env = GymVectorEnv(self.make_env, num_envs=count, device=self.device, seed=seed, **self.bad_inputs)
         try:
             episodes = play(agent, env)
         finally:

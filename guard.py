@@ -41,12 +41,13 @@ class GuardSettings(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One tensor that was not finite."""
+    """A number that was watched and not finite: in which update first and last, and in how many."""
 
     update: int
     kind: str
     name: str
     times: int
+    last: int
 
 
 class Guard:
@@ -67,17 +68,21 @@ class Guard:
         self.update = 0
         self.notices: list[str] = []
         self.reports: list[dict[str, Any]] = []
-        self._sites: dict[tuple[str, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
+        self._sites: dict[tuple[str, tuple[str, ...]], tuple[Tensor, Tensor, Tensor]] = {}
 
     def watch(self, kind: str, names: Sequence[str], values: Float[Tensor, " V"]) -> None:
         """Note which of the named numbers are non-finite in this update, without waiting for the device."""
         site = (kind, tuple(names))
         if site not in self._sites:
             never = torch.full((len(names),), -1, dtype=torch.int64, device=self.device)
-            self._sites[site] = (never, torch.zeros_like(never))
-        first, times = self._sites[site]
+            self._sites[site] = (never, never, torch.zeros_like(never))
+        first, last, times = self._sites[site]
         bad = ~values.detach().isfinite()
-        self._sites[site] = (torch.where(bad & (first < 0), self.update, first), times + bad)
+        self._sites[site] = (
+            torch.where(bad & (first < 0), self.update, first),
+            torch.where(bad, self.update, last),
+            times + bad,
+        )
 
     def watch_all(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """The same for whole floating-point tensors; other types can't be non-finite and are passed over."""
@@ -87,37 +92,41 @@ class Guard:
             sums = torch.stack([tensor.detach().sum(dtype=torch.float64) for tensor in tensors.values()])
             self.watch(kind, list(tensors), sums)
 
-    def findings(self) -> list[Finding]:
-        """All that was not finite so far, earliest first. Waits for the device: call at log time only."""
+    def findings(self, *, since: int = 0) -> list[Finding]:
+        """All that was not finite in update `since` or later, earliest first. Waits for the device."""
         found = []
         for (kind, names), counters in self._sites.items():
-            for name, first, times in zip(names, *torch.stack(counters).tolist(), strict=True):
-                if times:
-                    found.append(Finding(update=first, kind=kind, name=name, times=times))
-        return sorted(found, key=lambda finding: finding.update)
+            for name, first, last, times in zip(names, *torch.stack(counters).tolist(), strict=True):
+                if last >= since:
+                    found.append(Finding(update=first, kind=kind, name=name, times=times, last=last))
+        return sorted(found, key=lambda finding: max(finding.update, since))
 
-    def report(self) -> str | None:
-        """One line that names the first non-finite value, or None while all is well."""
-        found = self.findings()
-        if not found:
-            return None
-        first = found[0]
-        others = f", and {len(found) - 1} more after it" if len(found) > 1 else ""
-        return f"the first non-finite value is {first.kind} {first.name!r}, in update {first.update}{others}"
+
+def culprit(report: Mapping[str, Any]) -> str:
+    """The first thing that was not finite, by a report."""
+    for finding in (*report["state"], *report["findings"], *report["seen"]):
+        return f"{finding['kind']} {finding['name']}"
+    return "of unknown origin"
 
 
 def describe(report: Mapping[str, Any]) -> str:
     """A saved report as text."""
-    lines = [f"step {report.get('step', '?')}, update {report['update']}: {report['verdict']}"]
-    for finding in report["findings"]:
-        where = f"{finding['kind']} {finding['name']}"
-        lines.append(
-            f"  {where}: shape {tuple(finding['shape'])}, {100 * finding['bad_share']:.3g} % not finite,"
-            f" the rest from {finding['min']:.4g} to {finding['max']:.4g}"
-        )
-    rows = report["rows"]
-    if rows:
-        lines.append("  rows of replay (environment, column): " + ", ".join(f"({env}, {col})" for env, col in rows))
+    lines = [f"step {report['step']}, update {report['update']}: {report['verdict']}"]
+    for title, part in (("in the agent's state", "state"), ("run again", "findings")):
+        for finding in report[part]:
+            lines.append(
+                f"  {title}, {finding['kind']} {finding['name']}: shape {tuple(finding['shape'])},"
+                f" {100 * finding['bad_share']:.3g} % not finite, the rest from {finding['min']:.4g} to"
+                f" {finding['max']:.4g}"
+            )
+    if not report["findings"]:
+        lines.append("  run again, all is finite: it was no matter of the batch or the parameters")
+    seen = [f"{finding['kind']} {finding['name']}" for finding in report["seen"]]
+    if seen:
+        lines.append(f"  seen in the update itself: {', '.join(seen)}")
+    if report["rows"]:
+        rows = ", ".join(f"({env}, {column})" for env, column in report["rows"])
+        lines.append(f"  rows of replay (environment, column): {rows}")
     return "\n".join(lines)
 
 
@@ -128,10 +137,14 @@ def main(argv: list[str]) -> int:
         return 2
     for path in argv:
         try:
-            print(describe(checkpoint.load(Path(path), torch.device("cpu"))))
-        except (CheckpointError, KeyError) as error:
-            print(f"guard: {path} is no report of the guard ({error})", file=sys.stderr)
+            report = checkpoint.load(Path(path), torch.device("cpu"))
+        except CheckpointError as error:
+            print(f"guard: {error}", file=sys.stderr)
             return 2
+        if "verdict" not in report:
+            print(f"guard: {path} is no report; those are in a run's folder guard", file=sys.stderr)
+            return 2
+        print(describe(report))
     return 0
 
 

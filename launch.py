@@ -42,7 +42,9 @@ RANGES = {
     **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
     **dict.fromkeys(("valid_episodes", "eval_episodes"), (1, math.inf)),
-    **dict.fromkeys(("prefill", "train_ratio", "seed", "guard.max_rollbacks", "guard.recovery"), (0, math.inf)),
+    **dict.fromkeys(
+        ("prefill", "train_ratio", "seed", "guard.max_rollbacks", "guard.recovery", "env_timeout"), (0, math.inf)
+    ),
     **dict.fromkeys(("guard.max_skips", "guard.snapshot_every"), (1, math.inf)),
 }
 
@@ -142,6 +144,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
             eval_episodes=config.eval_episodes,
             device=device,
             pictures=pictures,
+            **bad_inputs,
         )
 
     return World(task, lambda _generators: env, make_evaluator)

@@ -318,12 +318,13 @@ class ImagBehavior(nn.Module):
             # The episode ends within the horizon, so nothing is left to bootstrap from.
             value = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
             returns = lambda_return(reward, value, discount, lambda_=1.0)
+        low, high = self.possible_range(model, trajectory, start, reward_range)
+        if choice.baseline == "critic" and low is not None and high is not None:
+            estimate = value[:, :, :-1]
+            wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * trajectory.alive
+            metrics["value_outside_rate"] = (wrong.sum() / trajectory.alive.sum()).detach()
         low, high = self.bounds(model, trajectory, start, reward_range)
         if low is not None and high is not None:
-            if choice.baseline == "critic":
-                estimate = value[:, :, :-1]
-                wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * trajectory.alive
-                metrics["value_outside_rate"] = (wrong.sum() / trajectory.alive.sum()).detach()
             clipped = torch.maximum(torch.minimum(returns, high), low)
             outside = ((clipped != returns) * trajectory.alive).sum() / trajectory.alive.sum()
             metrics["target_clip_rate"] = outside.detach()
@@ -347,12 +348,7 @@ class ImagBehavior(nn.Module):
     def bounds(
         self, model: WorldModel, trajectory: Trajectory, start: Start, reward_range: tuple[Tensor, Tensor]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The range that returns can lie in, [B, Q, H] or 0-d; None where none is known.
-
-        Simulated: the legs that remain times this instance's longest, and 0 above. Learned: the legs that remain times
-        1.5 times the largest move cost in replay, and likewise above if a positive reward was seen. A penalty widens
-        the range by its largest sum.
-        """
+        """The range that targets are clipped to, [B, Q, H] or 0-d; None where they aren't."""
         choice = self.imagination
         if choice.target_clip == "none":
             return None, None
@@ -360,6 +356,18 @@ class ImagBehavior(nn.Module):
             low, high = choice.target_clip
             device = trajectory.action.device
             return torch.full((), low, device=device), torch.full((), high, device=device)
+        return self.possible_range(model, trajectory, start, reward_range)
+
+    def possible_range(
+        self, model: WorldModel, trajectory: Trajectory, start: Start, reward_range: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The range that returns can lie in, [B, Q, H]; None where none is known.
+
+        Simulated: the legs that remain times this instance's longest, and 0 above. Learned: the legs that remain times
+        1.5 times the largest move cost in replay, and likewise above if a positive reward was seen. A penalty widens
+        the range by its largest sum.
+        """
+        choice = self.imagination
         if model.rules is None or self.custom_reward is not None:
             return None, None
         assert trajectory.state is not None and start.context is not None

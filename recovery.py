@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from guard import Guard, NonFinite
+from diagnosis import bad_tensors
+from guard import Guard, NonFinite, culprit
 from optimizer import Optimizer
+
+# Reports that one process makes. Faults that come again and again would fill the disk, and are counted all the same.
+MOST_REPORTS = 20
+
+Diagnose = Callable[[], dict[str, Any]]
+
+
+class Outcome(NamedTuple):
+    """How an update went, as the host will read it.
+
+    Attributes:
+        update: its number.
+        flags: for each optimiser the updates skipped in a row, and whether the state is broken.
+        diagnose: finds out why.
+        copied: marks when the flags are there; None where they already are.
+    """
+
+    update: int
+    flags: Float[Tensor, " G"]
+    diagnose: Diagnose
+    copied: Any
 
 
 class Recovery:
@@ -32,15 +54,17 @@ class Recovery:
         self.optimizers, self.modules, self.guard = optimizers, modules, guard
         self.rollbacks = 0
         self.rollbacks_in_row = 0
-        self._snapshot: dict[str, Tensor] = {}
-        self._pending: deque[tuple[int, Tensor, Any]] = deque()
+        self._good: dict[str, Tensor] = {}
+        self._pending: deque[Outcome] = deque()
         self._failing = False
+        self._reports = 0
+        self._cause = ""
         self.keep()
 
     def keep(self) -> None:
         """Take the state as it is now for good."""
         if self.guard.settings.enabled:
-            self._snapshot = {name: value.clone() for name, value in self._state().items()}
+            self._good = {name: value.clone() for name, value in self._state().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Counters. The good state itself is not kept: a checkpoint is one."""
@@ -51,7 +75,7 @@ class Recovery:
         self.rollbacks, self.rollbacks_in_row = state["rollbacks"], state["rollbacks_in_row"]
         self.keep()
 
-    def after_update(self, update: int, *, diagnose: Callable[[], dict[str, Any]]) -> bool:
+    def after_update(self, update: int, *, diagnose: Diagnose) -> bool:
         """Look at how the update went. Returns whether the last good state was taken up again.
 
         Args:
@@ -65,82 +89,90 @@ class Recovery:
         if not settings.enabled:
             return False
         skips = torch.stack([optimizer.skips_in_row for optimizer in self.optimizers.values()])
-        broken = torch.zeros((), dtype=torch.bool, device=skips.device)
-        if update % settings.snapshot_every == settings.snapshot_every - 1:
-            finite = self._state_is_finite()
-            broken = ~finite
+        finite = _are_finite([p.detach() for optimizer in self.optimizers.values() for p in optimizer.parameters])
+        if (update + 1) % settings.snapshot_every == 0:
+            finite = finite & _are_finite(self._state().values())
             self._keep_if(finite & (skips == 0).all())
-        flags = torch.cat((skips, broken[None].to(skips.dtype)))
-        for number, (*in_row, is_broken) in self._arrived(update, flags):
-            if self._judge(number, in_row, bool(is_broken), update=update, diagnose=diagnose):
+        self._pending.append(self._outcome(update, torch.cat((skips, (~finite)[None].to(skips.dtype))), diagnose))
+        while self._pending and (self._pending[0].copied is None or self._pending[0].copied.query()):
+            if self._judge(self._pending.popleft()):
                 self._pending.clear()
                 return True
         return False
 
-    def _judge(
-        self,
-        number: int,
-        in_row: Sequence[float],
-        is_broken: bool,
-        *,
-        update: int,
-        diagnose: Callable[[], dict[str, Any]],
-    ) -> bool:
-        """Whether the flags of update `number` made it necessary to go back."""
-        settings = self.guard.settings
+    def mend(self) -> None:
+        """Take up the good state if this one is not finite, as it may be between two looks at it. Waits."""
+        if self.guard.settings.enabled and not bool(_are_finite(self._state().values())):
+            self._restore()
+            self.guard.notices.append("guard: the state is not finite: back to the last good one")
+
+    def _outcome(self, update: int, flags: Float[Tensor, " G"], diagnose: Diagnose) -> Outcome:
+        if flags.device.type == "cpu":
+            return Outcome(update, flags, diagnose, None)
+        flags = flags.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return Outcome(update, flags, diagnose, copied)
+
+    def _judge(self, outcome: Outcome) -> bool:
+        """Whether an update's outcome made it necessary to go back."""
+        settings, update = self.guard.settings, outcome.update
+        *in_row, broken = outcome.flags.tolist()
         skipped = [name for name, count in zip(self.optimizers, in_row, strict=True) if count]
-        if not skipped and not is_broken:
+        if not skipped and not broken:
             self._failing = False
-            if (number + 1) % settings.snapshot_every == 0:
+            if (update + 1) % settings.snapshot_every == 0:
                 # A good state was kept since the last return.
                 self.rollbacks_in_row = 0
             return False
+        verdict = "the state is not finite" if broken else f"skipped {', '.join(skipped)}"
         if not self._failing:
             self._failing = True
-            verdict = f"skipped {', '.join(skipped)}" if skipped else "parameters or moments are not finite"
-            self.guard.notices.append(f"guard: update {number}: {verdict}")
-            self.guard.reports.append({"update": number, "verdict": verdict, **diagnose()})
-        if not is_broken and max(in_row) < settings.max_skips:
+            self._report(update, verdict, outcome.diagnose)
+        if not broken and max(in_row) < settings.max_skips:
             return False
-        self._go_back(number)
+        self._go_back(update, verdict if broken else f"{verdict} {max(in_row):.0f} times in a row")
         return True
 
-    def _go_back(self, number: int) -> None:
+    def _report(self, update: int, verdict: str, diagnose: Diagnose) -> None:
+        self._reports += 1
+        if self._reports > MOST_REPORTS:
+            if self._reports == MOST_REPORTS + 1:
+                self.guard.notices.append(f"guard: {MOST_REPORTS} events reported; from here on they are only counted")
+            return
+        state = bad_tensors("state", self._state())
+        report = {"update": update, "verdict": verdict, "state": state, **diagnose()}
+        self._cause = culprit(report)
+        self.guard.notices.append(f"guard: update {update}: {verdict}; not finite: {self._cause}")
+        self.guard.reports.append(report)
+
+    def _go_back(self, update: int, verdict: str) -> None:
+        settings = self.guard.settings
+        self._restore()
         self.rollbacks += 1
         self.rollbacks_in_row += 1
+        if self.rollbacks_in_row > settings.max_rollbacks:
+            raise NonFinite(
+                f"update {update}: {verdict}, and {settings.max_rollbacks} returns to the last good state have not"
+                f" helped; not finite: {self._cause}"
+            )
+        self.guard.notices.append(
+            f"guard: update {update}: {verdict}: back to the last good state, with half the learning rate for"
+            f" {settings.recovery} updates"
+        )
+
+    def _restore(self) -> None:
         self._failing = False
+        self._pending.clear()
         with torch.no_grad():
             for name, tensor in self._state().items():
-                if name in self._snapshot:
-                    tensor.copy_(self._snapshot[name])
+                if name in self._good:
+                    tensor.copy_(self._good[name])
                 else:
                     # Moments that did not exist yet began at zero.
                     tensor.zero_()
         for optimizer in self.optimizers.values():
             optimizer.recover(self.guard.settings.recovery)
-        if self.rollbacks_in_row > self.guard.settings.max_rollbacks:
-            raise NonFinite(
-                f"update {number} failed, as did all since {self.guard.settings.max_rollbacks} returns to the last good"
-                " state"
-            )
-        self.guard.notices.append(
-            f"guard: update {number}: back to the last good state, with half the learning rate for"
-            f" {self.guard.settings.recovery} updates"
-        )
-
-    def _arrived(self, update: int, flags: Float[Tensor, " G"]) -> list[tuple[int, list[float]]]:
-        """Flags of this and earlier updates that the host can read without waiting."""
-        if flags.device.type == "cpu":
-            return [(update, flags.tolist())]
-        copied = flags.to("cpu", non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending.append((update, copied, event))
-        arrived = []
-        while self._pending and self._pending[0][2].query():
-            number, values, _ = self._pending.popleft()
-            arrived.append((number, values.tolist()))
-        return arrived
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor that an update changes, by name."""
@@ -151,15 +183,18 @@ class Recovery:
             state |= {f"{prefix} optimizer.{name}": value for name, value in optimizer.moments().items()}
         return state
 
-    def _state_is_finite(self) -> Bool[Tensor, ""]:
-        floats = [value for value in self._state().values() if value.is_floating_point()]
-        return torch.stack(torch._foreach_norm(floats, ord=float("inf"))).isfinite().all()
-
     def _keep_if(self, good: Bool[Tensor, ""]) -> None:
         """Take the state as the last good one, if it is; decided on the device."""
         for name, value in self._state().items():
-            if name in self._snapshot:
-                self._snapshot[name].copy_(torch.where(good, value, self._snapshot[name]))
+            if name in self._good:
+                self._good[name].copy_(torch.where(good, value, self._good[name]))
             else:
                 # Of moments that appear in a bad update, zeros are the good state.
-                self._snapshot[name] = torch.where(good, value, torch.zeros_like(value))
+                self._good[name] = torch.where(good, value, torch.zeros_like(value))
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
+    """Whether the floating-point ones among the tensors are finite, and so small that their norms are, too."""
+    # A norm is several times faster than a maximum; where it overflows, the numbers are of no use either.
+    norms = torch._foreach_norm([tensor for tensor in tensors if tensor.is_floating_point()])
+    return torch.stack(norms).isfinite().all()

@@ -63,7 +63,7 @@ class OneHotDist:
         mask: Bool[Tensor, "*B N"] | None = None,
         unimix: float = 0.0,
     ) -> None:
-        logits = widen(logits)
+        logits = logits.float()
         if mask is not None:
             empty = ~mask.any(-1, keepdim=True)
             mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
@@ -177,8 +177,8 @@ class BoundedNormal:
         self, mean: Float[Tensor, "*B A"], std: Float[Tensor, "*B A"], *, low: float = 0.1, high: float = 1.0
     ) -> None:
         """Take a network's outputs, each any real number."""
-        self._mean = torch.tanh(widen(mean))
-        self._std = (high - low) * torch.sigmoid(widen(std) + 2.0) + low
+        self._mean = torch.tanh(mean.float())
+        self._std = (high - low) * torch.sigmoid(std.float() + 2.0) + low
         # Farther out than any draw: `sample` stays within 5.5 standard deviations.
         self._farthest = 1 + 6 * high
 
@@ -275,8 +275,8 @@ class BernoulliDist:
     """Independent yes/no variables given by their logits."""
 
     def __init__(self, logits: Float[Tensor, "*B"]) -> None:
-        # So that sums of log-probabilities stay finite too.
-        self.logits = widen(logits).clamp(LOGIT_FLOOR, -LOGIT_FLOOR)
+        # The clamp keeps sums of log-probabilities finite too.
+        self.logits = logits.float().clamp(LOGIT_FLOOR, -LOGIT_FLOOR)
 
     def mean(self) -> Float[Tensor, "*B"]:
         """The probability of True."""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import checkpoint
 from agent import Agent
+from checkpoint import CheckpointError
 from config import Config
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
 from envs.routing import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
@@ -120,6 +121,11 @@ class Trainer:
             if self._stop_signal is None:
                 self._finish()
             self._save()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror}); make room, and the same"
+                " command goes on from the last checkpoint"
+            ) from error
         finally:
             self._progress.close()
             for number, handler in handlers.items():
@@ -149,7 +155,12 @@ class Trainer:
                 self.acting = {**self.acting, "action": action}
         self.replay.add({**self.row, "action": action, **self.agent.memory(self.acting)})
         ended = self.row["is_last"]
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        except (BadInput, EnvironmentCrashed):
+            # The column just added stays; its environments' episodes are lost when the run goes on.
+            self._save()
+            raise
         is_first = info["is_first"]
         if info["decisions"] and self.task.actions.masked:
             legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
@@ -188,10 +199,11 @@ class Trainer:
             except NonFinite as error:
                 self._note_guard()
                 self._save()
+                latest = self.logdir / checkpoint.LATEST
                 raise NonFinite(
-                    f"{error}; stopped at step {self.step}. {self.logdir / checkpoint.LATEST} holds the last good"
-                    f" state, {self.logdir / REPORTS} says what went wrong (python -m guard FILE); begin in a new"
-                    " logdir, with --init and a lower learning rate"
+                    f"{error}; stopped at step {self.step}. {latest} holds the last good state, and"
+                    f" python -m guard {self.logdir / REPORTS}/* tells more; mend the cause, or begin in a new logdir"
+                    f" with --init {latest} and lower learning rates"
                 ) from error
             self._note_guard()
             self.updates += 1
@@ -240,13 +252,16 @@ class Trainer:
         return self.seconds + time.monotonic() - self._clock
 
     def _log(self) -> None:
-        """Fetch the averages, the one time that the loop waits for the device, and check the guard."""
+        """Fetch the averages, the one time that the loop waits for the device, and warn of what looks wrong."""
         values = self.averages.fetch()
         seconds = self._elapsed()
         step, since = self._logged_at
         values["fps"] = (self.step - step) / max(seconds - since, 1e-9)
         values["updates"] = self.updates
         self._logged_at = (self.step, seconds)
+        if isinstance(self.env, GymVectorEnv):
+            values["env_restarts"] = self.env.restarts
+            values["bad_inputs"] = sum(self.env.bad_inputs.values())
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
         self._show()

@@ -178,7 +178,7 @@ def test_update_changes_actor_and_critic_and_leaves_the_model_alone(choices: dic
     )
     metrics = scene.update(episodes(8))
     assert all(metric.ndim == 0 and not metric.requires_grad for metric in metrics.values())
-    assert scene.guard.report() is None
+    assert scene.guard.findings() == []
     assert all(torch.equal(a, b) for a, b in zip(model, scene.model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(actor, scene.behavior.actor.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(critic, scene.behavior.critic.parameters(), strict=True))

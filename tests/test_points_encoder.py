@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
-from sets import PointsEncoder, SetEncoder, masked_max
+from sets import PointsEncoder, SetEncoder, SetLayer, masked_max
 
 FEATURES, WIDTH, PLACES = 3, 8, 6
 PADDING = pytest.mark.parametrize("padding", [0.0, -3e38, math.nan, math.inf])
@@ -103,6 +103,7 @@ def test_set_encoder_gathers_exactly_nothing_where_there_is_nothing_to_attend_to
     encode, (points, valid) = make_encoder(), points_and_valid([0, 3], padding=math.nan)
     gathered: list[Tensor] = []
     for layer in encode.attention.layers:
+        assert isinstance(layer, SetLayer)
         layer.attention_out.register_forward_pre_hook(lambda _, inputs: gathered.append(inputs[0]))
     embedded = encode(points, valid)
     for attended in gathered:

@@ -1,4 +1,4 @@
-"""What holds for every shape, mask and magnitude: distributions, encoders and rules, on inputs that are searched for."""
+"""What holds for every shape, mask and magnitude: distributions, encoders and rules, on inputs found by hypothesis."""
 
 from __future__ import annotations
 
