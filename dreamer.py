@@ -259,7 +259,6 @@ class Dreamer:
         self.guard.update = self.updates
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
-        self.guard.watch_all("replayed", batch)
         for _ in range(self.reward_updates if self.task.rules is not None and "reward" in self.model.heads else 0):
             metrics |= self._update_reward(self._sample(replay), progress)
         draws = checkpoint.generator_state(self.generators)
@@ -363,7 +362,9 @@ class Dreamer:
 
     def _sample(self, replay: Replay) -> dict[str, Tensor]:
         sample = replay.sample_episodes if self.whole_episodes else replay.sample_windows
-        return sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
+        batch = sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
+        self.guard.watch_all("replayed", batch)
+        return batch
 
     def _noise(self, batch: dict[str, Tensor]) -> Tensor:
         return uniform((*batch["reward"].shape, self.model.rssm.stoch_size), self.generators["model"])

@@ -134,7 +134,16 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
     make_one = make_gym(config.task, imports=config["import"])
     # The environments are made at once, so that a mistake in them shows before anything else is done.
-    env = GymVectorEnv(make_one, num_envs=config.envs, device=device, seed=config.seed, processes=config.env_processes)
+    bad_inputs = {name: config.guard[name] for name in ("zero_keys", "drop_keys")}
+    env = GymVectorEnv(
+        make_one,
+        num_envs=config.envs,
+        device=device,
+        seed=config.seed,
+        processes=config.env_processes,
+        timeout=config.env_timeout,
+        **bad_inputs,
+    )
     task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
 
     def make_evaluator(pictures: Any) -> GymEvaluator:
