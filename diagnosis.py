@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from guard import Guard
 
 Entry = dict[str, Any]
-# Findings of a kind, and rows, that a report holds: the first are enough.
+# Findings of a kind, and rows, that a report holds: the first are enough. One NaN reaches all gradients of a group.
 MOST_ENTRIES = 16
+MOST_SEEN = 3
 
 
 def diagnose(
@@ -35,10 +36,12 @@ def diagnose(
     Returns:
         `findings`: the keys of the batch that were not finite, the first module whose output was not, losses and
         gradients that were not; each with kind, name, shape, share of bad entries, and the range of the others.
-        `seen`: kind and name of what the guard saw.
+        `seen`: kind and name of what the guard saw, the first few of each kind.
         `rows`: where in replay the bad rows stand, as (environment, column).
     """
-    seen = [{"kind": each.kind, "name": each.name} for each in guard.findings(since=update)]
+    seen: dict[str, list[Entry]] = {}
+    for each in guard.findings(since=update):
+        seen.setdefault(each.kind, []).append({"kind": each.kind, "name": each.name})
     findings = bad_tensors("replayed", batch)
     outputs: list[Entry] = []
     handles = []
@@ -67,27 +70,32 @@ def diagnose(
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
             pairs = zip(parameters, gradients, strict=True)
             findings += bad_tensors("gradient of", {name: each for name, each in pairs if each is not None})
-    return {"findings": findings, "seen": seen[:MOST_ENTRIES], "rows": _bad_rows(batch)}
+    first_seen = [each for kind in seen.values() for each in kind[:MOST_SEEN]]
+    return {"findings": findings, "seen": first_seen, "rows": _bad_rows(batch)}
 
 
 def bad_tensors(kind: str, tensors: Mapping[str, Tensor]) -> list[Entry]:
-    """Those of the tensors that are not finite, the first `MOST_ENTRIES`: what, how much of it, and how the rest is."""
+    """Those of the tensors that are not finite, or too large to be squared: what, how much of it, how the rest is.
+
+    The first `MOST_ENTRIES` of them.
+    """
     entries: list[Entry] = []
     for name, value in tensors.items():
-        value = value.detach()
-        finite = value.isfinite()
-        if len(entries) < MOST_ENTRIES and not bool(finite.all()):
-            rest = value[finite]
-            entries.append(
-                {
-                    "kind": kind,
-                    "name": name,
-                    "shape": list(value.shape),
-                    "bad_share": float((~finite).float().mean()),
-                    "min": float(rest.min()) if len(rest) else float("nan"),
-                    "max": float(rest.max()) if len(rest) else float("nan"),
-                }
-            )
+        if len(entries) < MOST_ENTRIES and value.is_floating_point():
+            value = value.detach().float()
+            if not bool(value.norm().isfinite()):
+                finite = value.isfinite()
+                rest = value[finite]
+                entries.append(
+                    {
+                        "kind": kind,
+                        "name": name,
+                        "shape": list(value.shape),
+                        "bad_share": float((~finite).float().mean()),
+                        "min": float(rest.min()) if len(rest) else float("nan"),
+                        "max": float(rest.max()) if len(rest) else float("nan"),
+                    }
+                )
     return entries
 
 

@@ -120,7 +120,7 @@ def describe(report: Mapping[str, Any]) -> str:
                 f" {finding['max']:.4g}"
             )
     if not report["findings"]:
-        lines.append("  run again, all is finite: it was no matter of the batch or the parameters")
+        lines.append("  run again, all is finite: neither this batch nor the parameters bring it about")
     seen = [f"{finding['kind']} {finding['name']}" for finding in report["seen"]]
     if seen:
         lines.append(f"  seen in the update itself: {', '.join(seen)}")

@@ -22,7 +22,7 @@ from envs.routing import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluator, Report
-from guard import Guard, NonFinite, describe
+from guard import Guard, NonFinite
 from logger import Logger, MetricAverages, ProgressBar
 from replay import REWARD_AND_ENDS, Replay
 from tools import OneHotDist
@@ -218,7 +218,7 @@ class Trainer:
             path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
             path.parent.mkdir(exist_ok=True)
             checkpoint.save(path, {"step": self.step, **report})
-            self._progress.say(describe({"step": self.step, **report}))
+            self._progress.say(f"guard: python -m guard {path} tells more")
 
     def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
         """Uniform among the legal actions, or in routing the nearest node."""

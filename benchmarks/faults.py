@@ -29,7 +29,6 @@ import checkpoint
 import dreamer
 from dreamer import Dreamer
 from logger import METRICS
-from optimizer import Optimizer
 
 ROOT = Path(__file__).parents[1]
 # The environment variable that switches the guard off in tests/faults.
@@ -49,7 +48,7 @@ def _write(tensor: Tensor, value: float, rng: random.Random) -> None:
 
 
 def in_batch(key: str, value: float) -> Fault:
-    """One entry of a replayed key, in each batch of the update."""
+    """One number of a replayed key, in each batch of the update: rewards of a step, a coordinate of an episode."""
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
@@ -57,10 +56,10 @@ def in_batch(key: str, value: float) -> Fault:
 
         def corrupted(replay: Any) -> dict[str, Tensor]:
             batch = sample(replay)
-            name = next(iter(agent.task.observations), "coords") if key == "observation" else key
-            values = batch[name].clone(memory_format=torch.contiguous_format)
-            _write(values, value, rng)
-            return {**batch, name: values}
+            values = batch[key].clone(memory_format=torch.contiguous_format)
+            rows = values[rng.randrange(len(values))].flatten(1) if values.dim() > 2 else values
+            rows[:, rng.randrange(rows.shape[1])] = value
+            return {**batch, key: values}
 
         with patch.object(agent, "_sample", corrupted):
             yield
@@ -194,8 +193,8 @@ def in_noise() -> Fault:
 GROUPS = ("model", "actor", "critic")
 # What an update survives by being skipped, or as it is.
 PASSING: dict[str, Fault] = {
-    "NaN in an observation": in_batch("observation", math.nan),
-    "infinity in an observation": in_batch("observation", math.inf),
+    "NaN in a coordinate": in_batch("coords", math.nan),
+    "infinity in a coordinate": in_batch("coords", math.inf),
     "NaN in a replayed reward": in_batch("reward", math.nan),
     "infinity in a replayed reward": in_batch("reward", math.inf),
     "a replayed reward of -2.2e6": in_batch("reward", -2.2e6),

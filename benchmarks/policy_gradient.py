@@ -125,9 +125,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
         if progress >= evaluations / EVALUATIONS:
             evaluations += 1
             values = averages.fetch()
-            finding = agent.guard.report()
-            if finding is not None:
-                raise NonFinite(f"{finding}; stopped at step {step}")
+            for finding in agent.guard.findings():
+                raise NonFinite(f"{finding.kind} {finding.name!r} is not finite; stopped at step {step}")
             values["valid_gap"] = evaluation.evaluate(agent, agent.task, validation, device=agent.device).gap
             logger.scalars(step, time.monotonic() - begin, values)
             bar.update(step, {"gap %": values["valid_gap"]})

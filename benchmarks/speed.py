@@ -10,10 +10,11 @@ that for the reward updates included.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,7 @@ ENTRY_KEYS = {"updates": "updates to time (default: 16, or one cycle of model_ev
 ENV_COUNTS = (64, 4096)
 ENV_SECONDS = 1.0
 EPISODES = 3
+GUARD_PAIRS = 31
 
 
 def now(device: torch.device) -> float:
@@ -103,6 +105,26 @@ def imagined_decisions(agent: Dreamer, replay: Replay) -> int:
     return start.weight.numel() * behavior._horizon()
 
 
+def guard_share(agent: Dreamer, replay: Replay, pairs: int) -> float:
+    """How much longer an update takes with the guard, as a share; cycles of updates with and without it alternate.
+
+    Each is a whole cycle of `model_every`; the median of the pairs' ratios, as the machine is not always as fast.
+    """
+    on, off = agent.guard.settings._replace(enabled=True), agent.guard.settings._replace(enabled=False)
+    ratios = []
+    for pair in range(pairs):
+        seconds = {}
+        # What comes first in a pair alternates, too.
+        for settings in (on, off) if pair % 2 else (off, on):
+            agent.guard.settings = settings
+            watch = nullcontext() if settings.enabled else patch.object(agent.guard, "watch_all")
+            with watch, nullcontext() if settings.enabled else patch.object(agent.guard, "watch"):
+                seconds[settings.enabled] = update_seconds(agent, replay, agent.model_every)
+        ratios.append(seconds[True] / seconds[False])
+    agent.guard.settings = on
+    return statistics.median(ratios) - 1
+
+
 def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, float]:
     """Seconds per update of each phase."""
     seconds: dict[str, float] = {}
@@ -166,9 +188,11 @@ def main(argv: list[str]) -> None:
     print(f"| updates | {1 / whole:,.2f} |")
     print(f"| imagined decisions | {imagined_decisions(agent, replay) / whole:,.0f} |\n")
     print("| phase | ms per update | share, % |\n|---|---|---|")
+    share = guard_share(agent, replay, GUARD_PAIRS)
     phases = phase_seconds(agent, replay, updates)
     for phase, seconds in phases.items():
         print(f"| {phase} | {1000 * seconds:.2f} | {100 * seconds / phases['update']:.1f} |")
+    print(f"\nguard: {100 * share:+.2f} % of an update (median of {GUARD_PAIRS} pairs, with and without)")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from guard import Finding, Guard
+import checkpoint
+import guard as guard_module
+from guard import Finding, Guard, culprit, main
 
 NAN, INF = math.nan, math.inf
+ROOT = Path(guard_module.__file__).parent
 
 
 @pytest.fixture
@@ -20,22 +26,20 @@ def guard() -> Guard:
 def test_guard_has_nothing_to_report_of_finite_values(guard: Guard):
     guard.watch("loss", ["reward", "mask"], torch.tensor([1.0, -3e38]))
     assert guard.findings() == []
-    assert guard.report() is None
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_guard_names_the_kind_the_tensor_and_the_update(guard: Guard, value: float):
     guard.update = 7
     guard.watch("model loss", ["reward", "mask"], torch.tensor([1.0, value]))
-    assert guard.findings() == [Finding(update=7, kind="model loss", name="mask", times=1)]
-    assert guard.report() == "the first non-finite value is model loss 'mask', in update 7"
+    assert guard.findings() == [Finding(update=7, kind="model loss", name="mask", times=1, last=7)]
 
 
-def test_guard_counts_how_often_and_keeps_the_first_update(guard: Guard):
+def test_guard_counts_how_often_and_keeps_first_and_last_update(guard: Guard):
     for update, value in enumerate([1.0, NAN, 1.0, NAN, INF]):
         guard.update = update
         guard.watch("loss", ["reward"], torch.tensor([value]))
-    assert guard.findings() == [Finding(update=1, kind="loss", name="reward", times=3)]
+    assert guard.findings() == [Finding(update=1, kind="loss", name="reward", times=3, last=4)]
 
 
 def test_guard_puts_the_earliest_update_first_whatever_was_watched_first(guard: Guard):
@@ -44,7 +48,14 @@ def test_guard_puts_the_earliest_update_first_whatever_was_watched_first(guard: 
     guard.update = 1
     guard.watch("early in the flow", ["a"], torch.tensor([NAN]))
     assert [finding.name for finding in guard.findings()] == ["b", "a"]
-    assert guard.report() == "the first non-finite value is late in the flow 'b', in update 0, and 1 more after it"
+
+
+def test_guard_tells_what_it_saw_since_an_update(guard: Guard):
+    for update, names in enumerate(["ab", "b", "c", ""]):
+        guard.update = update
+        guard.watch("loss", ["a", "b", "c"], torch.tensor([NAN if name in names else 1.0 for name in "abc"]))
+    assert [finding.name for finding in guard.findings(since=1)] == ["b", "c"]
+    assert guard.findings(since=3) == []
 
 
 def test_guard_keeps_the_order_of_watching_within_an_update(guard: Guard):
@@ -70,13 +81,13 @@ def test_watch_all_finds_a_single_bad_entry_and_passes_over_other_types(guard: G
 
 def test_watch_all_takes_large_finite_entries_for_what_they_are(guard: Guard):
     guard.watch_all("replayed", {"reward": torch.full((1000,), 3e38)})
-    assert guard.report() is None
+    assert guard.findings() == []
 
 
 def test_watch_all_of_nothing_that_could_be_non_finite_is_silent(guard: Guard):
     guard.watch_all("replayed", {"node": torch.zeros(3, dtype=torch.int64)})
     guard.watch_all("replayed", {})
-    assert guard.report() is None
+    assert guard.findings() == []
 
 
 def test_watching_keeps_no_graph(guard: Guard):
@@ -100,6 +111,57 @@ def test_watching_never_waits_for_the_device(guard: Guard, monkeypatch: pytest.M
         patch.setattr(Tensor, fetch, _refuse(fetch))
         watch()
     assert [finding.times for finding in guard.findings()] == [2, 2]
+
+
+REPORT = {
+    "step": 1200,
+    "update": 77,
+    "verdict": "skipped actor",
+    "state": [],
+    "findings": [
+        {"kind": "replayed", "name": "coords", "shape": [4, 7, 6, 2], "bad_share": 0.25, "min": -0.5, "max": 2.0},
+        {"kind": "loss of", "name": "actor", "shape": [], "bad_share": 1.0, "min": NAN, "max": NAN},
+    ],
+    "seen": [{"kind": "actor gradient", "name": "actor.pointer.weight"}],
+    "rows": [(3, 1207), (0, 12)],
+}
+
+
+def test_culprit_is_the_first_in_state_then_batch_then_what_was_seen():
+    assert culprit(REPORT) == "replayed coords"
+    assert culprit({**REPORT, "state": [{"kind": "state", "name": "actor.weight"}]}) == "state actor.weight"
+    assert culprit({**REPORT, "findings": []}) == "actor gradient actor.pointer.weight"
+    assert culprit({**REPORT, "findings": [], "seen": []}) == "of unknown origin"
+
+
+def test_saved_report_is_printed_in_full(tmp_path: Path):
+    checkpoint.save(tmp_path / "step_1.pt", REPORT)
+    printed = subprocess.run(
+        [sys.executable, "-m", "guard", str(tmp_path / "step_1.pt")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert printed.returncode == 0 and printed.stderr == ""
+    assert printed.stdout.splitlines() == [
+        "step 1200, update 77: skipped actor",
+        "  run again, replayed coords: shape (4, 7, 6, 2), 25 % not finite, the rest from -0.5 to 2",
+        "  run again, loss of actor: shape (), 100 % not finite, the rest from nan to nan",
+        "  seen in the update itself: actor gradient actor.pointer.weight",
+        "  rows of replay (environment, column): (3, 1207), (0, 12)",
+    ]
+
+
+def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "garbage.pt").write_bytes(b"no report")
+    checkpoint.save(tmp_path / "latest.pt", {"updates": 3})
+    for name, message in (
+        ("garbage.pt", "is empty, truncated or not a checkpoint"),
+        ("latest.pt", "is no report; those are in a run's folder guard"),
+        ("missing.pt", "cannot be opened"),
+    ):
+        assert main([str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("guard: ") and name in line and message in line
+    assert main([]) == 2
+    assert "usage: python -m guard" in capsys.readouterr().err
 
 
 def _refuse(fetch: str) -> Callable[..., None]:

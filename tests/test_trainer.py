@@ -435,29 +435,48 @@ def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: 
 # Not a number
 
 
-def test_planted_nan_stops_the_run_and_leaves_finite_weights(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def plant_nan(monkeypatch: pytest.MonkeyPatch, *, columns: range) -> None:
+    """Let a coordinate be NaN in the columns of replay."""
     add = Replay.add
 
     def add_with_nan(self: Replay, row: dict[str, torch.Tensor]) -> None:
         coords = row["coords"].clone()
-        if self.total >= 40:
+        if self.total in columns:
             coords[0, 0, 0] = torch.nan
         add(self, {**row, "coords": coords})
 
     monkeypatch.setattr(Replay, "add", add_with_nan)
+
+
+def finite_weights(logdir: Path) -> bool:
+    agent = loaded(logdir / checkpoint.LATEST)["agent"]
+    values = [value for part in ("model", "behavior") for value in agent[part].values() if value.is_floating_point()]
+    assert values
+    return all(bool(value.isfinite().all()) for value in values)
+
+
+def test_nan_that_comes_once_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    plant_nan(monkeypatch, columns=range(42, 49))
+    rows = train(tmp_path)
+    assert "eval_gap" in rows[-1]
+    assert max(row.get("actor_skips_max", 0) for row in rows) > 0
+    assert finite_weights(tmp_path)
+    report = loaded(next((tmp_path / "guard").glob("step_*.pt")))
+    assert report["findings"][0]["name"] == "coords"
+    assert (0, 42) in report["rows"]
+
+
+def test_nan_everywhere_stops_the_run_and_leaves_finite_weights(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    plant_nan(monkeypatch, columns=range(10**9))
     with pytest.raises(SystemExit) as stopped:
-        train(tmp_path)
+        train(tmp_path, "--envs", "1", "--prefill", "14", "--guard.max_skips", "2", "--guard.max_rollbacks", "1")
     assert stopped.value.code == 2
     last_line = capsys.readouterr().err.splitlines()[-1]
-    assert "the first non-finite value is replayed 'coords', in update" in last_line
-    assert str(tmp_path / checkpoint.LATEST) in last_line
+    assert "1 returns to the last good state have not helped; not finite: replayed coords" in last_line
     state = loaded(tmp_path / checkpoint.LATEST)
-    assert f"stopped at step {state['step']}" in last_line
-    for part in ("model", "behavior"):
-        floating = {name: value for name, value in state["agent"][part].items() if value.is_floating_point()}
-        assert floating
-        assert all(value.isfinite().all() for value in floating.values())
+    assert f"stopped at step {state['step']}. {tmp_path / checkpoint.LATEST} holds the last good state" in last_line
+    assert finite_weights(tmp_path)
     agent, _ = debug_agent()
     agent.load_state_dict(state["agent"])
