@@ -195,7 +195,7 @@ class GymEvaluator:
             zero_keys: see `GymVectorEnv`.
             drop_keys: likewise.
         """
-        self.bad_inputs = {"zero_keys": zero_keys, "drop_keys": drop_keys}
+        self.zero_keys, self.drop_keys = zero_keys, drop_keys
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
@@ -208,7 +208,14 @@ class GymEvaluator:
         return self._report(agent, self.eval_episodes, seed=TEST_SEED)
 
     def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
-        env = GymVectorEnv(self.make_env, num_envs=count, device=self.device, seed=seed, **self.bad_inputs)
+        env = GymVectorEnv(
+            self.make_env,
+            num_envs=count,
+            device=self.device,
+            seed=seed,
+            zero_keys=self.zero_keys,
+            drop_keys=self.drop_keys,
+        )
         try:
             episodes = play(agent, env)
         finally:

@@ -183,7 +183,10 @@ class Optimizer:
         self.skips_in_row = (self.skips_in_row + found_inf) * found_inf
         for parameter in self.parameters:
             parameter.grad = None
-        for parameter, gradient in zip(parameters, self._clip(parameters, raw, norms, 1 - found_inf), strict=True):
+        scales = self._scales(parameters, norms)
+        # Where the update is not to be applied, each entry becomes zero or NaN.
+        clipped = torch._foreach_mul(raw, (scales * (1 - found_inf)).unbind())
+        for parameter, gradient in zip(parameters, clipped, strict=True):
             parameter.grad = gradient
         for group in self.rule.param_groups:
             group["lr"] = self.rate(progress)
@@ -193,24 +196,19 @@ class Optimizer:
         return 1 - found_inf, {
             f"{self.name}_grad_norm": norm,
             f"{self.name}_grad_norm_max": norm,
+            f"{self.name}_grad_norm_clipped": (norms * scales).norm(),
             f"{self.name}_clip_rate": (norm > self.clip).float(),
             f"{self.name}_skips_max": self.skips,
             f"{self.name}_loss": values.sum(),
         }
 
-    def _clip(
-        self,
-        parameters: tuple[nn.Parameter, ...],
-        gradients: tuple[Tensor, ...],
-        norms: Float[Tensor, " P"],
-        applied: Float[Tensor, ""],
-    ) -> Sequence[Tensor]:
-        """Gradients within both limits; where the update is not to be applied, each entry is zero or NaN."""
-        scale = (self.clip / (norms.norm() + 1e-6)).clamp(max=1.0) * applied
+    def _scales(self, parameters: Sequence[nn.Parameter], norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        """What each parameter's gradient is multiplied by to keep within both limits."""
+        scale = (self.clip / (norms.norm() + 1e-6)).clamp(max=1.0).expand_as(norms)
         if not self.agc:
-            return torch._foreach_mul(gradients, scale)
+            return scale
         sizes = torch.stack(torch._foreach_norm([p.detach() for p in parameters])).clamp(min=SMALLEST_NORM)
-        return torch._foreach_mul(gradients, torch.minimum(scale, self.agc * sizes / norms).unbind())
+        return torch.minimum(scale, self.agc * sizes / norms)
 
     def recover(self, updates: int) -> None:
         """Halve the learning rate for the next updates, and count skips anew."""

@@ -38,7 +38,7 @@ class Replay:
         total: columns added since the start of the run.
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
-        reward_min, reward_max: 0-d, over every row ever added that is not `is_first`; +inf and -inf before the first.
+        reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
     """
 
     def __init__(
@@ -123,8 +123,10 @@ class Replay:
         reward = self.rows["reward"][:, position]
         running_start = self.episode_start[:, (self.total - 1) % self.length]
         self.episode_start[:, position] = torch.where(is_first, self.total, running_start)
-        self.reward_min = torch.minimum(self.reward_min, reward.masked_fill(is_first, torch.inf).amin())
-        self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(is_first, -torch.inf).amax())
+        # The rewards of no action, and those that are none, say nothing of the range.
+        ignored = is_first | ~reward.isfinite()
+        self.reward_min = torch.minimum(self.reward_min, reward.masked_fill(ignored, torch.inf).amin())
+        self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(ignored, -torch.inf).amax())
         self.total += 1
 
     def sample_windows(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ import dreamer
 from benchmarks.faults import GUARD_OFF, is_finite
 from logger import METRICS
 
+GUARDED = not os.environ.get(GUARD_OFF)
 COMMON = [
     *("--configs", "debug", "--device", "cpu", "--log_every", "50", "--eval_every", "1000", "--checkpoint_every", "50"),
-    *("--guard.enabled", "false" if os.environ.get(GUARD_OFF) else "true"),
+    *("--guard.enabled", str(GUARDED).lower()),
     *("--guard.max_skips", "4", "--guard.snapshot_every", "5", "--guard.recovery", "5", "--guard.max_rollbacks", "2"),
 ]
 ROUTING = ["--steps", "150", "--model_every", "2", "--reward_updates", "1"]

@@ -1,0 +1,23 @@
+"""A general task that must be learnt: what a misaligned index or a wrong dtype would spoil without any error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dreamer
+from logger import METRICS
+
+# The section's settings, but for fewer rows in an update and a horizon that is learnt in so few of them.
+SHORT = [
+    *("--steps", "6000", "--train_ratio", "32", "--batch_length", "16", "--discount", "0.99"),
+    *("--model.lr", "5e-4", "--actor.lr", "5e-4", "--critic.lr", "5e-4"),
+    *("--eval_every", "6000", "--valid_episodes", "2", "--eval_episodes", "20"),
+]
+
+
+def test_dreamer_learns_cartpole_to_100(tmp_path: Path):
+    dreamer.main(["--configs", "cartpole", "--device", "cpu", *SHORT, "--logdir", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    # Random actions keep the pole up for 22 steps.
+    assert rows[-1]["eval_return"] >= 100
