@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -13,3 +15,10 @@ torch.set_num_threads(1)
 def seeded() -> None:
     """Every test draws the same random numbers, alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """A run flushes denormal numbers to zero, for the whole process; nothing that comes after a test inherits that."""
+    yield
+    torch.set_flush_denormal(False)
