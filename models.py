@@ -17,16 +17,8 @@ from envs.routing import TSPInstance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
-from networks import (
-    Critic,
-    Latent,
-    MaskedActor,
-    PointerTables,
-    TSPPointerActor,
-    initialise,
-    take_nodes,
-    use_layer_norm,
-)
+from layers import initialise, use_layer_norm
+from networks import Critic, Latent, MaskedActor, PointerTables, TSPPointerActor, take_nodes
 from optimizer import Optimizer
 from tools import ReturnScale, SymexpTwoHot, lambda_return, leave_one_out, uniform
 from world_model import Metrics, Observed, RoutingContext, WorldModel

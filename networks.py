@@ -1,4 +1,4 @@
-"""The networks: the recurrent state-space model, encoders, heads, actors and the critic."""
+"""The networks: the recurrent state-space model, the routing encoder, heads, actors and the critic."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from envs.tasks import ActionSpec
+from layers import MLP, BlockCell, DenseCell, Normed
 from sets import SetEncoder, masked_mean
 from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
 
@@ -27,142 +27,6 @@ class Latent(NamedTuple):
     def feat(self) -> Float[Tensor, "*B F"]:
         """Both parts in one vector: what heads, actor and critic read."""
         return torch.cat((self.deter, self.stoch.flatten(-2)), -1)
-
-
-class Normed(nn.Module):
-    """A linear layer, RMSNorm and SiLU.
-
-    Without the bias the norm would hide how large a small input is: a torque of 0.5 would look like one of 1.
-    """
-
-    def __init__(self, size_in: int, size_out: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size_in, size_out)
-        self.norm = nn.RMSNorm(size_out, eps=1e-4)
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return functional.silu(self.norm(self.linear(x)))
-
-
-class BlockLinear(nn.Module):
-    """A linear layer whose matrix is block-diagonal: block i of the output sees block i of the input only."""
-
-    def __init__(self, size_in: int, size_out: int, *, blocks: int) -> None:
-        super().__init__()
-        if size_in % blocks or size_out % blocks:
-            raise ValueError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
-        self.blocks = blocks
-        bound = math.sqrt(blocks / size_in)
-        self.weight = nn.Parameter(torch.empty(blocks, size_in // blocks, size_out // blocks, device="cpu"))
-        self.bias = nn.Parameter(torch.zeros(size_out, device="cpu"))
-        nn.init.uniform_(self.weight, -bound, bound)
-
-    def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        blocked = x.view(x.shape[0], self.blocks, -1).transpose(0, 1)
-        return torch.bmm(blocked, self.weight).transpose(0, 1).flatten(1) + self.bias
-
-
-class MLP(nn.Module):
-    """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero.
-
-    `output_scale` is what `initialise` multiplies the output's weights by.
-    """
-
-    def __init__(
-        self,
-        size_in: int,
-        size_out: int,
-        *,
-        units: int,
-        layers: int,
-        zero_output: bool = False,
-        output_scale: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.output_scale = output_scale
-        sizes = [size_in] + [units] * layers
-        self.hidden = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
-        self.output = nn.Linear(sizes[-1], size_out)
-        if zero_output:
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return self.output(self.hidden(x))
-
-
-def embed_actions(actions: ActionSpec, action: Tensor) -> Float[Tensor, "*B A"]:
-    """What a world model sees of actions [*B, *shape]: one-hot vectors, or numbers squashed into [-1, 1]."""
-    if actions.kind == "continuous":
-        return action / action.abs().clamp(min=1.0)
-    if actions.kind == "multi_discrete":
-        parts = zip(action.unbind(-1), actions.sizes, strict=True)
-        return torch.cat([functional.one_hot(part, size) for part, size in parts], -1).float()
-    return functional.one_hot(action, actions.sizes[0]).float()
-
-
-class BlockCell(nn.Module):
-    """The recurrent cell of DreamerV3 (Nature 2025): a GRU whose matrices are block-diagonal.
-
-    Every block sees all inputs, and its own part of the state.
-    """
-
-    def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int, blocks: int) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.from_deter = Normed(deter, hidden)
-        self.from_stoch = Normed(stoch_size, hidden)
-        self.from_action = Normed(action_size, hidden)
-        self.mix_inputs = nn.Linear(3 * hidden, deter)
-        self.mix_deter = BlockLinear(deter, deter, blocks=blocks)
-        self.mix_norm = nn.RMSNorm(deter, eps=1e-4)
-        self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
-
-    def forward(
-        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
-    ) -> Float[Tensor, "B D"]:
-        inputs = torch.cat((self.from_deter(deter), self.from_stoch(stoch), self.from_action(action)), -1)
-        mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
-        gates = self.gates(mixed).view(deter.shape[0], self.blocks, 3, -1)
-        reset, candidate, update = (part.flatten(1) for part in gates.unbind(2))
-        return gated(deter, reset, candidate, update)
-
-
-class DenseCell(nn.Module):
-    """The recurrent cell of DreamerV3 as of 2023: an input layer, then a GRU with one norm over all its gates."""
-
-    def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int) -> None:
-        super().__init__()
-        self.inputs = Normed(stoch_size + action_size, hidden)
-        self.gates = nn.Linear(hidden + deter, 3 * deter, bias=False)
-        self.norm = nn.RMSNorm(3 * deter, eps=1e-4)
-
-    def forward(
-        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
-    ) -> Float[Tensor, "B D"]:
-        inputs = self.inputs(torch.cat((stoch, action), -1))
-        reset, candidate, update = self.norm(self.gates(torch.cat((inputs, deter), -1))).chunk(3, -1)
-        return gated(deter, reset, candidate, update)
-
-
-def gated(
-    deter: Float[Tensor, "B D"],
-    reset: Float[Tensor, "B D"],
-    candidate: Float[Tensor, "B D"],
-    update: Float[Tensor, "B D"],
-) -> Float[Tensor, "B D"]:
-    """The GRU's next state; its update gate is biased towards keeping the old one."""
-    update = torch.sigmoid(update - 1)
-    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
-
-
-def use_layer_norm(module: nn.Module) -> None:
-    """Replace every RMSNorm below `module` by a LayerNorm of the same size, as DreamerV3 had it in 2023."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.RMSNorm):
-                norm = nn.LayerNorm(list(child.normalized_shape), eps=1e-3, device=child.weight.device)
-                setattr(parent, name, norm)
 
 
 class RSSM(nn.Module):
@@ -537,27 +401,3 @@ class Critic(nn.Module):
             open_share = view.action_mask.float().mean(-1, keepdim=True)
             inputs += [summarise(nodes, view), open_share]
         return SymexpTwoHot(self.mlp(torch.cat(inputs, -1)), self.bins)
-
-
-@torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """Draw the weights of all linear and convolutional layers below `module` as DreamerV3's published code does.
-
-    A normal distribution of variance 1 / fan_in, truncated at two standard deviations of the one it is cut from, and
-    zero biases. A layer whose weights are all zero keeps them; an `MLP` scales those of its output.
-    The published code counts all blocks of a block-diagonal layer into its fan_in, though each output sees but one.
-    """
-    for layer in module.modules():
-        if not isinstance(layer, (nn.Linear, nn.Conv2d, BlockLinear)):
-            continue
-        weight = layer.weight
-        if weight.any():
-            fan_in = weight.shape[:2].numel() if isinstance(layer, BlockLinear) else weight[0].numel()
-            # Cutting leaves 1 / 1.1368 of the standard deviation.
-            std = 1.1368 * math.sqrt(1 / fan_in)
-            nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    for mlp in module.modules():
-        if isinstance(mlp, MLP):
-            mlp.output.weight.mul_(mlp.output_scale)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.tasks import ObservationKey
-from networks import MLP, Normed
+from layers import MLP, Normed
 from sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
 

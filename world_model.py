@@ -12,19 +12,8 @@ from torch.nn import functional
 
 from envs.routing import TSPInstance, TSPState
 from envs.tasks import ACTION_MASK, Task
-from networks import (
-    MLP,
-    RSSM,
-    Latent,
-    MoveHead,
-    NodeHead,
-    RoutingEncoder,
-    View,
-    embed_actions,
-    initialise,
-    take_nodes,
-    use_layer_norm,
-)
+from layers import MLP, embed_actions, initialise, use_layer_norm
+from networks import RSSM, Latent, MoveHead, NodeHead, RoutingEncoder, View, take_nodes
 from observations import ObservationDecoder, ObservationEncoder, select
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
 

@@ -15,8 +15,8 @@ from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from guard import Guard
 from launch import make_generators
+from layers import MLP
 from models import load_function, replayed_returns
-from networks import MLP
 from optimizer import Optimizer
 from replay import Replay
 from tests.scenes import (

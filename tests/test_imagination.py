@@ -14,7 +14,8 @@ from envs.routing import TSPEnv, TSPInstance, TSPRules, TSPState
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from imagination import Imagination, Trajectory, expand_instance
-from networks import MLP, take_nodes
+from layers import MLP
+from networks import take_nodes
 from tests.scenes import (
     CPU,
     CRITIC,

@@ -11,8 +11,9 @@ from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
 from guard import Guard
 from imagination import Noise, imagine
+from layers import MLP
 from models import WorldModel, make_actor
-from networks import MLP, Latent, MaskedActor, NodeHead, TSPPointerActor
+from networks import Latent, MaskedActor, NodeHead, TSPPointerActor
 from optimizer import Optimizer
 from tests.scenes import (
     EPISODE_ROWS,

@@ -9,13 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
+from layers import MLP, BlockCell, BlockLinear, DenseCell, embed_actions, use_layer_norm
 from networks import (
-    MLP,
     RSSM,
-    BlockCell,
-    BlockLinear,
     Critic,
-    DenseCell,
     Latent,
     MaskedActor,
     MoveHead,
@@ -23,10 +20,8 @@ from networks import (
     RoutingEncoder,
     TSPPointerActor,
     View,
-    embed_actions,
     summarise,
     take_nodes,
-    use_layer_norm,
 )
 from tools import BoundedNormal, MultiOneHot, OneHotDist
 
