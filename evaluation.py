@@ -44,10 +44,11 @@ class Evaluator(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Instances with the lengths of their reference tours."""
+    """Instances with the costs of their reference tours, and what those costs depend on if anything is hidden."""
 
     coords: Float[Tensor, "I N 2"]
     references: Float[np.ndarray, " I"]
+    factors: Float[Tensor, "I F"] | None = None
 
 
 class Result(NamedTuple):
@@ -71,7 +72,13 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
     coords = evaluation.coords.to(device)
     count, num_nodes, _ = coords.shape
     env = RoutingVectorEnv(
-        task.rules, num_envs=count, num_nodes=num_nodes, device=device, instances=coords, check_actions=True
+        task.rules,
+        num_envs=count,
+        num_nodes=num_nodes,
+        device=device,
+        instances=coords,
+        factors=evaluation.factors,
+        check_actions=True,
     )
     obs, info = env.reset()
     state = agent.initial_state(count)

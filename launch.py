@@ -17,8 +17,9 @@ import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
+from envs.costs import EUCLIDEAN, Costs, find_costs
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
-from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
+from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_costs, reference_lengths
 from envs.routing import RULES
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
@@ -74,10 +75,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_evaluation(num_nodes: int, count: int, *, seed: int) -> Evaluation:
-    """The first `count` instances that `seed` gives, with LKH's lengths."""
+def make_evaluation(num_nodes: int, count: int, *, seed: int, costs: Costs = EUCLIDEAN) -> Evaluation:
+    """The first `count` instances that `seed` gives, with LKH's tours by the true costs."""
     coords = field_test_coords(num_nodes, count, seed=seed)
-    return Evaluation(coords=torch.from_numpy(coords).float(), references=reference_lengths(coords))
+    nodes, factors = torch.from_numpy(coords), costs.fixed_factors(count, seed=seed)
+    if costs.name == EUCLIDEAN.name:
+        references = reference_lengths(coords)
+    else:
+        references = reference_costs(costs.matrix(nodes, factors).numpy())
+    return Evaluation(nodes.float(), references, None if factors is None else factors.float())
 
 
 class World(NamedTuple):
@@ -106,7 +112,7 @@ def make_world(config: Config, device: torch.device) -> World:
 
 def make_task(config: Config) -> Task:
     """The routing task that the config names."""
-    rules = RULES[config.task]
+    rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
     return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
 
 
@@ -122,8 +128,10 @@ def _routing_world(config: Config, device: torch.device) -> World:
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
-        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
-        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+        assert task.rules is not None
+        costs = task.rules.costs
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, costs=costs)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, costs=costs)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
 
     return World(task, make_env, make_evaluator)
@@ -132,6 +140,8 @@ def _routing_world(config: Config, device: torch.device) -> World:
 def _gym_world(config: Config, device: torch.device) -> World:
     if config.prefill_policy != "random":
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
+    if config.cost != EUCLIDEAN.name:
+        raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
     make_one = make_gym(config.task, imports=config["import"])
     # The environments are made at once, so that a mistake in them shows before anything else is done.
     bad_inputs = {name: config.guard[name] for name in ("zero_keys", "drop_keys")}

@@ -84,6 +84,13 @@ class ImagBehavior(nn.Module):
         super().__init__()
         if task.rules is None and (imagination.horizon == "episode" or imagination.reward != "head"):
             raise ValueError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
+        costs = None if task.rules is None else task.rules.costs
+        if costs is not None and costs.hidden and imagination.reward == "simulated":
+            raise ValueError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
+        if costs is not None and imagination.augment and not costs.symmetric:
+            raise ValueError(
+                f"costs of {costs.name} differ under the square's symmetries: they need imag_augment: false"
+            )
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,15 +189,12 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     num_nodes = coords.shape[1]
     if num_nodes < 3 or not np.isfinite(coords).all():
         raise ValueError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
-    if num_nodes <= HELD_KARP_MAX_NODES:
-        return held_karp_tours(euclidean_distances(coords))
-    return np.stack([lkh_tour(_lkh_distances(nodes)) for nodes in tqdm(coords, desc="reference tours", delay=2)])
+    return cheapest_tours(euclidean_distances(coords))
 
 
-def _lkh_distances(coords: Float[np.ndarray, "N 2"]) -> Int64[np.ndarray, "N N"]:
-    distances = euclidean_distances(coords)
-    longest = distances.max()
-    return np.rint(distances * (LKH_UNITS / longest if longest > 0 else 1.0)).astype(np.int64)
+def _lkh_units(costs: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
+    largest = costs.max()
+    return np.rint(costs * (LKH_UNITS / largest if largest > 0 else 1.0)).astype(np.int64)
 
 
 def reference_lengths(
@@ -214,15 +212,63 @@ def reference_lengths(
         ValueError: fewer than 3 nodes, or coordinates that are not finite.
     """
     coords = np.ascontiguousarray(coords, dtype=np.float64)
-    content = hashlib.sha256(f"{REFERENCE_VERSION} {coords.shape}".encode() + coords.tobytes()).hexdigest()
-    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{content}.npy"
-    lengths = _read_cache(cache_file, num_instances=len(coords))
-    if lengths is None:
+
+    def compute() -> Float64[np.ndarray, " I"]:
         tours = reference_tours(coords)
         stops = np.take_along_axis(coords, tours[..., None], axis=1)
-        lengths = np.linalg.norm(stops - np.roll(stops, -1, axis=1), axis=-1).sum(1)
+        return np.linalg.norm(stops - np.roll(stops, -1, axis=1), axis=-1).sum(1)
+
+    return cached_lengths(coords, version=REFERENCE_VERSION, compute=compute, cache_dir=cache_dir)
+
+
+def cached_lengths(
+    *content: np.ndarray,
+    version: str,
+    compute: Callable[[], Float64[np.ndarray, " I"]],
+    cache_dir: str | os.PathLike | None = None,
+) -> Float64[np.ndarray, " I"]:
+    """What `compute` gives, computed once for the same content and version and then read from disk.
+
+    Args:
+        content: all that the lengths depend on; the first array has a row for each instance.
+        version: to be changed when the way of computing is.
+        compute: called where the cache does not have them.
+        cache_dir: as for `reference_lengths`.
+    """
+    contiguous = [np.ascontiguousarray(part) for part in content]
+    shapes = " ".join(str(part.shape) for part in contiguous)
+    data = b"".join(part.tobytes() for part in contiguous)
+    name = hashlib.sha256(f"{version} {shapes}".encode() + data).hexdigest()
+    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{name}.npy"
+    lengths = _read_cache(cache_file, num_instances=len(content[0]))
+    if lengths is None:
+        lengths = compute()
         _write_cache(cache_file, lengths)
     return lengths
+
+
+def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I N"]:
+    """Optimal tours (up to 9 nodes), or tours by LKH, by the costs of moves from each node (row) to each (column)."""
+    if costs.shape[-1] <= HELD_KARP_MAX_NODES:
+        return held_karp_tours(costs)
+    return np.stack([lkh_tour(_lkh_units(each)) for each in tqdm(costs, desc="reference tours", delay=2)])
+
+
+def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I N"]) -> Float64[np.ndarray, " I"]:
+    """What closed tours cost in the direction in which they are written."""
+    return costs[np.arange(len(costs))[:, None], tours, np.roll(tours, -1, axis=1)].sum(1)
+
+
+def reference_costs(
+    costs: Float64[np.ndarray, "I N N"], *, cache_dir: str | os.PathLike | None = None
+) -> Float64[np.ndarray, " I"]:
+    """What the cheapest tours cost, as `reference_lengths`, but by costs of moves that may depend on the direction."""
+    return cached_lengths(
+        costs,
+        version=REFERENCE_VERSION,
+        compute=lambda: tour_costs(costs, cheapest_tours(costs)),
+        cache_dir=cache_dir,
+    )
 
 
 def _default_cache_dir() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from envs.costs import EUCLIDEAN, Costs, Hidden, find_costs
 
 MIN_NODES = 3
 
@@ -52,6 +54,12 @@ class TSPRules:
     state_type = TSPState
     fixed_length = True
     num_node_features = 2
+    costs: ClassVar[Costs] = EUCLIDEAN
+
+    @classmethod
+    def under(cls, costs: Costs) -> type[TSPRules]:
+        """The same rules in another cost world."""
+        return type(cls.__name__, (cls,), {"costs": costs})
 
     @staticmethod
     def episode_steps(num_nodes: int) -> int:
@@ -99,17 +107,22 @@ class TSPRules:
         open_nodes = (~state.visited).sum(-1)
         return open_nodes + (~TSPRules.finished(state)).long()
 
-    @staticmethod
-    def cost(instance: TSPInstance, state: TSPState, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """What moving from the current node to node `action` costs: the Euclidean distance."""
-        return leg_lengths(instance.coords, state.current, action)
+    @classmethod
+    def cost(
+        cls,
+        instance: TSPInstance,
+        state: TSPState,
+        action: Int[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        """What moving from the current node to node `action` costs; `factors` where the cost world hides any."""
+        origin, target = move_ends(instance.coords, state.current, action)
+        return cls.costs.between(origin, target, factors)
 
-    @staticmethod
-    def longest_leg(instance: TSPInstance) -> Float[Tensor, "*B"]:
-        """The largest cost of any move in each instance."""
-        # The matrix-product form of cdist loses digits far from the origin, and this is used as a bound.
-        distances = torch.cdist(instance.coords, instance.coords, compute_mode="donot_use_mm_for_euclid_dist")
-        return distances.flatten(-2).amax(-1)
+    @classmethod
+    def longest_leg(cls, instance: TSPInstance) -> Float[Tensor, "*B"]:
+        """The largest cost of any move in each instance, in a world that hides nothing."""
+        return cls.costs.matrix(instance.coords).flatten(-2).amax(-1)
 
     @staticmethod
     def observe(instance: TSPInstance, state: TSPState) -> dict[str, Tensor]:
@@ -122,7 +135,7 @@ class TSPRules:
         }
 
     @staticmethod
-    def observation_space(num_nodes: int) -> spaces.Space:
+    def observation_space(num_nodes: int) -> spaces.Dict:
         """The gymnasium space of one row of `observe`."""
         # Box takes bool when running; its annotations know floats only.
         return spaces.Dict(
@@ -160,13 +173,13 @@ class TSPRules:
 RULES = {rules.name: rules for rules in (TSPRules,)}
 
 
-def leg_lengths(
+def move_ends(
     coords: Float[Tensor, "*B N 2"], origin: Int[Tensor, "*B"], target: Int[Tensor, "*B"]
-) -> Float[Tensor, "*B"]:
-    """Euclidean distance between two nodes of each instance, in the coordinates' own unit."""
+) -> tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]:
+    """Where moves begin and end."""
     ends = torch.stack((origin, target), -1)[..., None]
     legs = coords.gather(-2, ends.expand(*ends.shape[:-1], 2))
-    return (legs[..., 0, :] - legs[..., 1, :]).norm(dim=-1)
+    return legs[..., 0, :], legs[..., 1, :]
 
 
 def nearest_node(instance: TSPInstance, state: TSPState) -> Int[Tensor, "*B"]:
@@ -215,12 +228,14 @@ class RoutingEnv(gymnasium.Env, ABC):
     length of its tour. `info["action_mask"]` and `action_masks()` repeat the observation's `action_mask`.
 
     A problem is added by a subclass that says where instances come from: `_own_instance` and `_random_instance`.
+    Factors that the rules' cost world hides are drawn at every reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     _instance: TSPInstance
     _state: TSPState
+    _hidden: Hidden | None
     _tour: list[int]
 
     def __init__(self, rules: type[TSPRules], *, num_nodes: int, seed: int | None, render_mode: str | None):
@@ -233,7 +248,8 @@ class RoutingEnv(gymnasium.Env, ABC):
         self.rules = rules
         self.num_nodes = num_nodes
         self.render_mode = render_mode
-        self.observation_space = rules.observation_space(num_nodes)
+        shown = {**rules.observation_space(num_nodes), **rules.costs.evidence_spaces(num_nodes)}
+        self.observation_space = spaces.Dict(shown)
         self.action_space = LegalActions(num_nodes, action_masks=self.action_masks, seed=seed)
         self._first_seed = seed
         self._begun = False
@@ -260,6 +276,11 @@ class RoutingEnv(gymnasium.Env, ABC):
         super().reset(seed=seed)
         self._instance = self._random_instance() if own_instance is None else own_instance
         self._state = self.rules.reset(self._instance)
+        factors = None
+        if self.rules.costs.hidden:
+            drawn = self.np_random.uniform(size=(1, self.rules.costs.hidden))
+            factors = torch.from_numpy(drawn.astype(np.float32))
+        self._hidden = Hidden.begin(factors, self._state.current)
         self._tour = [int(self._state.current)]
         self._begun = True
         return self._observe()
@@ -277,11 +298,12 @@ class RoutingEnv(gymnasium.Env, ABC):
             raise ResetNeeded("step() after the end of the episode: call reset()")
         node = self._legal_node(action)
         moves = torch.tensor([node], device=self._state.current.device)
-        reward = -float(self.rules.cost(self._instance, self._state, moves))
+        cost = self.rules.cost(self._instance, self._state, moves, self._hidden and self._hidden.factors)
+        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, finished = self.rules.step(self._state, moves)
         self._tour.append(node)
         obs, info = self._observe()
-        return obs, reward, bool(finished), False, info
+        return obs, -float(cost), bool(finished), False, info
 
     def action_masks(self) -> Bool[np.ndarray, " N"]:
         """True where a node may be visited next.
@@ -323,9 +345,9 @@ class RoutingEnv(gymnasium.Env, ABC):
 
     def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         # Copies, since callers keep what they are given; `[()]` turns an array without dimensions into a scalar.
-        obs = {
-            key: value[0].numpy().copy()[()] for key, value in self.rules.observe(self._instance, self._state).items()
-        }
+        shown = self.rules.observe(self._instance, self._state)
+        shown |= self.rules.costs.evidence(self._hidden)
+        obs = {key: value[0].numpy().copy()[()] for key, value in shown.items()}
         return obs, {"action_mask": self.action_masks()}
 
 
@@ -336,12 +358,21 @@ class TSPEnv(RoutingEnv):
         num_nodes: nodes of every instance.
         seed: seeds the first `reset` that gives no seed of its own, and the action space.
         render_mode: None, or "rgb_array".
+        cost: what moves cost: a world of `envs.costs`, or your own `module:function`.
 
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """
 
-    def __init__(self, *, num_nodes: int = 20, seed: int | None = None, render_mode: str | None = None):
-        super().__init__(TSPRules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 20,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        cost: str = EUCLIDEAN.name,
+    ):
+        rules = TSPRules.under(find_costs(cost))
+        super().__init__(rules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
         unknown = options.keys() - {"coords"}

@@ -12,10 +12,11 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from envs.costs import Hidden
 from envs.instances import uniform_coords
 from envs.routing import MIN_NODES, TSPInstance, TSPRules, TSPState
 
-Rows = TypeVar("Rows", TSPInstance, TSPState)
+Rows = TypeVar("Rows", TSPInstance, TSPState, Hidden)
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
 
@@ -40,6 +41,8 @@ class RoutingVectorEnv(VectorEnv):
         generator: draws the instances, uniform in the unit square. It lives on `device` and belongs to the caller;
             only `reset(seed=...)` reseeds it.
         instances: coordinates to use in every episode instead of drawing any.
+        factors: with instances, what their costs depend on where the rules' cost world hides anything; otherwise it is
+            drawn for every episode.
         check_actions: refuse illegal actions, at the price of one wait for the device per step.
 
     Raises:
@@ -50,6 +53,7 @@ class RoutingVectorEnv(VectorEnv):
 
     _instance: TSPInstance
     _state: TSPState
+    _hidden: Hidden | None
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class RoutingVectorEnv(VectorEnv):
         device: torch.device | str,
         generator: torch.Generator | None = None,
         instances: Float[Tensor, "E N 2"] | None = None,
+        factors: Float[Tensor, "E F"] | None = None,
         check_actions: bool = False,
     ):
         if num_nodes < MIN_NODES:
@@ -68,17 +73,23 @@ class RoutingVectorEnv(VectorEnv):
             raise ValueError("give either a generator, to draw instances with, or the instances themselves")
         if instances is not None and instances.shape != (num_envs, num_nodes, 2):
             raise ValueError(f"instances has shape {tuple(instances.shape)}, not {(num_envs, num_nodes, 2)}")
+        expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and instances is not None else None
+        given = None if factors is None else tuple(factors.shape)
+        if given != expected:
+            raise ValueError(f"factors has shape {given}, not {expected}, for costs of {rules.costs.name}")
         self.rules = rules
         self.num_envs = num_envs
         self.num_nodes = num_nodes
         self.device = torch.device(device)
         self.generator = generator
         self.check_actions = check_actions
-        self.single_observation_space = rules.observation_space(num_nodes)
+        shown = {**rules.observation_space(num_nodes), **rules.costs.evidence_spaces(num_nodes)}
+        self.single_observation_space = spaces.Dict(shown)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._fixed_coords = None if instances is None else instances.to(self.device, torch.float32)
+        self._fixed_factors = None if factors is None else factors.to(self.device, torch.float32)
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
@@ -120,9 +131,10 @@ class RoutingVectorEnv(VectorEnv):
         else:
             # Rows about to be replaced stay where they are: their action may be anything.
             reward = self._move(torch.where(ended, self._state.current, actions)).masked_fill(ended, 0.0)
-            fresh_instance = self._next_instance()
-            self._instance = _select(ended, fresh_instance, self._instance)
-            self._state = _select(ended, self.rules.reset(fresh_instance), self._state)
+            instance, state, hidden = self._next_episodes()
+            self._instance = _select(ended, instance, self._instance)
+            self._state = _select(ended, state, self._state)
+            self._hidden = hidden and self._hidden and _select(ended, hidden, self._hidden)
             self._ended = self._ended & ~ended
         obs = self.observe()
         info = _info(obs, is_first=ended, decisions=self.num_envs - num_ended, any_first=num_ended > 0)
@@ -136,7 +148,7 @@ class RoutingVectorEnv(VectorEnv):
         """
         if not self._begun:
             raise ResetNeeded("no observation before the first episode: call reset()")
-        return self.rules.observe(self._instance, self._state)
+        return self.rules.observe(self._instance, self._state) | self.rules.costs.evidence(self._hidden)
 
     @property
     def all_ended(self) -> bool:
@@ -158,6 +170,7 @@ class RoutingVectorEnv(VectorEnv):
         return {
             "instance": self._instance._asdict(),
             "state": self._state._asdict(),
+            "hidden": None if self._hidden is None else self._hidden._asdict(),
             "ended": self._ended,
             "lockstep_moves": self._lockstep_moves,
         }
@@ -180,13 +193,15 @@ class RoutingVectorEnv(VectorEnv):
 
         self._instance = self.rules.instance_type(**on_device(state_dict["instance"]))
         self._state = self.rules.state_type(**on_device(state_dict["state"]))
+        # Checkpoints of before there were cost worlds have none.
+        hidden = state_dict.get("hidden")
+        self._hidden = None if hidden is None else Hidden(**on_device(hidden))
         self._ended = state_dict["ended"].to(self.device)
         self._lockstep_moves = state_dict["lockstep_moves"]
         self._begun = True
 
     def _begin_all(self) -> None:
-        self._instance = self._next_instance()
-        self._state = self.rules.reset(self._instance)
+        self._instance, self._state, self._hidden = self._next_episodes()
         self._ended = torch.zeros_like(self._ended)
         self._lockstep_moves = 0
         self._begun = True
@@ -194,17 +209,22 @@ class RoutingVectorEnv(VectorEnv):
     def _move(self, actions: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
         """Step every row, and return the rewards."""
         actions = actions.long()
-        reward = -self.rules.cost(self._instance, self._state, actions)
+        cost = self.rules.cost(self._instance, self._state, actions, self._hidden and self._hidden.factors)
+        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, self._ended = self.rules.step(self._state, actions)
         self._lockstep_moves += 1
-        return reward
+        return -cost
 
-    def _next_instance(self) -> TSPInstance:
-        if self._fixed_coords is not None:
-            return self.rules.instance_type(coords=self._fixed_coords)
-        assert self.generator is not None
-        coords = uniform_coords(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
-        return self.rules.instance_type(coords=coords)
+    def _next_episodes(self) -> tuple[TSPInstance, TSPState, Hidden | None]:
+        coords, factors = self._fixed_coords, self._fixed_factors
+        if coords is None:
+            assert self.generator is not None
+            where: dict[str, Any] = {"generator": self.generator, "device": self.device}
+            coords = uniform_coords(self.num_envs, self.num_nodes, **where)
+            factors = self.rules.costs.draw(self.num_envs, **where)
+        instance = self.rules.instance_type(coords=coords)
+        state = self.rules.reset(instance)
+        return instance, state, Hidden.begin(factors, state.current)
 
     def _count_ended(self) -> int:
         if self.rules.fixed_length:
