@@ -31,8 +31,8 @@ SATURATION_PENALTY = 0.01
 __all__ = ["ImagBehavior", "WorldModel", "make_actor"]
 
 
-def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | MaskedActor:
-    """The actor that the config section `actor` describes.
+def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 0) -> TSPPointerActor | MaskedActor:
+    """The actor that the config section `actor` describes; a pointer takes a belief of `belief_size` numbers, if any.
 
     Raises:
         ValueError: an unknown type, or one that does not fit the task.
@@ -41,7 +41,9 @@ def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | M
         if task.rules is None:
             raise ValueError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
         pointer = settings.pointer.to_dict()
-        return TSPPointerActor(feat_size, task.rules.num_node_features, unimix=settings.unimix, **pointer)
+        return TSPPointerActor(
+            feat_size, task.rules.num_node_features, unimix=settings.unimix, belief=belief_size, **pointer
+        )
     if settings.type in ("masked", "mlp"):
         # The two differ in name only: the mask is an argument of the distribution, and there whenever the task has one.
         return MaskedActor(
@@ -92,6 +94,12 @@ class ImagBehavior(nn.Module):
             raise ValueError(
                 f"costs of {costs.name} differ under the square's symmetries: they need imag_augment: false"
             )
+        if model.belief_size and (imagination.start == "replay" or imagination.reward != "head"):
+            raise ValueError(
+                "model.belief is what the head expects and the actor knows where imagined tours begin: it needs"
+                f" imag_reward: head and imag_start: rows, episodes or generated, got {imagination.reward} and"
+                f" {imagination.start}"
+            )
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination
@@ -105,7 +113,7 @@ class ImagBehavior(nn.Module):
         self.returns = Returns(imagination, discount=self.discount)
         self.entropy, self.entropy_final = actor.entropy, actor.entropy_final
         feat_size = model.rssm.feat_size
-        self.actor = make_actor(task, feat_size, actor)
+        self.actor = make_actor(task, feat_size, actor, belief_size=model.belief_size)
         node_features = None if task.rules is None else task.rules.num_node_features
         self.critic_latent = critic.latent or task.rules is None
         self.critic = Critic(
@@ -130,7 +138,7 @@ class ImagBehavior(nn.Module):
             or self.critic_latent
             or self.mask_from == "predicted"
             or imagination.gradient != "reinforce"
-            or (imagination.reward == "head" and model.reward_latent)
+            or (imagination.reward == "head" and model.reward_latent and not model.belief_size)
         )
         self.actor_optimizer = Optimizer(
             "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
@@ -166,7 +174,7 @@ class ImagBehavior(nn.Module):
         choice = self.imagination
         differentiable = choice.gradient != "reinforce"
         start = self.start(model, batch, observed, generator)
-        tables = self._tables(model, start.context)
+        tables = self.tables(model, start.context, start.belief)
         horizon = self._horizon()
         noise = self._noise(model, start.weight.shape, horizon, generator)
         # A gradient that flows through imagined dynamics is the actor's alone.
@@ -209,12 +217,23 @@ class ImagBehavior(nn.Module):
             model,
             self.actor,
             start=start,
-            tables=self._tables(model, start.context),
+            tables=self.tables(model, start.context, start.belief),
             noise=None,
             horizon=model.rules.episode_steps(instance.coords.shape[1]),
             mask=self.mask_from,
         )
         return trajectory, self.returns.reward(model, trajectory, start)
+
+    def tables(
+        self, model: WorldModel, context: RoutingContext | None, belief: Float[Tensor, "B F"] | None
+    ) -> PointerTables | None:
+        """What a pointer needs of instances, and of what is believed of their hidden costs; None for other actors."""
+        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
+            return None
+        nodes = model.rules.node_features(context.instance)
+        if belief is None:
+            return self.actor.encode(nodes)
+        return self.actor.encode(nodes, belief, model.predict_moves(context.instance, belief))
 
     def start(
         self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator
@@ -374,11 +393,6 @@ class ImagBehavior(nn.Module):
         if feat is not None:
             feat = feat[:, :, steps].detach() if detach else feat[:, :, steps]
         return critic(feat, nodes, trajectory.view(steps))
-
-    def _tables(self, model: WorldModel, context: RoutingContext | None) -> PointerTables | None:
-        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
-            return None
-        return self.actor.encode(model.rules.node_features(context.instance))
 
     def _horizon(self) -> int:
         """How many steps to imagine."""

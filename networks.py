@@ -9,11 +9,17 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
 from sets import SetEncoder, masked_mean
 from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
+
+# Numbers in a move's geometry, and where among them its length stands.
+GEOMETRY, LENGTH = 9, 6
+# Of the predicted rewards in a pointer's scores, before it learns better: enough to prefer what is cheap.
+MOVES_WEIGHT = 0.5
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
@@ -202,6 +208,47 @@ class NodeHead(nn.Module):
         return logits.view(*query.shape[:-1], -1)
 
 
+def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]) -> Float[Tensor, "*B G"]:
+    """A move as networks see it: both ends, their difference, its length (at `LENGTH`) and its direction."""
+    origin, target = torch.broadcast_tensors(origin, target)
+    difference = target - origin
+    # The gradient of a norm is not finite at zero, where a finished tour stays.
+    length = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    return torch.cat((origin, target, difference, length, difference / length), -1)
+
+
+class EvidenceEncoder(nn.Module):
+    """Encodes what the last move tells of hidden costs: its geometry, its cost, cost per distance, and a flag.
+
+    The flag is 0, and so is everything else, before the first move. Hidden factors that are shown come as points on the
+    unit circle, since they may stand for angles.
+    """
+
+    def __init__(self, factors: int, *, units: int) -> None:
+        super().__init__()
+        self.factors, self.units = factors, units
+        self.mlp = nn.Sequential(Normed(GEOMETRY + 3 + 2 * factors, units), Normed(units, units))
+
+    def forward(
+        self,
+        origin: Float[Tensor, "*B 2"],
+        target: Float[Tensor, "*B 2"],
+        cost: Float[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None,
+    ) -> Float[Tensor, "*B U"]:
+        geometry = move_geometry(origin, target)
+        length = geometry[..., LENGTH : LENGTH + 1]
+        moved = (origin != target).any(-1, keepdim=True)
+        evidence = torch.cat((geometry, cost[..., None], cost[..., None] / length, moved), -1) * moved
+        if self.factors:
+            angle = cost.new_zeros(*cost.shape, 0) if factors is None else 2 * math.pi * factors
+            circle = torch.cat((torch.cos(angle), torch.sin(angle)), -1)
+            # Where nobody knows them they are at the centre.
+            circle = functional.pad(circle, (0, 2 * self.factors - circle.shape[-1]))
+            evidence = torch.cat((evidence, circle), -1)
+        return self.mlp(evidence)
+
+
 class MoveHead(nn.Module):
     """What a move earns, from its geometry and, if wanted, the latent before it.
 
@@ -211,7 +258,7 @@ class MoveHead(nn.Module):
 
     def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
         super().__init__()
-        sizes = [9 + latent_size] + [units] * layers
+        sizes = [GEOMETRY + latent_size] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             parts += [nn.Linear(size_in, size_out), nn.SiLU()]
@@ -222,18 +269,21 @@ class MoveHead(nn.Module):
 
     def forward(
         self,
-        origin: Float[Tensor, "*B 2"],
-        target: Float[Tensor, "*B 2"],
-        latent: Float[Tensor, "*B L"] | None,
+        origin: Float[Tensor, "*#B 2"],
+        target: Float[Tensor, "*#B 2"],
+        latent: Float[Tensor, "*#B L"] | None,
     ) -> Float[Tensor, "*B"]:
-        difference = target - origin
-        # The gradient of a norm is not finite at zero, where a finished tour stays.
-        length = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        inputs = [origin, target, difference, length, difference / length]
+        geometry = move_geometry(origin, target)
+        length = geometry[..., LENGTH]
+        first, *rest = self.hidden
+        hidden = functional.linear(geometry, first.weight[:, :GEOMETRY], first.bias)
         if latent is not None:
-            inputs.append(latent)
-        out = self.output(self.hidden(torch.cat(inputs, -1)))
-        return out[..., 0] * length[..., 0] + out[..., 1]
+            # Apart, since one latent may answer for many moves.
+            hidden = hidden + functional.linear(latent, first.weight[:, GEOMETRY:])
+        for part in rest:
+            hidden = part(hidden)
+        out = self.output(hidden)
+        return out[..., 0] * length + out[..., 1]
 
 
 class PointerTables(NamedTuple):
@@ -260,6 +310,9 @@ class TSPPointerActor(nn.Module):
     An encoder-decoder after Kool et al. (2019), "Attention, learn to solve routing problems!", with a small
     projection of the latent added to the query and a direct score from the current node to every other.
     Logits are clipped to +-`clip` by a tanh.
+
+    With a belief about hidden costs, node embeddings know of it from the first layer on, and the moves' predicted
+    rewards are part of the direct scores.
     """
 
     needs_nodes = True
@@ -276,7 +329,22 @@ class TSPPointerActor(nn.Module):
         latent: int,
         clip: float,
         unimix: float,
+        belief: int = 0,
     ) -> None:
+        """Build the networks.
+
+        Args:
+            feat_size: of the latent feature.
+            node_features: of each node.
+            width: of node embeddings.
+            layers: of the encoder.
+            heads: of attention.
+            hidden: units of the encoder's hidden layers.
+            latent: numbers in the projection of the latent that the query sees; 0: none.
+            clip: of the logits.
+            unimix: share of a uniform distribution over legal nodes.
+            belief: size of the belief that `encode` takes; 0: none.
+        """
         super().__init__()
         self.heads, self.clip, self.unimix = heads, clip, unimix
         self.encoder = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=hidden)
@@ -291,13 +359,35 @@ class TSPPointerActor(nn.Module):
         if latent:
             self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
             self.query_latent = nn.Linear(latent, width, bias=False)
+        self.belief_size = belief
+        if belief:
+            self.gate = nn.Linear(belief, width)
+            self.gated = nn.Linear(width, width, bias=False)
+            self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device="cpu"))
 
-    def encode(self, nodes: Float[Tensor, "B N F"]) -> PointerTables:
-        """The tables of B instances, from their nodes' static features."""
-        nodes = self.encoder(nodes)
+    def encode(
+        self,
+        nodes: Float[Tensor, "B N F"],
+        belief: Float[Tensor, "B L"] | None = None,
+        moves: Float[Tensor, "B N N"] | None = None,
+    ) -> PointerTables:
+        """The tables of B instances, from their nodes' static features.
+
+        Args:
+            nodes: the features.
+            belief: about what is hidden in each instance, if the actor takes one.
+            moves: the rewards that the belief expects of every move.
+        """
+        embedded = self.encoder.embed(nodes)
+        if belief is not None:
+            # The same added to all nodes would be normalised away; what a hidden direction does to positions is a product.
+            embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
+        nodes = self.encoder.attend(embedded)
         batch, count, width = nodes.shape
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
+        if moves is not None:
+            direct = direct + self.moves_weight * moves
         latent = None
         if self.latent_size:
             rows = self.query_latent.weight.t()[None].expand(batch, -1, -1)

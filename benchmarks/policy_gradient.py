@@ -74,6 +74,9 @@ def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, g
     if first == "any":
         begins = (torch.arange(tours, device=agent.device) * num_nodes // tours).expand(shape)
     expanded = expand_instance(instance, shape)
+    factors = rules.costs.draw(size, generator=generator, device=agent.device)
+    if factors is not None:
+        factors = factors[:, None].expand(*shape, -1)
     tables = actor.encode(rules.node_features(instance))
     state = rules.reset(expanded, begins)
     states, masks, actions = [], [], []
@@ -85,7 +88,7 @@ def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, g
         states.append(state)
         masks.append(mask)
         actions.append(action)
-        tour_length += rules.cost(expanded, state, action)
+        tour_length += rules.cost(expanded, state, action, factors)
         state, _ = rules.step(state, action)
     view = View(
         torch.stack(masks, 2),
@@ -116,8 +119,10 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
     Raises:
         NonFinite: a loss or a gradient was not finite.
     """
-    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
-    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+    assert agent.task.rules is not None
+    costs = agent.task.rules.costs
+    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, costs=costs)
+    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, costs=costs)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
     begin = time.monotonic()
     step, evaluations, progress = 0, 0, 0.0

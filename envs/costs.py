@@ -5,13 +5,12 @@ A world is one function of origins and targets [*B, 2] and of hidden factors [*B
     def toll(origin, target, factors):
         return (target - origin).norm(dim=-1) * (1 + (target[..., 0] < 0.5))
 
-`--cost my_module:toll` trains in it. Staying where one is must cost nothing. A world that hides something says how much by
-`@hides(F)`: F numbers, uniform in [0, 1), are drawn for each episode and handed to the function as `factors`.
+`--cost my_module:toll` trains in it. Staying where one is must cost nothing. A world that hides something says how much
+by `@hides(F)`: F numbers, uniform in [0, 1), are drawn for each episode and handed to the function as `factors`.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,6 +21,8 @@ from gymnasium import spaces
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from config import load_function
+
 LAST_NODE, LAST_COST, FACTORS = "last_node", "last_cost", "factors"
 SHOWN = ("paid", "nothing", "factors")
 
@@ -29,7 +30,7 @@ CostFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Of `lanes`: how much dearer against the lane, and how fast the lanes' direction changes across the middle.
 LANE_STRENGTH, LANE_STEEPNESS = 0.6, 6.0
-# Of `river`: what a crossing costs, the swing of the river around the middle, and the pieces in which a move is looked at.
+# Of `river`: what a crossing costs, how far the river swings, and the pieces in which a move is looked at.
 RIVER_TOLL, RIVER_SWING, RIVER_PIECES = 0.3, 0.15, 64
 # Of `stretch`: how much dearer along the hidden direction than across it.
 STRETCH = 5.0
@@ -220,11 +221,7 @@ def _load(name: str) -> Costs:
         return COSTS[name]
     if ":" not in name:
         raise ValueError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"cost names {name!r}, which cannot be loaded: {error}") from error
+    function = load_function(name, key="cost")
     costs = Costs(name, function, hidden=getattr(function, "hidden_factors", 0))
     _require_costs(costs)
     return costs

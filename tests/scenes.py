@@ -224,7 +224,7 @@ class Scene:
             self.model,
             self.behavior.actor,
             start=start,
-            tables=self.behavior._tables(self.model, start.context),
+            tables=self.behavior.tables(self.model, start.context, start.belief),
             noise=noise,
             horizon=horizon,
             mask=mask,

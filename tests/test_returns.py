@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import envs.routing
+from config import load_function
 from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from guard import Guard
@@ -18,7 +19,7 @@ from launch import make_generators
 from layers import MLP
 from optimizer import Optimizer
 from replay import Replay
-from returns import load_function, replayed_returns
+from returns import replayed_returns
 from tests.scenes import (
     CPU,
     NODES,
@@ -133,7 +134,7 @@ def test_custom_reward_is_loaded_and_used(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["no_such_module:reward", "math:no_such_function"])
 def test_custom_reward_that_cannot_be_loaded_is_refused(name: str):
     with pytest.raises(ValueError, match=f"imag_reward names '{name}', which cannot be loaded"):
-        load_function(name)
+        load_function(name, key="imag_reward")
 
 
 # Targets and advantages
