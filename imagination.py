@@ -73,7 +73,8 @@ class Imagination:
             )
         if self.first == "any" and self.start not in ("episodes", "generated"):
             raise ValueError(
-                "imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes or generated"
+                "imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes or generated,"
+                f" got {self.start}"
             )
         if not 0 < self.generated <= 1:
             raise ValueError(f"imag_generated is {self.generated}; it is the share of fresh instances, in (0, 1]")
@@ -101,8 +102,8 @@ class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
     `latent` is None where nobody reads it; `context` is None for any task but routing, and `state` for one without
-    rules. `weight` is 0 for starts that must not count (rows beyond an episode's end). `belief` is what the model knows of
-    hidden costs where all of an instance's trajectories begin; None where it keeps no belief.
+    rules. `weight` is 0 for starts that must not count (rows beyond an episode's end). `belief` is what the model knows
+    of hidden costs where all of an instance's trajectories begin; None where it keeps no belief.
     """
 
     latent: Latent | None

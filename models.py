@@ -32,7 +32,7 @@ __all__ = ["ImagBehavior", "WorldModel", "make_actor"]
 
 
 def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 0) -> TSPPointerActor | MaskedActor:
-    """The actor that the config section `actor` describes; a pointer takes a belief of `belief_size` numbers, if any.
+    """The actor that the config section `actor` describes; a pointer takes a belief of `belief_size` numbers.
 
     Raises:
         ValueError: an unknown type, or one that does not fit the task.

@@ -14,7 +14,8 @@ from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.routing import TSPInstance, TSPState
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
-from networks import RSSM, EvidenceEncoder, Latent, MoveHead, NodeHead, RoutingEncoder, View, take_nodes
+from moves import EvidenceEncoder, MoveHead
+from networks import RSSM, Latent, NodeHead, RoutingEncoder, View, take_nodes
 from observations import ObservationDecoder, ObservationEncoder, select
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
 
@@ -84,9 +85,7 @@ class WorldModel(nn.Module):
         self.evidence: EvidenceEncoder | None = None
         if settings.belief:
             if self.rules is None or not self.rules.costs.hidden:
-                raise ValueError(
-                    "model.belief is about costs that hide something: choose cost: stretch, or belief: false"
-                )
+                raise ValueError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
             costs = self.rules.costs
             self.evidence = EvidenceEncoder(costs.hidden if costs.shown == "factors" else 0, units=units)
             embed_size += units

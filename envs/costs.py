@@ -118,6 +118,11 @@ class Hidden(NamedTuple):
         return cls(factors, node, torch.zeros(node.shape, device=node.device))
 
 
+def hidden_factors(hidden: Hidden | None) -> tuple[Tensor, ...]:
+    """What the rules' `cost` wants beside instance, state and action: the factors, where there are any."""
+    return () if hidden is None else (hidden.factors,)
+
+
 class Costs(NamedTuple):
     """A cost world.
 
@@ -178,17 +183,15 @@ class Costs(NamedTuple):
         evidence = {LAST_NODE: hidden.last_node, LAST_COST: hidden.last_cost * (self.shown != "nothing")}
         return evidence | {FACTORS: hidden.factors} if self.shown == "factors" else evidence
 
-    def evidence_spaces(self, num_nodes: int) -> dict[str, spaces.Space]:
-        """The gymnasium spaces of `evidence`."""
-        if not self.hidden:
-            return {}
-        evidence: dict[str, spaces.Space] = {
-            LAST_NODE: spaces.Discrete(num_nodes),
-            LAST_COST: spaces.Box(-np.inf, np.inf, (), np.float32),
-        }
-        return (
-            evidence | {FACTORS: spaces.Box(0, 1, (self.hidden,), np.float32)} if self.shown == "factors" else evidence
-        )
+    def observation_space(self, space: spaces.Space, num_nodes: int) -> spaces.Space:
+        """The gymnasium space of observations that lie in `space` and show `evidence` beside."""
+        assert isinstance(space, spaces.Dict)
+        shown = dict(space.items())
+        if self.hidden:
+            shown |= {LAST_NODE: spaces.Discrete(num_nodes), LAST_COST: spaces.Box(-np.inf, np.inf, (), np.float32)}
+        if self.shown == "factors":
+            shown[FACTORS] = spaces.Box(0, 1, (self.hidden,), np.float32)
+        return spaces.Dict(shown)
 
 
 EUCLIDEAN = Costs("euclidean", euclidean, symmetric=True)

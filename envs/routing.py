@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.costs import EUCLIDEAN, Costs, Hidden, find_costs
+from envs.costs import EUCLIDEAN, Costs, Hidden, find_costs, hidden_factors
 
 MIN_NODES = 3
 
@@ -135,7 +135,7 @@ class TSPRules:
         }
 
     @staticmethod
-    def observation_space(num_nodes: int) -> spaces.Dict:
+    def observation_space(num_nodes: int) -> spaces.Space:
         """The gymnasium space of one row of `observe`."""
         # Box takes bool when running; its annotations know floats only.
         return spaces.Dict(
@@ -248,8 +248,7 @@ class RoutingEnv(gymnasium.Env, ABC):
         self.rules = rules
         self.num_nodes = num_nodes
         self.render_mode = render_mode
-        shown = {**rules.observation_space(num_nodes), **rules.costs.evidence_spaces(num_nodes)}
-        self.observation_space = spaces.Dict(shown)
+        self.observation_space = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
         self.action_space = LegalActions(num_nodes, action_masks=self.action_masks, seed=seed)
         self._first_seed = seed
         self._begun = False
@@ -298,7 +297,7 @@ class RoutingEnv(gymnasium.Env, ABC):
             raise ResetNeeded("step() after the end of the episode: call reset()")
         node = self._legal_node(action)
         moves = torch.tensor([node], device=self._state.current.device)
-        cost = self.rules.cost(self._instance, self._state, moves, self._hidden and self._hidden.factors)
+        cost = self.rules.cost(self._instance, self._state, moves, *hidden_factors(self._hidden))
         self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, finished = self.rules.step(self._state, moves)
         self._tour.append(node)

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.costs import Hidden
+from envs.costs import Hidden, hidden_factors
 from envs.instances import uniform_coords
 from envs.routing import MIN_NODES, TSPInstance, TSPRules, TSPState
 
@@ -83,8 +83,7 @@ class RoutingVectorEnv(VectorEnv):
         self.device = torch.device(device)
         self.generator = generator
         self.check_actions = check_actions
-        shown = {**rules.observation_space(num_nodes), **rules.costs.evidence_spaces(num_nodes)}
-        self.single_observation_space = spaces.Dict(shown)
+        self.single_observation_space = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -209,7 +208,7 @@ class RoutingVectorEnv(VectorEnv):
     def _move(self, actions: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
         """Step every row, and return the rewards."""
         actions = actions.long()
-        cost = self.rules.cost(self._instance, self._state, actions, self._hidden and self._hidden.factors)
+        cost = self.rules.cost(self._instance, self._state, actions, *hidden_factors(self._hidden))
         self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, self._ended = self.rules.step(self._state, actions)
         self._lockstep_moves += 1

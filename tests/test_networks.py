@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, BlockLinear, DenseCell, embed_actions, use_layer_norm
+from moves import MoveHead
 from networks import (
     RSSM,
     Critic,
     Latent,
     MaskedActor,
-    MoveHead,
     NodeHead,
     RoutingEncoder,
     TSPPointerActor,
