@@ -182,7 +182,9 @@ class Costs(NamedTuple):
         """What observations show of the hidden; nothing where a world hides nothing."""
         if hidden is None:
             return {}
-        evidence = {LAST_NODE: hidden.last_node, LAST_COST: hidden.last_cost * (self.shown != "nothing")}
+        # Of shape [1], since gymnasium's checker wants arrays in a Box.
+        last_cost = hidden.last_cost[..., None] * (self.shown != "nothing")
+        evidence = {LAST_NODE: hidden.last_node, LAST_COST: last_cost}
         return evidence | {FACTORS: hidden.factors} if self.shown == "factors" else evidence
 
     def observation_space(self, space: spaces.Space, num_nodes: int) -> spaces.Space:
@@ -192,7 +194,7 @@ class Costs(NamedTuple):
         if self.hidden:
             shown |= {
                 LAST_NODE: spaces.Discrete(num_nodes),
-                LAST_COST: spaces.Box(-COST_LIMIT, COST_LIMIT, (), np.float32),
+                LAST_COST: spaces.Box(-COST_LIMIT, COST_LIMIT, (1,), np.float32),
             }
         if self.shown == "factors":
             shown[FACTORS] = spaces.Box(0, 1, (self.hidden,), np.float32)

@@ -153,11 +153,11 @@ def test_hidden_factors_change_with_every_episode_and_stand_in_no_observation():
 def test_hidden_env_shows_the_last_move_and_what_it_cost():
     env = hidden_env()
     obs, _ = env.reset()
-    assert obs["last_cost"].tolist() == [0] * 4 and obs["last_node"].equal(obs["current_node"])
+    assert obs["last_cost"].tolist() == [[0]] * 4 and obs["last_node"].equal(obs["current_node"])
     env.step(torch.tensor([1, 2, 3, 4]))
     obs, reward, *_ = env.step(torch.tensor([2, 3, 4, 1]))
     assert obs["last_node"].tolist() == [1, 2, 3, 4]
-    torch.testing.assert_close(obs["last_cost"], -reward)
+    torch.testing.assert_close(obs["last_cost"][:, 0], -reward)
 
 
 def test_cost_shown_decides_what_a_hidden_env_shows():
