@@ -214,6 +214,19 @@ def hidden_agent(**changes: Any) -> Dreamer:
 
 
 @torch.no_grad()
+def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
+    """What two environments show of an episode, [2, T, ...]."""
+    assert HIDDEN.rules is not None
+    env = RoutingVectorEnv(HIDDEN.rules, num_envs=2, num_nodes=NODES, device=CPU, generator=generator(3))
+    obs, info = env.reset()
+    state, rows = agent.initial_state(2), []
+    for _ in range(NODES):
+        rows.append(obs)
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        obs, _, _, _, info = env.step(action)
+    return {key: torch.stack([row[key] for row in rows], 1) for key in obs}
+
+
 def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The direct scores that every decision of an episode was taken by."""
     seen: list[Tensor] = []
@@ -224,14 +237,23 @@ def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list
         return forward(feat, tables, view)
 
     monkeypatch.setattr(agent.behavior.actor, "forward", record)
-    assert HIDDEN.rules is not None
-    env = RoutingVectorEnv(HIDDEN.rules, num_envs=2, num_nodes=NODES, device=CPU, generator=generator(3))
-    obs, info = env.reset()
-    state = agent.initial_state(2)
-    for _ in range(NODES):
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
-        obs, _, _, _, info = env.step(action)
+    greedy_episode(agent)
     return seen
+
+
+def test_acting_embeds_what_training_embeds(monkeypatch: pytest.MonkeyPatch):
+    agent = hidden_agent(**BELIEF)
+    encode, seen = agent.model.encode, []
+
+    def record(*arguments: Any) -> Tensor:
+        seen.append(encode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(agent.model, "encode", record)
+    batch = greedy_episode(agent)
+    context, view = agent.model.episode_context(batch)
+    torch.testing.assert_close(torch.cat(seen, 1), encode(batch, context, view))
+    assert (batch["last_cost"][:, 1:] > 0).all()
 
 
 def test_acting_encodes_again_with_every_move_that_was_paid_for(monkeypatch: pytest.MonkeyPatch):
