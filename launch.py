@@ -17,7 +17,8 @@ import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
+from envs.gym_tasks import make_gym
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
 from envs.routing import RULES
 from envs.tasks import ActionSpec, Task

@@ -140,27 +140,29 @@ class Trainer:
         """One step of every environment."""
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
         prefill = self.step < self.settings.prefill
+        acting = self.acting
         # An agent that remembers acts from the first step on, so that replay holds what it remembered.
         if not prefill or self.agent.memory_spaces:
-            action, self.acting = self.agent.act(
+            action, acting = self.agent.act(
                 obs,
-                self.acting,
+                acting,
                 is_first=self.row["is_first"],
                 any_first=self.any_first,
                 generator=self.generators["acting"],
             )
         if prefill:
             action = self._prefill_action(obs)
-            if "action" in self.acting:
-                self.acting = {**self.acting, "action": action}
-        self.replay.add({**self.row, "action": action, **self.agent.memory(self.acting)})
+            if "action" in acting:
+                acting = {**acting, "action": action}
         ended = self.row["is_last"]
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except (BadInput, EnvironmentCrashed):
-            # The column just added stays; its environments' episodes are lost when the run goes on.
+            # Nothing has moved on: the run takes this step anew when it goes on, its environments' episodes lost.
             self._save()
             raise
+        self.replay.add({**self.row, "action": action, **self.agent.memory(acting)})
+        self.acting = acting
         is_first = info["is_first"]
         if info["decisions"] and self.task.actions.masked:
             legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended

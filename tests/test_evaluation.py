@@ -18,7 +18,8 @@ import evaluation
 import launch
 from agent import Agent
 from dreamer import Dreamer
-from envs.gym_vector import GymVectorEnv, make_gym
+from envs.gym_tasks import make_gym
+from envs.gym_vector import GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
