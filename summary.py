@@ -59,7 +59,7 @@ class Asked(NamedTuple):
 
 
 class Quantity(NamedTuple):
-    """A row of the table: its name, how numbers are written, what a run gives (None for nothing), if it was asked for."""
+    """A row of the table: its name, how numbers are written, what a run gives, if anything, and if it was asked for."""
 
     name: str
     form: str
@@ -70,8 +70,8 @@ class Quantity(NamedTuple):
 def interquartile_mean(values: Float[np.ndarray, "*R S"]) -> Float[np.ndarray, "*R"]:
     """Mean of the middle half of the last axis.
 
-    A quarter of the values, rounded down, is cut at each end, so that of fewer than four it is the mean. After Agarwal et
-    al. 2021, "Deep reinforcement learning at the edge of the statistical precipice", section 4.3.
+    A quarter of the values, rounded down, is cut at each end, so that of fewer than four it is the mean. After Agarwal
+    et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
     """
     cut = values.shape[-1] // 4
     return np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(-1)
@@ -84,7 +84,9 @@ def resamples(seeds: int) -> Int[np.ndarray, "R S"]:
     return np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
 
 
-def interval(values: Float[np.ndarray, "*P S"]) -> tuple[Float[np.ndarray, "*P"], ...]:
+def interval(
+    values: Float[np.ndarray, "P S"],
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
     """Interquartile mean over the last axis, the seeds, and the limits of its percentile bootstrap interval."""
     means = interquartile_mean(values[..., resamples(values.shape[-1])])
     tail = (1 - CONFIDENCE) / 2
@@ -96,7 +98,7 @@ def interval(values: Float[np.ndarray, "*P S"]) -> tuple[Float[np.ndarray, "*P"]
 def over_seeds(values: Sequence[float | None]) -> Interval | None:
     """The interval over those seeds that have a finite value; None where none has."""
     present = [value for value in values if value is not None and math.isfinite(value)]
-    return Interval(*map(float, interval(np.array(present, dtype=float)))) if present else None
+    return Interval(*(float(limit[0]) for limit in interval(np.array([present])))) if present else None
 
 
 def return_name(run: Run) -> str | None:
@@ -200,9 +202,9 @@ def _results(
         return float(run.series[test].values[-1]) if run.status == "finished" and test in run.series else None
 
     return [
-        Quantity(f"{name}, last", form, last),
-        Quantity(f"{name}, best", form, at_best),
-        Quantity(f"{name}, test", form, tested),
+        Quantity(f"last {name}", form, last),
+        Quantity(f"best {name}", form, at_best),
+        Quantity(f"test {name}", form, tested),
     ]
 
 
@@ -210,8 +212,10 @@ def _score_at(axis: str, mark: float, *, by_gap: bool) -> Quantity:
     def of(run: Run) -> float | None:
         return value_at(run, score_name(run, by_gap=by_gap), axis, mark)
 
-    score, form = ("gap, %", ".2f") if by_gap else ("return", ".4g")
-    return Quantity(f"{score}, at {mark:,g} {_UNITS[axis]}", form, of, asked=True)
+    at = f"at {mark:,g} {_UNITS[axis]}"
+    if by_gap:
+        return Quantity(f"gap {at}, %", ".2f", of, asked=True)
+    return Quantity(f"return {at}", ".4g", of, asked=True)
 
 
 def _time_to(axis: str, target: float, *, by_gap: bool, asked: bool) -> Quantity:
