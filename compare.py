@@ -107,7 +107,7 @@ def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
     """Keys whose values are not the same in all configs, with the values of each group that has configs."""
     flats = {group.name: [_settings(run.config) for run in group.runs if run.config is not None] for group in groups}
     values = {
-        key: {name: sorted({_text(settings.get(key)) for settings in flat}) for name, flat in flats.items() if flat}
+        key: {name: sorted({str(settings.get(key)) for settings in flat}) for name, flat in flats.items() if flat}
         for key in dict.fromkeys(key for flat in flats.values() for settings in flat for key in settings)
     }
     return {
@@ -199,10 +199,6 @@ def _settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.flat().items() if key not in OF_THE_RUN}
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _cell(values: Sequence[float | None], form: str) -> str:
     found = over_seeds(values)
     if found is None:
@@ -270,11 +266,15 @@ def main(argv: list[str]) -> None:
         if not arguments.logdirs and not arguments.group:
             raise ConfigError("nothing to compare; give logdirs, such as logdir/*")
         left_out: dict[str, str] = {}
-        groups = group_runs(load(arguments.logdirs, left_out)) + named_groups(arguments.group, left_out)
+        groups = group_runs(load(arguments.logdirs, left_out))
+        taken = {group.name for group in groups}
+        groups += named_groups(arguments.group, left_out)
         for path, reason in left_out.items():
             print(f"compare.py: {path} is left out: {reason}", file=sys.stderr)
         if not groups:
             raise ConfigError("no run is left to compare; give logdirs with metrics.jsonl or event files")
+        if twice := taken.intersection(group.name for group in groups[len(taken) :]):
+            raise ConfigError(f"another group is called {min(twice)} already; choose another name for --group")
         bands = None if arguments.bands is None else tuple(sorted(set(arguments.bands)))
         asked = Asked(
             arguments.gaps, arguments.returns, arguments.at_steps, arguments.at_minutes, bands, arguments.phases

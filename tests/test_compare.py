@@ -71,7 +71,7 @@ def test_compare_prints_the_table_by_hand(six, tmp_path, capsys):
     assert row_of(table, "  ") == ["fast", "slow"]
     assert row_of(table, "seeds") == ["0, 1, 2", "0, 1, 2"]
     assert row_of(table, "runs") == ["3 finished", "3 finished"]
-    assert row_of(table, "actor.rate") == ["2", "1"]
+    assert row_of(table, "actor.rate") == ["2.0", "1.0"]
     assert row_of(table, "last gap, %") == ["2.00", "7.00 [6.00 to 8.00]"]
     assert row_of(table, "test gap, %") == ["3.00", "8.00 [7.00 to 9.00]"]
     assert row_of(table, "gap at 100 env steps, %") == ["6.00 [5.00 to 7.00]", "12.00"]
@@ -88,7 +88,7 @@ def test_compare_json_is_one_object_and_nothing_else(six, tmp_path, capsys):
     fast, slow = told["groups"]
     assert (fast["name"], fast["seeds"], slow["name"]) == ("fast", [0, 1, 2], "slow")
     assert slow["quantities"]["last gap, %"] == {"iqm": 7.0, "low": 6.0, "high": 8.0, "values": [6.0, 7.0, 8.0]}
-    assert told["config_differences"] == {"actor.rate": {"fast": "2", "slow": "1"}}
+    assert told["config_differences"] == {"actor.rate": {"fast": "2.0", "slow": "1.0"}}
     assert told["left_out"] == {str(tmp_path / "empty"): "has neither metrics.jsonl nor event files"}
 
 
@@ -111,6 +111,7 @@ def test_compare_names_what_it_leaves_out_and_goes_on(six, tmp_path, capsys):
         ([], "nothing to compare"),
         (["none"], "no run is left to compare"),
         (["--group", "dreamer"], "--group is 'dreamer'; write NAME=PATH"),
+        (["six", "--group", "fast=logdir/slow*"], "another group is called fast already"),
         (["six", "--out", "a.txt"], "--out is a.txt; its suffix must be one of"),
         (["six", "--out", "none/a.png"], "No such file or directory: 'none/a.png'"),
     ],
@@ -181,7 +182,7 @@ def test_named_groups_are_the_users(six, tmp_path, capsys):
     compare.main([*arguments, "--out", str(tmp_path / "a.png")])
     out = capsys.readouterr().out
     assert row_of(out, "seeds") == ["0, 1, 2", "0, 0, 1, 2"]
-    assert row_of(out, "actor.rate") == ["2", "1 or 2"]
+    assert row_of(out, "actor.rate") == ["2.0", "1.0 or 2.0"]
     assert "Note: theirs: several runs have seed 0, and count as if they were independent." in out
 
 
