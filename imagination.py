@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from envs.routing import TSPInstance, TSPState
 from networks import Latent, PointerTables, View, take_nodes
-from world_model import RoutingContext, WorldModel
+from world_model import Metrics, RoutingContext, WorldModel
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,41 @@ def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
     return type(instance)(
         *(part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in instance)
     )
+
+
+def legality(trajectory: Trajectory, *, every_step: bool) -> Metrics:
+    """How often actions were illegal, and how well the actor's mask agreed with the rules'.
+
+    The agreement is that of the first step, or of each where the mask is not the rules' own.
+    """
+    mask, true_mask = trajectory.mask, trajectory.true_mask
+    if mask is None or true_mask is None:
+        return {}
+    legal = true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
+    alive = trajectory.alive
+    metrics = {"miss_rate": ((~legal) * alive).sum() / alive.sum()}
+    for step in range(mask.shape[2] - 1 if every_step else 1):
+        metrics[f"imag_mask_step_{step}"] = (mask[:, :, step] == true_mask[:, :, step]).float().mean()
+        metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()
+    return metrics
+
+
+def thin(trajectory: Trajectory, start: Start, count: int, tours: int) -> tuple[Trajectory, Start]:
+    """The first `count` instances, and the first of every `tours` trajectories."""
+
+    def part_of(whole: Any) -> Any:
+        if whole is None:
+            return None
+        if isinstance(whole, tuple):
+            parts = [part_of(each) for each in whole]
+            return type(whole)(*parts) if hasattr(whole, "_fields") else tuple(parts)
+        return whole[:count, ::tours]
+
+    context = start.context
+    if context is not None:
+        instance = type(context.instance)(*(part[:count] for part in context.instance))
+        context = type(context)(instance=instance, nodes=context.nodes[:count])
+    return part_of(trajectory), start._replace(context=context)
 
 
 def imagine(

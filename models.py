@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,18 +15,20 @@ from torch import Tensor, nn
 from envs.routing import TSPInstance
 from envs.tasks import Task
 from guard import Guard
-from imagination import Imagination, Noise, Start, Trajectory, expand_instance, imagine
+from imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from layers import initialise, use_layer_norm
-from networks import Critic, Latent, MaskedActor, PointerTables, TSPPointerActor, take_nodes
+from networks import Critic, MaskedActor, PointerTables, TSPPointerActor
 from optimizer import Optimizer
-from tools import ReturnScale, SymexpTwoHot, lambda_return, leave_one_out, uniform
+from returns import Returns, replayed_returns, statistics
+from starts import episode_starts, start_from
+from tools import ReturnScale, SymexpTwoHot, uniform
 from world_model import Metrics, Observed, RoutingContext, WorldModel
 
 # tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
 SATURATED = 4.0
 SATURATION_PENALTY = 0.01
 
-__all__ = ["ImagBehavior", "WorldModel", "load_function", "make_actor"]
+__all__ = ["ImagBehavior", "WorldModel", "make_actor"]
 
 
 def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | MaskedActor:
@@ -94,6 +95,7 @@ class ImagBehavior(nn.Module):
             raise ValueError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
         # The `cont` head of a task without routing rules predicts the discount with it.
         self.discount = imagination.discount if task.rules is not None else 1.0
+        self.returns = Returns(imagination, discount=self.discount)
         self.entropy, self.entropy_final = actor.entropy, actor.entropy_final
         feat_size = model.rssm.feat_size
         self.actor = make_actor(task, feat_size, actor)
@@ -123,7 +125,6 @@ class ImagBehavior(nn.Module):
             or imagination.gradient != "reinforce"
             or (imagination.reward == "head" and model.reward_latent)
         )
-        self.custom_reward = load_function(imagination.reward) if ":" in imagination.reward else None
         self.actor_optimizer = Optimizer(
             "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
         )
@@ -174,7 +175,7 @@ class ImagBehavior(nn.Module):
                 mask=self.mask_from,
                 differentiable=differentiable,
             )
-            reward = self.reward(model, trajectory, start)
+            reward = self.returns.reward(model, trajectory, start)
             targets, advantage, metrics = self.targets(model, trajectory, start, reward, reward_range)
         weight = trajectory.alive * self.discount ** torch.arange(horizon, device=reward.device)
         losses: dict[str, Tensor] = {}
@@ -182,7 +183,7 @@ class ImagBehavior(nn.Module):
         losses["critic"] = self._critic_loss(model, trajectory, start, targets.detach(), weight, metrics)
         if self.replay_scale and observed is not None and self.task.rules is None:
             losses["replay_value"] = self.replay_scale * self._replay_value_loss(model, batch, observed, targets)
-        return losses, metrics | self._legality(trajectory)
+        return losses, metrics | legality(trajectory, every_step=self.mask_from == "predicted")
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
@@ -196,98 +197,30 @@ class ImagBehavior(nn.Module):
     def imagine_greedily(self, model: WorldModel, instance: TSPInstance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
         """The likeliest whole episode of each instance, and what the model expects it to earn."""
         assert model.rules is not None
-        context = model.context(instance)
-        size, num_nodes = instance.coords.shape[:2]
-        state = model.rules.reset(expand_instance(instance, torch.Size((size, 1))))
-        latent = model.begin(context, state, None) if self.needs_latent else None
-        start = Start(latent, state, context, torch.ones((size, 1), device=instance.coords.device))
+        start = episode_starts(model, instance, tours=1, needs_latent=self.needs_latent, generator=None)
         trajectory = imagine(
             model,
             self.actor,
             start=start,
-            tables=self._tables(model, context),
+            tables=self._tables(model, start.context),
             noise=None,
-            horizon=model.rules.episode_steps(num_nodes),
+            horizon=model.rules.episode_steps(instance.coords.shape[1]),
             mask=self.mask_from,
         )
-        return trajectory, self.reward(model, trajectory, start)
+        return trajectory, self.returns.reward(model, trajectory, start)
 
-    def _tables(self, model: WorldModel, context: RoutingContext | None) -> PointerTables | None:
-        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
-            return None
-        return self.actor.encode(model.rules.node_features(context.instance))
-
-    @torch.no_grad()
     def start(
         self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator
     ) -> Start:
-        """Where to imagine from: `imag_tours` trajectories from each episode's start, or from every replayed row."""
-        if model.rules is not None and self.imagination.start == "episodes":
-            return self._episode_starts(model, batch, generator)
-        tours = self.imagination.tours
-        if observed is None:
-            observed = model.observe(batch, uniform((*batch["reward"].shape, model.rssm.stoch_size), generator))
-        weight = (~batch["is_terminal"]).float()
-        state = None
-        if model.rules is not None:
-            _, state = model.rules.restore(batch)
-            weight = weight * (batch["is_first"].cumsum(1) <= 1)
-        elif model.task.mask_rules is not None:
-            state = model.task.mask_rules.restore(batch)
-        if state is not None:
-            state = type(state)(*(part.repeat_interleave(tours, 1) for part in state))
-        latent = Latent(*(part.detach().repeat_interleave(tours, 1) for part in observed.latents))
-        context = observed.context
-        if context is not None:
-            context = context._replace(nodes=context.nodes.detach())
-        return Start(latent, state, context, weight.repeat_interleave(tours, 1))
-
-    def _episode_starts(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Start:
-        choice, rules = self.imagination, model.rules
-        assert rules is not None
-        instance, _ = rules.restore({key: value[:, 0] for key, value in batch.items()})
-        if choice.augment:
-            instance = rules.augment(instance, generator)
-        context = model.context(instance)
-        shape = torch.Size((batch["reward"].shape[0], choice.tours))
-        device = batch["reward"].device
-        first = None
-        if choice.first == "any":
-            # A closed tour is the same wherever it begins, so the tours of one instance begin at nodes spread over it.
-            first = (torch.arange(choice.tours, device=device) * self.task.num_actions // choice.tours).expand(shape)
-        state = rules.reset(expand_instance(instance, shape), first)
-        latent = None
-        if self.needs_latent:
-            latent = model.begin(context, state, uniform((*shape, model.rssm.stoch_size), generator))
-        return Start(latent, state, context, torch.ones(shape, device=device))
-
-    def reward(self, model: WorldModel, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
-        """What imagined actions earn by the head, the true cost or the user's function; 0 once an episode ended."""
-        choice = self.imagination
-        feat, state, action = trajectory.feat, trajectory.state, trajectory.action
-        if model.rules is None:
-            assert feat is not None
-            return model.predict_reward(feat[:, :, 1:])
-        assert state is not None and start.context is not None and trajectory.true_mask is not None
-        instance = start.context.instance
-        before = type(state)(*(part[:, :, :-1] for part in state))
-        if choice.reward == "head":
-            if trajectory.positions is not None:
-                origin, target = trajectory.positions
-            else:
-                origin = take_nodes(instance.coords, before.current)
-                target = take_nodes(instance.coords, action)
-            reward = model.predict_move(origin, target, None if feat is None else feat[:, :, :-1])
-        else:
-            expanded = expand_instance(instance, action.shape)
-            if self.custom_reward is not None:
-                reward = self.custom_reward(expanded, before, action)
-            else:
-                reward = -model.rules.cost(expanded, before, action)
-        if choice.penalty:
-            legal = trajectory.true_mask[:, :, :-1].gather(-1, action[..., None]).squeeze(-1)
-            reward = reward - choice.penalty * (~legal)
-        return reward * trajectory.alive
+        """Where to imagine from, given a batch."""
+        return start_from(
+            model,
+            batch,
+            observed,
+            imagination=self.imagination,
+            needs_latent=self.needs_latent,
+            generator=generator,
+        )
 
     def targets(
         self,
@@ -298,81 +231,18 @@ class ImagBehavior(nn.Module):
         reward_range: tuple[Tensor, Tensor],
     ) -> tuple[Float[Tensor, "B Q H"], Float[Tensor, "B Q H"], Metrics]:
         """Return targets, advantages (scaled, without a graph), and metrics of both."""
-        choice = self.imagination
-        discount = self.discount * trajectory.cont
-        metrics: Metrics = {}
-        if choice.baseline == "critic":
+        value = None
+        if self.imagination.baseline == "critic":
             nodes = self._critic_nodes(model, start.context, self.critic)
             value = self._value(self.critic, trajectory, nodes, slice(None)).mean()
-            metrics |= _statistics("value", value)
-            returns = lambda_return(reward, value, discount, lambda_=choice.lambda_)
-        else:
-            # The episode ends within the horizon, so nothing is left to bootstrap from.
-            value = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
-            returns = lambda_return(reward, value, discount, lambda_=1.0)
-        low, high = self.possible_range(model, trajectory, start, reward_range)
-        if choice.baseline == "critic" and low is not None and high is not None:
-            estimate = value[:, :, :-1]
-            wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * trajectory.alive
-            metrics["value_outside_rate"] = (wrong.sum() / trajectory.alive.sum()).detach()
-        low, high = self.bounds(model, trajectory, start, reward_range)
-        if low is not None and high is not None:
-            clipped = torch.maximum(torch.minimum(returns, high), low)
-            outside = ((clipped != returns) * trajectory.alive).sum() / trajectory.alive.sum()
-            metrics["target_clip_rate"] = outside.detach()
-            returns = clipped
+        returns, metrics = self.returns.targets(
+            model, trajectory, start, reward, value=value, reward_range=reward_range
+        )
         detached = returns.detach()
-        metrics |= _statistics("target", detached)
-        self.scale.update(detached[:, :, 0] if choice.horizon == "episode" else detached)
-        if choice.baseline == "critic":
-            baseline = value[:, :, :-1].detach()
-            advantage = detached - baseline
-        else:
-            whole = detached[:, :, 0].unflatten(1, (-1, choice.tours))
-            baseline = leave_one_out(whole.flatten(0, 1)).view_as(detached[:, :, 0])
-            advantage = (detached[:, :, 0] - baseline)[..., None].expand_as(detached)
-        advantage = advantage / self.scale.scale()
-        metrics["advantage_scale"] = self.scale.scale()
-        metrics["advantage_std"] = advantage.std()
-        metrics["imag_return"] = (reward.detach() * trajectory.alive).sum(-1).mean()
-        return returns, advantage, metrics
-
-    def bounds(
-        self, model: WorldModel, trajectory: Trajectory, start: Start, reward_range: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The range that targets are clipped to, [B, Q, H] or 0-d; None where they aren't."""
-        choice = self.imagination
-        if choice.target_clip == "none":
-            return None, None
-        if not isinstance(choice.target_clip, str):
-            low, high = choice.target_clip
-            device = trajectory.action.device
-            return torch.full((), low, device=device), torch.full((), high, device=device)
-        return self.possible_range(model, trajectory, start, reward_range)
-
-    def possible_range(
-        self, model: WorldModel, trajectory: Trajectory, start: Start, reward_range: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The range that returns can lie in, [B, Q, H]; None where none is known.
-
-        Simulated: the legs that remain times this instance's longest, and 0 above. Learned: the legs that remain times
-        1.5 times the largest move cost in replay, and likewise above if a positive reward was seen. A penalty widens
-        the range by its largest sum.
-        """
-        choice = self.imagination
-        if model.rules is None or self.custom_reward is not None:
-            return None, None
-        assert trajectory.state is not None and start.context is not None
-        before = type(trajectory.state)(*(part[:, :, :-1] for part in trajectory.state))
-        legs = model.rules.remaining_legs(before).float()
-        if choice.reward == "simulated":
-            worst = model.rules.longest_leg(start.context.instance)[:, None, None]
-            best = torch.zeros_like(worst)
-        else:
-            smallest, largest = reward_range
-            worst = 1.5 * (-smallest).clamp(min=0)
-            best = 1.5 * largest.clamp(min=0)
-        return -legs * worst - choice.penalty * legs.shape[-1], legs * best
+        self.scale.update(detached[:, :, 0] if self.imagination.horizon == "episode" else detached)
+        scale = self.scale.scale()
+        advantage = self.returns.advantage(detached, None if value is None else value.detach()) / scale
+        return returns, advantage, metrics | {"advantage_scale": scale, "advantage_std": advantage.std()}
 
     def _actor_loss(
         self,
@@ -429,7 +299,7 @@ class ImagBehavior(nn.Module):
         if self.imagination.baseline == "leave_one_out":
             # Nobody waits for this critic: it learns from a share of the instances, and one tour of each start.
             count = max(1, round(self.critic_share * targets.shape[0]))
-            trajectory, start = _thin(trajectory, start, count, self.imagination.tours)
+            trajectory, start = thin(trajectory, start, count, self.imagination.tours)
             targets = targets[:count, :: self.imagination.tours]
             weight = weight[:count, :: self.imagination.tours]
         nodes = self._critic_nodes(model, start.context, self.critic)
@@ -440,8 +310,8 @@ class ImagBehavior(nn.Module):
         error = (dist.mean().detach() - targets).square()
         metrics["critic_error"] = ((error * weight).sum() / weight.sum()).sqrt()
         if self.imagination.baseline == "leave_one_out":
-            metrics |= _statistics("value", dist.mean().detach())
-        loss = self._value_loss(dist, targets, slow, weight)
+            metrics |= statistics("value", dist.mean().detach())
+        loss = self._value_loss(dist, targets, slow=slow, weight=weight)
         metrics["critic_loss"] = loss.detach()
         return loss
 
@@ -463,12 +333,14 @@ class ImagBehavior(nn.Module):
         with torch.no_grad():
             slow = self.slow_critic(feat, None, None).mean()
         # What follows an episode's last row is another episode.
-        return self._value_loss(self.critic(feat, None, None), returns, slow, (~batch["is_last"][:, :-1]).float())
+        weight = (~batch["is_last"][:, :-1]).float()
+        return self._value_loss(self.critic(feat, None, None), returns, slow=slow, weight=weight)
 
     def _value_loss(
         self,
         dist: SymexpTwoHot,
         targets: Float[Tensor, "*B"],
+        *,
         slow: Float[Tensor, "*B"],
         weight: Float[Tensor, "*B"],
     ) -> Float[Tensor, ""]:
@@ -496,19 +368,10 @@ class ImagBehavior(nn.Module):
             feat = feat[:, :, steps].detach() if detach else feat[:, :, steps]
         return critic(feat, nodes, trajectory.view(steps))
 
-    def _legality(self, trajectory: Trajectory) -> Metrics:
-        """How often actions were illegal, and how well the actor's mask agreed with the rules', step by step."""
-        mask, true_mask = trajectory.mask, trajectory.true_mask
-        if mask is None or true_mask is None:
-            return {}
-        legal = true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
-        alive = trajectory.alive
-        metrics = {"miss_rate": ((~legal) * alive).sum() / alive.sum()}
-        steps = range(mask.shape[2] - 1) if self.mask_from == "predicted" else range(1)
-        for step in steps:
-            metrics[f"imag_mask_step_{step}"] = (mask[:, :, step] == true_mask[:, :, step]).float().mean()
-            metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()
-        return metrics
+    def _tables(self, model: WorldModel, context: RoutingContext | None) -> PointerTables | None:
+        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
+            return None
+        return self.actor.encode(model.rules.node_features(context.instance))
 
     def _horizon(self) -> int:
         """How many steps to imagine."""
@@ -538,23 +401,6 @@ def saturation(
     return SATURATION_PENALTY * excess.square().sum() / legal, (excess.detach() > 0).sum() / legal
 
 
-def replayed_returns(
-    batch: dict[str, Tensor], bootstrap: Float[Tensor, "B T"], *, discount: float, lambda_: float
-) -> Float[Tensor, "B T-1"]:
-    """Lambda-returns of all rows but the last of replayed sequences [B, T].
-
-    Args:
-        batch: replayed sequences; a row's reward and `is_terminal` arrived with its observation.
-        bootstrap: what is to be expected from each row on.
-        discount: the discount factor of one step.
-        lambda_: 0 trusts the bootstrap, 1 the rewards.
-    """
-    goes_on = (~batch["is_terminal"][:, 1:]).float() * discount
-    # Past an episode's last row there are no rewards of its own to mix in.
-    mix = (~batch["is_last"][:, 1:]).float() * lambda_
-    return lambda_return(batch["reward"][:, 1:], bootstrap, goes_on, lambda_=mix)
-
-
 @contextmanager
 def _frozen(*modules: nn.Module) -> Iterator[None]:
     """No gradient reaches the modules' parameters from what is computed within."""
@@ -566,39 +412,3 @@ def _frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def load_function(name: str) -> Callable[..., Tensor]:
-    """The function that `module:function` names.
-
-    Raises:
-        ValueError: there is no such module or function.
-    """
-    module_name, _, function_name = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"imag_reward names {name!r}, which cannot be loaded: {error}") from error
-
-
-def _statistics(name: str, values: Tensor) -> Metrics:
-    values = values.detach()
-    return {f"{name}_min": values.min(), f"{name}_max": values.max(), f"{name}_mean": values.mean()}
-
-
-def _thin(trajectory: Trajectory, start: Start, count: int, tours: int) -> tuple[Trajectory, Start]:
-    """The first `count` instances, and the first of every `tours` trajectories."""
-
-    def thin(part: Any) -> Any:
-        if part is None:
-            return None
-        if isinstance(part, tuple):
-            parts = [thin(each) for each in part]
-            return type(part)(*parts) if hasattr(part, "_fields") else tuple(parts)
-        return part[:count, ::tours]
-
-    context = start.context
-    if context is not None:
-        instance = type(context.instance)(*(part[:count] for part in context.instance))
-        context = type(context)(instance=instance, nodes=context.nodes[:count])
-    return thin(trajectory), start._replace(context=context)

@@ -227,12 +227,11 @@ class SymexpTwoHot:
         return torch.log_softmax(self.logits, -1)
 
     def mean(self) -> Float[Tensor, "*B"]:
-        """The expectation, summed from the innermost bins outwards so that symmetric bins cancel exactly."""
-        terms = self.log_probs.exp() * self.bins
+        """The expectation. Symmetric bins are subtracted before they are weighed, so that equal ones cancel exactly."""
         half = self.bins.shape[0] // 2
-        negative, positive = terms[..., :half].flip(-1), terms[..., -half:]
-        centre = terms[..., half : self.bins.shape[0] - half].sum(-1)
-        return (negative + positive).sum(-1) + centre
+        probs = torch.softmax(self.logits, -1)
+        # The bin in the middle is 0.
+        return (probs[..., -half:] - probs[..., :half].flip(-1)) @ self.bins[-half:]
 
     def log_prob(self, value: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Minus the cross-entropy to the two-hot code of `value`, which is clamped to the bins' range."""

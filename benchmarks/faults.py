@@ -159,14 +159,14 @@ def in_advantages(value: float) -> Fault:
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
-        reward = agent.behavior.reward
+        reward = agent.behavior.returns.reward
 
         def corrupted(*arguments: Any) -> Tensor:
             rewards = reward(*arguments).clone(memory_format=torch.contiguous_format)
             _write(rewards, value, rng)
             return rewards
 
-        with patch.object(agent.behavior, "reward", corrupted):
+        with patch.object(agent.behavior.returns, "reward", corrupted):
             yield
 
     return fault

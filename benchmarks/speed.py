@@ -136,7 +136,7 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
         "start": (behavior, "start"),
         "encode": (behavior, "_tables"),
         "imagine": (models, "imagine"),
-        "reward": (behavior, "reward"),
+        "reward": (behavior.returns, "reward"),
         "targets": (behavior, "targets"),
         "score": (behavior, "_actor_loss"),
         "critic": (behavior, "_critic_loss"),

@@ -101,7 +101,7 @@ def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
     start, trajectory = scene.imagine_from(episodes(8), horizon=1, differentiable=True)
     assert trajectory.positions is not None
     target = trajectory.positions[1]
-    reward = scene.behavior.reward(scene.model, trajectory, start).sum()
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start).sum()
     parameters = list(scene.behavior.actor.parameters())
     actual = torch.autograd.grad(reward, parameters, allow_unused=True, retain_graph=True)
     (slope,) = torch.autograd.grad(reward, target)

@@ -27,6 +27,7 @@ LAYERS = (
     frozenset({"observations", "trainer", "curves"}),
     frozenset({"world_model", "launch"}),
     frozenset({"imagination"}),
+    frozenset({"returns", "starts"}),
     frozenset({"models", "sac"}),
     frozenset({"dreamer"}),
     frozenset({"solve", "compare"}),

@@ -26,7 +26,6 @@ from tests.scenes import (
     Scene,
     episodes,
     instance_of,
-    lengths,
     pointer_of,
     random_rows,
     state_of,
@@ -180,7 +179,7 @@ def test_imagination_takes_actions_of_every_kind(actions: ActionSpec, differenti
 def test_imagined_states_equal_those_of_the_vector_environment():
     scene, batch = Scene(imag_reward="simulated", imag_first="stored"), episodes(16)
     start, trajectory = scene.imagine_from(batch)
-    reward = scene.behavior.reward(scene.model, trajectory, start)
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
     state, rows = state_of(trajectory), trajectory.action.shape[0] * trajectory.action.shape[1]
     coords = instance_of(start).coords.repeat_interleave(trajectory.action.shape[1], 0)
     env = RoutingVectorEnv(TSPRules, num_envs=rows, num_nodes=NODES, device=CPU, instances=coords, check_actions=True)
@@ -199,7 +198,7 @@ def test_imagined_states_equal_those_of_the_vector_environment():
 def test_imagined_states_equal_those_of_the_gymnasium_environment():
     scene = Scene(imag_reward="simulated", imag_first="stored")
     start, trajectory = scene.imagine_from(episodes(1))
-    reward, state = scene.behavior.reward(scene.model, trajectory, start), state_of(trajectory)
+    reward, state = scene.behavior.returns.reward(scene.model, trajectory, start), state_of(trajectory)
     for tour in range(trajectory.action.shape[1]):
         env = TSPEnv(num_nodes=NODES)
         obs, _ = env.reset(options={"coords": instance_of(start).coords[0].numpy()})
@@ -211,42 +210,7 @@ def test_imagined_states_equal_those_of_the_gymnasium_environment():
         assert terminated
 
 
-# Starts
-
-
-def test_episode_starts_are_spread_over_the_nodes():
-    for tours, expected in ((NODES, [0, 1, 2, 3, 4, 5]), (3, [0, 2, 4]), (2, [0, 3])):
-        start = Scene(imag_tours=tours).start(episodes(4))
-        assert start.state is not None
-        assert start.state.first.tolist() == [expected] * 4
-        assert torch.equal(start.state.current, start.state.first)
-        assert torch.equal(start.state.visited, torch.eye(NODES, dtype=torch.bool)[start.state.first])
-
-
-def test_stored_starts_begin_at_the_stored_node():
-    start = Scene(imag_first="stored").start(episodes(4))
-    assert start.state is not None
-    assert start.state.first.tolist() == [[0, 0, 0, 0]] * 4
-    assert (start.weight == 1).all()
-
-
-def test_replay_starts_are_the_replayed_rows():
-    batch = episodes(4)
-    start = Scene(imag_start="replay", imag_first="stored", imag_tours=2).start(batch)
-    assert start.state is not None and start.latent is not None
-    assert start.weight.shape == (4, 2 * (NODES + 1))
-    assert torch.equal(start.state.current[:, ::2], batch["current_node"])
-    assert torch.equal(start.state.current[:, 1::2], batch["current_node"])
-    assert torch.equal(start.state.visited[:, 1::2], batch["visited"])
-    # Nothing is left to decide once the episode has ended.
-    assert torch.equal(start.weight, torch.tensor([1.0] * 2 * NODES + [0.0, 0.0]).expand(4, -1))
-
-
-def test_replay_starts_beyond_the_first_episode_do_not_count():
-    once = episodes(4)
-    twice = {key: torch.cat((value, value), 1) for key, value in once.items()}
-    start = Scene(**CRITIC, imag_tours=1).start(twice)
-    assert torch.equal(start.weight, torch.tensor([1.0] * NODES + [0.0] * (NODES + 2)).expand(4, -1))
+# Trajectories
 
 
 def test_alive_ends_with_the_episode_and_reward_with_it():
@@ -255,22 +219,9 @@ def test_alive_ends_with_the_episode_and_reward_with_it():
     # From row t of an episode there are N - t decisions to take.
     expected = torch.tensor([[1.0] * (NODES - row) + [0.0] * row for row in range(NODES + 1)])
     assert torch.equal(trajectory.alive, expected.expand(4, -1, -1))
-    reward = scene.behavior.reward(scene.model, trajectory, start)
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
     assert (reward[trajectory.alive == 0] == 0).all()
     assert (reward[trajectory.alive == 1] == -1).all()
-
-
-def test_augmentation_changes_coordinates_and_keeps_lengths():
-    batch = episodes(64)
-    scene = Scene(imag_reward="simulated", imag_augment=True)
-    start, trajectory = scene.imagine_from(batch)
-    augmented, stored = instance_of(start).coords, batch["coords"][:, 0]
-    unchanged = (augmented - stored).abs().amax((1, 2)) < 1e-6
-    # One symmetry in eight is the identity.
-    assert 0 < unchanged.sum() < 20
-    tours = tours_of(trajectory)
-    torch.testing.assert_close(lengths(augmented, tours), lengths(stored, tours))
-    torch.testing.assert_close(-scene.behavior.reward(scene.model, trajectory, start).sum(-1), lengths(stored, tours))
 
 
 def test_expanded_instance_is_a_view():
@@ -279,9 +230,6 @@ def test_expanded_instance_is_a_view():
     assert expanded.shape == (3, 4, 5, NODES, 2)
     assert (expanded == instance.coords[:, None, None]).all()
     assert expanded.data_ptr() == instance.coords.data_ptr()
-
-
-# Trajectories
 
 
 def equal(one: Trajectory, other: Trajectory) -> bool:

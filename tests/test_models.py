@@ -131,7 +131,7 @@ def test_imagined_reward_is_that_of_the_imagined_action(scripted: Taught):
     trajectory = imagine(model, behavior.actor, start=start, tables=None, noise=noise, horizon=2)
     # Two moves further the episode still goes on; what follows its end answers no action.
     inner = scripted.batch["clock"][..., 0] < 0.3
-    reward, worth = behavior.reward(model, trajectory, start)[inner], WORTH[trajectory.action][inner]
+    reward, worth = behavior.returns.reward(model, trajectory, start)[inner], WORTH[trajectory.action][inner]
     assert len(worth.unique()) == len(WORTH)
     assert mean_error(reward, worth) < 0.15
     assert mean_error(reward[:, 0], worth[:, 1]) > 0.5

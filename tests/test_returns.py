@@ -16,9 +16,9 @@ from envs.routing import TSPInstance, TSPRules
 from guard import Guard
 from launch import make_generators
 from layers import MLP
-from models import load_function, replayed_returns
 from optimizer import Optimizer
 from replay import Replay
+from returns import load_function, replayed_returns
 from tests.scenes import (
     CPU,
     NODES,
@@ -50,7 +50,7 @@ def test_penalty_is_taken_from_illegal_moves_alone():
     start, trajectory = plain.imagine_from(batch, mask="predicted")
     assert trajectory.true_mask is not None
     legal = trajectory.true_mask[:, :, :-1].gather(-1, trajectory.action[..., None])[..., 0]
-    difference = plain.behavior.reward(plain.model, trajectory, start) - punished.behavior.reward(
+    difference = plain.behavior.returns.reward(plain.model, trajectory, start) - punished.behavior.returns.reward(
         punished.model, trajectory, start
     )
     assert (~legal).any()
@@ -61,7 +61,7 @@ def test_penalty_is_taken_from_illegal_moves_alone():
 def test_simulated_return_is_minus_the_tours_length(first: str):
     scene = Scene(imag_reward="simulated", imag_first=first)
     start, trajectory = scene.imagine_from(episodes(16))
-    returns = scene.behavior.reward(scene.model, trajectory, start).sum(-1)
+    returns = scene.behavior.returns.reward(scene.model, trajectory, start).sum(-1)
     torch.testing.assert_close(-returns, lengths(instance_of(start).coords, tours_of(trajectory)))
 
 
@@ -73,8 +73,8 @@ def test_head_comes_close_to_the_true_cost_from_replayed_moves_alone():
         loss = head.model.move_loss(batch, TSPInstance(batch["coords"][:, 0]), None)
         optimizer.step(loss, progress=0.0)
     start, trajectory = head.imagine_from(episodes(64))
-    predicted = head.behavior.reward(head.model, trajectory, start)
-    simulated = truth.behavior.reward(truth.model, trajectory, start)
+    predicted = head.behavior.returns.reward(head.model, trajectory, start)
+    simulated = truth.behavior.returns.reward(truth.model, trajectory, start)
     assert (predicted - simulated).abs().mean() < 0.04
     assert simulated.abs().mean() > 0.3
 
@@ -123,10 +123,10 @@ def test_custom_reward_is_loaded_and_used(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     scene = Scene(imag_reward="own_reward:twice_the_node")
     start, trajectory = scene.imagine_from(episodes(4))
-    reward = scene.behavior.reward(scene.model, trajectory, start)
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
     torch.testing.assert_close(reward, 2.0 * trajectory.action)
     # Nobody knows what range such returns have.
-    assert scene.behavior.bounds(scene.model, trajectory, start, RANGE) == (None, None)
+    assert scene.behavior.returns.bounds(scene.model, trajectory, start, RANGE) == (None, None)
     assert scene.update(episodes(4))["imag_return"] == 2.0 * sum(range(NODES))
 
 
@@ -283,7 +283,7 @@ def test_replayed_returns_take_nothing_from_the_next_episode():
 def bounds(scene: Scene, reward_range: tuple[float, float] = (-0.9, -0.1)) -> tuple[Any, Any]:
     start, trajectory = scene.imagine_from(square_batch())
     limits = (torch.tensor(reward_range[0]), torch.tensor(reward_range[1]))
-    return scene.behavior.bounds(scene.model, trajectory, start, limits)
+    return scene.behavior.returns.bounds(scene.model, trajectory, start, limits)
 
 
 # Before each of a tour's decisions, this many legs are left.
@@ -335,5 +335,5 @@ def test_targets_are_clipped_and_the_clipped_share_is_logged():
 def test_no_true_return_is_clipped():
     scene, batch = Scene(imag_reward="simulated"), square_batch(4)
     start, trajectory = scene.imagine_from(batch)
-    reward = scene.behavior.reward(scene.model, trajectory, start)
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
     assert scene.behavior.targets(scene.model, trajectory, start, reward, RANGE)[2]["target_clip_rate"] == 0

@@ -1,0 +1,116 @@
+"""Where imagination starts: at the beginning of instances' episodes, or at replayed rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.routing import TSPInstance
+from imagination import Imagination, Start, expand_instance
+from networks import Latent
+from tools import uniform
+from world_model import Observed, WorldModel
+
+
+@torch.no_grad()
+def start_from(
+    model: WorldModel,
+    batch: dict[str, Tensor],
+    observed: Observed | None,
+    *,
+    imagination: Imagination,
+    needs_latent: bool,
+    generator: torch.Generator,
+) -> Start:
+    """`imag_tours` trajectories from where `imag_start` says.
+
+    Args:
+        model: encodes what is started from.
+        batch: replayed sequences; whole episodes in routing.
+        observed: the batch's latents where they are known already.
+        imagination: the choice of start, and what goes with it.
+        needs_latent: whether anybody reads the latents of episodes' beginnings.
+        generator: draws symmetries and latents.
+    """
+    if model.rules is None or imagination.start == "replay":
+        return replayed_starts(model, batch, observed, tours=imagination.tours, generator=generator)
+    instance, _ = model.rules.restore({key: value[:, 0] for key, value in batch.items()})
+    if imagination.augment:
+        instance = model.rules.augment(instance, generator)
+    return episode_starts(
+        model,
+        instance,
+        tours=imagination.tours,
+        spread=imagination.first == "any",
+        needs_latent=needs_latent,
+        generator=generator,
+    )
+
+
+def episode_starts(
+    model: WorldModel,
+    instance: TSPInstance,
+    *,
+    tours: int,
+    spread: bool = False,
+    needs_latent: bool,
+    generator: torch.Generator | None,
+) -> Start:
+    """The beginnings of each instance's episodes.
+
+    Args:
+        model: has the rules, and encodes what they give.
+        instance: wherever it comes from.
+        tours: trajectories of each instance.
+        spread: let the tours of one instance begin at nodes spread over it, rather than where the rules say.
+        needs_latent: whether anybody reads the latents.
+        generator: draws the latents; None takes their mode.
+    """
+    assert model.rules is not None, "only routing has instances"
+    context = model.context(instance)
+    count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
+    shape, first = torch.Size((count, tours)), None
+    if spread:
+        # A closed tour is the same wherever it begins.
+        first = (torch.arange(tours, device=device) * num_nodes // tours).expand(shape)
+    state = model.rules.reset(expand_instance(instance, shape), first)
+    latent = None
+    if needs_latent:
+        noise = None if generator is None else uniform((*shape, model.rssm.stoch_size), generator)
+        latent = model.begin(context, state, noise)
+    return Start(latent, state, context, torch.ones(shape, device=device))
+
+
+def replayed_starts(
+    model: WorldModel,
+    batch: dict[str, Tensor],
+    observed: Observed | None,
+    *,
+    tours: int,
+    generator: torch.Generator,
+) -> Start:
+    """Every row of replayed sequences; rows beyond the first episode's end do not count.
+
+    Args:
+        model: observes the batch.
+        batch: replayed sequences.
+        observed: the batch's latents where they are known already.
+        tours: trajectories of each row, side by side.
+        generator: draws latents that are not known yet.
+    """
+    if observed is None:
+        observed = model.observe(batch, uniform((*batch["reward"].shape, model.rssm.stoch_size), generator))
+    weight = (~batch["is_terminal"]).float()
+    state = None
+    if model.rules is not None:
+        _, state = model.rules.restore(batch)
+        weight = weight * (batch["is_first"].cumsum(1) <= 1)
+    elif model.task.mask_rules is not None:
+        state = model.task.mask_rules.restore(batch)
+    if state is not None:
+        state = type(state)(*(part.repeat_interleave(tours, 1) for part in state))
+    latent = Latent(*(part.detach().repeat_interleave(tours, 1) for part in observed.latents))
+    context = observed.context
+    if context is not None:
+        context = context._replace(nodes=context.nodes.detach())
+    return Start(latent, state, context, weight.repeat_interleave(tours, 1))
