@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 import config
 from config import Config
+from runs import CONFIG_FILE, LOCK, METRICS
 
-METRICS = "metrics.jsonl"
-CONFIG_FILE = "config.yaml"
 PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
 
 
@@ -184,7 +183,7 @@ class RunLock:
         Raises:
             LogdirInUseError: another live process has it.
         """
-        self._file = (logdir / "lock").open("a+")
+        self._file = (logdir / LOCK).open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
