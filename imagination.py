@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from envs.routing import TSPInstance, TSPState
+from envs.rules import Instance, State
 from networks import Latent, PointerTables, View, take_nodes
 from world_model import RoutingContext, WorldModel
 
@@ -108,15 +108,15 @@ class Start(NamedTuple):
 class Trajectory(NamedTuple):
     """What was imagined from a `Start`: H actions, and the H + 1 states around them.
 
-    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any;
-    `state` is of routing only. `alive` is how likely each action is to be taken at all: the start's weight times every
-    `cont` before it.
+    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any; `state` and its
+    `features` are of routing only. `alive` is how likely each action is to be taken at all: the start's weight times
+    every `cont` before it.
     `log_prob`, `entropy` and `positions` (origin and target of each move) carry a graph, and are there only in
     differentiable imagination.
     """
 
     feat: Float[Tensor, "B Q H+1 F"] | None
-    state: TSPState | None
+    state: State | None
     mask: Bool[Tensor, "B Q H+1 N"] | None
     true_mask: Bool[Tensor, "B Q H+1 N"] | None
     action: Shaped[Tensor, "B Q H *A"]
@@ -125,6 +125,7 @@ class Trajectory(NamedTuple):
     log_prob: Float[Tensor, "B Q H"] | None
     entropy: Float[Tensor, "B Q H"] | None
     positions: tuple[Tensor, Tensor] | None
+    features: Float[Tensor, "B Q H+1 X"] | None = None
 
     def view(self, steps: slice) -> View | None:
         """What networks see of the states at `steps` beside the latent; None for a task without masks."""
@@ -133,10 +134,12 @@ class Trajectory(NamedTuple):
         mask = self.mask[:, :, steps]
         if self.state is None:
             return View(mask)
-        return View(mask, first=self.state.first[:, :, :1], current=self.state.current[:, :, steps])
+        features = None if self.features is None else self.features[:, :, steps]
+        first, current = self.state.first[:, :, :1], self.state.current[:, :, steps]
+        return View(mask, first=first, current=current, features=features)
 
 
-def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
+def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
     """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
     extra = [1] * (len(shape) - 1)
     return type(instance)(
@@ -175,6 +178,7 @@ def imagine(
     if differentiable and context is not None:
         origin = take_nodes(context.instance.coords, state.current)
     feats, states, masks, true_masks, actions, conts = [], [], [], [], [], []
+    features: list[Tensor] = []
     log_probs, entropies, origins, targets = [], [], [], []
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon + 1):
@@ -188,7 +192,9 @@ def imagine(
                 view = View(masks[-1])
             if rules is not None:
                 states.append(state)
-                view = View(masks[-1], first=state.first, current=state.current)
+                view = View.of(rules, state, masks[-1])
+                if view.features is not None:
+                    features.append(view.features)
             if step == horizon:
                 break
             # The score of an action is not differentiated through the latents that led to it.
@@ -219,6 +225,12 @@ def imagine(
     def stack(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, 2)
 
+    def stack_part(parts: tuple[Tensor, ...]) -> Tensor:
+        # What no move changes is the same tensor throughout: a view of it takes no memory.
+        if all(part is parts[0] for part in parts):
+            return parts[0].unsqueeze(2).expand(*shape, len(parts), *parts[0].shape[2:])
+        return stack(list(parts))
+
     feat = stack(feats) if feats else None
     if rules is not None:
         cont = stack(conts)
@@ -230,7 +242,7 @@ def imagine(
     survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
     return Trajectory(
         feat=feat,
-        state=type(states[0])(*(stack(list(part)) for part in zip(*states, strict=True))) if states else None,
+        state=type(states[0])(*(stack_part(part) for part in zip(*states, strict=True))) if states else None,
         mask=stack(masks) if masks else None,
         true_mask=stack(true_masks) if true_masks else None,
         action=stack(actions),
@@ -239,4 +251,5 @@ def imagine(
         log_prob=stack(log_probs) if differentiable else None,
         entropy=stack(entropies) if differentiable else None,
         positions=(stack(origins), stack(targets)) if origins else None,
+        features=stack(features) if features else None,
     )

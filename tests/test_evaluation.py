@@ -92,7 +92,7 @@ def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():
             f"{len(result.lengths)} instances, mean length {result.lengths.mean():.4f} +- "
         )
         assert report.summary.endswith(f"gap {result.gap:.2f} % to the reference")
-    assert torch.equal(drawn_for[0], validation.coords[0])
+    assert torch.equal(drawn_for[0].coords, validation.coords)
 
 
 # Any other task
