@@ -166,11 +166,14 @@ def imagine(
         start: where to begin.
         tables: the pointer's tables of the start's instances.
         noise: what to sample with; None takes the mode of actor and prior instead.
-        horizon: steps to take.
+        horizon: steps to take, at most: where every episode has ended before, no more are taken.
         mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
     """
     rules, context, state = model.rules, start.context, start.state
+    # Where episodes differ in length the last steps are often nobody's. Only a CPU can be asked without waiting for it.
+    may_end_early = rules is not None and not rules.fixed_length and start.weight.device.type == "cpu"
+    all_finished = False
     known: Any = rules or model.task.mask_rules
     shape = start.weight.shape
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
@@ -195,7 +198,7 @@ def imagine(
                 view = View.of(rules, state, masks[-1])
                 if view.features is not None:
                     features.append(view.features)
-            if step == horizon:
+            if step == horizon or all_finished:
                 break
             # The score of an action is not differentiated through the latents that led to it.
             dist = actor(feats[-1].detach() if feats else None, tables, view)
@@ -219,6 +222,7 @@ def imagine(
             if rules is not None:
                 state, finished = rules.step(state, action)
                 conts.append((~finished).float())
+                all_finished = may_end_early and bool(finished.all())
             elif state is not None:
                 state = known.step(state, action)
 

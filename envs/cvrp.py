@@ -165,7 +165,7 @@ class CVRPRules(Rules):
         return instance, state
 
     @staticmethod
-    def observation_space(num_nodes: int) -> spaces.Dict:
+    def observation_space(num_nodes: int) -> spaces.Space:
         """The gymnasium space of one row of `observe`."""
 
         # Box takes integers when running; its annotations know floats only.

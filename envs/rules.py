@@ -106,7 +106,7 @@ class Rules(ABC):
 
     @staticmethod
     @abstractmethod
-    def observation_space(num_nodes: int) -> spaces.Dict:
+    def observation_space(num_nodes: int) -> spaces.Space:
         """The gymnasium space of one row of `observe`."""
 
     @staticmethod

@@ -114,7 +114,7 @@ class TSPRules(Rules):
         return TSPInstance(coords=obs["coords"]), state
 
     @staticmethod
-    def observation_space(num_nodes: int) -> spaces.Dict:
+    def observation_space(num_nodes: int) -> spaces.Space:
         """The gymnasium space of one row of `observe`."""
         return spaces.Dict(node_spaces(num_nodes))
 
