@@ -77,7 +77,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | None, closed: bool) -> None:
     nodes = np.append(tour, tour[:1]) if closed else tour
-    visited, start, left_out = coords[tour], coords[tour[:1]], np.delete(coords, tour, axis=0)
+    visited, start, left_out = coords[np.unique(tour)], coords[tour[:1]], np.delete(coords, tour, axis=0)
     # Dots that suit 20 nodes would cover a picture of 1,000.
     dot_area = float(np.clip(900 / len(coords), 4, 36))
     for route, color in zip(_routes(nodes), itertools.cycle(ROUTE_COLORS)):

@@ -40,6 +40,8 @@ RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPR
 class LegalActions(spaces.Discrete):
     """The nodes of an environment, whose plain `sample()` draws among those that are legal now.
 
+    Node 0, where a tour ends and a vehicle is loaded, is drawn only where no other is legal: any node drawn in
+    mid-episode is then legal in the first state too, as gymnasium's environment checker assumes.
     `sample(mask=...)` and `sample(probability=...)` work as in `Discrete`.
     """
 
@@ -50,6 +52,7 @@ class LegalActions(spaces.Discrete):
     def sample(self, mask: np.ndarray | None = None, probability: np.ndarray | None = None) -> np.int64:
         if mask is None and probability is None:
             mask = self._action_masks().astype(np.int8)
+            mask[0] &= not mask[1:].any()
         return super().sample(mask, probability)
 
 

@@ -181,7 +181,7 @@ def test_cvrp_field_instances_are_the_first_rows_of_one_set():
 
 
 def test_reference_plans_send_a_vehicle_to_each_customer_that_fills_it(tmp_path):
-    coords, demand = np.array([CROSS]), np.array([[0, 4, 4, 4, 4]])
+    coords, demand = np.array([CROSS], dtype=np.float64), np.array([[0, 4, 4, 4, 4]])
     assert reference_plan_lengths(coords, demand, np.array([4]), cache_dir=tmp_path) == pytest.approx(20)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -198,6 +198,14 @@ def test_reference_plans_are_the_best_of_all_plans(tmp_path):
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
 def test_cvrp_env_passes_the_gymnasium_checker_without_a_warning(render_mode):
     check_env(gymnasium.make("CVRP-v0", num_nodes=6, render_mode=render_mode).unwrapped)
+
+
+def test_cvrp_env_samples_the_depot_only_where_nothing_else_is_legal():
+    env = cross_env()
+    env.step(1)
+    assert {int(env.action_space.sample()) for _ in range(50)} == {2, 4}
+    env.step(4)
+    assert {int(env.action_space.sample()) for _ in range(5)} == {0}
 
 
 def test_cvrp_env_shows_load_and_mask():
