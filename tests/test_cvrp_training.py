@@ -13,14 +13,14 @@ import dreamer
 import evaluation
 import launch
 from agent import Agent
-from envs.cvrp import CVRPRules
+from envs.cvrp import CVRPRules, CVRPState
 from envs.routing import tour_length
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from imagination import Trajectory
 from networks import TSPPointerActor, View
 from replay import Replay
-from tests.scenes import CPU, Scene, debug_config, generator, instance_of, state_of, without_zero_outputs
+from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
 
 NODES = 6
 CVRP = Task(rules=CVRPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
@@ -52,6 +52,11 @@ def imagined(made: Scene, batch: dict[str, Tensor], **choices: Any) -> tuple[Any
     return made.imagine_from(batch, horizon=ROWS - 1, **choices)
 
 
+def plan_states(trajectory: Trajectory) -> CVRPState:
+    assert isinstance(trajectory.state, CVRPState)
+    return trajectory.state
+
+
 def test_replayed_windows_hold_one_whole_plan_and_count_no_more():
     batch = cvrp_batch(64)
     rows = (batch["is_first"].cumsum(1) <= 1).sum(1)
@@ -78,7 +83,7 @@ def test_imagined_masks_are_the_environments_at_every_step():
     for step in range(horizon):
         assert trajectory.mask[:, :, step].flatten(0, 1)[running].equal(obs["action_mask"][running])
         assert trajectory.alive[:, :, step].flatten().equal(running.float())
-        load = state_of(trajectory).load[:, :, step].flatten()
+        load = plan_states(trajectory).load[:, :, step].flatten()
         assert load[running].equal(obs["load"][running, 0])
         actions = torch.where(running, trajectory.action[:, :, step].flatten(), obs["action_mask"].int().argmax(-1))
         obs, _, ended, _, _ = env.step(actions)
@@ -101,7 +106,7 @@ def test_imagination_that_ends_with_its_last_plan_learns_the_same(monkeypatch):
 
 def test_imagined_demands_share_the_memory_of_the_instance():
     _, trajectory = imagined(scene(), cvrp_batch())
-    demand = state_of(trajectory).demand
+    demand = plan_states(trajectory).demand
     assert demand.shape[2] == trajectory.action.shape[2] + 1
     assert demand.stride(2) == 0
 
@@ -118,7 +123,7 @@ def test_gradient_reaches_every_parameter(changes: dict[str, Any]):
         without_zero_outputs(module)
     losses, metrics = made.losses(batch)
     model_losses, _, _ = made.model.loss(batch, torch.rand(*batch["reward"].shape, made.model.rssm.stoch_size))
-    sum([*losses.values(), *model_losses.values()]).backward()
+    torch.stack([*losses.values(), *model_losses.values()]).sum().backward()
     parameters = [*made.model.named_parameters(), *made.behavior.named_parameters()]
     idle = [name for name, p in parameters if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert idle == []

@@ -8,7 +8,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers CVRP-v0)
-from envs.cvrp import CVRPInstance, CVRPRules, cvrp_instance, random_capacity
+from envs.cvrp import CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
 from envs.cvrp_reference import reference_plan_lengths
 from envs.drawing import draw_tour
 from envs.routing import RULES, CVRPEnv, nearest_node, tour_length
@@ -42,7 +42,8 @@ def random_states(count, seed=1, **keywords):
 
 def plans_by_masks(instance):
     """Every sequence of actions that the rules let through, to the end of its episode."""
-    plans, open_ends = set(), [((), CVRPRules.reset(instance))]
+    plans: set[tuple[int, ...]] = set()
+    open_ends: list[tuple[tuple[int, ...], CVRPState]] = [((), CVRPRules.reset(instance))]
     while open_ends:
         actions, state = open_ends.pop()
         for node in CVRPRules.action_mask(state)[0].nonzero()[:, 0].tolist():
@@ -110,7 +111,7 @@ def test_cvrp_remaining_legs_bounds_what_comes_and_is_reached():
     moved = torch.stack([(state.current != action) for state, action in zip(states[:-1], actions, strict=True)])
     came = moved.flip(0).cumsum(0).flip(0)
     assert (left[:-1] >= came).all()
-    alone, finished = CVRPRules.reset(random_instances(1)), False
+    alone, finished = CVRPRules.reset(random_instances(1)), torch.tensor([False])
     assert CVRPRules.remaining_legs(alone).item() == CVRPRules.episode_steps(6) == 10
     for count, node in enumerate((1, 0, 2, 0, 3, 0, 4, 0, 5, 0), 1):
         assert not finished
@@ -122,7 +123,7 @@ def test_cvrp_remaining_legs_bounds_what_comes_and_is_reached():
 def test_cvrp_random_episodes_carry_no_more_than_the_capacity_and_visit_each_customer_once():
     instance, states, actions = random_states(64, num_nodes=21)
     assert min(state.load.min().item() for state in states) >= 0
-    visits = sum(torch.nn.functional.one_hot(action, 21) for action in actions)
+    visits = torch.stack([torch.nn.functional.one_hot(action, 21) for action in actions]).sum(0)
     assert (visits[:, 1:] == 1).all()
     assert all(CVRPRules.action_mask(state).any(-1).all() for state in states)
     assert len(actions) <= CVRPRules.episode_steps(21)
@@ -290,7 +291,7 @@ def test_vector_env_equals_cvrp_env_step_by_step_while_rows_end_one_by_one():
     )
     singles = [CVRPEnv(num_nodes=6) for _ in range(4)]
     obs, info = env.reset()
-    decisions = ends = 0
+    decisions, ends = 0, 0.0
     for _ in range(40):
         for row in info["is_first"].nonzero()[:, 0].tolist():
             given = {key: obs[key][row].numpy() for key in ("coords", "demand", "capacity")}
