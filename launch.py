@@ -19,8 +19,9 @@ from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
 from envs.gym_tasks import make_gym
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
-from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_lengths
+from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
+from envs.rules import Rules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, film
@@ -75,10 +76,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_evaluation(num_nodes: int, count: int, *, seed: int) -> Evaluation:
-    """The first `count` instances that `seed` gives, with LKH's lengths."""
-    coords = field_test_coords(num_nodes, count, seed=seed)
-    return Evaluation(coords=torch.from_numpy(coords).float(), references=reference_lengths(coords))
+def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
+    """The first `count` instances that `seed` gives, with the lengths of the best solutions known."""
+    instance = rules.field_instances(count, num_nodes, seed=seed)
+    # The reference is of the positions as they were drawn, in double precision.
+    references = rules.reference_lengths(instance)
+    return Evaluation(instance._replace(coords=instance.coords.float()), references=references)
 
 
 class World(NamedTuple):
@@ -123,8 +126,9 @@ def _routing_world(config: Config, device: torch.device) -> World:
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
-        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED)
-        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED)
+        assert task.rules is not None
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
 
     return World(task, make_env, make_evaluator)

@@ -18,7 +18,7 @@ from agent import Agent
 from checkpoint import CheckpointError
 from config import Config
 from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
-from envs.routing import nearest_node
+from envs.rules import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluator, Report
@@ -190,7 +190,10 @@ class Trainer:
                 self._progress.say(self.env.notices.pop(0))
         else:
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
-            if self.env.rules.fixed_length and self.env.all_ended:
+            if not self.env.rules.fixed_length:
+                for value in self.episode_return[self.row["is_last"]]:
+                    self.averages.add({"train_return": value})
+            elif self.env.all_ended:
                 self.averages.add({"train_return": self.episode_return.mean()})
 
     def _learn(self) -> None:
@@ -226,7 +229,7 @@ class Trainer:
         """Uniform among the legal actions, or in routing the nearest node."""
         if self.settings.prefill_policy == "nearest":
             assert self.task.rules is not None
-            return nearest_node(*self.task.rules.restore(obs))
+            return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
         actions, generator = self.task.actions, self.generators["acting"]
         noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
         if actions.kind == "continuous":

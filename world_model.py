@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from envs.routing import TSPInstance, TSPState
+from envs.rules import Instance, State
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
 from networks import RSSM, Latent, MoveHead, NodeHead, RoutingEncoder, View, take_nodes
@@ -24,7 +24,7 @@ Metrics = dict[str, Tensor]
 class RoutingContext(NamedTuple):
     """What never changes within an episode, encoded once for B instances."""
 
-    instance: TSPInstance
+    instance: Instance
     nodes: Float[Tensor, "B N E"]
 
 
@@ -75,7 +75,12 @@ class WorldModel(nn.Module):
             if not task.actions.masked:
                 scales.pop("mask")
         else:
-            encoder = RoutingEncoder(self.rules.num_node_features, units=units, **settings.encoder.to_dict())
+            encoder = RoutingEncoder(
+                self.rules.num_node_features,
+                state_features=self.rules.num_state_features,
+                units=units,
+                **settings.encoder.to_dict(),
+            )
             self.routing_encoder = encoder
             action_size, embed_size, node_size = encoder.node_size, encoder.embed_size, encoder.node_size
             scales.pop("decoder")
@@ -112,7 +117,7 @@ class WorldModel(nn.Module):
         if settings.initialisation == "published":
             initialise(self)
 
-    def context(self, instance: TSPInstance) -> RoutingContext:
+    def context(self, instance: Instance) -> RoutingContext:
         """Encode the static part of B instances."""
         assert self.rules is not None and self.routing_encoder is not None, "only routing has static context"
         return RoutingContext(instance=instance, nodes=self.routing_encoder.nodes(self.rules.node_features(instance)))
@@ -122,9 +127,8 @@ class WorldModel(nn.Module):
         if self.rules is None:
             return None, None
         instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
-        first = torch.zeros_like(batch["current_node"])
-        view = View(first=first, current=batch["current_node"], action_mask=batch["action_mask"])
-        return self.context(instance), view
+        _, state = self.rules.restore(batch)
+        return self.context(instance), View.of(self.rules, state, batch[ACTION_MASK])
 
     def encode(
         self, obs: dict[str, Tensor], context: RoutingContext | None, view: View | None
@@ -172,10 +176,10 @@ class WorldModel(nn.Module):
         stoch = functional.one_hot(batch["context_stoch"].long(), self.rssm.classes).float()
         return Latent(deter=batch["context_deter"].float(), stoch=stoch)
 
-    def begin(self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"] | None) -> Latent:
+    def begin(self, context: RoutingContext, state: State, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
         assert self.rules is not None
-        view = View(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
+        view = View.of(self.rules, state, self.rules.action_mask(state))
         embed = self.encode({}, context, view).flatten(0, 1)
         rows = embed.shape[0]
         no_action = embed.new_zeros(rows, context.nodes.shape[-1])
@@ -262,7 +266,7 @@ class WorldModel(nn.Module):
             losses["coords"] = mean(-SymlogGaussian(self.heads["coords"](feat)).log_prob(target))
 
     def move_loss(
-        self, batch: dict[str, Tensor], instance: TSPInstance, feat: Float[Tensor, "B T F"] | None
+        self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
     ) -> Float[Tensor, ""]:
         """Squared error of the move head: from the latent before each move, and the move, to the next row's reward."""
         origin = take_nodes(instance.coords, batch["current_node"][:, :-1])

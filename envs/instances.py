@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,13 +215,37 @@ def reference_lengths(
         ValueError: fewer than 3 nodes, or coordinates that are not finite.
     """
     coords = np.ascontiguousarray(coords, dtype=np.float64)
-    content = hashlib.sha256(f"{REFERENCE_VERSION} {coords.shape}".encode() + coords.tobytes()).hexdigest()
-    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{content}.npy"
-    lengths = _read_cache(cache_file, num_instances=len(coords))
-    if lengths is None:
+
+    def compute() -> Float64[np.ndarray, " I"]:
         tours = reference_tours(coords)
         stops = np.take_along_axis(coords, tours[..., None], axis=1)
-        lengths = np.linalg.norm(stops - np.roll(stops, -1, axis=1), axis=-1).sum(1)
+        return np.linalg.norm(stops - np.roll(stops, -1, axis=1), axis=-1).sum(1)
+
+    return cached_lengths(coords, version=REFERENCE_VERSION, compute=compute, cache_dir=cache_dir)
+
+
+def cached_lengths(
+    *content: np.ndarray,
+    version: str,
+    compute: Callable[[], Float64[np.ndarray, " I"]],
+    cache_dir: str | os.PathLike | None = None,
+) -> Float64[np.ndarray, " I"]:
+    """What `compute` gives, computed once for the same content and version and then read from disk.
+
+    Args:
+        content: all that the lengths depend on; the first array has a row for each instance.
+        version: to be changed when the way of computing is.
+        compute: called where the cache does not have them.
+        cache_dir: as for `reference_lengths`.
+    """
+    contiguous = [np.ascontiguousarray(part) for part in content]
+    shapes = " ".join(str(part.shape) for part in contiguous)
+    data = b"".join(part.tobytes() for part in contiguous)
+    name = hashlib.sha256(f"{version} {shapes}".encode() + data).hexdigest()
+    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{name}.npy"
+    lengths = _read_cache(cache_file, num_instances=len(content[0]))
+    if lengths is None:
+        lengths = compute()
         _write_cache(cache_file, lengths)
     return lengths
 

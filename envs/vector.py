@@ -12,10 +12,9 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.instances import uniform_coords
-from envs.routing import MIN_NODES, TSPInstance, TSPRules, TSPState
+from envs.rules import MIN_NODES, Instance, Rules, State
 
-Rows = TypeVar("Rows", TSPInstance, TSPState)
+Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
 
@@ -37,37 +36,44 @@ class RoutingVectorEnv(VectorEnv):
         num_envs: rows.
         num_nodes: nodes of every instance.
         device: where everything lives.
-        generator: draws the instances, uniform in the unit square. It lives on `device` and belongs to the caller;
-            only `reset(seed=...)` reseeds it.
-        instances: coordinates to use in every episode instead of drawing any.
+        generator: draws the instances, of the field's usual distribution. It lives on `device` and belongs to the
+            caller; only `reset(seed=...)` reseeds it.
+        instances: what to use in every episode instead of drawing any: an instance of each row, or its coordinates
+            where they are all there is to it.
         check_actions: refuse illegal actions, at the price of one wait for the device per step.
 
     Raises:
-        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape.
+        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape or that
+            are impossible.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    _instance: TSPInstance
-    _state: TSPState
+    _instance: Instance
+    _state: State
 
     def __init__(
         self,
-        rules: type[TSPRules],
+        rules: type[Rules],
         *,
         num_envs: int,
         num_nodes: int,
         device: torch.device | str,
         generator: torch.Generator | None = None,
-        instances: Float[Tensor, "E N 2"] | None = None,
+        instances: Instance | Float[Tensor, "E N 2"] | None = None,
         check_actions: bool = False,
     ):
         if num_nodes < MIN_NODES:
             raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
         if (generator is None) == (instances is None):
             raise ValueError("give either a generator, to draw instances with, or the instances themselves")
-        if instances is not None and instances.shape != (num_envs, num_nodes, 2):
-            raise ValueError(f"instances has shape {tuple(instances.shape)}, not {(num_envs, num_nodes, 2)}")
+        fixed: Instance = rules.instance_type(coords=instances) if isinstance(instances, Tensor) else instances
+        if fixed is not None and fixed.coords.shape != (num_envs, num_nodes, 2):
+            raise ValueError(f"instances has shape {tuple(fixed.coords.shape)}, not {(num_envs, num_nodes, 2)}")
+        if fixed is not None:
+            rules.validate(fixed)
+            fixed = type(fixed)(*(part.to(device) for part in fixed))
+            fixed = fixed._replace(coords=fixed.coords.float())
         self.rules = rules
         self.num_envs = num_envs
         self.num_nodes = num_nodes
@@ -78,7 +84,7 @@ class RoutingVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._fixed_coords = None if instances is None else instances.to(self.device, torch.float32)
+        self._fixed = fixed
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
@@ -199,12 +205,11 @@ class RoutingVectorEnv(VectorEnv):
         self._lockstep_moves += 1
         return reward
 
-    def _next_instance(self) -> TSPInstance:
-        if self._fixed_coords is not None:
-            return self.rules.instance_type(coords=self._fixed_coords)
+    def _next_instance(self) -> Instance:
+        if self._fixed is not None:
+            return self._fixed
         assert self.generator is not None
-        coords = uniform_coords(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
-        return self.rules.instance_type(coords=coords)
+        return self.rules.random(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
 
     def _count_ended(self) -> int:
         if self.rules.fixed_length:
