@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 import checkpoint
@@ -18,7 +18,7 @@ import launch
 from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from diagnosis import diagnose
 from envs.drawing import draw_open_loop, draw_tour
-from envs.routing import TSPInstance
+from envs.rules import Instance
 from envs.tasks import ACTION_MASK, Task
 from evaluation import Pictures
 from guard import Guard
@@ -187,13 +187,12 @@ class Dreamer:
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
             # Acting may begin in mid-episode, after a prefill by another policy.
-            if any_first or not static:
-                static = _renew(static, self._encode_static(instance), is_first)
-            view = View(
-                action_mask=obs[ACTION_MASK][:, None],
-                first=routing_state.first[:, None],
-                current=routing_state.current[:, None],
-            )
+            if not static:
+                static = self._encode_static(instance)
+            elif any_first:
+                static = self._renew(static, instance, is_first)
+            states = type(routing_state)(*(part[:, None] for part in routing_state))
+            view = View.of(self.task.rules, states, obs[ACTION_MASK][:, None])
             if "nodes" in static:
                 context = RoutingContext(instance=instance, nodes=static["nodes"])
         elif self.task.actions.masked:
@@ -218,7 +217,7 @@ class Dreamer:
             action = dist.sample(uniform(shape, generator))[:, 0]
         return action, {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
 
-    def _encode_static(self, instance: TSPInstance) -> dict[str, Tensor]:
+    def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """What acting needs of each instance for a whole episode."""
         actor, encoded = self.behavior.actor, {}
         if isinstance(actor, TSPPointerActor) and not self.model.belief_size:
@@ -228,6 +227,19 @@ class Dreamer:
         if actor.latent_size or self.model.belief_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
+
+    def _renew(self, static: dict[str, Tensor], instance: Instance, is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
+        """`static` with the environments whose episode begins encoded anew."""
+        assert self.task.rules is not None
+        if self.task.rules.fixed_length:
+            # In lockstep: if one begins, all do, unless acting began in mid-episode.
+            fresh = self._encode_static(instance)
+            began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
+            return {name: torch.where(began[name], value, static[name]) for name, value in fresh.items()}
+        # Which begin is no secret to the host, whose environments have just counted them.
+        rows = is_first.nonzero()[:, 0]
+        fresh = self._encode_static(type(instance)(*(part[rows] for part in instance)))
+        return {name: static[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
     def _infer(
         self,
@@ -386,29 +398,18 @@ class Dreamer:
         return {"move_error": loss.detach().sqrt()}
 
 
-def _renew(kept: dict[str, Tensor], fresh: dict[str, Tensor], is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
-    """`fresh` for the environments whose episode begins, `kept` for the others; all of `fresh` if nothing is kept."""
-    if not kept:
-        return fresh
-    return {
-        name: torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, kept[name])
-        for name, value in fresh.items()
-    }
-
-
 def make_pictures(agent: Dreamer) -> Pictures | None:
     """What the agent imagines, drawn: a greedy tour of a routing instance, or an episode in open loop."""
     rules = agent.task.rules
 
     @torch.no_grad()
-    def imagined_tour(coords: Float[Tensor, "N 2"]) -> dict[str, np.ndarray]:
-        assert rules is not None
-        instance = rules.instance_type(coords=coords[None].to(agent.device))
+    def imagined_tour(instance: Instance) -> dict[str, np.ndarray]:
+        instance = type(instance)(*(part[:1].to(agent.device) for part in instance))
         trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
         assert trajectory.state is not None
         tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
         title = f"imagined: length {-float(reward.sum()):.3f} by the model"
-        return {"imagined": draw_tour(coords.cpu().numpy(), tour.cpu().numpy(), title=title)}
+        return {"imagined": draw_tour(instance.coords[0].cpu().numpy(), tour.cpu().numpy(), title=title)}
 
     def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
         length = sequence["is_first"].shape[1]

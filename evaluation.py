@@ -17,11 +17,12 @@ from agent import Agent
 from envs.drawing import draw_tour
 from envs.gym_vector import GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
+from envs.rules import Instance
 from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 
-# Pictures by name, of whatever an agent can show: called with the coordinates of an instance, or with an episode.
-Pictures = Callable[[Tensor], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
+# Pictures by name, of whatever an agent can show: called with instances, or with an episode.
+Pictures = Callable[[Instance], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
 # An episode that has not ended by then is counted as it stands.
 LONGEST_EPISODE = 10_000
 
@@ -44,18 +45,23 @@ class Evaluator(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Instances with the costs of their reference tours, and what those costs depend on if anything is hidden."""
+    """Instances of a routing problem with the costs of their reference tours, and the factors that these hide if any."""
 
-    coords: Float[Tensor, "I N 2"]
+    instance: Instance
     references: Float[np.ndarray, " I"]
     factors: Float[Tensor, "I F"] | None = None
 
+    @property
+    def coords(self) -> Float[Tensor, "I N 2"]:
+        """Where the nodes lie."""
+        return self.instance.coords
+
 
 class Result(NamedTuple):
-    """How an agent did on an `Evaluation`."""
+    """How an agent did on an `Evaluation`. Closed tours from their first node; it is repeated where a tour is short."""
 
     lengths: Float[Tensor, " I"]
-    tours: Int[Tensor, "I N"]
+    tours: Int[Tensor, "I L"]
     gap: float
 
 
@@ -69,26 +75,32 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
         device: where the agent lives.
     """
     assert task.rules is not None
-    coords = evaluation.coords.to(device)
-    count, num_nodes, _ = coords.shape
+    instance = type(evaluation.instance)(*(part.to(device) for part in evaluation.instance))
+    count, num_nodes, _ = instance.coords.shape
     env = RoutingVectorEnv(
         task.rules,
         num_envs=count,
         num_nodes=num_nodes,
         device=device,
-        instances=coords,
+        instances=instance,
         factors=evaluation.factors,
         check_actions=True,
     )
     obs, info = env.reset()
     state = agent.initial_state(count)
     returns = torch.zeros(count, device=device)
-    visited = [obs["current_node"]]
+    running = torch.ones(count, dtype=torch.bool, device=device)
+    first = obs["current_node"]
+    visited = [first]
     for _ in range(task.rules.episode_steps(num_nodes)):
+        if not task.rules.fixed_length and not bool(running.any()):
+            break
         action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
-        obs, reward, _, _, info = env.step(action)
-        returns += reward
-        visited.append(action)
+        obs, reward, terminated, _, info = env.step(action)
+        # Rows that have ended begin their instance again, which counts no more.
+        returns += reward.masked_fill(~running, 0.0)
+        visited.append(torch.where(running, action, first))
+        running = running & ~terminated
     lengths = -returns
     gap = 100 * (float(lengths.double().mean()) / float(evaluation.references.mean()) - 1)
     return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
@@ -104,7 +116,7 @@ class RoutingEvaluator:
         validation: Evaluation,
         test: Evaluation,
         device: torch.device,
-        pictures: Callable[[Tensor], dict[str, np.ndarray]] | None = None,
+        pictures: Callable[[Instance], dict[str, np.ndarray]] | None = None,
     ) -> None:
         """Take the instances; `pictures` draws what the agent imagines of the first of them."""
         self.task, self.device, self.pictures = task, device, pictures
@@ -124,7 +136,7 @@ class RoutingEvaluator:
         tour = draw_tour(evaluation.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
         pictures = {"tour": tour}
         if self.pictures is not None:
-            pictures |= self.pictures(evaluation.coords[0])
+            pictures |= self.pictures(evaluation.instance)
         mean = float(result.lengths.mean())
         summary = (
             f"{len(result.lengths)} instances, mean length {mean:.4f}{_interval(result.lengths)},"

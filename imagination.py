@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from envs.routing import TSPInstance, TSPState
+from envs.rules import Instance, State
 from networks import Latent, PointerTables, View, take_nodes
 from world_model import Metrics, RoutingContext, WorldModel
 
@@ -116,15 +116,15 @@ class Start(NamedTuple):
 class Trajectory(NamedTuple):
     """What was imagined from a `Start`: H actions, and the H + 1 states around them.
 
-    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any;
-    `state` is of routing only. `alive` is how likely each action is to be taken at all: the start's weight times every
-    `cont` before it.
+    `mask` is the mask that the actor was given, `true_mask` the rules' own where there are any; `state` and its
+    `features` are of routing only. `alive` is how likely each action is to be taken at all: the start's weight times
+    every `cont` before it.
     `log_prob`, `entropy` and `positions` (origin and target of each move) carry a graph, and are there only in
     differentiable imagination.
     """
 
     feat: Float[Tensor, "B Q H+1 F"] | None
-    state: TSPState | None
+    state: State | None
     mask: Bool[Tensor, "B Q H+1 N"] | None
     true_mask: Bool[Tensor, "B Q H+1 N"] | None
     action: Shaped[Tensor, "B Q H *A"]
@@ -133,6 +133,7 @@ class Trajectory(NamedTuple):
     log_prob: Float[Tensor, "B Q H"] | None
     entropy: Float[Tensor, "B Q H"] | None
     positions: tuple[Tensor, Tensor] | None
+    features: Float[Tensor, "B Q H+1 X"] | None = None
 
     def view(self, steps: slice) -> View | None:
         """What networks see of the states at `steps` beside the latent; None for a task without masks."""
@@ -141,10 +142,12 @@ class Trajectory(NamedTuple):
         mask = self.mask[:, :, steps]
         if self.state is None:
             return View(mask)
-        return View(mask, first=self.state.first[:, :, :1], current=self.state.current[:, :, steps])
+        features = None if self.features is None else self.features[:, :, steps]
+        first, current = self.state.first[:, :, :1], self.state.current[:, :, steps]
+        return View(mask, first=first, current=current, features=features)
 
 
-def expand_instance(instance: TSPInstance, shape: torch.Size) -> TSPInstance:
+def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
     """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
     extra = [1] * (len(shape) - 1)
     return type(instance)(
@@ -206,11 +209,14 @@ def imagine(
         start: where to begin.
         tables: the pointer's tables of the start's instances.
         noise: what to sample with; None takes the mode of actor and prior instead.
-        horizon: steps to take.
+        horizon: steps to take, at most: where every episode has ended before, no more are taken.
         mask: "rules", or "predicted" to decode the actor's mask from the latent; the true state is stepped in both.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
     """
     rules, context, state = model.rules, start.context, start.state
+    # Where episodes differ in length the last steps are often nobody's. Only a CPU can be asked without waiting for it.
+    may_end_early = rules is not None and not rules.fixed_length and start.weight.device.type == "cpu"
+    all_finished = False
     known: Any = rules or model.task.mask_rules
     shape = start.weight.shape
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
@@ -218,6 +224,7 @@ def imagine(
     if differentiable and context is not None:
         origin = take_nodes(context.instance.coords, state.current)
     feats, states, masks, true_masks, actions, conts = [], [], [], [], [], []
+    features: list[Tensor] = []
     log_probs, entropies, origins, targets = [], [], [], []
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon + 1):
@@ -231,8 +238,10 @@ def imagine(
                 view = View(masks[-1])
             if rules is not None:
                 states.append(state)
-                view = View(masks[-1], first=state.first, current=state.current)
-            if step == horizon:
+                view = View.of(rules, state, masks[-1])
+                if view.features is not None:
+                    features.append(view.features)
+            if step == horizon or all_finished:
                 break
             # The score of an action is not differentiated through the latents that led to it.
             dist = actor(feats[-1].detach() if feats else None, tables, view)
@@ -256,11 +265,18 @@ def imagine(
             if rules is not None:
                 state, finished = rules.step(state, action)
                 conts.append((~finished).float())
+                all_finished = may_end_early and bool(finished.all())
             elif state is not None:
                 state = known.step(state, action)
 
     def stack(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, 2)
+
+    def stack_part(parts: tuple[Tensor, ...]) -> Tensor:
+        # What no move changes is the same tensor throughout: a view of it takes no memory.
+        if all(part is parts[0] for part in parts):
+            return parts[0].unsqueeze(2).expand(*shape, len(parts), *parts[0].shape[2:])
+        return stack(list(parts))
 
     feat = stack(feats) if feats else None
     if rules is not None:
@@ -273,7 +289,7 @@ def imagine(
     survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
     return Trajectory(
         feat=feat,
-        state=type(states[0])(*(stack(list(part)) for part in zip(*states, strict=True))) if states else None,
+        state=type(states[0])(*(stack_part(part) for part in zip(*states, strict=True))) if states else None,
         mask=stack(masks) if masks else None,
         true_mask=stack(true_masks) if true_masks else None,
         action=stack(actions),
@@ -282,4 +298,5 @@ def imagine(
         log_prob=stack(log_probs) if differentiable else None,
         entropy=stack(entropies) if differentiable else None,
         positions=(stack(origins), stack(targets)) if origins else None,
+        features=stack(features) if features else None,
     )

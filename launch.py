@@ -17,10 +17,12 @@ import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
-from envs.costs import EUCLIDEAN, Costs, find_costs
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, make_gym
-from envs.instances import TEST_SEED, VALIDATION_SEED, field_test_coords, reference_costs, reference_lengths
+from envs.costs import EUCLIDEAN, find_costs
+from envs.gym_tasks import make_gym
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
+from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
+from envs.rules import Rules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, film
@@ -75,15 +77,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_evaluation(num_nodes: int, count: int, *, seed: int, costs: Costs = EUCLIDEAN) -> Evaluation:
-    """The first `count` instances that `seed` gives, with LKH's tours by the true costs."""
-    coords = field_test_coords(num_nodes, count, seed=seed)
-    nodes, factors = torch.from_numpy(coords), costs.fixed_factors(count, seed=seed)
+def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
+    """The first `count` instances that `seed` gives, with what the best solutions known cost in the rules' world."""
+    instance = rules.field_instances(count, num_nodes, seed=seed)
+    # The reference is of the positions as they were drawn, in double precision.
+    costs, factors = rules.costs, rules.costs.fixed_factors(count, seed=seed)
     if costs.name == EUCLIDEAN.name:
-        references = reference_lengths(coords)
+        references = rules.reference_lengths(instance)
     else:
-        references = reference_costs(costs.matrix(nodes, factors).numpy())
-    return Evaluation(nodes.float(), references, None if factors is None else factors.float())
+        references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
+    factors = None if factors is None else factors.float()
+    return Evaluation(instance._replace(coords=instance.coords.float()), references=references, factors=factors)
 
 
 class World(NamedTuple):
@@ -129,9 +133,8 @@ def _routing_world(config: Config, device: torch.device) -> World:
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
         assert task.rules is not None
-        costs = task.rules.costs
-        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, costs=costs)
-        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, costs=costs)
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
 
     return World(task, make_env, make_evaluator)

@@ -23,9 +23,8 @@ from tqdm import tqdm
 
 import config
 from config import Config
+from runs import CONFIG_FILE, LOCK, METRICS
 
-METRICS = "metrics.jsonl"
-CONFIG_FILE = "config.yaml"
 PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
 
 
@@ -96,33 +95,41 @@ class Logger:
 class MetricAverages:
     """Averages of metrics between two log calls, kept on their device until `fetch`.
 
-    Names that end in `_min` or `_max` keep the smallest or largest value instead of the mean.
+    Names that end in `_min` or `_max` keep the smallest or largest value instead of the mean. Values that are not
+    finite do not count; what had no others is NaN.
     """
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._values: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Tensor | int] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Take in detached 0-d tensors, all on one device. Never waits for it."""
-        for name, metric in metrics.items():
-            value = metric.float()
-            if name in self._values:
-                self._values[name] = _combine(name, self._values[name], value)
+        if not metrics:
+            return
+        values = torch.stack([metric.float() for metric in metrics.values()])
+        finite = values.isfinite()
+        # What has no part in a sum is 0, and what has none in an extreme is NaN, which fmin and fmax pass over.
+        terms, extremes = torch.where(finite, values, 0.0).unbind(), torch.where(finite, values, torch.nan).unbind()
+        for name, term, extreme, count in zip(metrics, terms, extremes, finite.float().unbind(), strict=True):
+            if name.endswith("_min"):
+                self._values[name] = torch.fmin(self._values.get(name, extreme), extreme)
+            elif name.endswith("_max"):
+                self._values[name] = torch.fmax(self._values.get(name, extreme), extreme)
             else:
-                self._values[name] = value
-            self._counts[name] = self._counts.get(name, 0) + 1
+                self._values[name] = self._values.get(name, 0.0) + term
+                self._counts[name] = self._counts.get(name, 0) + count
 
     def fetch(self) -> dict[str, float]:
         """The averages since the last fetch, in one transfer to the host; begins anew."""
         if not self._values:
             return {}
-        values = torch.stack(list(self._values.values())).tolist()
-        averages = {
-            name: value if name.endswith(("_min", "_max")) else value / self._counts[name]
-            for name, value in zip(self._values, values, strict=True)
-        }
+        means = [
+            value if name.endswith(("_min", "_max")) else value / self._counts[name]
+            for name, value in self._values.items()
+        ]
+        averages = dict(zip(self._values, torch.stack(means).tolist(), strict=True))
         self._values, self._counts = {}, {}
         return averages
 
@@ -176,7 +183,7 @@ class RunLock:
         Raises:
             LogdirInUseError: another live process has it.
         """
-        self._file = (logdir / "lock").open("a+")
+        self._file = (logdir / LOCK).open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -224,14 +231,6 @@ def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defau
     table = ["| key | default | this run |", "| --- | --- | --- |", *changes] if changes else ["nothing"]
     yaml_block = ["```yaml", config.to_yaml(resolved).rstrip(), "```"]
     return "\n".join([f"`{command}`", "", "## Differs from the defaults", "", *table, "", "## Config", "", *yaml_block])
-
-
-def _combine(name: str, kept: Tensor, value: Tensor) -> Tensor:
-    if name.endswith("_min"):
-        return torch.minimum(kept, value)
-    if name.endswith("_max"):
-        return torch.maximum(kept, value)
-    return kept + value
 
 
 def _commit() -> str | None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from envs.routing import TSPInstance
+from envs.rules import Instance
 from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
@@ -40,10 +40,8 @@ def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 
     if settings.type == "tsp_pointer":
         if task.rules is None:
             raise ValueError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
-        pointer = settings.pointer.to_dict()
-        return TSPPointerActor(
-            feat_size, task.rules.num_node_features, unimix=settings.unimix, belief=belief_size, **pointer
-        )
+        sizes = {"state_features": task.rules.num_state_features, "belief": belief_size, **settings.pointer.to_dict()}
+        return TSPPointerActor(feat_size, task.rules.num_node_features, unimix=settings.unimix, **sizes)
     if settings.type in ("masked", "mlp"):
         # The two differ in name only: the mask is an argument of the distribution, and there whenever the task has one.
         return MaskedActor(
@@ -87,6 +85,8 @@ class ImagBehavior(nn.Module):
         super().__init__()
         if task.rules is None and (imagination.horizon == "episode" or imagination.reward != "head"):
             raise ValueError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
+        if task.rules is not None and imagination.first == "any" and not task.rules.starts_anywhere:
+            raise ValueError(f"task {task.rules.name} begins at node 0 only: it needs imag_first: stored")
         costs = None if task.rules is None else task.rules.costs
         if costs is not None and costs.hidden and imagination.reward == "simulated":
             raise ValueError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
@@ -119,6 +119,7 @@ class ImagBehavior(nn.Module):
         self.critic = Critic(
             feat_size if self.critic_latent else 0,
             node_features,
+            state_features=0 if task.rules is None else task.rules.num_state_features,
             units=critic.units,
             layers=critic.layers,
             bins=critic.bins,
@@ -192,7 +193,7 @@ class ImagBehavior(nn.Module):
             )
             reward = self.returns.reward(model, trajectory, start)
             targets, advantage, metrics = self.targets(model, trajectory, start, reward, reward_range)
-        weight = trajectory.alive * self.discount ** torch.arange(horizon, device=reward.device)
+        weight = trajectory.alive * self.discount ** torch.arange(reward.shape[-1], device=reward.device)
         losses: dict[str, Tensor] = {}
         losses["actor"] = self._actor_loss(trajectory, tables, targets, advantage, weight, progress, metrics)
         losses["critic"] = self._critic_loss(model, trajectory, start, targets.detach(), weight, metrics)
@@ -209,7 +210,7 @@ class ImagBehavior(nn.Module):
         self.scale.revert_unless(applied["actor"])
 
     @torch.no_grad()
-    def imagine_greedily(self, model: WorldModel, instance: TSPInstance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
+    def imagine_greedily(self, model: WorldModel, instance: Instance) -> tuple[Trajectory, Float[Tensor, "B 1 H"]]:
         """The likeliest whole episode of each instance, and what the model expects it to earn."""
         assert model.rules is not None
         start = episode_starts(model, instance, tours=1, needs_latent=self.needs_latent, generator=None)

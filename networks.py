@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from envs.rules import Rules, State
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
 from sets import SetEncoder, masked_mean
@@ -152,13 +153,20 @@ class RSSM(nn.Module):
 class View(NamedTuple):
     """What a network may see beside the latent, of any number of states for each of B instances.
 
-    A task with masked actions shows its mask; routing shows where a tour began and where it stands too. `first` may
-    have size 1 where all the states of a trajectory share it.
+    A task with masked actions shows its mask; routing shows where a tour began and where it stands too, and
+    `features` of the state where the problem has any. `first` may have size 1 where all the states of a trajectory
+    share it.
     """
 
     action_mask: Bool[Tensor, "B *Q N"]
     first: Int[Tensor, "B *P"] | None = None
     current: Int[Tensor, "B *Q"] | None = None
+    features: Float[Tensor, "B *Q X"] | None = None
+
+    @classmethod
+    def of(cls, rules: type[Rules], state: State, action_mask: Bool[Tensor, "B *Q N"]) -> View:
+        """What routing shows of a state under a mask."""
+        return cls(action_mask, first=state.first, current=state.current, features=rules.state_features(state))
 
 
 def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Float[Tensor, "B *Q E"]:
@@ -169,20 +177,23 @@ def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Flo
 
 
 def summarise(nodes: Float[Tensor, "B N E"], view: View) -> Float[Tensor, "B *Q C"]:
-    """A routing state as one vector: its current node, its first node, and the mean of the nodes open to it."""
+    """A routing state as one vector: current node, first node, the mean of the nodes open to it, and its features."""
     assert view.current is not None and view.first is not None, "only routing states stand at a node"
     current = take_nodes(nodes, view.current)
     first = take_nodes(nodes, view.first).expand_as(current)
-    return torch.cat((current, first, masked_mean(nodes, view.action_mask)), -1)
+    parts = [current, first, masked_mean(nodes, view.action_mask)]
+    return torch.cat(parts if view.features is None else [*parts, view.features], -1)
 
 
 class RoutingEncoder(nn.Module):
     """Encodes routing observations. Nodes are encoded once per episode; each step then only looks them up."""
 
-    def __init__(self, node_features: int, *, width: int, layers: int, heads: int, units: int) -> None:
+    def __init__(
+        self, node_features: int, *, state_features: int = 0, width: int, layers: int, heads: int, units: int
+    ) -> None:
         super().__init__()
         self.nodes = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=2 * width)
-        self.step = nn.Sequential(Normed(3 * width, units), Normed(units, units))
+        self.step = nn.Sequential(Normed(3 * width + state_features, units), Normed(units, units))
         self.embed_size, self.node_size = units, width
 
     def forward(self, nodes: Float[Tensor, "B N E"], view: View) -> Float[Tensor, "B *Q U"]:
@@ -208,12 +219,14 @@ class PointerTables(NamedTuple):
     """All that a pointer actor needs of B instances, so that a decision is a few look-ups and one product.
 
     The glimpse's attention scores are linear in the query, and the query is a sum over the current node, the first
-    node and the latent. So each part's scores are computed once per instance, and a decision adds up rows.
+    node, the state's features and the latent. So each part's scores are computed once per instance, and a decision
+    adds up rows.
     """
 
     current: Float[Tensor, "B N G"]
     first: Float[Tensor, "B N G"]
     direct: Float[Tensor, "B N N"]
+    features: Float[Tensor, "B X G"] | None
     latent: Float[Tensor, "B J G"] | None
     logits: Float[Tensor, "B G N"]
 
@@ -227,6 +240,7 @@ class TSPPointerActor(nn.Module):
 
     An encoder-decoder after Kool et al. (2019), "Attention, learn to solve routing problems!", with a small
     projection of the latent added to the query and a direct score from the current node to every other.
+    Features of the state (what load is left, say) enter the query linearly, as they do there.
     Logits are clipped to +-`clip` by a tanh.
 
     With a belief about hidden costs, node embeddings know of it from the first layer on, and the moves' predicted
@@ -240,6 +254,7 @@ class TSPPointerActor(nn.Module):
         feat_size: int,
         node_features: int,
         *,
+        state_features: int = 0,
         width: int,
         layers: int,
         heads: int,
@@ -273,6 +288,9 @@ class TSPPointerActor(nn.Module):
         self.query_first = nn.Linear(width, width, bias=False)
         self.direct_from = nn.Linear(width, width, bias=False)
         self.direct_to = nn.Linear(width, width, bias=False)
+        self.state_features = state_features
+        if state_features:
+            self.query_features = nn.Linear(state_features, width, bias=False)
         self.latent_size = latent
         if latent:
             self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
@@ -306,15 +324,17 @@ class TSPPointerActor(nn.Module):
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
         if moves is not None:
             direct = direct + self.moves_weight * moves
-        latent = None
+        features, latent = None, None
+        if self.state_features:
+            features = self._scores(self.query_features.weight.t()[None].expand(batch, -1, -1), key)
         if self.latent_size:
-            rows = self.query_latent.weight.t()[None].expand(batch, -1, -1)
-            latent = self._scores(rows, key)
+            latent = self._scores(self.query_latent.weight.t()[None].expand(batch, -1, -1), key)
         logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
         return PointerTables(
             current=self._scores(self.query_current(nodes), key),
             first=self._scores(self.query_first(nodes), key),
             direct=direct,
+            features=features,
             latent=latent,
             logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
         )
@@ -336,6 +356,9 @@ class TSPPointerActor(nn.Module):
         count = tables.logits.shape[-1]
         queries = view.current.shape
         scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
+        if tables.features is not None:
+            assert view.features is not None, "this actor reads features of the state"
+            scores = scores + torch.bmm(view.features.flatten(1, -2), tables.features).view_as(scores)
         if tables.latent is not None:
             assert feat is not None, "this actor reads the latent"
             projected = self.project_latent(feat).reshape(queries[0], -1, self.latent_size)
@@ -383,13 +406,22 @@ class Critic(nn.Module):
 
     bins: Tensor
 
-    def __init__(self, feat_size: int, node_features: int | None, *, units: int, layers: int, bins: int) -> None:
+    def __init__(
+        self,
+        feat_size: int,
+        node_features: int | None,
+        *,
+        state_features: int = 0,
+        units: int,
+        layers: int,
+        bins: int,
+    ) -> None:
         super().__init__()
         self.nodes = None
         summary_size = 0
         if node_features is not None:
             self.nodes = SetEncoder(node_features, width=units, layers=layers, heads=4, hidden=2 * units)
-            summary_size = 3 * units + 1
+            summary_size = 3 * units + state_features + 1
         self.mlp = MLP(feat_size + summary_size, bins, units=units, layers=layers, zero_output=True)
         self.register_buffer("bins", symexp_bins(bins, device="cpu"))
 

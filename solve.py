@@ -20,6 +20,7 @@ from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from envs.drawing import draw_tour
 from envs.instances import lkh_tour, read_tsplib, scale_to_unit_square, tsplib_distances, tsplib_tour_length
+from envs.routing import TSPInstance, TSPRules
 from networks import TSPPointerActor
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
@@ -75,6 +76,8 @@ def greedy_tour(agent: Dreamer, coords: Float[np.ndarray, "N 2"]) -> Int[np.ndar
         ValueError: the agent is made for another number of nodes, or all nodes lie at one point.
     """
     actor, trained_nodes = agent.behavior.actor, agent.task.num_actions
+    if agent.task.rules is not TSPRules:
+        raise ValueError("is a travelling-salesman instance, and the run was trained on another problem")
     if not isinstance(actor, TSPPointerActor) and len(coords) != trained_nodes:
         raise ValueError(
             f"has {len(coords)} nodes, and the run's actor takes {trained_nodes};"
@@ -82,7 +85,7 @@ def greedy_tour(agent: Dreamer, coords: Float[np.ndarray, "N 2"]) -> Int[np.ndar
         )
     scaled = torch.from_numpy(scale_to_unit_square(coords)).float()[None]
     # The length in the unit square has nothing to be compared with: only the tour is of interest.
-    instance = evaluation.Evaluation(coords=scaled, references=np.ones(1))
+    instance = evaluation.Evaluation(TSPInstance(coords=scaled), references=np.ones(1))
     tour = evaluation.evaluate(agent, agent.task, instance, device=agent.device).tours[0].cpu().numpy()
     assert np.array_equal(np.sort(tour), np.arange(len(coords))), "the rules let every node be visited exactly once"
     return tour

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.instances import uniform_coords
-from envs.routing import TSPInstance
+from envs.rules import Instance, Rules
 from imagination import Imagination, Start, expand_instance
 from networks import Latent
 from tools import uniform
@@ -43,7 +42,7 @@ def start_from(
     if imagination.augment:
         instance = model.rules.augment(instance, generator)
     if imagination.start == "generated":
-        instance = with_generated(instance, share=imagination.generated, generator=generator)
+        instance = with_generated(model.rules, instance, share=imagination.generated, generator=generator)
     return episode_starts(
         model,
         instance,
@@ -56,7 +55,7 @@ def start_from(
 
 def episode_starts(
     model: WorldModel,
-    instance: TSPInstance,
+    instance: Instance,
     *,
     tours: int,
     spread: bool = False,
@@ -90,14 +89,15 @@ def episode_starts(
     return Start(latent if needs_latent else None, state, context, torch.ones(shape, device=device), belief)
 
 
-def with_generated(instance: TSPInstance, *, share: float, generator: torch.Generator) -> TSPInstance:
+def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
     """Replayed instances, of which the last ones give way to a share of freshly drawn ones.
 
     Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
     """
     count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
-    fresh = uniform_coords(round(share * count), num_nodes, generator=generator, device=device)
-    return type(instance)(coords=torch.cat((instance.coords[: count - len(fresh)], fresh)))
+    drawn = round(share * count)
+    fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
+    return type(instance)(*(torch.cat((part[: count - drawn], new)) for part, new in zip(instance, fresh, strict=True)))
 
 
 def row_starts(

@@ -18,7 +18,7 @@ from agent import Agent
 from checkpoint import CheckpointError
 from config import Config
 from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
-from envs.routing import nearest_node
+from envs.rules import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluator, Report
@@ -140,27 +140,29 @@ class Trainer:
         """One step of every environment."""
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
         prefill = self.step < self.settings.prefill
+        acting = self.acting
         # An agent that remembers acts from the first step on, so that replay holds what it remembered.
         if not prefill or self.agent.memory_spaces:
-            action, self.acting = self.agent.act(
+            action, acting = self.agent.act(
                 obs,
-                self.acting,
+                acting,
                 is_first=self.row["is_first"],
                 any_first=self.any_first,
                 generator=self.generators["acting"],
             )
         if prefill:
             action = self._prefill_action(obs)
-            if "action" in self.acting:
-                self.acting = {**self.acting, "action": action}
-        self.replay.add({**self.row, "action": action, **self.agent.memory(self.acting)})
+            if "action" in acting:
+                acting = {**acting, "action": action}
         ended = self.row["is_last"]
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except (BadInput, EnvironmentCrashed):
-            # The column just added stays; its environments' episodes are lost when the run goes on.
+            # Nothing has moved on: the run takes this step anew when it goes on, its environments' episodes lost.
             self._save()
             raise
+        self.replay.add({**self.row, "action": action, **self.agent.memory(acting)})
+        self.acting = acting
         is_first = info["is_first"]
         if info["decisions"] and self.task.actions.masked:
             legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
@@ -188,7 +190,10 @@ class Trainer:
                 self._progress.say(self.env.notices.pop(0))
         else:
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
-            if self.env.rules.fixed_length and self.env.all_ended:
+            if not self.env.rules.fixed_length:
+                for value in self.episode_return[self.row["is_last"]]:
+                    self.averages.add({"train_return": value})
+            elif self.env.all_ended:
                 self.averages.add({"train_return": self.episode_return.mean()})
 
     def _learn(self) -> None:
@@ -224,7 +229,7 @@ class Trainer:
         """Uniform among the legal actions, or in routing the nearest node."""
         if self.settings.prefill_policy == "nearest":
             assert self.task.rules is not None
-            return nearest_node(*self.task.rules.restore(obs))
+            return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
         actions, generator = self.task.actions, self.generators["acting"]
         noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
         if actions.kind == "continuous":

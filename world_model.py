@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
-from envs.routing import TSPInstance, TSPState
+from envs.rules import Instance, State
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
 from moves import EvidenceEncoder, MoveHead
@@ -26,7 +26,7 @@ Metrics = dict[str, Tensor]
 class RoutingContext(NamedTuple):
     """What never changes within an episode, encoded once for B instances."""
 
-    instance: TSPInstance
+    instance: Instance
     nodes: Float[Tensor, "B N E"]
 
 
@@ -77,7 +77,12 @@ class WorldModel(nn.Module):
             if not task.actions.masked:
                 scales.pop("mask")
         else:
-            encoder = RoutingEncoder(self.rules.num_node_features, units=units, **settings.encoder.to_dict())
+            encoder = RoutingEncoder(
+                self.rules.num_node_features,
+                state_features=self.rules.num_state_features,
+                units=units,
+                **settings.encoder.to_dict(),
+            )
             self.routing_encoder = encoder
             action_size, embed_size, node_size = encoder.node_size, encoder.embed_size, encoder.node_size
             scales.pop("decoder")
@@ -122,7 +127,7 @@ class WorldModel(nn.Module):
         if settings.initialisation == "published":
             initialise(self)
 
-    def context(self, instance: TSPInstance) -> RoutingContext:
+    def context(self, instance: Instance) -> RoutingContext:
         """Encode the static part of B instances."""
         assert self.rules is not None and self.routing_encoder is not None, "only routing has static context"
         return RoutingContext(instance=instance, nodes=self.routing_encoder.nodes(self.rules.node_features(instance)))
@@ -132,9 +137,8 @@ class WorldModel(nn.Module):
         if self.rules is None:
             return None, None
         instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
-        first = torch.zeros_like(batch["current_node"])
-        view = View(first=first, current=batch["current_node"], action_mask=batch["action_mask"])
-        return self.context(instance), view
+        _, state = self.rules.restore(batch)
+        return self.context(instance), View.of(self.rules, state, batch[ACTION_MASK])
 
     def encode(
         self, obs: dict[str, Tensor], context: RoutingContext | None, view: View | None
@@ -192,10 +196,10 @@ class WorldModel(nn.Module):
         stoch = functional.one_hot(batch["context_stoch"].long(), self.rssm.classes).float()
         return Latent(deter=batch["context_deter"].float(), stoch=stoch)
 
-    def begin(self, context: RoutingContext, state: TSPState, noise: Float[Tensor, "B Q S"] | None) -> Latent:
+    def begin(self, context: RoutingContext, state: State, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
         assert self.rules is not None
-        view = View(first=state.first, current=state.current, action_mask=self.rules.action_mask(state))
+        view = View.of(self.rules, state, self.rules.action_mask(state))
         embed = self.encode({}, context, view).flatten(0, 1)
         rows = embed.shape[0]
         no_action = embed.new_zeros(rows, context.nodes.shape[-1])
@@ -282,7 +286,7 @@ class WorldModel(nn.Module):
             losses["coords"] = mean(-SymlogGaussian(self.heads["coords"](feat)).log_prob(target))
 
     def move_loss(
-        self, batch: dict[str, Tensor], instance: TSPInstance, feat: Float[Tensor, "B T F"] | None
+        self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
     ) -> Float[Tensor, ""]:
         """Squared error of the move head: from the latent before each move, and the move, to the next row's reward.
 
@@ -309,7 +313,7 @@ class WorldModel(nn.Module):
         return self.heads["reward"](origin, target, feat if self.reward_latent else None)
 
     @torch.no_grad()
-    def predict_moves(self, instance: TSPInstance, belief: Float[Tensor, "B F"] | None) -> Float[Tensor, "B N N"]:
+    def predict_moves(self, instance: Instance, belief: Float[Tensor, "B F"] | None) -> Float[Tensor, "B N N"]:
         """What it expects of every move from a node (row) to a node (column) of each instance."""
         coords = instance.coords
         feat = None if belief is None else belief[:, None, None]

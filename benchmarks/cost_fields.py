@@ -27,7 +27,7 @@ from dreamer import Dreamer
 from envs.costs import Costs
 from envs.drawing import draw_tour_pair
 from envs.instances import TEST_SEED, field_test_coords
-from envs.routing import TSPInstance
+from envs.rules import Instance
 from envs.vector import RoutingVectorEnv
 from imagination import imagine
 from networks import Latent
@@ -70,7 +70,7 @@ def draw_fields(values: Float[np.ndarray, "2 D X Y"], path: Path) -> None:
 
 
 @torch.no_grad()
-def beliefs(agent: Dreamer, instance: TSPInstance, factors: Float[Tensor, "1 F"]) -> list[Tensor]:
+def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -> list[Tensor]:
     """What the agent believed before each decision of its greedy episode, [1, F] each."""
     rules = agent.task.rules
     assert rules is not None
@@ -109,7 +109,7 @@ def draw_belief(
 
 
 @torch.no_grad()
-def planned_tour(agent: Dreamer, instance: TSPInstance, belief: Float[Tensor, "1 F"]) -> Tensor:
+def planned_tour(agent: Dreamer, instance: Instance, belief: Float[Tensor, "1 F"]) -> Tensor:
     """The tour that the agent would take of the whole instance if it believed this throughout, [N]."""
     behavior, model = agent.behavior, agent.model
     start = episode_starts(model, instance, tours=1, needs_latent=behavior.needs_latent, generator=None)

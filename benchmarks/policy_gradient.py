@@ -29,8 +29,8 @@ import evaluation
 import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
-from envs.instances import TEST_SEED, VALIDATION_SEED, uniform_coords
-from envs.routing import TSPInstance
+from envs.instances import TEST_SEED, VALIDATION_SEED
+from envs.rules import Instance
 from guard import Guard, NonFinite
 from imagination import expand_instance
 from launch import make_task
@@ -56,7 +56,7 @@ class Rollout(NamedTuple):
 
 
 @torch.no_grad()
-def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, generator: torch.Generator) -> Rollout:
+def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, generator: torch.Generator) -> Rollout:
     """Sample tours by the rules.
 
     Args:
@@ -79,26 +79,28 @@ def roll_out(agent: Dreamer, instance: TSPInstance, *, tours: int, first: str, g
         factors = factors[:, None].expand(*shape, -1)
     tables = actor.encode(rules.node_features(instance))
     state = rules.reset(expanded, begins)
-    states, masks, actions = [], [], []
+    views, actions = [], []
     tour_length = torch.zeros(shape, device=agent.device)
     for _ in range(rules.episode_steps(num_nodes)):
         mask = rules.action_mask(state)
-        dist = actor(None, tables, View(mask, first=state.first, current=state.current))
+        view = View.of(rules, state, mask)
+        dist = actor(None, tables, view)
         action = dist.sample(uniform(shape, generator))
-        states.append(state)
-        masks.append(mask)
+        views.append(view)
         actions.append(action)
         tour_length += rules.cost(expanded, state, action, factors)
         state, _ = rules.step(state, action)
+    features = [view.features for view in views if view.features is not None]
     view = View(
-        torch.stack(masks, 2),
-        first=states[0].first[..., None],
-        current=torch.stack([state.current for state in states], 2),
+        torch.stack([view.action_mask for view in views], 2),
+        first=state.first[..., None],
+        current=torch.stack([view.current for view in views if view.current is not None], 2),
+        features=torch.stack(features, 2) if features else None,
     )
     return Rollout(view=view, action=torch.stack(actions, 2), tour_length=tour_length)
 
 
-def update(agent: Dreamer, instance: TSPInstance, rollout: Rollout, *, progress: float) -> dict[str, Tensor]:
+def update(agent: Dreamer, instance: Instance, rollout: Rollout, *, progress: float) -> dict[str, Tensor]:
     """Improve the actor once. The roll-out had no graph: here all its decisions are scored in one pass."""
     rules, behavior = agent.task.rules, agent.behavior
     assert rules is not None and isinstance(behavior.actor, TSPPointerActor)
@@ -119,10 +121,10 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
     Raises:
         NonFinite: a loss or a gradient was not finite.
     """
-    assert agent.task.rules is not None
-    costs = agent.task.rules.costs
-    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, costs=costs)
-    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, costs=costs)
+    rules = agent.task.rules
+    assert rules is not None
+    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
+    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
     begin = time.monotonic()
     step, evaluations, progress = 0, 0, 0.0
@@ -137,8 +139,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, instances: int, tou
             bar.update(step, {"gap %": values["valid_gap"]})
         if progress >= 1:
             break
-        coords = uniform_coords(instances, config.nodes, generator=agent.generators["environment"], device=agent.device)
-        instance = TSPInstance(coords=coords)
+        draws = agent.generators["environment"]
+        instance = rules.random(instances, config.nodes, generator=draws, device=agent.device)
         generator = agent.generators["acting"]
         rollout = roll_out(agent, instance, tours=tours, first=config.imag_first, generator=generator)
         averages.add(update(agent, instance, rollout, progress=progress))

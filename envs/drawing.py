@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 from matplotlib.axes import Axes
@@ -15,6 +17,8 @@ NODE_COLOR = "#1f3a5f"
 LEG_COLOR = "#4c8bc0"
 START_COLOR = "#d1495b"
 OPEN_COLOR = "#9aa5b1"
+# Of the routes of a plan, in turn; a tour is the first of them.
+ROUTE_COLORS = (LEG_COLOR, "#e08e45", "#5aa469", "#9b5fc0", "#c7a531", "#3fa7a5", "#b5577f", "#7f8c4f")
 
 # Of an open-loop picture: more cannot be read.
 MOST_LINES = 8
@@ -28,7 +32,7 @@ def draw_tour(
     title: str | None = None,
     visited_only: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw a closed tour, its first node marked.
+    """Draw a closed tour, its first node marked; one that passes its first node in between, as routes in colours.
 
     Args:
         coords: node positions.
@@ -73,16 +77,25 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | None, closed: bool) -> None:
     nodes = np.append(tour, tour[:1]) if closed else tour
-    stops = coords[nodes]
-    visited, start, left_out = coords[tour], coords[tour[:1]], np.delete(coords, tour, axis=0)
+    visited, start, left_out = coords[np.unique(tour)], coords[tour[:1]], np.delete(coords, tour, axis=0)
     # Dots that suit 20 nodes would cover a picture of 1,000.
     dot_area = float(np.clip(900 / len(coords), 4, 36))
-    axes.plot(stops[:, 0], stops[:, 1], color=LEG_COLOR, linewidth=1.6, solid_joinstyle="round", zorder=1)
+    for route, color in zip(_routes(nodes), itertools.cycle(ROUTE_COLORS)):
+        stops = coords[route]
+        axes.plot(stops[:, 0], stops[:, 1], color=color, linewidth=1.6, solid_joinstyle="round", zorder=1)
     axes.scatter(visited[:, 0], visited[:, 1], s=dot_area, color=NODE_COLOR, linewidths=0, zorder=2)
     axes.scatter(left_out[:, 0], left_out[:, 1], s=dot_area, facecolor="white", edgecolor=OPEN_COLOR, zorder=2)
     axes.plot(start[:, 0], start[:, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
     if title is not None:
         axes.set_title(title, fontsize=11, color=NODE_COLOR)
+
+
+def _routes(nodes: np.ndarray) -> list[np.ndarray]:
+    """A walk cut where it passes its first node, each part with the node at both ends."""
+    passes = np.flatnonzero(nodes[1:] == nodes[0]) + 1
+    cuts = itertools.pairwise([0, *passes.tolist(), len(nodes) - 1])
+    # Waiting at the first node is no route.
+    return [nodes[begin : end + 1] for begin, end in cuts if (nodes[begin : end + 1] != nodes[0]).any()]
 
 
 def _pixels(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import re
 import shlex
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
@@ -22,8 +19,6 @@ from envs.tasks import ACTION_MASK
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
-
-TASK_PREFIX = "gym_"
 
 # The key that stands for rewards where observations are chosen by key.
 REWARD = "reward"
@@ -38,41 +33,6 @@ class EnvironmentCrashed(RuntimeError):
 
 class BadInput(ValueError):
     """An environment gave a number that is NaN, infinite or beyond float32. The message is one line."""
-
-
-def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) -> MakeEnv:
-    """What makes the environment of a task such as "gym_CartPole-v1".
-
-    Args:
-        task: "gym_" and a registered id.
-        imports: names of modules to import first, separated by commas: those that register ids.
-        render_mode: as the environment takes it.
-
-    Raises:
-        ValueError: a module cannot be imported, or the id is unknown.
-    """
-    modules = [name.strip() for name in imports.split(",") if name.strip()]
-    env_id = task.removeprefix(TASK_PREFIX)
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(f"module '{name}' cannot be imported ({error}); it should register {env_id}") from error
-    try:
-        gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
-        nearest = difflib.get_close_matches(env_id, gymnasium.registry, n=3)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else "import the module that registers it"
-        raise ValueError(f"no environment is registered as '{env_id}'; {hint}") from error
-    return functools.partial(_make_registered, env_id, modules=modules, render_mode=render_mode)
-
-
-def _make_registered(env_id: str, *, modules: list[str], render_mode: str | None) -> gymnasium.Env:
-    # Imported once more, since this may run in another process.
-    for name in modules:
-        importlib.import_module(name)
-    # An environment that draws nothing need not know of the argument.
-    return gymnasium.make(env_id) if render_mode is None else gymnasium.make(env_id, render_mode=render_mode)
 
 
 class GymVectorEnv:

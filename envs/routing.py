@@ -1,213 +1,48 @@
-"""The rules of routing problems, as pure functions over batched tensors, and the gymnasium environments on top of them.
-
-There is one set of rules. The gymnasium environments, the vector environment, imagination and every baseline
-call the same `reset`, `action_mask` and `step`; what a move costs stands apart in `cost`.
-"""
+"""The gymnasium environments of the routing problems, on top of their batched rules."""
 
 from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool
 
-from envs.costs import EUCLIDEAN, Costs, Hidden, find_costs, hidden_factors
+from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
+from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
+from envs.tsp import TSPInstance, TSPRules, TSPState
 
-MIN_NODES = 3
+__all__ = [
+    "RULES",
+    "CVRPEnv",
+    "CVRPInstance",
+    "CVRPRules",
+    "CVRPState",
+    "RoutingEnv",
+    "TSPEnv",
+    "TSPInstance",
+    "TSPRules",
+    "TSPState",
+    "move_ends",
+    "nearest_node",
+    "tour_length",
+]
 
-# Finite bounds keep gymnasium's environment checker silent; squares of coordinates within them fit float32.
-COORDS_LIMIT = 1e9
-
-
-class TSPInstance(NamedTuple):
-    """A batch of travelling-salesman instances: what never changes within an episode."""
-
-    coords: Float[Tensor, "*B N 2"]
-
-
-class TSPState(NamedTuple):
-    """A batch of partial tours: what the rules step."""
-
-    first: Int[Tensor, "*B"]
-    current: Int[Tensor, "*B"]
-    visited: Bool[Tensor, "*B N"]
-
-
-class TSPRules:
-    """The travelling-salesman problem: visit every node once, then return to the node you began at.
-
-    All methods are pure and take any leading batch dimensions, on any device. An episode over N nodes has N
-    decisions; the last has one legal action, the first node. A finished row stays legal for ever: its first node
-    is open, at cost 0.
-    """
-
-    name = "tsp"
-    instance_type = TSPInstance
-    state_type = TSPState
-    fixed_length = True
-    num_node_features = 2
-    costs: ClassVar[Costs] = EUCLIDEAN
-
-    @classmethod
-    def under(cls, costs: Costs) -> type[TSPRules]:
-        """The same rules in another cost world."""
-        return type(cls.__name__, (cls,), {"costs": costs})
-
-    @staticmethod
-    def episode_steps(num_nodes: int) -> int:
-        """Decisions in an episode, at most (for this problem: exactly)."""
-        return num_nodes
-
-    @staticmethod
-    def reset(instance: TSPInstance, first: Int[Tensor, "*B"] | None = None) -> TSPState:
-        """The state before the first decision.
-
-        Args:
-            instance: the nodes to visit.
-            first: the node each tour begins and ends at; node 0 where not given.
-        """
-        coords = instance.coords
-        if first is None:
-            first = torch.zeros(coords.shape[:-2], dtype=torch.long, device=coords.device)
-        visited = torch.zeros(coords.shape[:-1], dtype=torch.bool, device=coords.device)
-        return TSPState(first=first, current=first, visited=visited.scatter(-1, first[..., None], True))
-
-    @staticmethod
-    def action_mask(state: TSPState) -> Bool[Tensor, "*B N"]:
-        """True where a node may be visited next. Every row has at least one True."""
-        every_node_visited = state.visited.all(-1, keepdim=True)
-        return (~state.visited).scatter(-1, state.first[..., None], every_node_visited)
-
-    @staticmethod
-    def step(state: TSPState, action: Int[Tensor, "*B"]) -> tuple[TSPState, Bool[Tensor, "*B"]]:
-        """Move to node `action`. Returns the next state, and whether the tour is closed there.
-
-        The caller answers for the action's legality; see `action_mask`.
-        """
-        visited = state.visited.scatter(-1, action[..., None], True)
-        next_state = TSPState(first=state.first, current=action, visited=visited)
-        return next_state, TSPRules.finished(next_state)
-
-    @staticmethod
-    def finished(state: TSPState) -> Bool[Tensor, "*B"]:
-        """Whether every node is visited and the tour is back at its first node."""
-        return state.visited.all(-1) & (state.current == state.first)
-
-    @staticmethod
-    def remaining_legs(state: TSPState) -> Int[Tensor, "*B"]:
-        """The largest number of legs with a cost that can still come (the closing leg included)."""
-        open_nodes = (~state.visited).sum(-1)
-        return open_nodes + (~TSPRules.finished(state)).long()
-
-    @classmethod
-    def cost(
-        cls,
-        instance: TSPInstance,
-        state: TSPState,
-        action: Int[Tensor, "*B"],
-        factors: Float[Tensor, "*B F"] | None = None,
-    ) -> Float[Tensor, "*B"]:
-        """What moving from the current node to node `action` costs; `factors` where the cost world hides any."""
-        origin, target = move_ends(instance.coords, state.current, action)
-        return cls.costs.between(origin, target, factors)
-
-    @classmethod
-    def longest_leg(cls, instance: TSPInstance) -> Float[Tensor, "*B"]:
-        """The largest cost of any move in each instance, in a world that hides nothing."""
-        return cls.costs.matrix(instance.coords).flatten(-2).amax(-1)
-
-    @staticmethod
-    def observe(instance: TSPInstance, state: TSPState) -> dict[str, Tensor]:
-        """What the agent sees: the static coordinates, the state, and the action mask."""
-        return {
-            "coords": instance.coords,
-            "visited": state.visited,
-            "current_node": state.current,
-            "action_mask": TSPRules.action_mask(state),
-        }
-
-    @staticmethod
-    def observation_space(num_nodes: int) -> spaces.Space:
-        """The gymnasium space of one row of `observe`."""
-        # Box takes bool when running; its annotations know floats only.
-        return spaces.Dict(
-            {
-                "coords": spaces.Box(-COORDS_LIMIT, COORDS_LIMIT, (num_nodes, 2), np.float32),
-                "visited": spaces.Box(0, 1, (num_nodes,), np.bool_),  # type: ignore[arg-type]
-                "current_node": spaces.Discrete(num_nodes),
-                "action_mask": spaces.Box(0, 1, (num_nodes,), np.bool_),  # type: ignore[arg-type]
-            }
-        )
-
-    @staticmethod
-    def node_features(instance: TSPInstance) -> Float[Tensor, "*B N F"]:
-        """What networks see of each node, about [-1, 1] for instances in the unit square."""
-        return 2 * instance.coords - 1
-
-    @staticmethod
-    def augment(instance: TSPInstance, generator: torch.Generator) -> TSPInstance:
-        """Each instance under one of the 8 symmetries of the unit square, drawn at random: same tours, same lengths."""
-        coords = instance.coords
-        shape = (*coords.shape[:-2], 1, 1)
-        flip = torch.rand((*coords.shape[:-2], 1, 2), generator=generator, device=generator.device) < 0.5
-        coords = torch.where(flip, 1 - coords, coords)
-        swap = torch.rand(shape, generator=generator, device=generator.device) < 0.5
-        return TSPInstance(coords=torch.where(swap, coords.flip(-1), coords))
-
-    @staticmethod
-    def restore(obs: dict[str, Tensor]) -> tuple[TSPInstance, TSPState]:
-        """The inverse of `observe`, for episodes that began at node 0 (all those of the environments)."""
-        current = obs["current_node"].long()
-        state = TSPState(first=torch.zeros_like(current), current=current, visited=obs["visited"])
-        return TSPInstance(coords=obs["coords"]), state
-
-
-RULES = {rules.name: rules for rules in (TSPRules,)}
-
-
-def move_ends(
-    coords: Float[Tensor, "*B N 2"], origin: Int[Tensor, "*B"], target: Int[Tensor, "*B"]
-) -> tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]:
-    """Where moves begin and end."""
-    ends = torch.stack((origin, target), -1)[..., None]
-    legs = coords.gather(-2, ends.expand(*ends.shape[:-1], 2))
-    return legs[..., 0, :], legs[..., 1, :]
-
-
-def nearest_node(instance: TSPInstance, state: TSPState) -> Int[Tensor, "*B"]:
-    """The legal node that lies nearest to the current one."""
-    here = instance.coords.gather(-2, state.current[..., None, None].expand(*state.current.shape, 1, 2))
-    distance = (instance.coords - here).norm(dim=-1)
-    return distance.masked_fill(~TSPRules.action_mask(state), torch.inf).argmin(-1)
-
-
-def tour_length(coords: Float[Tensor, "B N 2"], tour: Int[Tensor, "B L"]) -> Float[Tensor, " B"]:
-    """Length of the closed tour, in the coordinates' own unit.
-
-    Args:
-        coords: node positions; node 0 is the start.
-        tour: nodes in visiting order.
-
-    Raises:
-        ValueError: a node lies outside [0, N).
-    """
-    if bool(((tour < 0) | (tour >= coords.shape[-2])).any()):
-        raise ValueError(f"tour has nodes outside 0..{coords.shape[-2] - 1}: {tour.tolist()}")
-    stops = torch.take_along_dim(coords, tour[..., None], dim=-2)
-    return (stops - stops.roll(-1, dims=-2)).norm(dim=-1).sum(-1)
+RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules)}
 
 
 class LegalActions(spaces.Discrete):
     """The nodes of an environment, whose plain `sample()` draws among those that are legal now.
 
+    Node 0, where a tour ends and a vehicle is loaded, is drawn only where no other is legal: any node drawn in
+    mid-episode is then legal in the first state too, as gymnasium's environment checker assumes.
     `sample(mask=...)` and `sample(probability=...)` work as in `Discrete`.
     """
 
@@ -218,6 +53,7 @@ class LegalActions(spaces.Discrete):
     def sample(self, mask: np.ndarray | None = None, probability: np.ndarray | None = None) -> np.int64:
         if mask is None and probability is None:
             mask = self._action_masks().astype(np.int8)
+            mask[0] &= not mask[1:].any()
         return super().sample(mask, probability)
 
 
@@ -233,12 +69,12 @@ class RoutingEnv(gymnasium.Env, ABC):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
-    _instance: TSPInstance
-    _state: TSPState
+    _instance: Instance
+    _state: State
     _hidden: Hidden | None
     _tour: list[int]
 
-    def __init__(self, rules: type[TSPRules], *, num_nodes: int, seed: int | None, render_mode: str | None):
+    def __init__(self, rules: type[Rules], *, num_nodes: int, seed: int | None, render_mode: str | None):
         if num_nodes < MIN_NODES:
             raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -254,11 +90,11 @@ class RoutingEnv(gymnasium.Env, ABC):
         self._begun = False
 
     @abstractmethod
-    def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
+    def _own_instance(self, options: dict[str, Any]) -> Instance | None:
         """The instance given to `reset(options=...)`, a batch of one; None where the options hold none."""
 
     @abstractmethod
-    def _random_instance(self) -> TSPInstance:
+    def _random_instance(self) -> Instance:
         """A new instance, a batch of one, drawn from `self.np_random`."""
 
     def reset(
@@ -374,9 +210,7 @@ class TSPEnv(RoutingEnv):
         super().__init__(rules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
-        unknown = options.keys() - {"coords"}
-        if unknown:
-            raise ValueError(f"reset() has no options {sorted(unknown)}; there is only 'coords'")
+        _require_known(options, "coords")
         if "coords" not in options:
             return None
         try:
@@ -400,3 +234,62 @@ class TSPEnv(RoutingEnv):
     def _random_instance(self) -> TSPInstance:
         coords = self.np_random.uniform(size=(1, self.num_nodes, 2))
         return TSPInstance(coords=torch.from_numpy(coords.astype(np.float32)))
+
+
+class CVRPEnv(RoutingEnv):
+    """The capacitated vehicle-routing problem, registered as `CVRP-v0`.
+
+    Args:
+        num_nodes: nodes of every instance: the depot, node 0, and the customers.
+        capacity: of the vehicle, a whole number; None takes the usual one for so many customers (20: 30).
+        seed: seeds the first `reset` that gives no seed of its own, and the action space.
+        render_mode: None, or "rgb_array".
+
+    Random instances are uniform in the unit square, with demands uniform over 1 to 9.
+    `reset(options={"coords": array [N, 2], "demand": array [N], "capacity": number})` takes your own; without
+    `capacity` it has the environment's.
+
+    Raises:
+        ValueError: too few nodes, or a capacity that random demands exceed.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 21,
+        capacity: int | None = None,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ):
+        super().__init__(CVRPRules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+        self.capacity = random_capacity(num_nodes) if capacity is None else capacity
+        # Refused here, rather than in the first episode that draws the largest demand.
+        cvrp_instance(np.zeros((num_nodes, 2)), [0] + [MAX_RANDOM_DEMAND] * (num_nodes - 1), self.capacity)
+
+    def _own_instance(self, options: dict[str, Any]) -> CVRPInstance | None:
+        _require_known(options, "coords", "demand", "capacity")
+        if not options:
+            return None
+        missing = [name for name in ("coords", "demand") if name not in options]
+        if missing:
+            raise ValueError(f"reset() got {sorted(options)} and needs {', '.join(missing)} with it")
+        instance = cvrp_instance(options["coords"], options["demand"], options.get("capacity", self.capacity))
+        if instance.coords.shape[1] != self.num_nodes:
+            raise ValueError(
+                f"options['coords'] has {instance.coords.shape[1]} nodes, and this environment takes {self.num_nodes}:"
+                " make the environment with num_nodes=N, the depot included"
+            )
+        return instance
+
+    def _random_instance(self) -> CVRPInstance:
+        coords = self.np_random.uniform(size=(self.num_nodes, 2))
+        demand = self.np_random.integers(1, MAX_RANDOM_DEMAND + 1, self.num_nodes)
+        demand[0] = 0
+        return cvrp_instance(coords, demand, self.capacity)
+
+
+def _require_known(options: dict[str, Any], *known: str) -> None:
+    unknown = options.keys() - set(known)
+    if unknown:
+        there_is = f"there is only '{known[0]}'" if len(known) == 1 else f"there are {', '.join(known)}"
+        raise ValueError(f"reset() has no options {sorted(unknown)}; {there_is}")

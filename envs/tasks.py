@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from envs.routing import TSPRules
+from envs.rules import Rules
 
 ACTION_MASK = "action_mask"
 
@@ -91,7 +91,7 @@ class Task(NamedTuple):
             None where they are not known, and the mask is predicted.
     """
 
-    rules: type[TSPRules] | None
+    rules: type[Rules] | None
     actions: ActionSpec
     observations: dict[str, ObservationKey]
     mask_rules: MaskRules | None = None

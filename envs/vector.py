@@ -13,10 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.costs import Hidden, hidden_factors
-from envs.instances import uniform_coords
-from envs.routing import MIN_NODES, TSPInstance, TSPRules, TSPState
+from envs.rules import MIN_NODES, Instance, Rules, State
 
-Rows = TypeVar("Rows", TSPInstance, TSPState, Hidden)
+Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
 
@@ -38,32 +37,34 @@ class RoutingVectorEnv(VectorEnv):
         num_envs: rows.
         num_nodes: nodes of every instance.
         device: where everything lives.
-        generator: draws the instances, uniform in the unit square. It lives on `device` and belongs to the caller;
-            only `reset(seed=...)` reseeds it.
-        instances: coordinates to use in every episode instead of drawing any.
+        generator: draws the instances, of the field's usual distribution. It lives on `device` and belongs to the
+            caller; only `reset(seed=...)` reseeds it.
+        instances: what to use in every episode instead of drawing any: an instance of each row, or its coordinates
+            where they are all there is to it.
         factors: with instances, what their costs depend on where the rules' cost world hides anything; otherwise it is
             drawn for every episode.
         check_actions: refuse illegal actions, at the price of one wait for the device per step.
 
     Raises:
-        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape.
+        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape or that
+            are impossible.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
-    _instance: TSPInstance
-    _state: TSPState
+    _instance: Instance
+    _state: State
     _hidden: Hidden | None
 
     def __init__(
         self,
-        rules: type[TSPRules],
+        rules: type[Rules],
         *,
         num_envs: int,
         num_nodes: int,
         device: torch.device | str,
         generator: torch.Generator | None = None,
-        instances: Float[Tensor, "E N 2"] | None = None,
+        instances: Instance | Float[Tensor, "E N 2"] | None = None,
         factors: Float[Tensor, "E F"] | None = None,
         check_actions: bool = False,
     ):
@@ -71,9 +72,14 @@ class RoutingVectorEnv(VectorEnv):
             raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
         if (generator is None) == (instances is None):
             raise ValueError("give either a generator, to draw instances with, or the instances themselves")
-        if instances is not None and instances.shape != (num_envs, num_nodes, 2):
-            raise ValueError(f"instances has shape {tuple(instances.shape)}, not {(num_envs, num_nodes, 2)}")
-        expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and instances is not None else None
+        fixed: Instance = rules.instance_type(coords=instances) if isinstance(instances, Tensor) else instances
+        if fixed is not None and fixed.coords.shape != (num_envs, num_nodes, 2):
+            raise ValueError(f"instances has shape {tuple(fixed.coords.shape)}, not {(num_envs, num_nodes, 2)}")
+        if fixed is not None:
+            rules.validate(fixed)
+            fixed = type(fixed)(*(part.to(device) for part in fixed))
+            fixed = fixed._replace(coords=fixed.coords.float())
+        expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and fixed is not None else None
         given = None if factors is None else tuple(factors.shape)
         if given != expected:
             raise ValueError(f"factors has shape {given}, not {expected}, for costs of {rules.costs.name}")
@@ -87,7 +93,7 @@ class RoutingVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._fixed_coords = None if instances is None else instances.to(self.device, torch.float32)
+        self._fixed = fixed
         self._fixed_factors = None if factors is None else factors.to(self.device, torch.float32)
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
@@ -192,7 +198,7 @@ class RoutingVectorEnv(VectorEnv):
 
         self._instance = self.rules.instance_type(**on_device(state_dict["instance"]))
         self._state = self.rules.state_type(**on_device(state_dict["state"]))
-        # Checkpoints of before there were cost worlds have none.
+        # A checkpoint of a version without cost worlds has none.
         hidden = state_dict.get("hidden")
         self._hidden = None if hidden is None else Hidden(**on_device(hidden))
         self._ended = state_dict["ended"].to(self.device)
@@ -214,14 +220,12 @@ class RoutingVectorEnv(VectorEnv):
         self._lockstep_moves += 1
         return -cost
 
-    def _next_episodes(self) -> tuple[TSPInstance, TSPState, Hidden | None]:
-        coords, factors = self._fixed_coords, self._fixed_factors
-        if coords is None:
+    def _next_episodes(self) -> tuple[Instance, State, Hidden | None]:
+        instance, factors = self._fixed, self._fixed_factors
+        if instance is None:
             assert self.generator is not None
-            where: dict[str, Any] = {"generator": self.generator, "device": self.device}
-            coords = uniform_coords(self.num_envs, self.num_nodes, **where)
-            factors = self.rules.costs.draw(self.num_envs, **where)
-        instance = self.rules.instance_type(coords=coords)
+            instance = self.rules.random(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
+            factors = self.rules.costs.draw(self.num_envs, generator=self.generator, device=self.device)
         state = self.rules.reset(instance)
         return instance, state, Hidden.begin(factors, state.current)
 

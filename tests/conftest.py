@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,3 +23,13 @@ def denormal_numbers() -> Iterator[None]:
     """A run flushes denormal numbers to zero, for the whole process; nothing that comes after a test inherits that."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def vector_env() -> Iterator[Callable[..., Any]]:
+    """Makes environments of `GymVectorEnv`, and closes them in the end."""
+    # The shapes of modules that are imported before the tests are collected are not executed.
+    from tests.gym_scenes import vector_envs
+
+    with vector_envs() as make:
+        yield make

@@ -1,14 +1,18 @@
-"""What several test files share: tasks, what replay gives of them, and a world model with a behaviour in it."""
+"""What several test files share: tasks, what replay gives of them, a world model with a behaviour, and whole runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import checkpoint
 import config
+import dreamer
 from config import Config
 from dreamer import imagination_settings
 from envs.costs import find_costs
@@ -74,6 +78,16 @@ def without_zero_outputs(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
+
+
+def assert_gradient_reaches(named_parameters: Iterable[tuple[str, nn.Parameter]], loss: Tensor) -> None:
+    """Every parameter gets a finite gradient that is more than rounding noise."""
+    parameters = dict(named_parameters)
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        assert gradient is not None, f"{name} is no part of the loss"
+        assert gradient.isfinite().all(), f"{name} has a gradient that is not finite"
+        assert gradient.abs().max() > 1e-5, f"{name} has no gradient"
 
 
 # What replay gives
@@ -314,3 +328,39 @@ def tours_of(trajectory: Trajectory) -> Tensor:
 def lengths(coords: Tensor, tours: Tensor) -> Tensor:
     each = coords[:, None].expand(*tours.shape, 2).flatten(0, 1)
     return tour_length(each, tours.flatten(0, 1)).view(tours.shape[:2])
+
+
+# Whole runs
+
+
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what no two runs share."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in rows]
+
+
+def stored_rows(
+    logdir: Path, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]], *, num_envs: int = 4
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A run's last checkpoint, and the rows that its replay held there."""
+    state = checkpoint.load(logdir / checkpoint.LATEST, CPU)
+    memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in state["replay"]["memory"].items()}
+    replay = Replay(spaces, num_envs=num_envs, capacity=1000, device=CPU, memory=memory)
+    replay.load_chunks(logdir / "replay", state["replay"])
+    assert replay.total < replay.length
+    return state, {key: value[:, : replay.total] for key, value in {**replay.rows, **replay.memory}.items()}
+
+
+def decisions_in(state: dict[str, Any], rows: dict[str, Tensor]) -> int:
+    """Every decision has led to a row that is not the first of its episode, stored or still to be."""
+    return int((~rows["is_first"]).sum()) + int((~state["row"]["is_first"]).sum())
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a user's mistake is answered with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        dreamer.main(list(arguments))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dreamer.py: ")
+    return line

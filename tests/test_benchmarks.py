@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models
-from benchmarks import cost_fields, curve, policy_gradient, speed, worlds
+from benchmarks import cost_fields, policy_gradient, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.instances import uniform_coords
@@ -128,25 +128,6 @@ def test_speed_imagined_decisions_counts_all_trajectories(agent):
     _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, settings.envs), settings)
     # 4 episodes, 4 tours of each, 6 decisions.
     assert speed.imagined_decisions(agent, replay) == 96
-
-
-def test_curve_reads_the_last_gap_before_a_mark():
-    rows = [
-        {"step": 100, "seconds": 30.0, "valid_gap": 9.0},
-        {"step": 200, "seconds": 60.0, "valid_gap": 5.0},
-        {"step": 250, "seconds": 90.0},
-    ]
-    assert curve.gap_at(rows, "steps", 197) == 9.0
-    # Environments step together, so that a row may stand up to 1 % behind its mark.
-    assert curve.gap_at(rows, "steps", 199) == 5.0
-    assert curve.gap_at(rows, "minutes", 1.2) == 5.0
-    assert curve.gap_at(rows, "steps", 50) is None
-    assert curve.gap_at(rows, "steps", 300) is None
-
-
-def test_curve_cell_is_mean_and_range():
-    assert curve.cell([2.0, 4.0]) == "3.00 (2.00 to 4.00)"
-    assert curve.cell([2.0]) == "2.00"
 
 
 def test_worlds_prints_what_tours_cost_that_know_too_little(capsys, monkeypatch, tmp_path):

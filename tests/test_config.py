@@ -39,11 +39,15 @@ debug:
 """
 
 
+def written(folder: Path, text: str) -> Path:
+    path = folder / "configs.yaml"
+    path.write_text(text)
+    return path
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "configs.yaml"
-    path.write_text(SECTIONS)
-    return path
+    return written(tmp_path, SECTIONS)
 
 
 def parse(path: Path, *argv: str) -> CommandLine:
@@ -177,9 +181,7 @@ short: {steps: 4}
 
 @pytest.fixture
 def families(tmp_path: Path) -> Path:
-    path = tmp_path / "families.yaml"
-    path.write_text(FAMILIES)
-    return path
+    return written(tmp_path, FAMILIES)
 
 
 @pytest.mark.parametrize("names", [["cartpole"], ["gym", "cartpole"], ["cartpole", "gym"]], ids=" ".join)

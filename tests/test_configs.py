@@ -117,7 +117,7 @@ def test_section_keeps_within_the_loops_ranges_and_prefills_what_is_sampled(name
     config.validate_ranges(chosen, launch.RANGES)
     config.validate_choices(chosen, launch.CHOICES)
     if chosen.task in RULES:
-        launch._require_episodes(chosen, chosen.nodes + 1)
+        launch._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
         launch._require_windows(chosen, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"

@@ -18,9 +18,10 @@ import evaluation
 import launch
 from agent import Agent
 from dreamer import Dreamer
-from envs.gym_vector import GymVectorEnv, make_gym
+from envs.gym_tasks import make_gym
+from envs.gym_vector import GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
-from envs.routing import TSPRules, tour_length
+from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
 from evaluation import Evaluation, GymEvaluator, RoutingEvaluator, film, play
 from guard import Guard
@@ -79,8 +80,8 @@ def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():
     validation, test = some_instances(8), some_instances(5)
     drawn_for = []
 
-    def pictures(coords: Tensor) -> dict[str, np.ndarray]:
-        drawn_for.append(coords)
+    def pictures(instance: TSPInstance) -> dict[str, np.ndarray]:
+        drawn_for.append(instance)
         return {"imagined": np.zeros((2, 2, 3), np.uint8)}
 
     evaluator = RoutingEvaluator(ROUTING, validation=validation, test=test, device=CPU, pictures=pictures)
@@ -92,7 +93,7 @@ def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():
             f"{len(result.lengths)} instances, mean length {result.lengths.mean():.4f} +- "
         )
         assert report.summary.endswith(f"gap {result.gap:.2f} % to the reference")
-    assert torch.equal(drawn_for[0], validation.coords[0])
+    assert torch.equal(drawn_for[0].coords, validation.coords)
 
 
 # Any other task

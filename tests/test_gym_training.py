@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import dreamer
+from envs.gym_vector import BadInput, GymVectorEnv
 from logger import METRICS
 from replay import Replay
+from tests.scenes import decisions_in, refusal, stored_rows, without_times
 
 CPU = torch.device("cpu")
 STEPS, ENVS = 200, 4
@@ -37,10 +39,6 @@ def train(logdir: Path, env_id: str, *arguments: str) -> Rows:
     """A run in this process, and its metrics."""
     dreamer.main([*COMMAND, "--task", f"gym_{env_id}", *arguments, "--logdir", str(logdir)])
     return [json.loads(line) for line in (logdir / METRICS).read_text().splitlines()]
-
-
-def without_times(rows: Rows) -> Rows:
-    return [{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in rows]
 
 
 def loaded(logdir: Path) -> dict[str, Any]:
@@ -110,17 +108,6 @@ def test_replay_holds_the_goals_that_were_reached(run_of):
     # The goal gives 1, and each move costs 0.01.
     torch.testing.assert_close(rows["reward"][found], torch.full((int(found.sum()),), 0.99))
     assert (rows["reward"][~found] <= 0).all()
-
-
-def stored_rows(
-    logdir: Path, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    state = loaded(logdir)
-    memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in state["replay"]["memory"].items()}
-    replay = Replay(spaces, num_envs=ENVS, capacity=1000, device=CPU, memory=memory)
-    replay.load_chunks(logdir / "replay", state["replay"])
-    assert replay.total < replay.length
-    return state, {key: value[:, : replay.total] for key, value in {**replay.rows, **replay.memory}.items()}
 
 
 def test_replay_keeps_a_latent_of_every_row(run_of):
@@ -203,8 +190,30 @@ def test_environment_without_a_state_begins_new_episodes_and_says_so_once(
     assert not stored["is_terminal"][running, 40].any()
     assert stored["is_first"][:, 41].all() and (stored["reward"][:, 41] == 0).all()
     assert torch.equal(stored["observation"][:, 40], before["row"]["observation"])
-    decisions = int((~stored["is_first"]).sum()) + int((~state["row"]["is_first"]).sum())
-    assert state["step"] == decisions
+    assert state["step"] == decisions_in(state, stored)
+
+
+def test_step_that_bad_input_stopped_is_stored_once_when_the_run_goes_on(tmp_path: Path):
+    mend, calls = GymVectorEnv._mend, []
+
+    def refuse_once(self: GymVectorEnv, reward: np.ndarray) -> list[int]:
+        calls.append(self.num_envs)
+        # Evaluation has fewer environments.
+        if calls.count(ENVS) == 20:
+            raise BadInput("environment 0 gave no number")
+        return mend(self, reward)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(GymVectorEnv, "_mend", refuse_once)
+        with pytest.raises(SystemExit):
+            train(tmp_path, "CartPole-v1")
+    stopped = loaded(tmp_path)
+    assert 0 < stopped["step"] < STEPS
+    train(tmp_path, "CartPole-v1")
+    state, stored = stored_rows(tmp_path, {"observation": ((4,), torch.float32), "action": ((), torch.int64)})
+    assert state["step"] == decisions_in(state, stored)
+    pending = stopped["row"]["observation"][:, None]
+    assert (stored["observation"] == pending).flatten(2).all(-1).sum(1).tolist() == [1] * ENVS
 
 
 @pytest.mark.slow
@@ -286,24 +295,13 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         # Time limits end its episodes: what follows them still has a value.
         assert stored["is_last"][:, 5].all() and not stored["is_terminal"].any()
         assert torch.equal(stored["reward"][:, 1:6], stored["action"][:, :5, 1].float())
-        line = refusal(capsys, "--evaluate", str(logdir), "--video", str(tmp_path / "film"))
+        line = refusal(capsys, *COMMAND, "--evaluate", str(logdir), "--video", str(tmp_path / "film"))
         assert "rgb_array" in line
     finally:
         gymnasium.registry.pop("Own-v0", None)
 
 
 # Mistakes
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a user's mistake is answered with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        dreamer.main([*COMMAND, *arguments])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dreamer.py: ")
-    return line
 
 
 @pytest.mark.parametrize(
@@ -330,19 +328,19 @@ def test_mistake_is_answered_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     task = [] if "--task" in arguments else ["--task", "gym_TMaze-v0"]
-    assert message in refusal(capsys, *task, *arguments, "--logdir", str(tmp_path))
+    assert message in refusal(capsys, *COMMAND, *task, *arguments, "--logdir", str(tmp_path))
     assert not (tmp_path / METRICS).exists()
 
 
 def test_run_of_another_number_of_environments_is_refused(run_of, capsys, tmp_path: Path):
     logdir = tmp_path / "run"
     shutil.copytree(run_of("TMaze-v0").logdir, logdir)
-    line = refusal(capsys, "--task", "gym_TMaze-v0", "--envs", "2", "--logdir", str(logdir))
+    line = refusal(capsys, *COMMAND, "--task", "gym_TMaze-v0", "--envs", "2", "--logdir", str(logdir))
     assert "4 environments" in line
 
 
 def test_film_of_a_routing_run_is_refused(capsys, tmp_path: Path):
     logdir = tmp_path / "run"
     dreamer.main(["--configs", "debug", "--steps", "48", "--device", "cpu", "--logdir", str(logdir)])
-    line = refusal(capsys, "--evaluate", str(logdir), "--video", str(tmp_path))
+    line = refusal(capsys, *COMMAND, "--evaluate", str(logdir), "--video", str(tmp_path))
     assert "--video films gymnasium tasks; python solve.py draws tours" in line

@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
 GROUND = frozenset(
     {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
-    | {"agent", "layers", "moves"}
+    | {"agent", "layers", "moves", "runs"}
 )
 LAYERS = (
     GROUND,
-    frozenset({"networks", "evaluation"}),
-    frozenset({"observations", "trainer"}),
+    frozenset({"networks", "evaluation", "summary"}),
+    frozenset({"observations", "trainer", "curves"}),
     frozenset({"world_model", "launch"}),
     frozenset({"imagination"}),
     frozenset({"returns", "starts"}),

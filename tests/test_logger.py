@@ -148,16 +148,33 @@ def test_metric_averages_moves_to_host_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert transfers == [(2,)]
 
 
-def test_metric_averages_keep_nan_visible() -> None:
+NAMES = ("loss", "loss_min", "loss_max")
+
+
+def averages_of(*values: float) -> dict[str, float]:
     averages = MetricAverages()
-    for value in (1.0, math.nan):
-        averages.add({"loss": torch.tensor(value), "loss_max": torch.tensor(value)})
-    assert all(math.isnan(value) for value in averages.fetch().values())
+    for value in values:
+        averages.add(dict.fromkeys(NAMES, torch.tensor(value)))
+    return averages.fetch()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_metric_averages_pass_over_values_that_are_not_finite(bad: float) -> None:
+    expected = {"loss": 2.0, "loss_min": 1.0, "loss_max": 3.0}
+    assert averages_of(1.0, bad, 3.0) == averages_of(bad, 1.0, 3.0) == averages_of(3.0, 1.0, bad) == expected
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_metric_averages_of_no_finite_value_are_nan(bad: float) -> None:
+    averages = averages_of(bad, bad)
+    assert tuple(averages) == NAMES
+    assert all(math.isnan(value) for value in averages.values())
 
 
 def test_metric_averages_resumed_give_same_numbers() -> None:
     kept, resumed = MetricAverages(), MetricAverages()
-    kept.add({"loss": torch.tensor(1.0), "loss_min": torch.tensor(1.0)})
+    for value in (1.0, math.nan):
+        kept.add({"loss": torch.tensor(value), "loss_min": torch.tensor(value)})
     resumed.load_state_dict(kept.state_dict())
     for averages in (kept, resumed):
         averages.add({"loss": torch.tensor(2.0), "loss_min": torch.tensor(2.0)})

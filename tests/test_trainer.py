@@ -27,6 +27,7 @@ from evaluation import Evaluation
 from guard import Guard
 from logger import METRICS, RunLock
 from replay import Replay
+from tests.scenes import decisions_in, refusal, stored_rows, without_times
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -46,10 +47,6 @@ def train(logdir: Path, *arguments: str) -> Rows:
 
 def read_metrics(logdir: Path) -> Rows:
     return [json.loads(line) for line in (logdir / METRICS).read_text().splitlines()]
-
-
-def without_times(rows: Rows) -> Rows:
-    return [{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in rows]
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -143,31 +140,23 @@ def test_no_action_was_illegal(reference: Reference):
 # Env steps
 
 
-def stored_rows(logdir: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    state = loaded(logdir / checkpoint.LATEST)
-    spaces = {
-        "coords": ((NODES, 2), torch.float32),
-        "visited": ((NODES,), torch.bool),
-        "current_node": ((), torch.int64),
-        "action_mask": ((NODES,), torch.bool),
-        "action": ((), torch.int64),
-    }
-    replay = Replay(spaces, num_envs=4, capacity=1000, device=CPU)
-    replay.load_chunks(logdir / "replay", state["replay"])
-    assert replay.total < replay.length
-    return state, {key: value[:, : replay.total] for key, value in replay.rows.items()}
+SPACES = {
+    "coords": ((NODES, 2), torch.float32),
+    "visited": ((NODES,), torch.bool),
+    "current_node": ((), torch.int64),
+    "action_mask": ((NODES,), torch.bool),
+    "action": ((), torch.int64),
+}
 
 
 def test_env_steps_count_decisions_and_no_resets(reference: Reference):
-    state, rows = stored_rows(reference.logdir)
-    # Every decision has led to a row that is not the first of its episode, stored or still to be.
-    decisions = int((~rows["is_first"]).sum()) + int((~state["row"]["is_first"]).sum())
-    assert state["step"] == decisions == STEPS
+    state, rows = stored_rows(reference.logdir, SPACES)
+    assert state["step"] == decisions_in(state, rows) == STEPS
     assert int(rows["is_first"].sum()) > 4 * 10
 
 
 def test_replay_holds_whole_tours_with_the_rewards_of_their_moves(reference: Reference):
-    _, rows = stored_rows(reference.logdir)
+    _, rows = stored_rows(reference.logdir, SPACES)
     episodes = rows["action"].shape[1] // (NODES + 1)
     whole = {key: value[:, : episodes * (NODES + 1)].unflatten(1, (episodes, -1)) for key, value in rows.items()}
     assert whole["is_first"][:, :, 0].all() and not whole["is_first"][:, :, 1:].any()
@@ -194,7 +183,7 @@ def test_no_update_happens_without_a_train_ratio(tmp_path: Path):
 @pytest.mark.parametrize("policy", ["random", "nearest"])
 def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
     train(tmp_path, "--steps", "96", "--prefill", "96", "--prefill_policy", policy)
-    _, rows = stored_rows(tmp_path)
+    _, rows = stored_rows(tmp_path, SPACES)
     position = torch.take_along_dim(rows["coords"], rows["current_node"][..., None, None], 2)
     distance = (rows["coords"] - position).norm(dim=-1).masked_fill(~rows["action_mask"], torch.inf)
     decided = ~rows["is_last"]
@@ -344,17 +333,6 @@ def test_numbered_checkpoints_are_kept_on_request(reference: Reference, tmp_path
 # Mistakes
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a user's mistake is answered with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        dreamer.main([*COMMAND, *arguments])
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("dreamer.py: ")
-    return line
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -383,7 +361,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_mistake_is_answered_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    assert message in refusal(capsys, *arguments, "--logdir", str(tmp_path))
+    assert message in refusal(capsys, *COMMAND, *arguments, "--logdir", str(tmp_path))
     assert not (tmp_path / METRICS).exists()
 
 
@@ -392,7 +370,7 @@ def test_checkpoint_of_another_network_is_refused(
 ):
     latest = str(reference.logdir / checkpoint.LATEST)
     for flag in ("--init", "--resume"):
-        line = refusal(capsys, flag, latest, "--model.units", "24", "--logdir", str(tmp_path / flag))
+        line = refusal(capsys, *COMMAND, flag, latest, "--model.units", "24", "--logdir", str(tmp_path / flag))
         assert "does not fit this config" in line
 
 
@@ -403,7 +381,7 @@ def test_wrong_config_for_a_run_leaves_the_run_as_it_was(
     shutil.copytree(reference.logdir, logdir)
     files = [logdir / name for name in ("config.yaml", "run.json", METRICS, checkpoint.LATEST)]
     before = [file.read_bytes() for file in files]
-    assert "does not fit this config" in refusal(capsys, "--model.units", "24", "--logdir", str(logdir))
+    assert "does not fit this config" in refusal(capsys, *COMMAND, "--model.units", "24", "--logdir", str(logdir))
     assert [file.read_bytes() for file in files] == before
 
 
@@ -411,14 +389,14 @@ def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tm
     garbage = tmp_path / "garbage.pt"
     garbage.write_bytes(b"no checkpoint at all")
     for flag in ("--init", "--resume"):
-        assert "not a checkpoint" in refusal(capsys, flag, str(garbage), "--logdir", str(tmp_path / "run"))
+        assert "not a checkpoint" in refusal(capsys, *COMMAND, flag, str(garbage), "--logdir", str(tmp_path / "run"))
 
 
 def test_init_in_a_logdir_with_a_run_is_refused_and_leaves_it_alone(
     reference: Reference, capsys: pytest.CaptureFixture[str]
 ):
     latest = str(reference.logdir / checkpoint.LATEST)
-    line = refusal(capsys, "--init", latest, "--logdir", str(reference.logdir))
+    line = refusal(capsys, *COMMAND, "--init", latest, "--logdir", str(reference.logdir))
     assert "has a run of its own" in line
     assert read_metrics(reference.logdir) == reference.rows
 
@@ -426,7 +404,7 @@ def test_init_in_a_logdir_with_a_run_is_refused_and_leaves_it_alone(
 def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     lock = RunLock(tmp_path)
     try:
-        assert "is in use by process" in refusal(capsys, "--logdir", str(tmp_path))
+        assert "is in use by process" in refusal(capsys, *COMMAND, "--logdir", str(tmp_path))
     finally:
         lock.release()
     assert train(tmp_path, "--steps", "48")

@@ -20,7 +20,8 @@ from dreamer import Dreamer
 from guard import main as print_reports
 from networks import TSPPointerActor
 from replay import Replay
-from tests.faults.conftest import GUARDED
+from tests.faults.conftest import GUARDED, Run, Runner
+from tests.scenes import without_times
 
 # When a fault comes, as shares of the run, whose first third is prefill.
 MOMENTS = (0.45, 0.6)
@@ -41,11 +42,17 @@ def at_update(number: int, change: Callable[[Dreamer, Replay], None]) -> Any:
     return patch.object(Dreamer, "update", with_change)
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_passing_fault_costs_single_updates(kind: str, runner, routing: list[str]):
+def train_with_two(kind: str, runner: Runner, routing: list[str]) -> Run:
+    """A run in which a fault comes at both moments."""
     with injecting([(moment, kind) for moment in MOMENTS], random.Random(0)) as came:
         run = runner.train(*routing)
     assert came[kind] == 2
+    return run
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_passing_fault_costs_single_updates(kind: str, runner, routing: list[str]):
+    run = train_with_two(kind, runner, routing)
     if not GUARDED:
         return
     skips = sum(run.last(f"{group}_skips_max") for group in ("model", "actor", "critic"))
@@ -56,9 +63,7 @@ def test_passing_fault_costs_single_updates(kind: str, runner, routing: list[str
 
 @pytest.mark.parametrize("kind", LASTING)
 def test_lasting_fault_costs_a_return_to_the_last_good_state(kind: str, runner, routing: list[str]):
-    with injecting([(moment, kind) for moment in MOMENTS], random.Random(0)) as came:
-        run = runner.train(*routing)
-    assert came[kind] == 2
+    run = train_with_two(kind, runner, routing)
     if not GUARDED:
         return
     assert run.last("rollbacks_max") == 2
@@ -73,7 +78,7 @@ def test_same_faults_twice_give_the_same_metrics(runner, routing: list[str], tmp
         runner.logdir = tmp_path / name
         with injecting(planned, random.Random(0)):
             run = runner.train(*routing, "--guard.max_rollbacks", "20")
-        both.append([{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in run.rows])
+        both.append(without_times(run.rows))
     assert both[0] == both[1]
 
 
@@ -90,11 +95,12 @@ def test_bad_coordinate_that_stays_in_replay_is_skipped_until_it_is_overwritten(
     assert run.last("rollbacks_max") == 0
 
 
-def test_replay_full_of_nan_stops_the_run_with_cause_and_remedy(runner, routing: list[str], capsys):
-    def corrupt(_agent: Dreamer, replay: Replay) -> None:
-        replay.rows["coords"].fill_(math.nan)
+def fill_with_nan(_agent: Dreamer, replay: Replay) -> None:
+    replay.rows["coords"].fill_(math.nan)
 
-    with at_update(6, corrupt):
+
+def test_replay_full_of_nan_stops_the_run_with_cause_and_remedy(runner, routing: list[str], capsys):
+    with at_update(6, fill_with_nan):
         line = runner.refused(*routing)
     latest = runner.logdir / checkpoint.LATEST
     assert "times in a row, and 2 returns to the last good state have not helped" in line
@@ -107,14 +113,12 @@ def test_replay_full_of_nan_stops_the_run_with_cause_and_remedy(runner, routing:
 
 
 def test_run_that_has_stopped_goes_on_from_its_last_good_state(runner, routing: list[str]):
-    def corrupt(_agent: Dreamer, replay: Replay) -> None:
-        replay.rows["coords"].fill_(math.nan)
-
-    with at_update(6, corrupt):
+    with at_update(6, fill_with_nan):
         runner.refused(*routing)
     latest = runner.logdir / checkpoint.LATEST
     runner.logdir = runner.logdir.with_name("next")
-    runner.train(*routing, "--init", str(latest))
+    run = runner.train(*routing, "--init", str(latest))
+    assert "final evaluation: " in run.text and is_finite(run.logdir)
 
 
 def test_checkpoint_of_a_broken_state_holds_the_last_good_one(runner, routing: list[str]):

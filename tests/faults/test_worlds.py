@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.faults import is_finite
+
 
 @pytest.fixture
 def world(cartpole: list[str]):
@@ -29,7 +31,8 @@ def test_bad_reward_stops_the_run_and_is_named(name: str, runner, world):
 
 @pytest.mark.parametrize("name", ["MillionsLost", "FortuneEarned"])
 def test_absurd_reward_is_survived(name: str, runner, world):
-    runner.train(*world(name))
+    run = runner.train(*world(name))
+    assert "final evaluation: " in run.text and is_finite(run.logdir)
 
 
 def test_sets_without_members_are_survived_whatever_their_padding_holds(runner, world):

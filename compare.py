@@ -1,0 +1,297 @@
+"""Compare runs: a table with interquartile means over seeds and their intervals, and a picture of the curves.
+
+    python compare.py logdir/tsp_attn-seed* logdir/tsp_few_steps-seed*
+
+Runs whose configs differ in the seed alone are one group; of runs without config the names tell. A cell is the
+interquartile mean over a group's seeds (of fewer than four seeds the mean) and, in brackets, its 95 % bootstrap
+interval. "(2 of 3)" after it: only two of three seeds have a value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import runs
+from config import Config, ConfigError, one_line_errors
+from curves import draw
+from runs import Run, Series, UnreadableRunError
+from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
+
+# What may differ within a group.
+OF_THE_RUN = ("seed", "logdir")
+MOST_DIFFERENCES = 12
+
+
+class Group(NamedTuple):
+    """Runs that differ in their seed, or that the user calls one group."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The seed of each run; None where it is not known."""
+        return [run.seed for run in self.runs]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many of the runs are finished, running, stopped."""
+        return dict(Counter(run.status for run in self.runs))
+
+    @property
+    def return_names(self) -> list[str]:
+        """The metrics that the runs' returns are taken from."""
+        return sorted({name for run in self.runs if (name := return_name(run)) is not None})
+
+
+def load(patterns: Sequence[str], left_out: dict[str, str]) -> list[Run]:
+    """The runs that paths and globs lead to, each once; what leads to none is entered in `left_out` with the reason."""
+    found: dict[Path, Run] = {}
+    for pattern in patterns:
+        # A folder may have brackets in its own name.
+        for path in [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern)) or [pattern]:
+            try:
+                folders = runs.find(Path(path))
+            except (UnreadableRunError, OSError) as error:
+                left_out[path] = str(error)
+                continue
+            for folder in folders:
+                if folder.resolve() not in found:
+                    try:
+                        found[folder.resolve()] = runs.read(folder)
+                    except (UnreadableRunError, OSError) as error:
+                        left_out[str(folder)] = str(error)
+    return list(found.values())
+
+
+def group_runs(loaded: Sequence[Run]) -> list[Group]:
+    """Runs in groups whose configs, or names where there is no config, differ in the seed alone."""
+    members: dict[str, list[tuple[str, Run]]] = {}
+    for name, run in zip(_names(loaded), loaded, strict=True):
+        key = f"name {name}" if run.config is None else json.dumps(_settings(run.config), sort_keys=True, default=str)
+        members.setdefault(key, []).append((name, run))
+    groups: list[Group] = []
+    for named in members.values():
+        names = [name for name, _ in named]
+        label = " = ".join(dict.fromkeys(names))
+        others = sum(group.name == label or group.name.startswith(f"{label} (") for group in groups)
+        groups.append(_group(f"{label} ({others + 1})" if others else label, [run for _, run in named]))
+    return groups
+
+
+def named_groups(arguments: Sequence[str], left_out: dict[str, str]) -> list[Group]:
+    """Groups as `--group NAME=PATH` makes them; a name given again gets more runs.
+
+    Raises:
+        ConfigError: an argument is no NAME=PATH.
+    """
+    patterns: dict[str, list[str]] = {}
+    for argument in arguments:
+        name, equals, pattern = argument.partition("=")
+        if not (name and equals and pattern):
+            raise ConfigError(f"--group is {argument!r}; write NAME=PATH, such as --group 'dreamer=logdir/tsp_attn*'")
+        patterns.setdefault(name, []).append(pattern)
+    return [_group(name, loaded) for name, paths in patterns.items() if (loaded := load(paths, left_out))]
+
+
+def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
+    """Keys whose values are not the same in all configs, with the values of each group that has configs."""
+    flats = {group.name: [_settings(run.config) for run in group.runs if run.config is not None] for group in groups}
+    values = {
+        key: {name: sorted({str(settings.get(key)) for settings in flat}) for name, flat in flats.items() if flat}
+        for key in dict.fromkeys(key for flat in flats.values() for settings in flat for key in settings)
+    }
+    return {
+        key: {name: " or ".join(texts) for name, texts in of_groups.items()}
+        for key, of_groups in values.items()
+        if len({text for texts in of_groups.values() for text in texts}) > 1
+    }
+
+
+def remarks(groups: Sequence[Group]) -> list[str]:
+    """What a reader should know before believing the table, a line each."""
+    lines = [f"{run.path}: {note}" for group in groups for run in group.runs for note in run.notes]
+    for group in groups:
+        repeated = [seed for seed, count in Counter(group.seeds).items() if seed is not None and count > 1]
+        if repeated:
+            seeds = ", ".join(map(str, repeated))
+            lines.append(f"{group.name}: several runs have seed {seeds}, and count as if they were independent")
+    metrics = {name for group in groups for name in group.return_names}
+    if len(metrics) > 1:
+        lines.append(f"returns are taken from different metrics: {', '.join(sorted(metrics))}")
+    return lines
+
+
+def table(groups: Sequence[Group], rows: Sequence[Quantity], differences: dict[str, dict[str, str]]) -> str:
+    """The comparison as a table in markdown, a column for each group."""
+    lines = [
+        ["", *(group.name for group in groups)],
+        ["seeds", *(", ".join("?" if seed is None else str(seed) for seed in group.seeds) for group in groups)],
+        ["runs", *(", ".join(f"{count} {state}" for state, count in group.states.items()) for group in groups)],
+        ["return is", *(", ".join(group.return_names) or "-" for group in groups)],
+    ]
+    for key, values in list(differences.items())[:MOST_DIFFERENCES]:
+        lines.append([key, *(values.get(group.name, "-") for group in groups)])
+    for row in rows:
+        cells = [_cell([row.of(run) for run in group.runs], row.form) for group in groups]
+        if row.asked or set(cells) != {"-"}:
+            lines.append([row.name, *cells])
+    lines = [[entry.replace("|", "\\|") for entry in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def as_json(groups: Sequence[Group], rows: Sequence[Quantity]) -> list[dict[str, Any]]:
+    """The comparison as plain lists and dicts; null is what a run does not have."""
+    return [
+        {
+            "name": group.name,
+            "seeds": group.seeds,
+            "logdirs": [str(run.path) for run in group.runs],
+            "status": [run.status for run in group.runs],
+            "return_metrics": group.return_names,
+            "quantities": {row.name: _numbers([row.of(run) for run in group.runs]) for row in rows},
+        }
+        for group in groups
+    ]
+
+
+def _draw(groups: Sequence[Group], path: Path) -> None:
+    by_gap = is_measured_by_gap([run for group in groups for run in group.runs])
+    scores: dict[str, list[Series]] = {}
+    for group in groups:
+        names = [(run, score_name(run, by_gap=by_gap)) for run in group.runs]
+        scores[group.name] = [run.series[name] for run, name in names if name is not None]
+    metrics = sorted({name for group in groups for name in group.return_names})
+    label = "gap on validation instances, %" if by_gap else f"return ({', '.join(metrics)})"
+    draw(scores, path, label=label, log_scale=by_gap)
+
+
+def _names(loaded: Sequence[Run]) -> list[str]:
+    """What tells the runs apart in their paths, without the seed."""
+    if not loaded:
+        return []
+    paths = [run.path.resolve() for run in loaded]
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [runs.without_seed(path.relative_to(common).as_posix())[0].strip("-_./") for path in paths]
+    return [name or common.name for name in names]
+
+
+def _group(name: str, loaded: Sequence[Run]) -> Group:
+    ordered = sorted(loaded, key=lambda run: (run.seed is None, run.seed or 0, str(run.path)))
+    return Group(name, tuple(ordered))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.flat().items() if key not in OF_THE_RUN}
+
+
+def _cell(values: Sequence[float | None], form: str) -> str:
+    found = over_seeds(values)
+    if found is None:
+        return "-"
+    count = sum(value is not None and math.isfinite(value) for value in values)
+    text = f"{found.mean:{form}}"
+    if count > 1 and found.low != found.high:
+        text += f" [{found.low:{form}} to {found.high:{form}}]"
+    return text if count == len(values) else f"{text} ({count} of {len(values)})"
+
+
+def _numbers(values: Sequence[float | None]) -> dict[str, Any]:
+    found = over_seeds(values)
+    finite = [value if value is not None and math.isfinite(value) else None for value in values]
+    if found is None:
+        return {"iqm": None, "low": None, "high": None, "values": finite}
+    return {"iqm": found.mean, "low": found.low, "high": found.high, "values": finite}
+
+
+def _list_of_numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 10,5,2")
+    return values
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    numbers: dict[str, Any] = {"type": _list_of_numbers, "metavar": "A,B,..."}
+    parser.add_argument("logdirs", nargs="*", metavar="LOGDIR", help="runs, folders with runs below them, or globs")
+    parser.add_argument("--group", action="append", default=[], metavar="NAME=PATH", help="a group of your own; repeat")
+    parser.add_argument(
+        "--gaps", **numbers, help="tell env steps and minutes to these gaps in %% (of 10,5,2,1 those reached)"
+    )
+    parser.add_argument("--returns", **numbers, default=(), help="the same for returns, as in --returns=-200,-150")
+    parser.add_argument("--at-steps", **numbers, default=(), help="the gap or return at these env steps")
+    parser.add_argument("--at-minutes", **numbers, default=(), help="the gap or return at these minutes of training")
+    parser.add_argument("--bands", **numbers, help="limits between bands of training returns (quartiles over all runs)")
+    parser.add_argument(
+        "--phases", type=_count, default=3, metavar="N", help="equal parts of a run, with a mean of each (3)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("comparison.png"), metavar="FILE", help="the picture (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, the runs, and compare."""
+    arguments = parse(argv)
+    with one_line_errors("compare.py", OSError):
+        if not arguments.logdirs and not arguments.group:
+            raise ConfigError("nothing to compare; give logdirs, such as logdir/*")
+        left_out: dict[str, str] = {}
+        groups = group_runs(load(arguments.logdirs, left_out))
+        taken = {group.name for group in groups}
+        groups += named_groups(arguments.group, left_out)
+        for path, reason in left_out.items():
+            print(f"compare.py: {path} is left out: {reason}", file=sys.stderr)
+        if not groups:
+            raise ConfigError("no run is left to compare; give logdirs with metrics.jsonl or event files")
+        if twice := taken.intersection(group.name for group in groups[len(taken) :]):
+            raise ConfigError(f"another group is called {min(twice)} already; choose another name for --group")
+        bands = None if arguments.bands is None else tuple(sorted(set(arguments.bands)))
+        asked = Asked(
+            arguments.gaps, arguments.returns, arguments.at_steps, arguments.at_minutes, bands, arguments.phases
+        )
+        rows = quantities([run for group in groups for run in group.runs], asked)
+        differences, notes = config_differences(groups), remarks(groups)
+        _draw(groups, arguments.out)
+        if arguments.json:
+            facts = {"config_differences": differences, "notes": notes, "left_out": left_out}
+            picture = str(arguments.out)
+            print(json.dumps({"groups": as_json(groups, rows), **facts, "picture": picture}, indent=2, allow_nan=False))
+            return
+        print(table(groups, rows, differences))
+        if len(differences) > MOST_DIFFERENCES:
+            notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
+        print("".join(f"\nNote: {note}." for note in notes) + f"\nPicture: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

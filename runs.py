@@ -1,0 +1,242 @@
+"""Reads what runs left in their logdirs: metrics.jsonl and config.yaml, or any TensorBoard event files.
+
+Nothing here needs PyTorch, whose import takes longer than reading many runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from jaxtyping import Float
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.util import tensor_util
+
+import config
+from config import Config, ConfigError
+
+METRICS = "metrics.jsonl"
+CONFIG_FILE = "config.yaml"
+LOCK = "lock"
+EVENT_FILES = "*tfevents*"
+FINAL_EVALUATION = ("eval_return", "eval_gap")
+# A seed as runs are commonly named after it: `-seed3`, a last folder `/3`, and `__3__` before a time stamp.
+SEEDS = (
+    re.compile(r"[-_./]*seed[-_=]?(\d+)", re.IGNORECASE),
+    re.compile(r"(?:^|/)(\d+)$"),
+    re.compile(r"__(\d+)__\d{9,}$"),
+)
+# A record of an event file: its length, that number's checksum, the event, and the event's checksum.
+HEADER, FOOTER = struct.Struct("<QI"), 4
+
+
+class UnreadableRunError(ValueError):
+    """A folder that nothing can be read from. The message is one line."""
+
+
+class Series(NamedTuple):
+    """One metric over a run; NaN where it was not finite."""
+
+    steps: Float[np.ndarray, " P"]
+    minutes: Float[np.ndarray, " P"]
+    values: Float[np.ndarray, " P"]
+
+
+class Run(NamedTuple):
+    """What a logdir holds.
+
+    Attributes:
+        path: the logdir.
+        series: every metric, by its name.
+        steps: env steps at the last row.
+        minutes: training time at the last row; by the clock, without the pauses between files, for foreign runs.
+        config: the resolved config; None for foreign runs.
+        seed: the config's, or the one that the name tells; None where it tells none.
+        status: finished, running or stopped; `event files` where only those are there and nobody can tell.
+        notes: what could not be read, a line each.
+    """
+
+    path: Path
+    series: dict[str, Series]
+    steps: float
+    minutes: float
+    config: Config | None
+    seed: int | None
+    status: str
+    notes: tuple[str, ...]
+
+
+def find(path: Path) -> list[Path]:
+    """The run in this folder, or else every run in the folders below it.
+
+    Raises:
+        UnreadableRunError: there is none.
+    """
+    if not path.is_dir():
+        raise UnreadableRunError("is no folder" if path.exists() else "does not exist")
+    if _has_run(path):
+        return [path]
+    below = sorted({file.parent for name in (METRICS, EVENT_FILES) for file in path.rglob(name)})
+    if not below:
+        raise UnreadableRunError(f"has neither {METRICS} nor event files")
+    return below
+
+
+def read(path: Path) -> Run:
+    """Read one logdir.
+
+    Raises:
+        UnreadableRunError: it holds no metrics.
+    """
+    rows, notes = _metric_rows(path / METRICS)
+    foreign = not rows
+    if foreign:
+        rows, event_notes = _event_rows(sorted(path.glob(EVENT_FILES)))
+        notes += event_notes
+    if not rows:
+        raise UnreadableRunError("; ".join(notes) or "nothing is logged yet")
+    settings = None
+    if (path / CONFIG_FILE).exists():
+        try:
+            settings = config.read(path / CONFIG_FILE)
+        except ConfigError as error:
+            notes.append(str(error))
+    seed = settings.get("seed") if settings is not None else without_seed(path.as_posix())[1]
+    last = rows[-1]
+    return Run(
+        path=path,
+        series=_by_metric(rows),
+        steps=float(last["step"]),
+        minutes=last["seconds"] / 60,
+        config=settings,
+        seed=seed,
+        status="event files" if foreign else _status(path, last),
+        notes=tuple(notes),
+    )
+
+
+def without_seed(name: str) -> tuple[str, int | None]:
+    """A run's name with its seed taken out, and the seed; None where the name tells none."""
+    for pattern in SEEDS:
+        match = pattern.search(name)
+        if match is not None:
+            return name[: match.start()] + name[match.end() :], int(match[1])
+    return name, None
+
+
+def _has_run(path: Path) -> bool:
+    return (path / METRICS).exists() or any(path.glob(EVENT_FILES))
+
+
+def _status(path: Path, last: dict[str, Any]) -> str:
+    if any(name in last for name in FINAL_EVALUATION):
+        return "finished"
+    try:
+        os.kill(int((path / LOCK).read_text()), 0)
+    except PermissionError:
+        return "running"
+    except (OSError, ValueError, OverflowError):
+        return "stopped"
+    return "running"
+
+
+def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The whole rows of metrics.jsonl, and notes on those that are none."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [f"{path.name} cannot be read ({error.strerror})"]
+    rows, broken = [], []
+    # What follows the last line break is a row that is being written, or was when the run was killed.
+    for number, line in enumerate(lines[:-1], start=1):
+        row = _metric_row(line)
+        if row is None:
+            broken.append(number)
+        else:
+            rows.append(row)
+    if not broken:
+        return rows, []
+    return rows, [f"{path.name}: {len(broken)} of {len(lines) - 1} lines left out, the first is line {broken[0]}"]
+
+
+def _metric_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+        numbers = all(value is None or isinstance(value, (int, float)) for value in row.values())
+        return row if numbers and row["step"] is not None and row["seconds"] is not None else None
+    except (ValueError, KeyError, AttributeError):
+        return None
+
+
+def _by_metric(rows: Sequence[dict[str, Any]]) -> dict[str, Series]:
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                point = (row["step"], row["seconds"] / 60, np.nan if value is None else value)
+                points.setdefault(name, []).append(point)
+    return {name: Series(*np.array(entries, dtype=float).T) for name, entries in points.items()}
+
+
+def _event_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The scalars of event files as rows in order of their steps, and notes on what is broken."""
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    begin, end, pauses = 0.0, 0.0, 0.0
+    for file in files:
+        events = list(_events(file, notes))
+        if not events:
+            continue
+        if not end:
+            begin = end = events[0].wall_time
+        pauses += max(0.0, events[0].wall_time - end)
+        end = max(end, events[-1].wall_time)
+        for event in events:
+            # A run that was taken up again at a checkpoint writes anew what it had logged after it.
+            if event.session_log.status == SessionLog.START:
+                rows = [row for row in rows if row["step"] < event.step]
+            values = {value.tag: number for value in event.summary.value if (number := _scalar(value)) is not None}
+            if values:
+                rows.append({**values, "step": event.step, "seconds": event.wall_time - begin - pauses})
+    rows.sort(key=lambda row: row["step"])
+    return rows, notes if rows or notes else ["its event files hold no scalars"] if files else []
+
+
+def _events(file: Path, notes: list[str]) -> Iterator[Event]:
+    """The events of a file up to the first broken one, which is noted."""
+    content = memoryview(file.read_bytes())
+    place = 0
+    while place < len(content):
+        length = HEADER.unpack_from(content, place)[0] if len(content) - place >= HEADER.size else len(content)
+        begin = place + HEADER.size
+        place = begin + length + FOOTER
+        try:
+            if place > len(content):
+                raise DecodeError
+            event = Event.FromString(bytes(content[begin : begin + length]))
+        except DecodeError:
+            notes.append(f"{file.name} is broken from byte {begin - HEADER.size} on")
+            return
+        yield event
+
+
+def _scalar(value: Summary.Value) -> float | None:
+    """The number in either of the two forms that writers use; None for pictures, text and the like."""
+    kind = value.WhichOneof("value")
+    if kind == "simple_value":
+        return value.simple_value
+    if kind == "tensor" and not value.tensor.string_val:
+        array = tensor_util.make_ndarray(value.tensor)
+        if array.size == 1 and np.issubdtype(array.dtype, np.number):
+            return float(array.reshape(()))
+    return None

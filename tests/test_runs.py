@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
+
+import config
+import runs
+from config import Config
+from logger import Logger, RunLock
+from runs import CONFIG_FILE, METRICS, UnreadableRunError
+
+
+def write_run(logdir: Path, *, seed: int = 0, finished: bool = False, **settings: object) -> Path:
+    logdir.mkdir(parents=True)
+    config.save(Config({"seed": seed, "logdir": str(logdir), **settings}), logdir / CONFIG_FILE)
+    logger = Logger(logdir)
+    logger.scalars(0, 0.0, {"valid_gap": 100.0})
+    logger.scalars(100, 60.0, {"valid_gap": 5.0, "loss": float("nan")})
+    if finished:
+        logger.scalars(100, 61.0, {"eval_gap": 6.0, "eval_return": -4.0})
+    logger.close()
+    return logdir
+
+
+def write_events(logdir: Path, events: list[Event]) -> Path:
+    """One file; its own first event, the version, is written at the time of the first of `events`."""
+    logdir.mkdir(parents=True, exist_ok=True)
+    writer = EventFileWriter(str(logdir))
+    for event in events:
+        writer.add_event(event)
+    writer.close()
+    (path,) = sorted(logdir.glob("*tfevents*"), key=os.path.getmtime)[-1:]
+    return path
+
+
+def scalar(step: int, value: float, *, seconds: float = 0.0, tag: str = "loss") -> Event:
+    wall_time = time.time() + seconds
+    return Event(step=step, wall_time=wall_time, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+
+
+def test_read_gives_every_metric_over_steps_and_minutes(tmp_path):
+    run = runs.read(write_run(tmp_path / "a", seed=3, finished=True))
+    assert (run.steps, run.minutes, run.seed, run.status) == (100, 61 / 60, 3, "finished")
+    gaps = run.series["valid_gap"]
+    assert (gaps.steps.tolist(), gaps.minutes.tolist(), gaps.values.tolist()) == ([0, 100], [0, 1], [100, 5])
+    assert np.isnan(run.series["loss"].values).all()
+
+
+def test_read_tells_a_running_run_from_a_stopped_one(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    lock = RunLock(logdir)
+    assert runs.read(logdir).status == "running"
+    lock.release()
+    (logdir / "lock").write_text("999999999\n")
+    assert runs.read(logdir).status == "stopped"
+
+
+def test_read_passes_over_a_row_that_is_being_written(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    with (logdir / METRICS).open("a") as file:
+        file.write('{"step": 200, "sec')
+    run = runs.read(logdir)
+    assert run.steps == 100 and run.notes == ()
+
+
+def test_read_names_broken_lines_and_keeps_the_others(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    with (logdir / METRICS).open("a") as file:
+        file.write('{"step": 200\n[1]\n{"step": "x", "seconds": 1}\n{"step": 300, "seconds": 90.0}\n')
+    run = runs.read(logdir)
+    assert run.steps == 300
+    assert run.notes == ("metrics.jsonl: 3 of 6 lines left out, the first is line 3",)
+
+
+def test_read_names_a_broken_config_and_goes_on(tmp_path):
+    logdir = write_run(tmp_path / "a-seed7")
+    (logdir / CONFIG_FILE).write_text("a: [")
+    run = runs.read(logdir)
+    assert run.config is None and run.seed == 7
+    assert CONFIG_FILE in run.notes[0]
+
+
+def test_read_takes_event_files_where_there_are_no_rows(tmp_path):
+    logdir = tmp_path / "foreign_seed4"
+    write_events(logdir, [scalar(0, 1.0), scalar(10, 0.5, seconds=120)])
+    run = runs.read(logdir)
+    assert (run.steps, run.seed, run.status) == (10, 4, "event files")
+    assert run.series["loss"].values.tolist() == [1.0, 0.5]
+    assert run.minutes == pytest.approx(2, abs=0.05)
+
+
+def test_read_of_our_own_events_equals_that_of_the_rows(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    rows = runs.read(logdir).series["valid_gap"]
+    (logdir / METRICS).unlink()
+    events = runs.read(logdir).series["valid_gap"]
+    assert np.array_equal(events.steps, rows.steps) and np.array_equal(events.values, rows.values)
+
+
+def test_read_takes_scalars_in_tensor_form_and_passes_over_the_rest(tmp_path):
+    values = [
+        Summary.Value(tag="return", tensor=make_tensor_proto(np.float32(2.5))),
+        Summary.Value(tag="text", tensor=make_tensor_proto(np.array(["words"], dtype=object))),
+        Summary.Value(tag="weights", tensor=make_tensor_proto(np.zeros(3, dtype=np.float32))),
+    ]
+    write_events(tmp_path / "a", [Event(step=1, wall_time=time.time(), summary=Summary(value=values))])
+    assert {name: one.values.tolist() for name, one in runs.read(tmp_path / "a").series.items()} == {"return": [2.5]}
+
+
+def test_read_drops_events_that_a_resumed_run_wrote_anew(tmp_path):
+    start = Event(step=20, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+    write_events(tmp_path / "a", [scalar(10, 1.0), scalar(20, 2.0), scalar(30, 3.0), start, scalar(20, 5.0)])
+    loss = runs.read(tmp_path / "a").series["loss"]
+    assert (loss.steps.tolist(), loss.values.tolist()) == ([10, 20], [1.0, 5.0])
+
+
+@pytest.mark.parametrize("cut", [3, 20])
+def test_read_keeps_what_stands_before_a_torn_record(tmp_path, cut):
+    path = write_events(tmp_path / "a", [scalar(10, 1.0), scalar(20, 2.0)])
+    path.write_bytes(path.read_bytes()[:-cut])
+    run = runs.read(tmp_path / "a")
+    assert run.series["loss"].values.tolist() == [1.0]
+    assert "is broken from byte" in run.notes[0]
+
+
+def test_read_refuses_what_holds_nothing(tmp_path):
+    (tmp_path / METRICS).write_text("")
+    with pytest.raises(UnreadableRunError, match="nothing is logged yet"):
+        runs.read(tmp_path)
+    (tmp_path / "events.out.tfevents.1.x").write_bytes(b"garbage, and more of it")
+    with pytest.raises(UnreadableRunError, match="is broken from byte 0 on"):
+        runs.read(tmp_path)
+
+
+def test_find_descends_to_runs(tmp_path):
+    first, second = write_run(tmp_path / "x" / "a"), write_run(tmp_path / "b")
+    assert runs.find(tmp_path) == [second, first]
+    assert runs.find(second) == [second]
+
+
+def test_find_refuses_what_is_no_logdir(tmp_path):
+    (tmp_path / "file").touch()
+    for name, words in (("none", "does not exist"), ("file", "is no folder"), ("", "has neither metrics.jsonl")):
+        with pytest.raises(UnreadableRunError, match=words):
+            runs.find(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("tsp_attn-seed12", ("tsp_attn", 12)),
+        ("dqn_seed1_big", ("dqn_big", 1)),
+        ("few/2", ("few", 2)),
+        ("CartPole-v1__dqn__7__1640000000", ("CartPole-v1__dqn", 7)),
+        ("tsp_20", ("tsp_20", None)),
+    ],
+)
+def test_without_seed_takes_the_seed_out(name, parts):
+    assert runs.without_seed(name) == parts
