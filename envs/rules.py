@@ -7,7 +7,7 @@ baseline call the same `reset`, `action_mask` and `step`; what a move costs stan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class Rules(ABC):
         """The largest number of legs with a cost that can still come."""
 
     @classmethod
-    def under(cls, costs: Costs) -> type[Self]:
+    def under(cls, costs: Costs) -> type[Rules]:
         """The same rules in another cost world."""
         return type(cls.__name__, (cls,), {"costs": costs})
 
