@@ -24,7 +24,7 @@ from evaluation import Pictures
 from guard import Guard
 from imagination import Imagination
 from models import ImagBehavior
-from networks import Latent, PointerTables, TSPPointerActor, View
+from networks import Latent, PointerTables, TSPPointerActor, View, renew
 from optimizer import Optimizer, update_together
 from recovery import Recovery
 from replay import Replay
@@ -187,7 +187,7 @@ class Dreamer:
             instance, routing_state = self.task.rules.restore(obs)
             # Acting may begin in mid-episode, after a prefill by another policy.
             if any_first or not static:
-                static = _renew(static, self._encode_static(instance), is_first)
+                static = renew(static, self._encode_static(instance), is_first)
             view = View(
                 action_mask=obs[ACTION_MASK][:, None],
                 first=routing_state.first[:, None],
@@ -380,16 +380,6 @@ class Dreamer:
         loss = self.model.move_loss(batch, instance, feat)
         self.model_optimizer.step(self.model.loss_scales["reward"] * loss, progress=progress)
         return {"move_error": loss.detach().sqrt()}
-
-
-def _renew(kept: dict[str, Tensor], fresh: dict[str, Tensor], is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
-    """`fresh` for the environments whose episode begins, `kept` for the others; all of `fresh` if nothing is kept."""
-    if not kept:
-        return fresh
-    return {
-        name: torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, kept[name])
-        for name, value in fresh.items()
-    }
 
 
 def make_pictures(agent: Dreamer) -> Pictures | None:

@@ -344,6 +344,16 @@ class TSPPointerActor(nn.Module):
         return (self._split(query) @ key).transpose(1, 2).flatten(-2)
 
 
+def renew(kept: dict[str, Tensor], fresh: dict[str, Tensor], is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
+    """`fresh` for the environments whose episode begins, `kept` for the others; all of `fresh` if nothing is kept."""
+    if not kept:
+        return fresh
+    return {
+        name: torch.where(is_first.view(-1, *[1] * (value.ndim - 1)), value, kept[name])
+        for name, value in fresh.items()
+    }
+
+
 class MaskedActor(nn.Module):
     """An MLP over the latent: a distribution over any kind of actions, illegal discrete ones masked out."""
 

@@ -24,8 +24,8 @@ GROUND = frozenset(
 LAYERS = (
     GROUND,
     frozenset({"networks", "evaluation"}),
-    frozenset({"observations", "trainer"}),
-    frozenset({"world_model", "launch"}),
+    frozenset({"observations", "sac_networks", "trainer"}),
+    frozenset({"world_model", "launch", "sac_losses"}),
     frozenset({"imagination"}),
     frozenset({"models", "sac"}),
     frozenset({"dreamer"}),
