@@ -121,6 +121,8 @@ class Dreamer:
         self.generators = generators
         validate_choices(config, CHOICES)
         imagination = imagination_settings(config)
+        if imagination.reward != "head" and config.reward_scale != 1:
+            raise ValueError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
         optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
         self.behavior = ImagBehavior(

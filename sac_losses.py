@@ -1,4 +1,4 @@
-"""What SAC minimises: the losses of Q functions, policy and temperature, for continuous and for masked discrete actions.
+"""What SAC minimises: losses of Q functions, policy and temperature, for continuous and for masked discrete actions.
 
 Soft actor-critic after Haarnoja et al. (2018), "Soft actor-critic algorithms and applications", and, where actions are
 discrete, Christodoulou (2019) with every expectation taken over legal actions only.

@@ -23,7 +23,7 @@ GROUND = frozenset(
 )
 LAYERS = (
     GROUND,
-    frozenset({"networks", "evaluation"}),
+    frozenset({"networks", "evaluation", "dynamics_map"}),
     frozenset({"observations", "sac_networks", "trainer"}),
     frozenset({"world_model", "launch", "sac_losses"}),
     frozenset({"imagination"}),
