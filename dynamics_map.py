@@ -132,7 +132,7 @@ class Posterior:
         """The expected map, m/s^2."""
         return self.basis.mean + np.tensordot(self.moments()[0], self.basis.components, 1)
 
-    def context(self) -> Float[np.ndarray, " K+K"]:
+    def context(self) -> Float[np.ndarray, " L"]:
         """Means, squashed into (-1, 1), and log-variances as shares of the lowest there can be, in [-1, 0]."""
         mean, variance = self.moments()
         return np.concatenate((np.tanh(mean / MEAN_LIMIT), -np.log(variance) / self._least_log_variance))
