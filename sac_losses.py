@@ -33,9 +33,9 @@ CRITICS = ("mse", "symlog_disc")
 class Soft(nn.Module):
     """Policy, twin Q functions, their slow copies and the temperature. A subclass says what they are and minimise."""
 
-    policy: nn.Module
-    values: nn.Module
-    target_values: nn.Module
+    policy: Any
+    values: Any
+    target_values: Any
 
     def __init__(self, *, discount: float, tau: float, device: torch.device) -> None:
         super().__init__()
@@ -43,7 +43,13 @@ class Soft(nn.Module):
         self.temperature = Temperature(device=device)
 
     def act(
-        self, obs: dict[str, Tensor], static: dict[str, Tensor], **arguments: Any
+        self,
+        obs: dict[str, Tensor],
+        static: dict[str, Tensor],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Tensor]]:
         """An action for every environment, and what the policy remembers of each for the rest of the episode."""
         raise NotImplementedError
@@ -56,7 +62,8 @@ class Soft(nn.Module):
     def follow(self, applied: dict[str, Tensor]) -> None:
         """Let the slow Q functions follow an update that was applied (1) or skipped (0), by optimiser."""
         slow, fast = list(self.target_values.parameters()), list(self.values.parameters())
-        torch._foreach_lerp_(slow, fast, self.tau * applied["q"])
+        weight: Any = self.tau * applied["q"]
+        torch._foreach_lerp_(slow, fast, weight)
 
     def _finish(self, device: torch.device) -> None:
         """Move everything to its device and make the slow copies."""
@@ -94,7 +101,13 @@ class ContinuousSoft(Soft):
         self._finish(device)
 
     def act(
-        self, obs: dict[str, Tensor], static: dict[str, Tensor], *, generator: torch.Generator | None, **_: Any
+        self,
+        obs: dict[str, Tensor],
+        static: dict[str, Tensor],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
     ) -> tuple[Float[Tensor, "E A"], dict[str, Tensor]]:
         dist = self.policy(self.read(obs))
         if generator is None:
@@ -177,9 +190,11 @@ class DiscreteSoft(Soft):
                 tables = self.policy.encode(self.task.rules.node_features(instance))
                 fresh = {name: table for name, table in tables._asdict().items() if table is not None}
                 static = renew(static, fresh, is_first)
-            tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})
+            tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})  # type: ignore[arg-type]
             view = self._view(obs)
-            dist = self.policy(None, tables, View(*(None if part is None else part[:, None] for part in view)))
+            assert view.first is not None and view.current is not None
+            view = View(view.action_mask[:, None], first=view.first[:, None], current=view.current[:, None])
+            dist = self.policy(None, tables, view)
             if generator is None:
                 return dist.mode()[:, 0], static
             return dist.sample(uniform((*is_first.shape, 1), generator))[:, 0], static

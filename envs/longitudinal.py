@@ -114,6 +114,7 @@ class LongitudinalEnv(gymnasium.Env):
     def __init__(self, *, horizon: int = 1):
         if horizon < 1:
             raise ValueError(f"horizon is {horizon}; a plan holds one action at least")
+        self.horizon = horizon
         self.action_space = spaces.Box(-1, 1, (horizon,), np.float32)
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (6 + len(PREVIEW),), np.float32)
         self._ride: Ride | None = None
@@ -161,7 +162,7 @@ class LongitudinalEnv(gymnasium.Env):
             raise ResetNeeded("step() after the end of the episode: call reset()")
         action = np.asarray(action, np.float64)
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
-            raise ValueError(f"action {action} should be {self.action_space.shape[0]} finite numbers in [-1, 1]")
+            raise ValueError(f"action {action} should be {self.horizon} finite numbers in [-1, 1]")
         command = float(np.clip(action[0], -1, 1))
         plant, grade = Plant(*ride.plant), ride.grade[ride.step]
         # Exact for a command that is held.

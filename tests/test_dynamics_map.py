@@ -65,9 +65,9 @@ def test_posterior_without_forgetting_is_the_batch_solution():
     for _ in range(12):
         command, speed, response = rng.uniform(-1, 1), rng.uniform(0, 40), rng.normal()
         posterior.observe(command, speed, response)
-        mean, components = BASIS.at(command, speed)
+        prior, components = BASIS.at(command, speed)
         rows.append(components)
-        targets.append(response - mean)
+        targets.append(response - prior)
     design = np.array(rows)
     covariance = np.linalg.inv(np.eye(6) + design.T @ design / 0.09)
     mean, variance = posterior.moments()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def test_restored_agent_goes_on_like_the_saved_one():
     (one, replay), (other, _) = pendulum_agent(), pendulum_agent(seed=1)
     for _ in range(3):
         one.update(replay, progress=0.0)
-    other.load_state_dict(one.state_dict())
+    # As a checkpoint would: an optimiser keeps the very tensors that it is given.
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
     checkpoint.restore_generators(other.generators, checkpoint.generator_state(one.generators))
     one.update(replay, progress=0.0)
     other.update(replay, progress=0.0)

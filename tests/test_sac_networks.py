@@ -61,7 +61,8 @@ def test_twin_mlp_restores_and_names_its_twins():
     assert torch.equal(one(torch.ones(4, 3)), other(torch.ones(4, 3)))
     # What the guard copies into the state arrives in the network.
     other.state_dict()["q2.weight0"].fill_(7.0)
-    assert (other.weight0[1] == 7).all() and torch.equal(other.weight0[0], one.weight0[0])
+    weight = other.get_parameter("weight0")
+    assert (weight[1] == 7).all() and torch.equal(weight[0], one.get_parameter("weight0")[0])
 
 
 def test_frozen_twin_mlp_passes_gradients_to_its_input_only():
