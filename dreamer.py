@@ -24,7 +24,7 @@ from evaluation import Pictures
 from guard import Guard
 from imagination import Imagination
 from models import ImagBehavior
-from networks import Latent, PointerTables, TSPPointerActor, View
+from networks import Latent, PointerTables, TSPPointerActor, View, encode_static
 from optimizer import Optimizer, update_together
 from recovery import Recovery
 from replay import Replay
@@ -121,6 +121,8 @@ class Dreamer:
         self.generators = generators
         validate_choices(config, CHOICES)
         imagination = imagination_settings(config)
+        if imagination.reward != "head" and config.reward_scale != 1:
+            raise ValueError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
         optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
         self.behavior = ImagBehavior(
@@ -186,10 +188,9 @@ class Dreamer:
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
             # Acting may begin in mid-episode, after a prefill by another policy.
-            if not static:
-                static = self._encode_static(instance)
-            elif any_first:
-                static = self._renew(static, instance, is_first)
+            static = encode_static(
+                static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
+            )
             states = type(routing_state)(*(part[:, None] for part in routing_state))
             view = View.of(self.task.rules, states, obs[ACTION_MASK][:, None])
             if "nodes" in static:
@@ -223,19 +224,6 @@ class Dreamer:
         if actor.latent_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
-
-    def _renew(self, static: dict[str, Tensor], instance: Instance, is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
-        """`static` with the environments whose episode begins encoded anew."""
-        assert self.task.rules is not None
-        if self.task.rules.fixed_length:
-            # In lockstep: if one begins, all do, unless acting began in mid-episode.
-            fresh = self._encode_static(instance)
-            began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
-            return {name: torch.where(began[name], value, static[name]) for name, value in fresh.items()}
-        # Which begin is no secret to the host, whose environments have just counted them.
-        rows = is_first.nonzero()[:, 0]
-        fresh = self._encode_static(type(instance)(*(part[rows] for part in instance)))
-        return {name: static[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
     def _infer(
         self,
