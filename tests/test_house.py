@@ -28,8 +28,9 @@ LAYERS = (
     frozenset({"world_model", "launch"}),
     frozenset({"imagination"}),
     frozenset({"models", "sac"}),
-    frozenset({"dreamer"}),
+    frozenset({"dreamer", "decoding"}),
     frozenset({"solve", "compare"}),
+    frozenset({"export"}),
 )
 AGENTS = frozenset({"dreamer", "sac"})
 
