@@ -214,7 +214,9 @@ def imagined_tours(
         tours = torch.cat((trajectory.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1).cpu().numpy()
         lengths = -reward[:, 0].double().sum(-1).cpu().numpy()
         units = [longer_side(plane(each.coords, each.metric)) * plane_unit(each.metric) for each in chunk]
-        found += [Imagined(tour, float(length) * unit) for tour, length, unit in zip(tours, lengths, units, strict=True)]
+        found += [
+            Imagined(tour, float(length) * unit) for tour, length, unit in zip(tours, lengths, units, strict=True)
+        ]
     return found
 
 

@@ -23,6 +23,8 @@ VALIDATION_SEED = 4321
 # Up to here the exact dynamic programme is faster than starting LKH.
 HELD_KARP_MAX_NODES = 9
 
+MIN_REFERENCE_NODES = 3
+
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
 LKH_UNITS = 1_000_000
 
@@ -108,11 +110,13 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
         ValueError: fewer than 3 nodes, or coordinates that are not finite.
     """
     num_nodes = coords.shape[1]
-    if num_nodes < 3 or not np.isfinite(coords).all():
+    if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
         raise ValueError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
     if num_nodes <= HELD_KARP_MAX_NODES:
         return held_karp_tours(euclidean_distances(coords))
-    return np.stack([lkh_tour(_lkh_units(euclidean_distances(nodes))) for nodes in tqdm(coords, desc="reference tours", delay=2)])
+    return np.stack(
+        [lkh_tour(_lkh_units(euclidean_distances(nodes))) for nodes in tqdm(coords, desc="reference tours", delay=2)]
+    )
 
 
 def _lkh_units(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
@@ -123,7 +127,7 @@ def _lkh_units(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
 def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
     """An optimal tour (up to 9 nodes), or LKH's, from node 0, for distances in any unit."""
     num_nodes = len(distances)
-    if num_nodes < 3:
+    if num_nodes < MIN_REFERENCE_NODES:
         return np.arange(num_nodes)
     if num_nodes <= HELD_KARP_MAX_NODES:
         return held_karp_tours(distances[None])[0]
