@@ -109,7 +109,7 @@ def tsp_tours(
     best = np.tile(np.arange(num_nodes), (len(instances), 1))
     best_lengths = np.full(len(instances), np.inf)
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
-        scaled = _scaled(instances[rows], device)
+        scaled, _ = _scaled(instances[rows], device)
         for image in range(decoding.symmetries):
             instance = TSPInstance(coords=symmetric(scaled, image))
             # Tables are the expensive part, so all the tours of an image share them.
@@ -208,15 +208,12 @@ def imagined_tours(
     device = next(behavior.actor.parameters()).device
     found: list[Imagined | None] = []
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
-        chunk = instances[rows]
-        trajectory, reward = behavior.imagine_greedily(model, TSPInstance(coords=_scaled(chunk, device)))
+        scaled, units = _scaled(instances[rows], device)
+        trajectory, reward = behavior.imagine_greedily(model, TSPInstance(coords=scaled))
         assert trajectory.state is not None
         tours = torch.cat((trajectory.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1).cpu().numpy()
-        lengths = -reward[:, 0].double().sum(-1).cpu().numpy()
-        units = [longer_side(plane(each.coords, each.metric)) * plane_unit(each.metric) for each in chunk]
-        found += [
-            Imagined(tour, float(length) * unit) for tour, length, unit in zip(tours, lengths, units, strict=True)
-        ]
+        lengths = -reward[:, 0].double().sum(-1).cpu().numpy() * units
+        found += [Imagined(tour, length) for tour, length in zip(tours, lengths.tolist(), strict=True)]
     return found
 
 
@@ -233,9 +230,20 @@ def refuse_other_sizes(model: WorldModel, behavior: ImagBehavior, num_nodes: int
         )
 
 
-def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> Float[Tensor, "B N 2"]:
-    scaled = np.stack([scale_to_unit_square(plane(each.coords, each.metric)) for each in instances])
-    return torch.from_numpy(scaled).float().to(device)
+def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple[Float[Tensor, "B N 2"], list[float]]:
+    """Positions in the unit square, and what a leg of length 1 there is in the unit of each instance."""
+    scaled, units = [], []
+    for instance in instances:
+        positions = plane(instance.coords, instance.metric)
+        side = longer_side(positions)
+        # What spreads over the unit square already, as training's instances do, is left as it is.
+        if side < 0.5 or positions.min() < 0 or positions.max() > 1:
+            positions = scale_to_unit_square(positions)
+        else:
+            side = 1.0
+        scaled.append(positions)
+        units.append(side * plane_unit(instance.metric))
+    return torch.from_numpy(np.stack(scaled)).float().to(device), units
 
 
 def _static(

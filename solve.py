@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from matplotlib.image import imsave
 from tqdm import tqdm
 
@@ -41,9 +41,16 @@ Solver = Callable[..., list[Int64[np.ndarray, " L"]]]
 SOLVERS: dict[str, Solver] = {"tsp": tsp_tours}
 
 
-def random_tsp(count: int, num_nodes: int, seed: int) -> Float64[np.ndarray, "I N 2"]:
-    """Coordinates as the field draws them."""
-    return field_test_coords(num_nodes, count, seed=seed)
+def random_tsp(count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
+    """Instances as the field draws them."""
+    drawn = field_test_coords(num_nodes, count, seed=seed)
+    width = len(str(count - 1))
+    return [RoutingInstance(f"random-{i:0{width}}", "tsp", nodes, EXACT) for i, nodes in enumerate(drawn)]
+
+
+# By problem: how random instances are drawn, and the solver that the field compares with.
+RANDOM = {"tsp": random_tsp}
+REFERENCES = {"tsp": "lkh"}
 
 
 class Solution(NamedTuple):
@@ -95,6 +102,12 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     if agent.task.rules is None:
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
     return agent
+
+
+def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
+    """Random instances of the problem that an agent was trained on."""
+    assert agent.task.rules is not None
+    return RANDOM[agent.task.rules.name](count, num_nodes, seed)
 
 
 def solve(
@@ -246,7 +259,8 @@ def _percent(gap: float | None) -> str:
     return "-" if gap is None else f"{gap:.2f}"
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A count on the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
@@ -268,11 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
     add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .npy or .npz files")
-    add("--random", type=_positive, metavar="COUNT", help="solve random instances instead of files")
-    add("--nodes", type=_positive, help="of the random instances; those of training where not given")
+    add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
+    add("--nodes", type=positive, help="of the random instances; those of training where not given")
     add("--seed", type=_seed, default=0, help="of the random instances and of --decode sample (default 0)")
     add("--decode", choices=Decoding.METHODS, default="greedy", help="how to look for tours (default greedy)")
-    add("--samples", type=_positive, default=128, metavar="K", help="tours that sample draws (default 128)")
+    add("--samples", type=positive, default=128, metavar="K", help="tours that sample draws (default 128)")
     add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
     add("--reference", choices=("lkh", "pyvrp", "none"), help="what to compare with; what is known where not given")
     add("--json", action="store_true", help="print one JSON object instead of the table")
@@ -321,10 +335,8 @@ def main(argv: list[str]) -> None:
         agent = load_agent(arguments.run, launch.choose_device(arguments.device))
         if arguments.random:
             num_nodes = arguments.nodes or agent.task.num_actions
-            drawn = random_tsp(arguments.random, num_nodes, arguments.seed)
-            width = len(str(len(drawn) - 1))
-            instances = [RoutingInstance(f"random-{i:0{width}}", "tsp", nodes, EXACT) for i, nodes in enumerate(drawn)]
-            found: list[tuple[Path, RoutingInstance, float | None]] = [(Path(), each, None) for each in instances]
+            drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
+            found: list[tuple[Path, RoutingInstance, float | None]] = [(Path(), each, None) for each in drawn]
             failures = 0
         else:
             found, failures = _read(arguments.files, with_known=arguments.reference is None)

@@ -23,7 +23,7 @@ from envs.metrics import EXACT, FILE_METRICS
 
 # Squares, and sums of a million legs, stay exact enough in float64 to be rounded to whole numbers.
 LARGEST_COORDINATE = 1e12
-LARGEST_DEMAND = 10**9
+LARGEST_DEMAND = 1e9
 
 COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y` for each of DIMENSION nodes"
 DEMAND_REMEDY = "DEMAND_SECTION needs one line `number demand` for each of DIMENSION nodes"
@@ -273,7 +273,7 @@ def _demand(text: _Text, dimension: int, capacity: int) -> Int64[np.ndarray, " N
     for row in _numbered(text, "DEMAND_SECTION", dimension, columns=1, remedy=DEMAND_REMEDY):
         amount = _whole(row.fields[1])
         if amount is None or not 0 <= amount <= LARGEST_DEMAND:
-            remedy = f"a whole number from 0 to {LARGEST_DEMAND} is needed"
+            remedy = f"a whole number from 0 to {LARGEST_DEMAND:g} is needed"
             raise text.fault(row.number, f"demand {_quoted(row.fields[1])}", remedy)
         if not demand and amount:
             raise text.fault(row.number, f"the depot, node 1, has demand {amount}", "it needs demand 0")
