@@ -53,6 +53,10 @@ RANDOM = {"tsp": random_tsp}
 REFERENCES = {"tsp": "lkh"}
 
 
+# An instance with the file it came from, and the length that is known of it.
+Case = tuple[Path, RoutingInstance, int | float | None]
+
+
 class Solution(NamedTuple):
     """A checked solution of an instance, with lengths in the instance's own metric.
 
@@ -69,7 +73,7 @@ class Solution(NamedTuple):
     tour: Int64[np.ndarray, " L"]
     length: int | float
     seconds: float
-    reference: float | None = None
+    reference: int | float | None = None
     imagined: Imagined | None = None
 
     @property
@@ -151,7 +155,7 @@ def solve(
     return [outcomes[index] for index in range(len(instances))]
 
 
-def references(instances: Sequence[RoutingInstance], solver: str) -> list[float | None]:
+def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float | None]:
     """The length of each instance's solution by another solver, `lkh` or `pyvrp`."""
     sizes = {len(instance.coords) for instance in instances}
     plain = all(instance.metric == EXACT and instance.problem == "tsp" for instance in instances)
@@ -161,7 +165,7 @@ def references(instances: Sequence[RoutingInstance], solver: str) -> list[float 
     return [_reference(instance, solver) for instance in tqdm(instances, desc=solver, delay=2, leave=False)]
 
 
-def _reference(instance: RoutingInstance, solver: str) -> float | None:
+def _reference(instance: RoutingInstance, solver: str) -> int | float | None:
     if solver == "pyvrp":
         # Importing it takes a while, and few ask for it.
         from envs.pyvrp_reference import pyvrp_solution
@@ -191,7 +195,7 @@ def totals(solutions: Sequence[Solution]) -> dict[str, float | None]:
     The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones.
     """
 
-    def mean(values: list[float]) -> float | None:
+    def mean(values: list[int | float]) -> float | None:
         return float(np.mean(values)) if values else None
 
     return {
@@ -249,7 +253,7 @@ def table(solutions: Sequence[Solution]) -> str:
     )
 
 
-def _text(length: float | None) -> str:
+def _text(length: int | float | None) -> str:
     if length is None:
         return "-"
     return f"{length:.0f}" if float(length).is_integer() else f"{length:.4f}"
@@ -295,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[tuple[Path, RoutingInstance, float | None]], int]:
+def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[Case], int]:
     """Every instance of every file with its known length, and the number of files that cannot be read."""
     found, failures = [], 0
     for path in paths:
@@ -309,7 +313,7 @@ def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[tuple[Path, 
     return found, failures
 
 
-def _check_output(folder: Path, found: Sequence[tuple[Path, RoutingInstance, float | None]]) -> None:
+def _check_output(folder: Path, found: Sequence[Case]) -> None:
     name, count = max(Counter(instance.name for _, instance, _ in found).items(), key=itemgetter(1), default=("", 0))
     if count > 1:
         raise ConfigError(f"several instances are called {name}, and so would be their tours; solve them apart")
@@ -336,7 +340,7 @@ def main(argv: list[str]) -> None:
         if arguments.random:
             num_nodes = arguments.nodes or agent.task.num_actions
             drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
-            found: list[tuple[Path, RoutingInstance, float | None]] = [(Path(), each, None) for each in drawn]
+            found: list[Case] = [(Path(), each, None) for each in drawn]
             failures = 0
         else:
             found, failures = _read(arguments.files, with_known=arguments.reference is None)

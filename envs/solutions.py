@@ -77,7 +77,7 @@ def write_solution(path: Path, instance: RoutingInstance, tour: Int[np.ndarray, 
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def known_length(path: str | os.PathLike, instance: RoutingInstance) -> float | None:
+def known_length(path: str | os.PathLike, instance: RoutingInstance) -> int | float | None:
     """Length of the best solution that is known: of NAME.opt.tour or NAME.sol beside the file, or what the file says.
 
     The length is computed from the nodes; a solution that cannot be used is logged and done without.

@@ -56,14 +56,14 @@ def test_tsp_tours_visit_every_node_of_instances_of_any_size(method, num_nodes):
 
 
 def test_tsp_tours_do_not_depend_on_how_instances_are_cut_into_chunks(monkeypatch):
-    agent, cases = make_agent(), instances(7, 9)
+    agent, cases = make_agent(), instances(2, 5)
     together = decode(agent, cases, method="augment")
     monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1)
     np.testing.assert_allclose(lengths(cases, decode(agent, cases, method="augment")), lengths(cases, together))
 
 
 def test_tsp_tours_are_never_longer_for_looking_longer():
-    agent, cases = make_agent(), instances(20, 9)
+    agent, cases = make_agent(), instances(20, 7)
     greedy = lengths(cases, decode(agent, cases))
     augment = lengths(cases, decode(agent, cases, method="augment"))
     assert (augment <= greedy + 1e-9).all() and (augment < greedy - 1e-6).any()

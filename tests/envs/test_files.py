@@ -257,7 +257,7 @@ SNIPPETS = [
 ]
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_read_instances_reads_or_refuses_mutated_files(data, tmp_path):
     name = data.draw(st.sampled_from(sorted(VALID)))
