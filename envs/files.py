@@ -36,17 +36,9 @@ SECTIONS = {
 }
 # What numpy and zipfile raise on bytes that are no array.
 ARRAY_ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    EOFError,
-    KeyError,
-    IndexError,
-    MemoryError,
-    OverflowError,
-    RuntimeError,
+    *(ValueError, TypeError, OSError, EOFError, LookupError, MemoryError, OverflowError, RuntimeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError),
 )
-ARRAY_ERRORS += (zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, AttributeError)
 
 
 class InstanceError(ValueError):
@@ -269,7 +261,7 @@ def _position(path: Path, row: _Row, fields: list[str]) -> list[float]:
 
 
 def _demand(text: _Text, dimension: int, capacity: int) -> Int64[np.ndarray, " N"]:
-    demand = []
+    demand: list[int] = []
     for row in _numbered(text, "DEMAND_SECTION", dimension, columns=1, remedy=DEMAND_REMEDY):
         amount = _whole(row.fields[1])
         if amount is None or not 0 <= amount <= LARGEST_DEMAND:

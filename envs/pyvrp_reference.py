@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyvrp
 from jaxtyping import Int64
@@ -21,7 +23,7 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int = ITERATIONS) -
     count = len(instance.coords)
     if count < 3:
         return join_routes([[node] for node in range(1, count)]) if instance.demand is not None else np.arange(count)
-    distances = whole_distances(distance_matrix(instance.coords, instance.metric))
+    distances: Any = whole_distances(distance_matrix(instance.coords, instance.metric))
     if instance.demand is None:
         loads: list[list[int]] = [[] for _ in range(count)]
         vehicles = pyvrp.VehicleType(1)

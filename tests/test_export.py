@@ -65,10 +65,11 @@ def test_exported_weights_solve_as_well_as_recorded(weights):
         assert_recorded_gap(weights, "greedy")
 
 
-def test_exported_weights_are_those_of_actor_and_model_in_half_precision(run, weights):
-    trained, exported = checkpoint.load(run / "latest.pt", CPU)["agent"], None
-    export.weights_file(run, weights)
-    exported = checkpoint.load(weights, CPU)["agent"]
+def test_exported_weights_are_those_of_actor_and_model_in_half_precision(run, tmp_path):
+    trained = checkpoint.load(run / "latest.pt", CPU)["agent"]
+    path = tmp_path / "tiny.pt"
+    export.weights_file(run, path)
+    exported = checkpoint.load(path, CPU)["agent"]
     assert exported.keys() == {"model", "behavior"}
     assert all(name.startswith("actor.") for name in exported["behavior"])
     for part, values in exported.items():

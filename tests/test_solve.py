@@ -143,8 +143,8 @@ def test_solve_compares_with_the_solver_asked_for(reference, run, capsys):
 
 
 def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
-    batch = {"coords": field_test_coords(5, 1), "demand": np.array([[0, 1, 1, 1, 1]]), "capacity": 3}
-    np.savez(tmp_path / "batch.npz", **batch)
+    demand = np.array([[0, 1, 1, 1, 1]])
+    np.savez(tmp_path / "batch.npz", coords=field_test_coords(5, 1), demand=demand, capacity=np.array(3))
     code, line = refusal(capsys, run, tmp_path / "batch.npz", "--device", "cpu")
     assert code == 1 and "batch.npz is a cvrp instance, and the run was trained on tsp" in line
 

@@ -80,7 +80,7 @@ def test_read_instances_reads_cvrplib(tmp_path):
     (instance,) = read_instances(write(tmp_path, CVRP_FILE, "own.vrp"))
     assert (instance.problem, instance.capacity, instance.reference) == ("cvrp", 5, 24)
     assert instance.coords.tolist() == [[0, 0], [3, 4], [-3, 4]]
-    assert instance.demand.tolist() == [0, 5, 0]
+    assert np.array_equal(instance.demand, [0, 5, 0])
 
 
 def test_read_instances_puts_nodes_in_the_order_of_their_numbers(tmp_path):
@@ -184,7 +184,7 @@ def test_read_instances_reads_arrays(tmp_path):
     assert single.name == "own" and np.array_equal(single.coords, BATCH["coords"][0])
     first, second = read_instances(write(tmp_path, as_bytes(np.savez, **BATCH), "own.npz"))
     assert (first.name, first.problem, first.capacity, second.capacity) == ("own-0", "cvrp", 3, 9)
-    assert second.demand.tolist() == [0, 3, 3, 3]
+    assert np.array_equal(second.demand, [0, 3, 3, 3])
     shared = read_instances(write(tmp_path, as_bytes(np.savez, **{**BATCH, "capacity": 5}), "own.npz"))
     assert [instance.capacity for instance in shared] == [5, 5]
     assert {each.problem for each in read_instances(write(tmp_path, as_bytes(np.save, BATCH["coords"]), "a.npy"))} == {
