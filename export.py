@@ -54,6 +54,8 @@ def facts(run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the run's folder does not hold them.
     """
+    if not run.exists():
+        raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
     folder = run if run.is_dir() else run.parent
     try:
         made = json.loads((folder / "run.json").read_text(encoding="utf-8"))

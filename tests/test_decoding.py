@@ -56,7 +56,7 @@ def test_tsp_tours_visit_every_node_of_instances_of_any_size(method, num_nodes):
 
 
 def test_tsp_tours_do_not_depend_on_how_instances_are_cut_into_chunks(monkeypatch):
-    agent, cases = make_agent(), instances(2, 5)
+    agent, cases = make_agent(), instances(2, 4)
     together = decode(agent, cases, method="augment")
     monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1)
     np.testing.assert_allclose(lengths(cases, decode(agent, cases, method="augment")), lengths(cases, together))

@@ -91,7 +91,7 @@ def test_init_begins_a_run_with_exported_weights(run, tmp_path):
     path = tmp_path / "tiny.pt"
     export.weights_file(run, path)
     arguments = ["--configs", "debug", "--device", "cpu", "--logdir", str(tmp_path / "tuned"), "--steps", "60"]
-    dreamer.main([*arguments, "--init", str(path), "--actor.lr", "0.0"])
+    dreamer.main([*arguments, "--init", str(path), "--actor.lr", "1e-12"])
     tuned = checkpoint.load(tmp_path / "tuned" / "latest.pt", CPU)["agent"]["behavior"]
     exported = checkpoint.load(path, CPU)["agent"]["behavior"]
     for name, value in exported.items():
@@ -100,7 +100,7 @@ def test_init_begins_a_run_with_exported_weights(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nowhere", "a.pt"], "nowhere does not say"), (["nowhere", "a.txt"], "let it end in .pt")],
+    [(["nowhere", "a.pt"], "nowhere does not exist"), (["nowhere", "a.txt"], "let it end in .pt")],
 )
 def test_export_refuses_what_it_cannot_do_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:

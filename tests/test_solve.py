@@ -109,13 +109,15 @@ def test_solve_takes_a_checkpoint_and_compares_with_what_is_known(run, tmp_path,
 
 
 def test_solve_prints_one_json_object_with_instances_in_the_order_of_the_input(run, tmp_path, capsys):
-    pentagon = np.array([[0, 0], [4, 0], [5, 3], [2, 6], [-1, 3]])
+    pentagon = np.array([[0.0, 0], [4, 0], [5, 3], [2, 6], [-1, 3]])
     files = [write_tsp(tmp_path, "five", pentagon), write_tsp(tmp_path, "three", TRIANGLE)]
     np.save(tmp_path / "batch.npy", field_test_coords(5, 2))
     result = solve_json(capsys, run, *files, tmp_path / "batch.npy", "--reference", "lkh", "--imagine")
     assert [row["name"] for row in result["instances"]] == ["five", "three", "batch-0", "batch-1"]
     assert [row["n"] for row in result["instances"]] == [5, 3, 5, 5]
-    for row, coords in zip(result["instances"], [pentagon, TRIANGLE, *field_test_coords(5, 2)], strict=True):
+    for row, coords in zip(
+        result["instances"], [pentagon, TRIANGLE.astype(float), *field_test_coords(5, 2)], strict=True
+    ):
         metric = EXACT if row["name"].startswith("batch") else "EUC_2D"
         assert row["length"] == pytest.approx(tour_length(coords, np.array(row["tour"]), metric))
         assert row["gap_percent"] == pytest.approx(100 * (row["length"] / row["reference"] - 1))
@@ -237,7 +239,10 @@ def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
 
 
 def test_solve_refuses_files_whose_tours_would_overwrite_each_other(run, tmp_path, capsys):
-    code, line = refusal(capsys, run, "a/own.tsp", "b/own.tsp", "--out", tmp_path / "out")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    files = [write_tsp(tmp_path / name, "own", TRIANGLE) for name in ("a", "b")]
+    code, line = refusal(capsys, run, *files, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 2 and "called own" in line
 
 
