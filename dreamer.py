@@ -348,10 +348,30 @@ class Dreamer:
         self.updates = state["updates"]
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take model and behaviour from `state_dict`, and nothing else."""
+        """Take model and behaviour from `state_dict` or `acting_weights`, and nothing else."""
         self.model.load_state_dict(state["model"])
-        self.behavior.load_state_dict(state["behavior"])
+        behavior = state["behavior"]
+        if not any(name.startswith("critic.") for name in behavior):
+            # Weights for acting come without a critic; it stays as it is.
+            behavior = {**self.behavior.state_dict(), **behavior}
+        self.behavior.load_state_dict(behavior)
         self.recovery.keep()
+
+    def acting_weights(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of world model and actor, in half precision: what acting and imagining need.
+
+        `load_weights` takes them as it takes `state_dict`.
+        """
+        self.recovery.mend()
+        parts = {"model": (self.model, ""), "behavior": (self.behavior.actor, "actor.")}
+        weights: dict[str, dict[str, Tensor]] = {}
+        for part, (module, prefix) in parts.items():
+            # Buffers are no weights, and bins of a two-hot exceed what half precision can hold.
+            trained = dict(module.named_parameters())
+            weights[part] = {
+                prefix + name: value.half() if name in trained else value for name, value in module.state_dict().items()
+            }
+        return weights
 
     def _optimizers(self) -> dict[str, Optimizer]:
         return {

@@ -17,7 +17,7 @@ from gymnasium.error import DependencyNotInstalled
 import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
+from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
 from dynamics_map import CONTEXTS, DynamicsMapContext
 from envs.gym_tasks import make_gym
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
@@ -291,7 +291,8 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
     """The agent of a run as its checkpoint has it, in its world.
 
     Args:
-        run: the run's folder, for its latest checkpoint, or one of its checkpoint files, with config.yaml beside it.
+        run: the run's folder, for its latest checkpoint; one of its checkpoint files, with config.yaml beside it; or a
+            file of weights alone, which holds its config.
         make_agent: as for `train`.
         device: where the agent will act.
         defaults: gives the keys that did not exist when the run was made.
@@ -302,11 +303,17 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
     """
     if not run.exists():
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
-    folder = run if run.is_dir() else run.parent
-    config = read(folder / CONFIG_FILE, missing_from=defaults)
-    state = checkpoint.load_latest(run, device, to_go_on=False) if run.is_dir() else checkpoint.load(run, device)
-    if state is None:
-        raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
+    if run.is_dir():
+        config = read(run / CONFIG_FILE, missing_from=defaults)
+        state = checkpoint.load_latest(run, device, to_go_on=False)
+        if state is None:
+            raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
+    else:
+        state = checkpoint.load(run, device)
+        if "config" in state:
+            config = filled(state["config"], defaults)
+        else:
+            config = read(run.parent / CONFIG_FILE, missing_from=defaults)
     world = make_world(config.replace(envs=1, env_processes=False), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)

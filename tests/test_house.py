@@ -29,8 +29,9 @@ LAYERS = (
     frozenset({"imagination"}),
     frozenset({"returns", "starts"}),
     frozenset({"models", "sac"}),
-    frozenset({"dreamer"}),
+    frozenset({"dreamer", "decoding"}),
     frozenset({"solve", "compare"}),
+    frozenset({"export"}),
 )
 AGENTS = frozenset({"dreamer", "sac"})
 
