@@ -237,7 +237,12 @@ def read(path: Path, *, missing_from: Config | None = None) -> Config:
         ConfigError: the file is missing or is no such config.
     """
     saved = _read_mapping(path)
-    return Config(saved if missing_from is None else _filled(saved, missing_from.to_dict()))
+    return Config(saved) if missing_from is None else filled(saved, missing_from)
+
+
+def filled(saved: Mapping[str, Any], missing_from: Config) -> Config:
+    """A saved config as a mapping; a key that did not exist then is taken from `missing_from`."""
+    return Config(_filled(dict(saved), missing_from.to_dict()))
 
 
 def _filled(values: dict[str, Any], fallback: dict[str, Any]) -> dict[str, Any]:

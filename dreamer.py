@@ -24,7 +24,7 @@ from evaluation import Pictures
 from guard import Guard
 from imagination import Imagination
 from models import ImagBehavior
-from networks import Latent, PointerTables, TSPPointerActor, View
+from networks import Latent, PointerTables, TSPPointerActor, View, encode_static
 from optimizer import Optimizer, update_together
 from recovery import Recovery
 from replay import Replay
@@ -122,6 +122,8 @@ class Dreamer:
         self.generators = generators
         validate_choices(config, CHOICES)
         imagination = imagination_settings(config)
+        if imagination.reward != "head" and config.reward_scale != 1:
+            raise ValueError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
         optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
         self.behavior = ImagBehavior(
@@ -187,10 +189,9 @@ class Dreamer:
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
             # Acting may begin in mid-episode, after a prefill by another policy.
-            if not static:
-                static = self._encode_static(instance)
-            elif any_first:
-                static = self._renew(static, instance, is_first)
+            static = encode_static(
+                static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
+            )
             states = type(routing_state)(*(part[:, None] for part in routing_state))
             view = View.of(self.task.rules, states, obs[ACTION_MASK][:, None])
             if "nodes" in static:
@@ -227,19 +228,6 @@ class Dreamer:
         if actor.latent_size or self.model.belief_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
-
-    def _renew(self, static: dict[str, Tensor], instance: Instance, is_first: Bool[Tensor, " E"]) -> dict[str, Tensor]:
-        """`static` with the environments whose episode begins encoded anew."""
-        assert self.task.rules is not None
-        if self.task.rules.fixed_length:
-            # In lockstep: if one begins, all do, unless acting began in mid-episode.
-            fresh = self._encode_static(instance)
-            began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
-            return {name: torch.where(began[name], value, static[name]) for name, value in fresh.items()}
-        # Which begin is no secret to the host, whose environments have just counted them.
-        rows = is_first.nonzero()[:, 0]
-        fresh = self._encode_static(type(instance)(*(part[rows] for part in instance)))
-        return {name: static[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
     def _infer(
         self,
@@ -364,10 +352,30 @@ class Dreamer:
         self.updates = state["updates"]
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take model and behaviour from `state_dict`, and nothing else."""
+        """Take model and behaviour from `state_dict` or `acting_weights`, and nothing else."""
         self.model.load_state_dict(state["model"])
-        self.behavior.load_state_dict(state["behavior"])
+        behavior = state["behavior"]
+        if not any(name.startswith("critic.") for name in behavior):
+            # Weights for acting come without a critic; it stays as it is.
+            behavior = {**self.behavior.state_dict(), **behavior}
+        self.behavior.load_state_dict(behavior)
         self.recovery.keep()
+
+    def acting_weights(self) -> dict[str, dict[str, Tensor]]:
+        """The weights of world model and actor, in half precision: what acting and imagining need.
+
+        `load_weights` takes them as it takes `state_dict`.
+        """
+        self.recovery.mend()
+        parts = {"model": (self.model, ""), "behavior": (self.behavior.actor, "actor.")}
+        weights: dict[str, dict[str, Tensor]] = {}
+        for part, (module, prefix) in parts.items():
+            # Buffers are no weights, and bins of a two-hot exceed what half precision can hold.
+            trained = dict(module.named_parameters())
+            weights[part] = {
+                prefix + name: value.half() if name in trained else value for name, value in module.state_dict().items()
+            }
+        return weights
 
     def _optimizers(self) -> dict[str, Optimizer]:
         return {

@@ -45,7 +45,7 @@ class Evaluator(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Instances of a routing problem with the costs of their reference tours, and the factors that these hide if any."""
+    """Instances of a routing problem with the costs of their reference tours, and what those depend on in secret."""
 
     instance: Instance
     references: Float[np.ndarray, " I"]

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium.error import DependencyNotInstalled
@@ -16,7 +17,8 @@ from gymnasium.error import DependencyNotInstalled
 import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, read, validate_choices, validate_ranges
+from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
+from dynamics_map import CONTEXTS, DynamicsMapContext
 from envs.costs import EUCLIDEAN, find_costs
 from envs.gym_tasks import make_gym
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
@@ -40,7 +42,7 @@ ENTRY_KEYS = {
     "init": "begin a new run with the weights of this checkpoint file",
 }
 ROLES = ("environment", "acting", "replay", "model", "imagination")
-CHOICES = {"prefill_policy": ("random", "nearest")}
+CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
 RANGES = {
     **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
@@ -49,6 +51,7 @@ RANGES = {
         ("prefill", "train_ratio", "seed", "guard.max_rollbacks", "guard.recovery", "env_timeout"), (0, math.inf)
     ),
     **dict.fromkeys(("guard.max_skips", "guard.snapshot_every"), (1, math.inf)),
+    "reward_scale": (1e-12, 1e12),
 }
 
 
@@ -121,6 +124,8 @@ def make_task(config: Config) -> Task:
 
 
 def _routing_world(config: Config, device: torch.device) -> World:
+    if config.context != "none":
+        raise ConfigError(f"context {config.context} is for gymnasium environments; {config.task} needs none")
     task = make_task(config)
     assert task.rules is not None
     _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
@@ -145,7 +150,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
     if config.cost != EUCLIDEAN.name:
         raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
-    make_one = make_gym(config.task, imports=config["import"])
+    make_one = _make_one(config)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
     bad_inputs = {name: config.guard[name] for name in ("zero_keys", "drop_keys")}
     env = GymVectorEnv(
@@ -170,6 +175,12 @@ def _gym_world(config: Config, device: torch.device) -> World:
         )
 
     return World(task, lambda _generators: env, make_evaluator)
+
+
+def _make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
+    """What makes the config's gymnasium environment, with its context."""
+    make_plain = make_gym(config.task, imports=config["import"], render_mode=render_mode)
+    return make_plain if config.context == "none" else lambda: DynamicsMapContext(make_plain())
 
 
 def train(
@@ -288,7 +299,8 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
     """The agent of a run as its checkpoint has it, in its world.
 
     Args:
-        run: the run's folder, for its latest checkpoint, or one of its checkpoint files, with config.yaml beside it.
+        run: the run's folder, for its latest checkpoint; one of its checkpoint files, with config.yaml beside it; or a
+            file of weights alone, which holds its config.
         make_agent: as for `train`.
         device: where the agent will act.
         defaults: gives the keys that did not exist when the run was made.
@@ -299,11 +311,17 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
     """
     if not run.exists():
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
-    folder = run if run.is_dir() else run.parent
-    config = read(folder / CONFIG_FILE, missing_from=defaults)
-    state = checkpoint.load_latest(run, device, to_go_on=False) if run.is_dir() else checkpoint.load(run, device)
-    if state is None:
-        raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
+    if run.is_dir():
+        config = read(run / CONFIG_FILE, missing_from=defaults)
+        state = checkpoint.load_latest(run, device, to_go_on=False)
+        if state is None:
+            raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
+    else:
+        state = checkpoint.load(run, device)
+        if "config" in state:
+            config = filled(state["config"], defaults)
+        else:
+            config = read(run.parent / CONFIG_FILE, missing_from=defaults)
     world = make_world(config.replace(envs=1, env_processes=False), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
@@ -322,12 +340,11 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
     device = prepare_torch(command.config)
     run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults)
-    task = run.config.task
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     print(f"{path} at step {run.step}: {run.world.make_evaluator(None).test(run.agent).summary}")
     if video:
-        make_one = make_gym(task, imports=run.config["import"], render_mode="rgb_array")
+        make_one = _make_one(run.config, render_mode="rgb_array")
         print(f"film: {film(run.agent, make_one, folder=Path(video), device=device)}")
 
 

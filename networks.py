@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from envs.rules import Rules, State
+from envs.rules import Instance, Rules, State
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
 from sets import SetEncoder, masked_mean
@@ -373,6 +374,39 @@ class TSPPointerActor(nn.Module):
 
     def _scores(self, query: Float[Tensor, "B M E"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B M G"]:
         return (self._split(query) @ key).transpose(1, 2).flatten(-2)
+
+
+def encode_static(
+    kept: dict[str, Tensor],
+    instance: Instance,
+    is_first: Bool[Tensor, " E"],
+    *,
+    any_first: bool,
+    rules: type[Rules],
+    encode: Callable[[Instance], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """What acting needs of each environment's instance for a whole episode: kept, and encoded anew where one begins.
+
+    Args:
+        kept: from the last call; empty before the first, which may come in mid-episode.
+        instance: what every environment shows.
+        is_first: where an episode begins.
+        any_first: whether one does anywhere.
+        rules: say whether all episodes begin together.
+        encode: gives the tensors, [E, ...] each.
+    """
+    if not kept:
+        return encode(instance)
+    if not any_first:
+        return kept
+    if rules.fixed_length:
+        # In lockstep: if one begins, all do, unless acting began in mid-episode.
+        fresh = encode(instance)
+        began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
+        return {name: torch.where(began[name], value, kept[name]) for name, value in fresh.items()}
+    rows = is_first.nonzero()[:, 0]
+    fresh = encode(type(instance)(*(part[rows] for part in instance)))
+    return {name: kept[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
 
 class MaskedActor(nn.Module):

@@ -1,60 +1,99 @@
-"""Solve TSPLIB files with the agent of a run: tour lengths in the file's own metric, tours, and pictures of them."""
+"""Solve routing instances, from files or drawn at random, with a trained agent: lengths, gaps, tours and pictures.
+
+For example:
+  python solve.py logdir/tsp_attn-seed0 berlin52.tsp --out solved
+  python solve.py logdir/tsp_attn-seed0 --random 1000 --nodes 20 --seed 777 --decode augment --reference lkh
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int64
 from matplotlib.image import imsave
+from tqdm import tqdm
 
 import config
-import evaluation
 import launch
 from config import ConfigError, one_line_errors
+from decoding import Decoding, Imagined, imagined_tours, tsp_tours
 from dreamer import Dreamer
 from envs.drawing import draw_tour
-from envs.instances import lkh_tour, read_tsplib, scale_to_unit_square, tsplib_distances, tsplib_tour_length
-from envs.routing import TSPInstance, TSPRules
-from networks import TSPPointerActor
+from envs.files import InstanceError, RoutingInstance, read_instances
+from envs.instances import MIN_REFERENCE_NODES, field_test_coords, reference_lengths, reference_tour
+from envs.metrics import EXACT, distance_matrix, plane, tour_length
+from envs.solutions import check_solution, known_length, solution_path, write_solution
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
-ROW = "{:<16} {:>6} {:>10} {:>10} {:>8} {:>8}"
+Solver = Callable[..., list[Int64[np.ndarray, " L"]]]
+# By problem, as in `envs.routing.RULES`: called with model, behaviour, instances of one size and metric, a `Decoding`
+# and `progress=`.
+SOLVERS: dict[str, Solver] = {"tsp": tsp_tours}
+
+
+def random_tsp(count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
+    """Instances as the field draws them."""
+    drawn = field_test_coords(num_nodes, count, seed=seed)
+    width = len(str(count - 1))
+    return [RoutingInstance(f"random-{i:0{width}}", "tsp", nodes, EXACT) for i, nodes in enumerate(drawn)]
+
+
+# By problem: how random instances are drawn, and the solver that the field compares with.
+RANDOM = {"tsp": random_tsp}
+REFERENCES = {"tsp": "lkh"}
+
+
+# An instance with the file it came from, and the length that is known of it.
+Case = tuple[Path, RoutingInstance, int | float | None]
 
 
 class Solution(NamedTuple):
-    """A tour of a file's nodes, with lengths in the file's own metric.
+    """A checked solution of an instance, with lengths in the instance's own metric.
 
     Attributes:
-        coords: the file's positions.
-        tour: nodes in visiting order, from 0.
+        instance: what was solved.
+        tour: as in `envs.solutions`.
         length: of the closed tour.
-        reference: length of LKH's tour; None where it was not asked for.
-        seconds: what decoding took.
+        seconds: what decoding took; instances that were solved together share it.
+        reference: length to compare with; None where it is neither known nor asked for.
+        imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
     """
 
-    coords: Float[np.ndarray, "N 2"]
-    tour: Int[np.ndarray, " N"]
-    length: int
-    reference: int | None
+    instance: RoutingInstance
+    tour: Int64[np.ndarray, " L"]
+    length: int | float
     seconds: float
+    reference: int | float | None = None
+    imagined: Imagined | None = None
 
     @property
     def gap(self) -> float | None:
         """How much longer than the reference, in percent; None without one, or where all its legs round to 0."""
         return 100 * (self.length / self.reference - 1) if self.reference else None
 
+    @property
+    def imagined_real_length(self) -> int | float | None:
+        """What the imagined tour is long; None where there is none."""
+        if self.imagined is None:
+            return None
+        return tour_length(self.instance.coords, self.imagined.tour, self.instance.metric)
+
 
 def load_agent(run: Path, device: torch.device) -> Dreamer:
     """The trained agent of a run.
 
     Args:
-        run: the run's folder, for its latest.pt, or one of its checkpoint files, with config.yaml beside it.
+        run: as in `launch.load_run`.
         device: where it will act.
 
     Raises:
@@ -69,90 +108,263 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     return agent
 
 
-def greedy_tour(agent: Dreamer, coords: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
-    """The tour that the agent takes by its likeliest actions, each checked against the rules.
+def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
+    """Random instances of the problem that an agent was trained on."""
+    assert agent.task.rules is not None
+    return RANDOM[agent.task.rules.name](count, num_nodes, seed)
+
+
+def solve(
+    agent: Dreamer, instances: Sequence[RoutingInstance], decoding: Decoding, *, imagine: bool = False
+) -> list[Solution | ValueError]:
+    """A checked solution of each instance, in order, or why it cannot be solved; a progress bar shows long work.
+
+    Args:
+        agent: trained on the instances' problem.
+        instances: of any sizes; those of one size are solved together.
+        decoding: how to look for tours.
+        imagine: also have the model imagine each tour.
 
     Raises:
-        ValueError: the agent is made for another number of nodes, or all nodes lie at one point.
+        IllegalSolution: a tour breaks the rules, which is a defect.
     """
-    actor, trained_nodes = agent.behavior.actor, agent.task.num_actions
-    if agent.task.rules is not TSPRules:
-        raise ValueError("is a travelling-salesman instance, and the run was trained on another problem")
-    if not isinstance(actor, TSPPointerActor) and len(coords) != trained_nodes:
-        raise ValueError(
-            f"has {len(coords)} nodes, and the run's actor takes {trained_nodes};"
-            " one trained with actor.type: tsp_pointer takes any number"
+    assert agent.task.rules is not None
+    trained = agent.task.rules.name
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    for index, instance in enumerate(instances):
+        groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
+    total = sum(decoding.decisions(size) * len(members) for (_, size, _), members in groups.items())
+    outcomes: dict[int, Solution | ValueError] = {}
+    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=2, leave=False) as bar:
+        for (problem, _, _), members in groups.items():
+            group = [instances[index] for index in members]
+            begin = time.perf_counter()
+            try:
+                if problem != trained:
+                    raise ValueError(f"is a {problem} instance, and the run was trained on {trained}")
+                tours = SOLVERS[problem](agent.model, agent.behavior, group, decoding, progress=bar.update)
+            except ValueError as error:
+                outcomes |= dict.fromkeys(members, error)
+                continue
+            seconds = (time.perf_counter() - begin) / len(group)
+            pictured = imagined_tours(agent.model, agent.behavior, group) if imagine else [None] * len(group)
+            for index, instance, tour, picture in zip(members, group, tours, pictured, strict=True):
+                check_solution(instance, tour)
+                length = tour_length(instance.coords, tour, instance.metric)
+                outcomes[index] = Solution(instance, tour, length, seconds, imagined=picture)
+    return [outcomes[index] for index in range(len(instances))]
+
+
+def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float | None]:
+    """The length of each instance's solution by another solver, `lkh` or `pyvrp`."""
+    sizes = {len(instance.coords) for instance in instances}
+    plain = all(instance.metric == EXACT and instance.problem == "tsp" for instance in instances)
+    if solver == "lkh" and plain and len(sizes) == 1 and min(sizes) >= MIN_REFERENCE_NODES:
+        # Those of a random set are kept from one call to the next.
+        return list(map(float, reference_lengths(np.stack([instance.coords for instance in instances]))))
+    return [_reference(instance, solver) for instance in tqdm(instances, desc=solver, delay=2, leave=False)]
+
+
+def _reference(instance: RoutingInstance, solver: str) -> int | float | None:
+    if solver == "pyvrp":
+        # Importing it takes a while, and few ask for it.
+        from envs.pyvrp_reference import pyvrp_solution
+
+        tour = pyvrp_solution(instance)
+    elif instance.problem == "tsp":
+        tour = reference_tour(distance_matrix(instance.coords, instance.metric))
+    else:
+        return None
+    check_solution(instance, tour)
+    return tour_length(instance.coords, tour, instance.metric)
+
+
+def write(solution: Solution, folder: Path) -> None:
+    """Write the solution to `folder` as its problem's files do, and its picture."""
+    instance = solution.instance
+    write_solution(solution_path(folder, instance), instance, solution.tour)
+    comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
+    title = f"{instance.name}: length {_text(solution.length)}{comparison}"
+    picture = draw_tour(plane(instance.coords, instance.metric), solution.tour, title=title)
+    imsave(folder / f"{instance.name}.png", picture)
+
+
+def totals(solutions: Sequence[Solution]) -> dict[str, float | None]:
+    """Means over the instances, and the seconds that decoding took; None where there is nothing to average.
+
+    The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones.
+    """
+
+    def mean(values: list[int | float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        "mean_length": mean([solution.length for solution in solutions]),
+        "mean_reference": mean([solution.reference for solution in solutions if solution.reference is not None]),
+        "mean_gap_percent": mean([solution.gap for solution in solutions if solution.gap is not None]),
+        "seconds": sum(solution.seconds for solution in solutions),
+    }
+
+
+def as_json(solutions: Sequence[Solution]) -> str:
+    """Totals and every solution as one JSON object; nodes are counted from 0."""
+    rows = []
+    for solution in solutions:
+        row: dict[str, Any] = {
+            "name": solution.instance.name,
+            "n": len(solution.instance.coords),
+            "length": solution.length,
+            "reference": solution.reference,
+            "gap_percent": solution.gap,
+            "tour": solution.tour.tolist(),
+        }
+        if solution.imagined is not None:
+            row["imagined_length"] = solution.imagined.length
+            row["imagined_real_length"] = solution.imagined_real_length
+            row["imagined_tour"] = solution.imagined.tour.tolist()
+        rows.append(row)
+    return json.dumps({**totals(solutions), "instances": rows}, allow_nan=False)
+
+
+def table(solutions: Sequence[Solution]) -> str:
+    """One line for each solution, and one with the totals."""
+    with_imagined = any(solution.imagined is not None for solution in solutions)
+    heads = ["instance", "n", "length", "reference", "gap, %", "seconds"]
+    heads += ["imagined", "in truth"] if with_imagined else []
+    rows = [heads]
+    for solution in solutions:
+        cells = [solution.instance.name, str(len(solution.instance.coords))]
+        cells += [_text(solution.length), _text(solution.reference), _percent(solution.gap), f"{solution.seconds:.3f}"]
+        if with_imagined:
+            expected = None if solution.imagined is None else solution.imagined.length
+            cells += [_text(expected), _text(solution.imagined_real_length)]
+        rows.append(cells)
+    if len(solutions) > 1:
+        total = totals(solutions)
+        means = [_text(total["mean_length"]), _text(total["mean_reference"]), _percent(total["mean_gap_percent"])]
+        rows.append([f"mean of {len(solutions)}", "", *means, f"{total['seconds']:.3f} in all"])
+    columns = [max(len(row[index]) for row in rows if index < len(row)) for index in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, columns, strict=False))
         )
-    scaled = torch.from_numpy(scale_to_unit_square(coords)).float()[None]
-    # The length in the unit square has nothing to be compared with: only the tour is of interest.
-    instance = evaluation.Evaluation(TSPInstance(coords=scaled), references=np.ones(1))
-    tour = evaluation.evaluate(agent, agent.task, instance, device=agent.device).tours[0].cpu().numpy()
-    assert np.array_equal(np.sort(tour), np.arange(len(coords))), "the rules let every node be visited exactly once"
-    return tour
+        for row in rows
+    )
 
 
-def solve(agent: Dreamer, path: Path, *, with_reference: bool) -> Solution:
-    """Solve one TSPLIB file.
+def _text(length: int | float | None) -> str:
+    if length is None:
+        return "-"
+    return f"{length:.0f}" if float(length).is_integer() else f"{length:.4f}"
 
-    Raises:
-        ValueError: the file cannot be used, or does not fit the agent; the message names it.
-    """
-    coords = read_tsplib(path).coords
-    begin = time.perf_counter()
+
+def _percent(gap: float | None) -> str:
+    return "-" if gap is None else f"{gap:.2f}"
+
+
+def positive(text: str) -> int:
+    """A count on the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    # What numpy's legacy generator takes.
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to {2**32 - 1}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="solve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
+    add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .npy or .npz files")
+    add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
+    add("--nodes", type=positive, help="of the random instances; those of training where not given")
+    add("--seed", type=_seed, default=0, help="of the random instances and of --decode sample (default 0)")
+    add("--decode", choices=Decoding.METHODS, default="greedy", help="how to look for tours (default greedy)")
+    add("--samples", type=positive, default=128, metavar="K", help="tours that sample draws (default 128)")
+    add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
+    add("--reference", choices=("lkh", "pyvrp", "none"), help="what to compare with; what is known where not given")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
+    add("--out", type=Path, metavar="DIR", help="write tours (.tour, .sol) and pictures (.png) there")
+    add("--device", default="auto", help="auto (the default) is CUDA where there is one")
+    return parser
+
+
+def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[Case], int]:
+    """Every instance of every file with its known length, and the number of files that cannot be read."""
+    found, failures = [], 0
+    for path in paths:
+        try:
+            instances = read_instances(path)
+        except InstanceError as error:
+            print(f"solve.py: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        found += [(path, each, known_length(path, each) if with_known else None) for each in instances]
+    return found, failures
+
+
+def _check_output(folder: Path, found: Sequence[Case]) -> None:
+    name, count = max(Counter(instance.name for _, instance, _ in found).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise ConfigError(f"several instances are called {name}, and so would be their tours; solve them apart")
+    for path, instance, _ in found:
+        if solution_path(folder, instance).resolve() == path.with_suffix(".sol").resolve():
+            raise ConfigError(
+                f"--out {folder}: {path.stem}.sol would stand where a best known solution does; give another"
+            )
     try:
-        tour = greedy_tour(agent, coords)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    seconds = time.perf_counter() - begin
-    reference = tsplib_tour_length(coords, lkh_tour(tsplib_distances(coords))) if with_reference else None
-    return Solution(coords, tour, tsplib_tour_length(coords, tour), reference, seconds)
-
-
-def write(solution: Solution, name: str, folder: Path) -> None:
-    """Write name.tour to `folder`, in TSPLIB's format with nodes counted from 1, and its picture name.png."""
-    lines = [f"NAME : {name}.tour", f"COMMENT : length {solution.length}", "TYPE : TOUR"]
-    lines += [f"DIMENSION : {len(solution.tour)}", "TOUR_SECTION", *map(str, solution.tour + 1), "-1", "EOF"]
-    (folder / f"{name}.tour").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above LKH"
-    title = f"{name}: length {solution.length}{comparison}"
-    imsave(folder / f"{name}.png", draw_tour(solution.coords, solution.tour, title=title))
-
-
-def row(solution: Solution, name: str) -> str:
-    """A line of the table."""
-    gap = "-" if solution.gap is None else f"{solution.gap:.2f}"
-    reference = "-" if solution.reference is None else solution.reference
-    return ROW.format(name, len(solution.tour), solution.length, reference, gap, f"{solution.seconds:.2f}")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be made a folder ({error.strerror}); give another") from error
 
 
 def main(argv: list[str]) -> None:
-    """Read the command line and solve; a file that cannot be solved does not keep the others from it."""
-    parser = argparse.ArgumentParser(prog="solve.py", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="LOGDIR", help="a run's folder, or a checkpoint file in one")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE.tsp", help="TSPLIB files with EUC_2D coordinates")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where tours and pictures go")
-    parser.add_argument("--device", default="auto", help="auto (the default) is CUDA where there is one")
-    parser.add_argument("--reference", choices=("lkh", "none"), default="lkh", help="what lengths are compared with")
-    arguments = parser.parse_args(argv)
-    failed = False
-    with one_line_errors("solve.py", *launch.USER_ERRORS, OSError):
-        names = [path.stem for path in arguments.files]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ConfigError(f"several files are called {min(twice)}, and so would be their tours; solve them apart")
+    """Read the command line and solve; an instance that cannot be solved does not keep the others from it."""
+    parser = _parser()
+    arguments = parser.parse_intermixed_args(argv)
+    if bool(arguments.files) == bool(arguments.random):
+        parser.error("give either files or --random COUNT")
+    with one_line_errors("solve.py", *launch.USER_ERRORS):
+        decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         agent = load_agent(arguments.run, launch.choose_device(arguments.device))
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        print(ROW.format("name", "nodes", "length", "LKH", "gap, %", "seconds"))
-        for path, name in zip(arguments.files, names, strict=True):
-            try:
-                solution = solve(agent, path, with_reference=arguments.reference == "lkh")
-            except ValueError as error:
-                print(f"solve.py: {error}", file=sys.stderr)
-                failed = True
-                continue
-            write(solution, name, arguments.out)
-            print(row(solution, name), flush=True)
-    if failed:
+        if arguments.random:
+            num_nodes = arguments.nodes or agent.task.num_actions
+            drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
+            found: list[Case] = [(Path(), each, None) for each in drawn]
+            failures = 0
+        else:
+            found, failures = _read(arguments.files, with_known=arguments.reference is None)
+        if arguments.out is not None:
+            _check_output(arguments.out, found)
+        solutions: list[Solution] = []
+        outcomes = solve(agent, [instance for _, instance, _ in found], decoding, imagine=arguments.imagine)
+        for (path, _, known), outcome in zip(found, outcomes, strict=True):
+            if isinstance(outcome, ValueError):
+                print(f"solve.py: {path} {outcome}", file=sys.stderr)
+                failures += 1
+            else:
+                solutions.append(outcome._replace(reference=known))
+        if arguments.reference in ("lkh", "pyvrp") and solutions:
+            lengths = references([solution.instance for solution in solutions], arguments.reference)
+            solutions = [one._replace(reference=length) for one, length in zip(solutions, lengths, strict=True)]
+        if arguments.json:
+            print(as_json(solutions))
+        elif solutions:
+            print(table(solutions))
+        if arguments.out is not None:
+            for solution in tqdm(solutions, desc="writing", delay=2, leave=False):
+                write(solution, arguments.out)
+    if failures:
         raise SystemExit(1)
 
 

@@ -35,8 +35,12 @@ WARN_ABOVE = {
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
     **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic")},
+    # Where model-free training has been seen to run away long before anything was not finite.
+    **{f"train/{group}_grad_norm": 5.0 for group in ("policy", "q")},
+    "train/q_mean": 1e4,
+    "train/q_std": 5e3,
 }
-WARN_BELOW = {"actor_entropy_share": 1e-3}
+WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
 REPORTS = "guard"
 
 
@@ -47,6 +51,7 @@ class Settings(NamedTuple):
     prefill: int
     prefill_policy: str
     train_ratio: float
+    reward_scale: float
     log_every: int
     eval_every: int
     checkpoint_every: int
@@ -161,7 +166,8 @@ class Trainer:
             # Nothing has moved on: the run takes this step anew when it goes on, its environments' episodes lost.
             self._save()
             raise
-        self.replay.add({**self.row, "action": action, **self.agent.memory(acting)})
+        scaled = {"reward": self.settings.reward_scale * self.row["reward"], "action": action}
+        self.replay.add({**self.row, **scaled, **self.agent.memory(acting)})
         self.acting = acting
         is_first = info["is_first"]
         if info["decisions"] and self.task.actions.masked:
@@ -263,6 +269,8 @@ class Trainer:
         step, since = self._logged_at
         values["fps"] = (self.step - step) / max(seconds - since, 1e-9)
         values["updates"] = self.updates
+        if self.settings.reward_scale != 1 and "train_return" in values:
+            values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         self._logged_at = (self.step, seconds)
         if isinstance(self.env, GymVectorEnv):
             values["env_restarts"] = self.env.restarts

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -198,15 +198,27 @@ class WorldModel(nn.Module):
 
     def begin(self, context: RoutingContext, state: State, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
-        assert self.rules is not None
-        view = View.of(self.rules, state, self.rules.action_mask(state))
-        embed = self.encode({}, context, view).flatten(0, 1)
+        embed = self._embed_state(context, state)
         rows = embed.shape[0]
         no_action = embed.new_zeros(rows, context.nodes.shape[-1])
         is_first = torch.ones(rows, dtype=torch.bool, device=embed.device)
         noise = None if noise is None else noise.flatten(0, 1)
         latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
         return Latent(*(part.unflatten(0, state.current.shape) for part in latent))
+
+    def follow(self, latent: Latent, action: Int[Tensor, "B Q"], context: RoutingContext, state: State) -> Latent:
+        """The likeliest latents after `action` has led to `state`, [B, Q]."""
+        embed = self._embed_state(context, state)
+        embedded = self.embed_action(action, context).flatten(0, 1)
+        is_first = torch.zeros(embed.shape[0], dtype=torch.bool, device=embed.device)
+        before = Latent(*(part.flatten(0, 1) for part in latent))
+        after, _ = self.rssm.observe_step(before, embedded, embed, is_first, None)
+        return Latent(*(part.unflatten(0, action.shape) for part in after))
+
+    def _embed_state(self, context: RoutingContext, state: State) -> Float[Tensor, "R U"]:
+        assert self.rules is not None
+        view = View.of(self.rules, state, self.rules.action_mask(state))
+        return self.encode({}, context, view).flatten(0, 1)
 
     def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics, Observed]:
         """The losses of one batch, each a mean over rows, in the order in which values flow; metrics; the latents.

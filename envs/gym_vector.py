@@ -227,8 +227,9 @@ class GymVectorEnv:
         """What going on needs, as `checkpoint.save` takes it.
 
         An environment is part of it where `env.unwrapped` has `state_dict()` and `load_state_dict(state)`; a state
-        may hold arrays, tensors and plain values, in dicts, lists and tuples. Of the wrappers, only the step count of
-        a time limit is kept. After a step that raised, it is the state before that step, without the environments.
+        may hold arrays, tensors and plain values, in dicts, lists and tuples. Of the wrappers, the step count of a
+        time limit is kept, and the state of those that have the same two methods. After a step that raised, it is the
+        state before that step, without the environments.
 
         Raises:
             ResetNeeded: no episode has begun.

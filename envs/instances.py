@@ -1,4 +1,4 @@
-"""Routing instances: random ones, the field's test sets, TSPLIB files, and the tours to compare with."""
+"""Random routing instances, the field's test sets, and the tours to compare with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import elkai
 import numpy as np
 import torch
-import vrplib
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from tqdm import tqdm
@@ -26,24 +24,13 @@ VALIDATION_SEED = 4321
 # Up to here the exact dynamic programme is faster than starting LKH.
 HELD_KARP_MAX_NODES = 9
 
+MIN_REFERENCE_NODES = 3
+
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
 LKH_UNITS = 1_000_000
 
 # Part of the name of every cache file: to be raised when reference tours change.
 REFERENCE_VERSION = "held-karp-9-lkh-1"
-
-
-class InstanceError(ValueError):
-    """An instance file that cannot be used: one line with the file, the cause and what would do."""
-
-
-class TSPFile(NamedTuple):
-    """A travelling-salesman instance read from a TSPLIB file."""
-
-    name: str
-    coords: Float64[np.ndarray, "N 2"]
-    comment: str
-    metric: str
 
 
 def uniform_coords(
@@ -64,84 +51,21 @@ def field_test_coords(num_nodes: int, num_instances: int, seed: int = TEST_SEED)
 def scale_to_unit_square(coords: Float[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N 2"]:
     """Shift and scale into the unit square, the longer side filling it and the aspect ratio kept.
 
-    Raises:
-        ValueError: all nodes lie at one point.
+    Nodes that all lie at one point come to lie at the origin.
     """
-    coords = coords.astype(np.float64)
-    lowest = coords.min(0)
-    longer_side = (coords.max(0) - lowest).max()
-    if longer_side == 0:
-        raise ValueError(f"all {len(coords)} nodes lie at {lowest.tolist()}; an instance needs two different positions")
-    return (coords - lowest) / longer_side
+    shifted = coords.astype(np.float64) - coords.min(0)
+    return shifted / (longer_side(coords) or 1.0)
 
 
-def read_tsplib(path: str | os.PathLike) -> TSPFile:
-    """Read a symmetric TSPLIB instance with coordinates in the plane (`EUC_2D`).
-
-    The parser is vrplib, which reads CVRPLIB as well, needs nothing but numpy and is maintained; tsplib95 has had no
-    release since 2020 and pins old versions of its dependencies.
-
-    Raises:
-        InstanceError: the file is missing, not TSPLIB, of another kind, or its coordinates are incomplete.
-    """
-    path = Path(path)
-    try:
-        fields = vrplib.read_instance(path, compute_edge_weights=False)
-    except OSError as error:
-        raise InstanceError(f"{path}: cannot be read ({error.strerror}); give the path of a .tsp file") from None
-    except (ValueError, RuntimeError, LookupError, TypeError) as error:
-        # What the parser lets escape on text it does not understand; distances given as a matrix are among that.
-        raise InstanceError(
-            f"{path}: cannot be parsed ({error}); a TSPLIB file with EDGE_WEIGHT_TYPE: EUC_2D is needed"
-        ) from error
-    problem, metric = fields.get("type"), fields.get("edge_weight_type")
-    if problem != "TSP":
-        raise InstanceError(f"{path}: TYPE is {problem}; only TSP can be solved")
-    if metric != "EUC_2D":
-        raise InstanceError(f"{path}: EDGE_WEIGHT_TYPE is {metric}; only EUC_2D can be solved")
-    return TSPFile(
-        name=str(fields.get("name", path.stem)),
-        coords=_file_coords(path, fields),
-        comment=str(fields.get("comment", "")),
-        metric=metric,
-    )
-
-
-def _file_coords(path: Path, fields: dict[str, Any]) -> Float64[np.ndarray, "N 2"]:
-    remedy = "NODE_COORD_SECTION needs one line `number x y` for each of DIMENSION nodes, at least 3"
-    if "node_coord" not in fields:
-        raise InstanceError(f"{path}: has no NODE_COORD_SECTION; {remedy}")
-    try:
-        coords = np.array(fields["node_coord"], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InstanceError(f"{path}: has a node without two numeric coordinates; {remedy}") from None
-    if coords.ndim != 2 or coords.shape[1] != 2:
-        raise InstanceError(f"{path}: has nodes with other than two coordinates; {remedy}")
-    if len(coords) != fields.get("dimension"):
-        raise InstanceError(f"{path}: holds {len(coords)} nodes, but DIMENSION is {fields.get('dimension')}; {remedy}")
-    if len(coords) < 3:
-        raise InstanceError(f"{path}: holds {len(coords)} nodes; {remedy}")
-    not_finite = np.flatnonzero(~np.isfinite(coords).all(1))
-    if not_finite.size:
-        position = not_finite[0]
-        raise InstanceError(f"{path}: node {position + 1} is at {coords[position].tolist()}; {remedy}, all finite")
-    return coords
+def longer_side(coords: Float[np.ndarray, "N 2"]) -> float:
+    """Width or height of the nodes, whichever is larger."""
+    return float(np.ptp(coords.astype(np.float64), axis=0).max())
 
 
 def euclidean_distances(coords: Float[np.ndarray, "*I N 2"]) -> Float64[np.ndarray, "*I N N"]:
     """Distances between all nodes of each instance."""
     coords = coords.astype(np.float64)
     return np.linalg.norm(coords[..., :, None, :] - coords[..., None, :, :], axis=-1)
-
-
-def tsplib_distances(coords: Float[np.ndarray, "N 2"]) -> Int64[np.ndarray, "N N"]:
-    """The metric of `EUC_2D`: distances rounded to the nearest integer, halves up (Reinelt 1995, nint)."""
-    return np.floor(euclidean_distances(coords) + 0.5).astype(np.int64)
-
-
-def tsplib_tour_length(coords: Float[np.ndarray, "N 2"], tour: Int[np.ndarray, " N"]) -> int:
-    """Length of the closed tour in the metric of `EUC_2D`."""
-    return int(tsplib_distances(coords)[tour, np.roll(tour, -1)].sum())
 
 
 def held_karp_tours(distances: Float[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I N"]:
@@ -187,7 +111,7 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
         ValueError: fewer than 3 nodes, or coordinates that are not finite.
     """
     num_nodes = coords.shape[1]
-    if num_nodes < 3 or not np.isfinite(coords).all():
+    if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
         raise ValueError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
     return cheapest_tours(euclidean_distances(coords))
 
@@ -195,6 +119,24 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
 def _lkh_units(costs: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
     largest = costs.max()
     return np.rint(costs * (LKH_UNITS / largest if largest > 0 else 1.0)).astype(np.int64)
+
+
+def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
+    """An optimal tour (up to 9 nodes), or LKH's, from node 0, for distances in any unit."""
+    num_nodes = len(distances)
+    if num_nodes < MIN_REFERENCE_NODES:
+        return np.arange(num_nodes)
+    if num_nodes <= HELD_KARP_MAX_NODES:
+        return held_karp_tours(distances[None])[0]
+    return lkh_tour(whole_distances(distances))
+
+
+def whole_distances(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
+    """Distances in whole numbers that solvers can hold: as they are where they are such, else in finer units."""
+    # Left as they are, so that the optimum is that of a rounded metric.
+    if distances.max() <= LKH_UNITS and bool((distances == np.rint(distances)).all()):
+        return distances.astype(np.int64)
+    return _lkh_units(distances)
 
 
 def reference_lengths(

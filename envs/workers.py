@@ -87,12 +87,13 @@ class Host:
         return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated)
 
     def state(self) -> dict[str, Any] | None:
-        """The environment's own state and the steps that its time limits counted; None where it has none to give."""
+        """The states of environment and wrappers, and the steps that time limits counted; None where it gives none."""
         inner: Any = None if self._made is None else self._made.unwrapped
         if not (hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")):
             return None
         elapsed = [limit._elapsed_steps for limit in self._time_limits()]
-        return {"state": _pack(inner.state_dict(), "state_dict()"), "elapsed_steps": elapsed}
+        wrappers = [_pack(wrapper.state_dict(), "state_dict()") for wrapper in self._stateful_wrappers()]
+        return {"state": _pack(inner.state_dict(), "state_dict()"), "elapsed_steps": elapsed, "wrappers": wrappers}
 
     def load(self, seed: int, saved: dict[str, Any]) -> None:
         # Wrappers refuse steps before a reset.
@@ -101,16 +102,24 @@ class Host:
         inner.load_state_dict(_unpack(saved["state"]))
         for limit, elapsed in zip(self._time_limits(), saved["elapsed_steps"], strict=True):
             limit._elapsed_steps = elapsed
+        for wrapper, state in zip(self._stateful_wrappers(), saved.get("wrappers", []), strict=True):
+            wrapper.load_state_dict(_unpack(state))
 
     def close(self) -> None:
         if self._made is not None:
             self._made.close()
 
     def _time_limits(self) -> Iterator[Any]:
+        return (wrapper for wrapper in self._wrappers() if "_elapsed_steps" in vars(wrapper))
+
+    def _stateful_wrappers(self) -> Iterator[Any]:
+        """Wrappers that have a state of their own; gymnasium's pass on nothing but `step` and the like."""
+        return (wrapper for wrapper in self._wrappers() if hasattr(type(wrapper), "load_state_dict"))
+
+    def _wrappers(self) -> Iterator[gymnasium.Wrapper]:
         env = self._env
         while isinstance(env, gymnasium.Wrapper):
-            if "_elapsed_steps" in vars(env):
-                yield env
+            yield env
             env = env.env
 
 

@@ -20,13 +20,18 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor
 from replay import Replay
+from sac import SAC
 
 CPU = torch.device("cpu")
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
 SECTIONS = list(YAML(typ="safe", pure=True).load(CONFIG_PATH))
 NAMED = [name for name in SECTIONS if name not in ("defaults", "debug")]
+# Sections of the other agent, which have its base under them.
+OF_SAC = [name for name in NAMED if "sac" in name.split("_")]
 # Sections that say how to play any gymnasium task, without naming one.
-ANY_GYM_TASK = [name for name in NAMED if name in ("gym", "v3_2023") or name.startswith("size")]
+ANY_GYM_TASK = [
+    name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
+]
 # Networks of which one update takes long.
 LARGE = [name for name in NAMED if name.startswith("size") and name != "size1m"]
 
@@ -36,6 +41,11 @@ TINY: dict[str, Any] = {"envs": 2, "batch_size": 2}
 
 def section(*names: str, **changes: Any) -> Config:
     task = {"task": "gym_CartPole-v1"} if set(names) & set(ANY_GYM_TASK) else {}
+    if "sac_halfcheetah" in names:
+        # Its own task needs mujoco.
+        task = {"task": "gym_Pendulum-v1"}
+    if set(names) & set(OF_SAC):
+        names = ("sac", *names)
     return config.load(CONFIG_PATH, [name for name in names if name != "defaults"], task).replace(**changes)
 
 
@@ -61,11 +71,11 @@ def random_actions(task: Task, obs: dict[str, torch.Tensor], count: int) -> torc
     return torch.multinomial(mask.float(), 1)[:, 0]
 
 
-def act_and_update(chosen: Config) -> tuple[Dreamer, dict[str, torch.Tensor]]:
+def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random actions."""
     guard, generators = Guard(CPU), launch.make_generators(0, CPU)
     task, env = make_world(chosen, generators)
-    agent = Dreamer(task, chosen, device=CPU, generators=generators, guard=guard)
+    agent = make_agent(task, chosen, device=CPU, generators=generators, guard=guard)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
     replay = Replay(
@@ -93,7 +103,7 @@ def act_and_update(chosen: Config) -> tuple[Dreamer, dict[str, torch.Tensor]]:
     return agent, metrics
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in LARGE])
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *OF_SAC]])
 def test_section_acts_and_updates(name: str):
     chosen = section(name, **TINY)
     agent, metrics = act_and_update(chosen)
@@ -103,11 +113,19 @@ def test_section_acts_and_updates(name: str):
     assert agent.updates == 1
 
 
+@pytest.mark.parametrize("name", OF_SAC)
+def test_section_of_sac_acts_and_updates(name: str):
+    agent, metrics = act_and_update(section(name, **TINY), SAC)
+    assert all(metric.isfinite() for metric in metrics.values())
+    assert {"q_loss", "policy_loss", "alpha_loss"} <= metrics.keys()
+    assert agent.updates == 1
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
     assert (chosen.nodes, chosen.envs) == (6, 4)
-    _, metrics = act_and_update(chosen)
+    _, metrics = act_and_update(chosen, SAC if name in OF_SAC else Dreamer)
     assert all(metric.isfinite() for metric in metrics.values())
 
 

@@ -23,14 +23,15 @@ GROUND = frozenset(
 )
 LAYERS = (
     GROUND,
-    frozenset({"networks", "evaluation", "summary"}),
-    frozenset({"observations", "trainer", "curves"}),
-    frozenset({"world_model", "launch"}),
+    frozenset({"networks", "evaluation", "summary", "dynamics_map"}),
+    frozenset({"observations", "trainer", "curves", "sac_networks"}),
+    frozenset({"world_model", "launch", "sac_losses"}),
     frozenset({"imagination"}),
     frozenset({"returns", "starts"}),
     frozenset({"models", "sac"}),
-    frozenset({"dreamer"}),
+    frozenset({"dreamer", "decoding"}),
     frozenset({"solve", "compare"}),
+    frozenset({"export"}),
 )
 AGENTS = frozenset({"dreamer", "sac"})
 

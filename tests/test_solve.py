@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -10,7 +11,12 @@ import config
 import dreamer
 import launch
 import solve
-from envs.instances import field_test_coords, tsplib_tour_length
+from decoding import Decoding
+from envs import instances
+from envs.files import RoutingInstance
+from envs.instances import field_test_coords
+from envs.metrics import EXACT, tour_length
+from envs.solutions import IllegalSolution
 from guard import Guard
 from launch import make_generators
 
@@ -42,8 +48,13 @@ def read_tour(path):
     return [int(line) - 1 for line in lines[begin + 1 : -2]]
 
 
-def solve_files(run, folder, *files, options=()):
+def solve_files(run, folder, *files, options=("--reference", "lkh")):
     solve.main([str(run), *map(str, files), "--out", str(folder / "out"), "--device", "cpu", *options])
+
+
+def solve_json(capsys, run, *arguments):
+    solve.main([str(run), *map(str, arguments), "--device", "cpu", "--json"])
+    return json.loads(capsys.readouterr().out)
 
 
 def refusal(capsys, *arguments):
@@ -67,7 +78,7 @@ def test_solve_writes_a_tour_of_any_number_of_nodes(run, tmp_path, count):
     tour = read_tour(tmp_path / "out" / "own.tour")
     assert sorted(tour) == list(range(count))
     header = (tmp_path / "out" / "own.tour").read_text().splitlines()[:4]
-    length = tsplib_tour_length(coords, np.array(tour))
+    length = tour_length(coords, np.array(tour), "EUC_2D")
     assert header == ["NAME : own.tour", f"COMMENT : length {length}", "TYPE : TOUR", f"DIMENSION : {count}"]
 
 
@@ -82,28 +93,92 @@ def test_solve_prints_lengths_in_the_metric_of_the_file(run, tmp_path, capsys):
     # Legs of 3, 4 and 5 make 12; halved, they are 1.5, 2 and 2.5, which round up to 2, 2 and 3.
     files = [write_tsp(tmp_path, "whole", TRIANGLE), write_tsp(tmp_path, "halved", TRIANGLE / 2)]
     solve_files(run, tmp_path, *files)
-    rows = [line.split()[:5] for line in capsys.readouterr().out.splitlines()[1:]]
+    rows = [line.split()[:5] for line in capsys.readouterr().out.splitlines()[1:3]]
     assert rows == [["whole", "3", "12", "12", "0.00"], ["halved", "3", "7", "7", "0.00"]]
 
 
-def test_solve_takes_a_checkpoint_and_compares_with_nothing_on_request(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(solve, "lkh_tour", None)
+def test_solve_takes_a_checkpoint_and_compares_with_what_is_known(run, tmp_path, capsys):
     path = write_tsp(tmp_path, "own", TRIANGLE)
-    solve_files(run / "previous.pt", tmp_path, path, options=("--reference", "none"))
+    solve.main([str(run / "previous.pt"), str(path), "--device", "cpu"])
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["own", "3", "12", "-", "-"]
+    (tmp_path / "own.opt.tour").write_text("TOUR_SECTION\n1\n2\n3\n-1\n")
+    solve.main([str(run), str(path), "--device", "cpu"])
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["own", "3", "12", "12", "0.00"]
+    solve.main([str(run), str(path), "--device", "cpu", "--reference", "none"])
     assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["own", "3", "12", "-", "-"]
 
 
+def test_solve_prints_one_json_object_with_instances_in_the_order_of_the_input(run, tmp_path, capsys):
+    pentagon = np.array([[0.0, 0], [4, 0], [5, 3], [2, 6], [-1, 3]])
+    files = [write_tsp(tmp_path, "five", pentagon), write_tsp(tmp_path, "three", TRIANGLE)]
+    np.save(tmp_path / "batch.npy", field_test_coords(5, 2))
+    result = solve_json(capsys, run, *files, tmp_path / "batch.npy", "--reference", "lkh", "--imagine")
+    assert [row["name"] for row in result["instances"]] == ["five", "three", "batch-0", "batch-1"]
+    assert [row["n"] for row in result["instances"]] == [5, 3, 5, 5]
+    for row, coords in zip(
+        result["instances"], [pentagon, TRIANGLE.astype(float), *field_test_coords(5, 2)], strict=True
+    ):
+        metric = EXACT if row["name"].startswith("batch") else "EUC_2D"
+        assert row["length"] == pytest.approx(tour_length(coords, np.array(row["tour"]), metric))
+        assert row["gap_percent"] == pytest.approx(100 * (row["length"] / row["reference"] - 1))
+        assert sorted(row["imagined_tour"]) == list(range(row["n"]))
+    for total, key in (("length", "length"), ("reference", "reference"), ("gap_percent", "gap_percent")):
+        assert result[f"mean_{total}"] == pytest.approx(np.mean([row[key] for row in result["instances"]]))
+    assert result["seconds"] > 0
+
+
+def test_solve_draws_random_instances_as_the_field_does(run, capsys):
+    result = solve_json(capsys, run, "--random", 3, "--nodes", 7, "--seed", 777)
+    coords = np.random.RandomState(777).uniform(size=(3, 7, 2))
+    for row, nodes in zip(result["instances"], coords, strict=True):
+        assert row["length"] == pytest.approx(tour_length(nodes, np.array(row["tour"]), EXACT))
+    assert result["mean_gap_percent"] is None
+    assert len(solve_json(capsys, run, "--random", 1)["instances"][0]["tour"]) == NODES
+
+
+@pytest.mark.parametrize("reference", ["lkh", "pyvrp"])
+def test_solve_compares_with_the_solver_asked_for(reference, run, capsys):
+    result = solve_json(capsys, run, "--random", 2, "--nodes", 5, "--reference", reference, "--decode", "augment")
+    for row, coords in zip(result["instances"], field_test_coords(5, 2, seed=0), strict=True):
+        tour = instances.reference_tour(instances.euclidean_distances(coords))
+        assert row["reference"] == pytest.approx(tour_length(coords, tour, EXACT))
+
+
+def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
+    demand = np.array([[0, 1, 1, 1, 1]])
+    np.savez(tmp_path / "batch.npz", coords=field_test_coords(5, 1), demand=demand, capacity=np.array(3))
+    code, line = refusal(capsys, run, tmp_path / "batch.npz", "--device", "cpu")
+    assert code == 1 and "batch.npz is a cvrp instance, and the run was trained on tsp" in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]]
+)
+def test_solve_refuses_a_command_line_that_says_too_much_or_too_little(arguments, run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        solve.main([str(run), *arguments])
+    assert stopped.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_solve_checks_every_solution_against_the_rules(run, monkeypatch):
+    agent, case = make_agent(), RoutingInstance("own", "tsp", TRIANGLE.astype(float), "EUC_2D")
+    monkeypatch.setitem(solve.SOLVERS, "tsp", lambda *arguments, **_: [np.array([0, 1, 1])])
+    with pytest.raises(IllegalSolution, match="exactly once"):
+        solve.solve(agent, [case], Decoding())
+
+
 def test_solve_goes_on_after_a_file_that_cannot_be_solved(run, tmp_path, capsys):
-    bad = write_tsp(tmp_path, "bad", TRIANGLE, weights="GEO")
-    one_point = write_tsp(tmp_path, "point", np.ones((4, 2)))
+    bad = write_tsp(tmp_path, "bad", TRIANGLE, weights="XRAY1")
+    one_node = write_tsp(tmp_path, "none", np.ones((0, 2)))
     good = write_tsp(tmp_path, "good", TRIANGLE)
     with pytest.raises(SystemExit) as stopped:
-        solve_files(run, tmp_path, bad, one_point, good)
+        solve_files(run, tmp_path, bad, one_node, good)
     assert stopped.value.code == 1
     captured = capsys.readouterr()
     first, second = captured.err.splitlines()
-    assert str(bad) in first and "GEO" in first
-    assert str(one_point) in second and "nodes lie at" in second
+    assert str(bad) in first and "XRAY1" in first
+    assert str(one_node) in second and "DIMENSION is '0'" in second
     assert captured.out.splitlines()[1].startswith("good")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png", "good.tour"]
 
@@ -164,7 +239,10 @@ def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
 
 
 def test_solve_refuses_files_whose_tours_would_overwrite_each_other(run, tmp_path, capsys):
-    code, line = refusal(capsys, run, "a/own.tsp", "b/own.tsp", "--out", tmp_path / "out")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    files = [write_tsp(tmp_path / name, "own", TRIANGLE) for name in ("a", "b")]
+    code, line = refusal(capsys, run, *files, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 2 and "called own" in line
 
 
@@ -174,21 +252,9 @@ def test_solve_refuses_an_output_folder_that_is_a_file(run, tmp_path, capsys):
     assert code == 2 and str(path) in line
 
 
-def test_greedy_tour_refuses_other_numbers_of_nodes_for_an_actor_without_a_pointer():
-    agent = make_agent(**{"actor.type": "masked"})
-    assert sorted(solve.greedy_tour(agent, field_test_coords(NODES, 1)[0])) == list(range(NODES))
-    with pytest.raises(ValueError, match="has 7 nodes, and the run's actor takes 6"):
-        solve.greedy_tour(agent, field_test_coords(NODES + 1, 1)[0])
-
-
-def test_greedy_tour_does_not_depend_on_position_and_size_of_the_instance():
-    agent, coords = make_agent(), field_test_coords(12, 1)[0]
-    tour = solve.greedy_tour(agent, coords)
-    np.testing.assert_array_equal(solve.greedy_tour(agent, 500 * coords - 30), tour)
-
-
 def test_solution_gap_is_in_percent_and_needs_a_reference():
-    solution = solve.Solution(TRIANGLE.astype(float), np.arange(3), length=15, reference=12, seconds=0.0)
+    case = RoutingInstance("own", "tsp", TRIANGLE.astype(float), "EUC_2D")
+    solution = solve.Solution(case, np.arange(3), length=15, reference=12, seconds=0.0)
     assert solution.gap == pytest.approx(25)
     assert solution._replace(reference=None).gap is None
     assert solution._replace(reference=0).gap is None

@@ -27,9 +27,9 @@ def series(steps: list[float], values: list[float]) -> Series:
     return Series(np.array(steps, dtype=float), np.array(steps) / 100, np.array(values, dtype=float))
 
 
-def run(*, status: str = "stopped", **metrics: Series) -> Run:
+def run(**metrics: Series) -> Run:
     steps = max(one.steps[-1] for one in metrics.values())
-    return Run(Path("logdir/a"), metrics, steps, steps / 100, None, None, status, ())
+    return Run(Path("logdir/a"), metrics, steps, steps / 100, None, None, "stopped", ())
 
 
 def told(one: Run, asked: Asked | None = None) -> dict[str, float | None]:
@@ -118,10 +118,11 @@ def test_skipped_updates_adds_up_the_optimisers():
 
 def test_quantities_tell_last_best_and_test():
     metrics = {"valid_gap": series([1, 2, 3], [9.0, 2.0, 4.0]), "valid_return": series([1, 2, 3], [-9.0, -2.0, -4.0])}
-    values = told(run(status="finished", eval_gap=series([3], [5.0]), **metrics))
+    stopped = run(eval_gap=series([3], [5.0]), **metrics)
+    values = told(stopped._replace(status="finished"))
     assert [values[f"{which} gap, %"] for which in ("last", "best", "test")] == [4.0, 2.0, 5.0]
     assert [values[f"{which} return"] for which in ("last", "best")] == [-4.0, -2.0]
-    assert told(run(eval_gap=series([3], [5.0]), **metrics))["test gap, %"] is None
+    assert told(stopped)["test gap, %"] is None
 
 
 def test_quantities_bands_default_to_quartiles():

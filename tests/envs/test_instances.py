@@ -1,5 +1,4 @@
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,45 +6,23 @@ import torch
 
 from envs import instances
 from envs.instances import (
-    InstanceError,
     euclidean_distances,
     field_test_coords,
     held_karp_tours,
     lkh_tour,
-    read_tsplib,
     reference_lengths,
+    reference_tour,
     reference_tours,
     scale_to_unit_square,
-    tsplib_distances,
-    tsplib_tour_length,
     uniform_coords,
 )
 
 SQUARE = np.array([[0.0, 0], [1, 1], [1, 0], [0, 1]])
-TSPLIB_FOLDER = Path(__file__).parents[3] / "shared" / "data" / "tsplib"
-
-TRIANGLE_FILE = """NAME: triangle
-TYPE: TSP
-COMMENT: sides 3, 4 and 5
-DIMENSION: 3
-EDGE_WEIGHT_TYPE: EUC_2D
-NODE_COORD_SECTION
-1 0.0 0
-2 3e0 0
-3 3 4
-EOF
-"""
 
 
 def lengths_of(tours, distances):
     rows = np.arange(len(tours))[:, None]
     return distances[rows, tours, np.roll(tours, -1, axis=1)].sum(1)
-
-
-def write(folder, text):
-    path = folder / "own.tsp"
-    path.write_text(text)
-    return path
 
 
 def forbid_solving(coords):
@@ -167,79 +144,20 @@ def test_reference_lengths_do_without_a_cache_that_cannot_be_written(tmp_path, c
     assert "not cached" in caplog.text
 
 
-def test_read_tsplib_reads_a_file_of_its_own(tmp_path):
-    instance = read_tsplib(write(tmp_path, TRIANGLE_FILE))
-    assert (instance.name, instance.comment, instance.metric) == ("triangle", "sides 3, 4 and 5", "EUC_2D")
-    assert instance.coords.tolist() == [[0, 0], [3, 0], [3, 4]]
-    assert tsplib_tour_length(instance.coords, np.array([0, 1, 2])) == 12
+def test_reference_tour_is_optimal_and_takes_any_number_of_nodes():
+    line = np.array([[0.0, 0], [3, 0], [1, 0], [2, 0]])
+    distances = euclidean_distances(line)
+    for count in range(1, 5):
+        tour = reference_tour(distances[:count, :count])
+        assert sorted(tour) == list(range(count))
+    assert lengths_of(tour[None], distances[None]) == 6
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "cause"),
-    [
-        ("EUC_2D", "GEO", "EDGE_WEIGHT_TYPE is GEO; only EUC_2D"),
-        ("EUC_2D", "EXPLICIT\nEDGE_WEIGHT_FORMAT: FULL_MATRIX", "EDGE_WEIGHT_TYPE is EXPLICIT"),
-        ("EDGE_WEIGHT_TYPE: EUC_2D\n", "", "EDGE_WEIGHT_TYPE is None"),
-        ("TYPE: TSP", "TYPE: CVRP", "TYPE is CVRP; only TSP"),
-        ("3 3 4\n", "", "holds 2 nodes, but DIMENSION is 3"),
-        ("DIMENSION: 3\n", "", "DIMENSION is None"),
-        ("DIMENSION: 3", "DIMENSION: 2", "holds 3 nodes, but DIMENSION is 2"),
-        ("3 3 4\n", "3 3\n", "a node without two numeric coordinates"),
-        ("3 3 4", "3 3 four", "a node without two numeric coordinates"),
-        ("3 3 4", "3 3 nan", r"node 3 is at \[3.0, nan\]"),
-        ("3 3 4", "3 3 inf", r"node 3 is at \[3.0, inf\]"),
-        ("1 0.0 0\n2 3e0 0\n3 3 4\n", "1 0 0 0\n2 0 0 0\n3 0 0 0\n", "other than two coordinates"),
-        ("NODE_COORD_SECTION\n1 0.0 0\n2 3e0 0\n3 3 4\n", "", "no NODE_COORD_SECTION"),
-        ("1 0.0 0\n2 3e0 0\n3 3 4\n", "", "NODE_COORD_SECTION needs"),
-        ("NAME: triangle", "once upon a time", "cannot be parsed"),
-        ("TYPE: TSP\n", "TYPE: TSP\nEDGE_WEIGHT_SECTION\n0 1 2\n1 0\n", "cannot be parsed"),
-    ],
-)
-def test_read_tsplib_names_file_cause_and_remedy_in_one_line(old, new, cause, tmp_path):
-    assert old in TRIANGLE_FILE
-    path = write(tmp_path, TRIANGLE_FILE.replace(old, new))
-    with pytest.raises(InstanceError, match=cause) as caught:
-        read_tsplib(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    assert "\n" not in message
-    assert ";" in message
-
-
-def test_read_tsplib_refuses_two_nodes(tmp_path):
-    path = write(tmp_path, TRIANGLE_FILE.replace("3 3 4\n", "").replace("DIMENSION: 3", "DIMENSION: 2"))
-    with pytest.raises(InstanceError, match=r"holds 2 nodes; .* at least 3"):
-        read_tsplib(path)
-
-
-def test_read_tsplib_refuses_missing_files_folders_and_binary_data(tmp_path):
-    with pytest.raises(InstanceError, match=r"missing\.tsp: cannot be read .*No such file"):
-        read_tsplib(tmp_path / "missing.tsp")
-    with pytest.raises(InstanceError, match="cannot be read"):
-        read_tsplib(tmp_path)
-    binary = tmp_path / "binary.tsp"
-    binary.write_bytes(bytes(range(256)))
-    with pytest.raises(InstanceError, match=r"binary\.tsp: cannot be parsed"):
-        read_tsplib(binary)
-
-
-def test_tsplib_distances_round_halves_up():
-    coords = np.array([[0.0, 0], [0.5, 0], [1.5, 0], [2.4, 0]])
-    assert tsplib_distances(coords)[0].tolist() == [0, 1, 2, 2]
-
-
-@pytest.mark.skipif(not TSPLIB_FOLDER.is_dir(), reason="TSPLIB files are not part of the repository")
-@pytest.mark.parametrize(("name", "optimum"), [("berlin52", 7542), ("eil51", 426), ("st70", 675), ("kroA100", 21282)])
-def test_lkh_finds_the_published_optimum_of_tsplib_files(name, optimum):
-    coords = read_tsplib(TSPLIB_FOLDER / f"{name}.tsp").coords
-    assert tsplib_tour_length(coords, lkh_tour(tsplib_distances(coords))) == optimum
-
-
-@pytest.mark.skipif(not TSPLIB_FOLDER.is_dir(), reason="TSPLIB files are not part of the repository")
-@pytest.mark.parametrize("name", ["att48", "bays29", "burma14", "gr17", "ulysses16"])
-def test_read_tsplib_refuses_real_files_of_other_kinds(name):
-    with pytest.raises(InstanceError, match="EUC_2D"):
-        read_tsplib(TSPLIB_FOLDER / f"{name}.tsp")
+@pytest.mark.parametrize("factor", [0.0, 1e-6, 1.0, 1e12])
+def test_reference_tour_takes_distances_of_any_size(factor):
+    distances = factor * np.rint(1000 * euclidean_distances(field_test_coords(12, 1)[0]))
+    best = lengths_of(lkh_tour(np.rint(distances / (factor or 1)).astype(int))[None], distances[None])
+    np.testing.assert_allclose(lengths_of(reference_tour(distances)[None], distances[None]), best, rtol=1e-5)
 
 
 def test_scale_to_unit_square_keeps_the_aspect_ratio():
@@ -247,6 +165,5 @@ def test_scale_to_unit_square_keeps_the_aspect_ratio():
     assert scaled.tolist() == [[0, 0], [1, 0], [0.5, 0.25]]
 
 
-def test_scale_to_unit_square_refuses_a_single_position():
-    with pytest.raises(ValueError, match="two different positions"):
-        scale_to_unit_square(np.ones((4, 2)))
+def test_scale_to_unit_square_puts_a_single_position_at_the_origin():
+    assert scale_to_unit_square(np.full((4, 2), 7.0)).tolist() == [[0, 0]] * 4

@@ -1,0 +1,278 @@
+"""Decodes: from networks and instances of one size to the best tours that they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from envs.files import RoutingInstance
+from envs.instances import longer_side, scale_to_unit_square
+from envs.metrics import plane, plane_unit, tour_lengths
+from envs.routing import MIN_NODES, TSPInstance
+from imagination import expand_instance
+from models import ImagBehavior
+from networks import PointerTables, TSPPointerActor, View
+from tools import uniform
+from world_model import RoutingContext, WorldModel
+
+# Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.
+WORKING_NUMBERS = 2**26
+# Of `augment`, from each symmetric image: more starts cost more than they find.
+MOST_STARTS = 100
+SYMMETRIES = 8
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tours are looked for.
+
+    Attributes:
+        method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
+            the best greedy tour over the 8 symmetries of the square and up to 100 first nodes.
+        samples: tours drawn of each instance.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no such method, or nothing to draw.
+    """
+
+    method: str = "greedy"
+    samples: int = 128
+    seed: int = 0
+
+    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+
+    def __post_init__(self) -> None:
+        if self.method not in self.METHODS:
+            raise ValueError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; at least 1 tour is drawn")
+
+    @property
+    def symmetries(self) -> int:
+        """Symmetric images of each instance that are solved."""
+        return SYMMETRIES if self.method == "augment" else 1
+
+    def first_nodes(self, num_nodes: int) -> list[int]:
+        """Where the tours of one image begin, spread over the nodes."""
+        count = {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+        return [index * num_nodes // count for index in range(count)]
+
+    def decisions(self, num_nodes: int) -> int:
+        """All decisions that an instance takes."""
+        return self.symmetries * len(self.first_nodes(num_nodes)) * num_nodes
+
+
+class Imagined(NamedTuple):
+    """A tour as the model imagines it, and the length that it expects, in the unit of the instance."""
+
+    tour: Int64[np.ndarray, " N"]
+    length: float
+
+
+def tsp_tours(
+    model: WorldModel,
+    behavior: ImagBehavior,
+    instances: Sequence[RoutingInstance],
+    decoding: Decoding,
+    *,
+    progress: Callable[[int], object] = lambda decisions: None,
+) -> list[Int64[np.ndarray, " N"]]:
+    """The best tour found of each instance, by the length in the instance's own metric.
+
+    Args:
+        model: reads the state, where the actor reads its latent.
+        behavior: its actor decides.
+        instances: all of one size and one metric.
+        decoding: how to look.
+        progress: called with the decisions just taken.
+
+    Raises:
+        ValueError: the actor is made for another number of nodes.
+    """
+    coords = np.stack([instance.coords for instance in instances])
+    metric, num_nodes = instances[0].metric, coords.shape[1]
+    refuse_other_sizes(model, behavior, num_nodes)
+    if num_nodes < MIN_NODES:
+        for _ in instances:
+            progress(decoding.decisions(num_nodes))
+        return [np.arange(num_nodes) for _ in instances]
+    device = next(behavior.actor.parameters()).device
+    generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.method == "sample" else None
+    first_nodes = torch.tensor(decoding.first_nodes(num_nodes), device=device)
+    best = np.tile(np.arange(num_nodes), (len(instances), 1))
+    best_lengths = np.full(len(instances), np.inf)
+    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
+        scaled, _ = _scaled(instances[rows], device)
+        for image in range(decoding.symmetries):
+            instance = TSPInstance(coords=symmetric(scaled, image))
+            # Tables are the expensive part, so all the tours of an image share them.
+            with torch.no_grad():
+                context, tables = _static(model, behavior, instance)
+            numbers_per_start = len(scaled) * _numbers_per_state(behavior, num_nodes)
+            for columns in _chunks(len(first_nodes), numbers_per_start):
+                first = first_nodes[columns].expand(len(scaled), -1)
+                found = roll_out(
+                    model,
+                    behavior,
+                    context=context,
+                    tables=tables,
+                    first=first,
+                    generator=generator,
+                    progress=progress,
+                )
+                tours = found.cpu().numpy()
+                lengths = tour_lengths(coords[rows], tours, metric)
+                winner = lengths.argmin(1)
+                chosen = np.arange(len(tours)), winner
+                better = lengths[chosen] < best_lengths[rows]
+                best[rows][better] = tours[chosen][better]
+                best_lengths[rows][better] = lengths[chosen][better]
+    return list(best)
+
+
+@torch.no_grad()
+def roll_out(
+    model: WorldModel,
+    behavior: ImagBehavior,
+    *,
+    context: RoutingContext,
+    tables: PointerTables | None,
+    first: Int[Tensor, "B Q"],
+    generator: torch.Generator | None,
+    progress: Callable[[int], object] = lambda decisions: None,
+) -> Int[Tensor, "B Q N"]:
+    """Tours of B instances, Q of each, that begin at the nodes `first`.
+
+    Args:
+        model: as in `tsp_tours`.
+        behavior: likewise.
+        context: the instances.
+        tables: of the pointer actor; None for any other.
+        first: where each tour begins.
+        generator: draws the actions; None takes the likeliest.
+        progress: as in `tsp_tours`.
+    """
+    rules, actor = model.rules, behavior.actor
+    assert rules is not None
+    state = rules.reset(expand_instance(context.instance, first.shape), first)
+    latent = model.begin(context, state, None) if actor.latent_size else None
+    tours = [first]
+    for _ in range(rules.episode_steps(context.instance.coords.shape[1]) - 1):
+        view = View.of(rules, state, rules.action_mask(state))
+        dist = actor(None if latent is None else latent.feat(), tables, view)
+        action = dist.mode() if generator is None else dist.sample(uniform(tuple(first.shape), generator))
+        state, _ = rules.step(state, action)
+        if latent is not None:
+            latent = model.follow(latent, action, context, state)
+        tours.append(action)
+        progress(first.numel())
+    progress(first.numel())
+    return torch.stack(tours, -1)
+
+
+def symmetric(coords: Float[Tensor, "B N 2"], image: int) -> Float[Tensor, "B N 2"]:
+    """One of the 8 images of the unit square under its symmetries; image 0 is the square itself."""
+    x, y = coords.unbind(-1)
+    if image & 1:
+        x = 1 - x
+    if image & 2:
+        y = 1 - y
+    return torch.stack((y, x) if image & 4 else (x, y), -1)
+
+
+@torch.no_grad()
+def imagined_tours(
+    model: WorldModel, behavior: ImagBehavior, instances: Sequence[RoutingInstance]
+) -> list[Imagined | None]:
+    """The tour of each instance that the model imagines greedily; None where there are too few nodes for one.
+
+    Args:
+        model: imagines.
+        behavior: its actor decides.
+        instances: all of one size and one metric.
+
+    Raises:
+        ValueError: the actor is made for another number of nodes.
+    """
+    num_nodes = len(instances[0].coords)
+    refuse_other_sizes(model, behavior, num_nodes)
+    if num_nodes < MIN_NODES:
+        return [None for _ in instances]
+    device = next(behavior.actor.parameters()).device
+    found: list[Imagined | None] = []
+    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
+        scaled, units = _scaled(instances[rows], device)
+        trajectory, reward = behavior.imagine_greedily(model, TSPInstance(coords=scaled))
+        assert trajectory.state is not None
+        tours = torch.cat((trajectory.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1).cpu().numpy()
+        lengths = -reward[:, 0].double().sum(-1).cpu().numpy() * units
+        found += [Imagined(tour, length) for tour, length in zip(tours, lengths.tolist(), strict=True)]
+    return found
+
+
+def refuse_other_sizes(model: WorldModel, behavior: ImagBehavior, num_nodes: int) -> None:
+    """Check that the actor takes instances of that size.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(behavior.actor, TSPPointerActor) and num_nodes != model.task.num_actions:
+        raise ValueError(
+            f"has {num_nodes} nodes, and the run's actor takes {model.task.num_actions};"
+            " one trained with actor.type: tsp_pointer takes any number"
+        )
+
+
+def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple[Float[Tensor, "B N 2"], list[float]]:
+    """Positions in the unit square, and what a leg of length 1 there is in the unit of each instance."""
+    scaled, units = [], []
+    for instance in instances:
+        positions = plane(instance.coords, instance.metric)
+        side = longer_side(positions)
+        # What spreads over the unit square already, as training's instances do, is left as it is.
+        if side < 0.5 or positions.min() < 0 or positions.max() > 1:
+            positions = scale_to_unit_square(positions)
+        else:
+            side = 1.0
+        scaled.append(positions)
+        units.append(side * plane_unit(instance.metric))
+    return torch.from_numpy(np.stack(scaled)).float().to(device), units
+
+
+def _static(
+    model: WorldModel, behavior: ImagBehavior, instance: TSPInstance
+) -> tuple[RoutingContext, PointerTables | None]:
+    """What the networks need of B instances, encoded once."""
+    assert model.rules is not None
+    # Nobody reads the world model's own embeddings where the actor reads no latent.
+    nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
+    tables = None
+    if isinstance(behavior.actor, TSPPointerActor):
+        tables = behavior.actor.encode(model.rules.node_features(instance))
+    return RoutingContext(instance=instance, nodes=nodes), tables
+
+
+def _heads(behavior: ImagBehavior) -> int:
+    return behavior.actor.heads if isinstance(behavior.actor, TSPPointerActor) else 1
+
+
+def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:
+    # Attention scores and the pointer's tables, each of heads x nodes x nodes; activations of a few thousand per node.
+    return 6 * _heads(behavior) * num_nodes**2 + 4096 * num_nodes
+
+
+def _numbers_per_state(behavior: ImagBehavior, num_nodes: int) -> int:
+    return 8 * _heads(behavior) * num_nodes
+
+
+def _chunks(count: int, numbers_each: int) -> Iterator[slice]:
+    """Slices of `count` rows that fit the working memory, at least one row each."""
+    size = max(1, WORKING_NUMBERS // numbers_each)
+    return (slice(begin, begin + size) for begin in range(0, count, size))

@@ -1,0 +1,130 @@
+"""Exports a run: its weights alone in one small file to solve with, and beside it how they came about.
+
+  python export.py logdir/tsp_attn-seed0 checkpoints/tsp20.pt
+
+writes tsp20.pt (config, format number, and the weights of world model and actor in half precision) and tsp20.json
+(command, commit, seed, steps, validation curve, and gaps on the field's test set, measured with the written file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import checkpoint
+import config
+import launch
+import solve
+from config import ConfigError, one_line_errors
+from decoding import Decoding
+from dreamer import Dreamer
+from envs.instances import TEST_SEED
+from logger import METRICS
+
+LONGEST_CURVE = 200
+
+
+def weights_file(run: Path, path: Path) -> None:
+    """Write the weights of a run's latest checkpoint, or of one of its checkpoint files, to `path`.
+
+    Raises:
+        ConfigError, CheckpointError: as `launch.load_run`; or the file cannot be written.
+    """
+    defaults = config.load(solve.CONFIGS, [], {})
+    loaded = launch.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults)
+    assert isinstance(loaded.agent, Dreamer)
+    # Where the run's own folder was, and what it ran on, is nothing to anybody else.
+    settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
+    state = {"config": settings, "agent": loaded.agent.acting_weights(), "step": loaded.step}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, state)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); give another") from error
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What made a run: command and commit, seed, steps and seconds, and the curve of the validation gap.
+
+    Raises:
+        ConfigError: the run's folder does not hold them.
+    """
+    if not run.exists():
+        raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
+    folder = run if run.is_dir() else run.parent
+    try:
+        made = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} does not say how it was made ({error}); give a run's own folder") from error
+    curve = [[row["step"], round(row["valid_gap"], 4)] for row in rows if "valid_gap" in row]
+    every = -(-len(curve) // LONGEST_CURVE) or 1
+    last = rows[-1] if rows else {}
+    return {
+        "command": made.get("command"),
+        "commit": made.get("commit"),
+        "seconds": last.get("seconds"),
+        "curve": curve[::-every][::-1],
+    }
+
+
+def measured(path: Path, *, instances: int, methods: list[str], device: torch.device) -> dict[str, Any]:
+    """Gaps, in percent of the references' mean, of a weights file on the first instances of the field's test set."""
+    agent = solve.load_agent(path, device)
+    cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED)
+    known = solve.references(cases, solve.REFERENCES[cases[0].problem])
+    mean_reference = sum(length for length in known if length is not None) / len(known)
+    gaps = {method: gap(agent, cases, mean_reference, method) for method in methods}
+    return {"instances": instances, "test_seed": TEST_SEED, "mean_reference": mean_reference, "gaps": gaps}
+
+
+def gap(agent: Dreamer, cases: list[solve.RoutingInstance], mean_reference: float, method: str) -> float:
+    """How much longer the mean solution is than the mean reference, in percent.
+
+    Raises:
+        ValueError: an instance does not fit the agent.
+    """
+    lengths = []
+    for outcome in solve.solve(agent, cases, Decoding(method=method)):
+        if isinstance(outcome, ValueError):
+            raise outcome
+        lengths.append(outcome.length)
+    return 100 * (sum(lengths) / len(lengths) / mean_reference - 1)
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line; write weights and facts."""
+    parser = argparse.ArgumentParser(
+        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="LOGDIR", help="a run's folder, or a checkpoint file in one")
+    add("path", type=Path, metavar="FILE.pt", help="where the weights go; the facts go beside them")
+    add("--instances", type=solve.positive, default=1000, help="of the test set, to measure gaps on (default 1000)")
+    add("--decode", nargs="+", choices=Decoding.METHODS, default=["greedy", "augment"], help="ways to measure")
+    add("--device", default="auto", help="to measure on; auto (the default) is CUDA where there is one")
+    arguments = parser.parse_args(argv)
+    with one_line_errors("export.py", *launch.USER_ERRORS):
+        if arguments.path.suffix != ".pt":
+            raise ConfigError(f"{arguments.path} is no name for weights; let it end in .pt")
+        record = facts(arguments.run)
+        weights_file(arguments.run, arguments.path)
+        state = checkpoint.load(arguments.path, torch.device("cpu"))
+        record |= {"seed": state["config"]["seed"], "steps": state["step"]}
+        device = launch.choose_device(arguments.device)
+        record |= measured(arguments.path, instances=arguments.instances, methods=arguments.decode, device=device)
+        beside = arguments.path.with_suffix(".json")
+        # A line for each entry: the curve is long.
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
+        beside.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        gaps = ", ".join(f"{method} {value:.2f} %" for method, value in record["gaps"].items())
+        print(f"{arguments.path} at step {record['steps']}: {arguments.path.stat().st_size / 1e6:.2f} MB, gap {gaps}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

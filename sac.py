@@ -1,0 +1,229 @@
+"""The SAC baseline: soft actor-critic without a model, on the Dreamer's loop and networks. Run it with --help."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+import checkpoint
+import launch
+from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from diagnosis import diagnose
+from envs.tasks import Task
+from guard import Guard
+from optimizer import Optimizer, update_together
+from recovery import Recovery
+from replay import Replay
+from sac_losses import CRITICS, ContinuousSoft, DiscreteSoft, Soft
+
+DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. For example:
+  python sac.py --configs sac_pendulum
+  python sac.py --configs tsp_sac
+  python sac.py --task gym_HalfCheetah-v5
+  python sac.py --evaluate logdir/sac_pendulum-seed0"""
+SECTION = "sac"
+
+RANGES = {
+    **dict.fromkeys(("batch_size", "sac.units", "sac.layers"), (1, math.inf)),
+    **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
+    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
+    "actor.pointer.clip": (1e-3, math.inf),
+}
+CHOICES = {"sac.critic": CRITICS}
+
+
+class SAC:
+    """Policy, twin Q functions and temperature behind the four verbs that the training loop knows."""
+
+    def __init__(
+        self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+    ) -> None:
+        """Build networks and optimisers on `device`.
+
+        Args:
+            task: what is to be solved.
+            config: the resolved config.
+            device: where to learn and act.
+            generators: one per role; `replay` and `model` are drawn from here.
+            guard: told of everything that is not finite.
+
+        Raises:
+            ValueError: the config's parts do not fit the task or one another.
+        """
+        validate_ranges(config, RANGES)
+        validate_choices(config, CHOICES)
+        self.task, self.device, self.guard, self.generators = task, device, guard, generators
+        self.soft = self._make_soft(config)
+        settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
+        groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
+        self.optimizers = {
+            name: Optimizer(
+                name, {name: module}, guard=guard, lr=config.sac.lr, clip=config.sac.max_grad_norm, **settings
+            )
+            for name, module in groups.items()
+        }
+        self.recovery = Recovery(self.optimizers, {"soft": self.soft}, guard=guard)
+        self.batch_size = config.batch_size
+        # A transition is two rows; routing takes whole episodes, whose nodes are then encoded once.
+        self.batch_length = 2
+        self.rows_per_update = self.batch_size
+        if task.rules is not None:
+            self.batch_length = task.rules.episode_steps(task.num_actions) + 1
+            self.rows_per_update = self.batch_size * self.batch_length
+        self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self.bad_observations: dict[str, Tensor] = {}
+        self.updates = 0
+
+    def _make_soft(self, config: Config) -> Soft:
+        kind = self.task.actions.kind
+        if kind == "continuous":
+            return ContinuousSoft(self.task, config.sac, discount=config.discount, device=self.device)
+        if kind == "discrete":
+            return DiscreteSoft(
+                self.task, config.sac, pointer=config.actor.pointer, discount=config.discount, device=self.device
+            )
+        raise ConfigError(f"{config.task} has {kind} actions; SAC plays discrete and continuous ones")
+
+    def initial_state(self, num_envs: int) -> dict[str, Any]:
+        """What `act` carries from step to step, before the first step."""
+        return {"static": {}}
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
+        """Choose an action for every environment.
+
+        Args:
+            obs: observations, [E, ...]. What is not finite in them counts as 0, and is counted by key.
+            state: from `initial_state` or the last call.
+            is_first: where an episode begins.
+            any_first: whether one does anywhere; nodes are encoded only then.
+            generator: draws the actions; None takes the likeliest.
+        """
+        action, static = self.soft.act(
+            self._finite(obs), state["static"], is_first=is_first, any_first=any_first, generator=generator
+        )
+        return action, {"static": static}
+
+    def _finite(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        numbers = {name: value for name, value in obs.items() if value.is_floating_point()}
+        self.guard.watch_all("observation while acting", numbers)
+        for name, value in numbers.items():
+            bad = ~value.isfinite()
+            rows = bad.flatten(1).any(-1).sum() if bad.dim() > 1 else bad.sum()
+            self.bad_observations[name] = self.bad_observations.get(name, 0) + rows
+            obs = {**obs, name: value.masked_fill(bad, 0.0)}
+        return obs
+
+    def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
+        """Replay keeps nothing of the acting state."""
+        return {}
+
+    def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]:
+        """Learn from one batch of replay.
+
+        Args:
+            replay: what has been lived through.
+            progress: the share of the run that is over, for schedules.
+        """
+        self.guard.update = self.updates
+        sample = replay.sample_windows if self.task.rules is None else replay.sample_episodes
+        batch = sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
+        self.guard.watch_all("replayed", batch)
+        draws = checkpoint.generator_state({"model": self.generators["model"]})
+        losses, metrics = self.soft.losses(batch, self.generators["model"])
+        applied, update_metrics = update_together(
+            [(loss, [self.optimizers[name]]) for name, loss in losses.items()], progress=progress
+        )
+        self.soft.follow(applied)
+
+        # On a GPU it is called some updates later, so it has to know which one it is about.
+        def find_cause(update: int = self.updates) -> dict[str, Any]:
+            return self._diagnose(batch, draws, update=update)
+
+        if self.recovery.after_update(self.updates, diagnose=find_cause):
+            # Lest the same batches be drawn again.
+            self.generators["replay"].manual_seed(self.updates)
+        self.updates += 1
+        for name in ("q", "policy"):
+            update_metrics[f"train/{name}_grad_norm"] = update_metrics.pop(f"{name}_grad_norm")
+        metrics |= {f"bad_{name}_max": count for name, count in self.bad_observations.items()}
+        metrics["rollbacks_max"] = torch.full((), float(self.recovery.rollbacks), device=self.device)
+        return metrics | update_metrics
+
+    def _diagnose(self, batch: dict[str, Tensor], draws: dict[str, Any], *, update: int) -> dict[str, Any]:
+        """Compute an update's losses again with the noise it had, to find what was not finite; changes nothing."""
+        generators = {"model": self.generators["model"]}
+        now = checkpoint.generator_state(generators)
+        checkpoint.restore_generators(generators, draws)
+
+        def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
+            losses, _ = self.soft.losses(batch, self.generators["model"])
+            return [
+                (loss, dict(zip(self.optimizers[name].names, self.optimizers[name].parameters, strict=True)))
+                for name, loss in losses.items()
+            ]
+
+        modules = {"q": self.soft.values, "policy": self.soft.policy}
+        try:
+            return diagnose(run_again, modules=modules, batch=batch, guard=self.guard, update=update)
+        finally:
+            checkpoint.restore_generators(generators, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimisers and counters; of the last good state where this one is not finite."""
+        self.recovery.mend()
+        return {
+            "soft": self.soft.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "recovery": self.recovery.state_dict(),
+            "bad_observations": dict(self.bad_observations),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.load_weights(state)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.recovery.load_state_dict(state["recovery"])
+        self.bad_observations = dict(state["bad_observations"])
+        self.updates = state["updates"]
+
+    def load_weights(self, state: dict[str, Any]) -> None:
+        """Take the networks from `state_dict`, and nothing else."""
+        self.soft.load_state_dict(state["soft"])
+        self.recovery.keep()
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line; train, or evaluate a logdir."""
+    with one_line_errors("sac.py", *launch.USER_ERRORS):
+        command = parse_command_line(
+            ["--configs", SECTION, *argv],
+            config_path=Path(__file__).with_name("configs.yaml"),
+            description=DESCRIPTION,
+            entry_keys=launch.ENTRY_KEYS,
+        )
+        if command.entry["evaluate"]:
+            launch.evaluate_run(command, make_agent=SAC)
+        else:
+            launch.train(command, argv=["sac.py", *argv], make_agent=SAC)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,290 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envs.files import InstanceError, read_instances
+
+DATA_FOLDER = Path(__file__).parents[3] / "shared" / "data"
+
+TSP_FILE = """NAME: triangle
+TYPE: TSP
+COMMENT: sides 3, 4 and 5
+DIMENSION: 3
+EDGE_WEIGHT_TYPE: EUC_2D
+NODE_COORD_SECTION
+1 0.0 0
+2 3e0 0
+3 3 4
+EOF
+"""
+CVRP_FILE = """NAME : small
+COMMENT : (by hand, Optimal value: 24)
+TYPE : CVRP
+DIMENSION : 3
+EDGE_WEIGHT_TYPE : EUC_2D
+CAPACITY : 5
+NODE_COORD_SECTION
+1 0 0
+2 3 4
+3 -3 4
+DEMAND_SECTION
+1 0
+2 5
+3 0
+DEPOT_SECTION
+ 1
+ -1
+EOF
+"""
+CSV_FILE = "x,y\n0,0\n3,0\n# a comment\n3;4\n"
+
+
+def write(folder, text, name="own.tsp"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def refusal(path):
+    with pytest.raises(InstanceError) as caught:
+        read_instances(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "\n" not in message
+    return message.removeprefix(str(path))
+
+
+def as_bytes(save, *arrays, **named):
+    stream = io.BytesIO()
+    save(stream, *arrays, **named)
+    return stream.getvalue()
+
+
+BATCH = {
+    "coords": np.random.default_rng(0).uniform(size=(2, 4, 2)),
+    "demand": np.array([[0, 1, 2, 3], [0, 3, 3, 3]]),
+    "capacity": np.array([3, 9]),
+}
+
+
+def test_read_instances_reads_tsplib(tmp_path):
+    (instance,) = read_instances(write(tmp_path, TSP_FILE))
+    assert (instance.name, instance.problem, instance.metric, instance.demand) == ("own", "tsp", "EUC_2D", None)
+    assert instance.coords.tolist() == [[0, 0], [3, 0], [3, 4]]
+
+
+def test_read_instances_reads_cvrplib(tmp_path):
+    (instance,) = read_instances(write(tmp_path, CVRP_FILE, "own.vrp"))
+    assert (instance.problem, instance.capacity, instance.reference) == ("cvrp", 5, 24)
+    assert instance.coords.tolist() == [[0, 0], [3, 4], [-3, 4]]
+    assert instance.demand is not None and instance.demand.tolist() == [0, 5, 0]
+
+
+def test_read_instances_puts_nodes_in_the_order_of_their_numbers(tmp_path):
+    shuffled = TSP_FILE.replace("1 0.0 0\n", "").replace("3 3 4\n", "3 3 4\n1 0.0 0\n")
+    (instance,) = read_instances(write(tmp_path, shuffled))
+    assert instance.coords.tolist() == [[0, 0], [3, 0], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "change", [("\n", "\r\n"), ("\n", "\r"), ("EOF\n", ""), ("sides", "S\xedde"), ("3 3 4", "3 0 0")]
+)
+def test_read_instances_takes_what_is_harmless(change, tmp_path):
+    content = TSP_FILE.replace(*change).encode("latin-1")
+    assert len(read_instances(write(tmp_path, content))[0].coords) == 3
+
+
+@pytest.mark.parametrize("positions", ["1 1e9 -1e9", "1 -5 -0.25"])
+def test_read_instances_takes_huge_and_negative_coordinates(positions, tmp_path):
+    (instance,) = read_instances(write(tmp_path, TSP_FILE.replace("1 0.0 0", positions)))
+    assert instance.coords[0].tolist() == [float(number) for number in positions.split()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("TSP", "HCP", ":2: TYPE is 'HCP'; only TSP and CVRP"),
+        ("TYPE: TSP\n", "", ": has no TYPE"),
+        ("EUC_2D", "EXPLICIT", ":5: EDGE_WEIGHT_TYPE is 'EXPLICIT'; coordinates"),
+        ("DIMENSION: 3", "DIMENSION: three", ":4: DIMENSION is 'three'; a whole number"),
+        ("DIMENSION: 3", "DIMENSION: 0", ":4: DIMENSION is '0'"),
+        ("DIMENSION: 3", "DIMENSION: 999999999999", ":9: NODE_COORD_SECTION ends after 3 nodes"),
+        ("DIMENSION: 3\n", "DIMENSION: 3\nDIMENSION: 3\n", ":5: 'DIMENSION' is given twice"),
+        ("3 3 4\nEOF\n", "", ":8: NODE_COORD_SECTION ends after 2 nodes, and DIMENSION is 3"),
+        ("3 3 4", "3 3", ":9: NODE_COORD_SECTION has a line of 2 fields"),
+        ("3 3 4", "2 3 4", ":9: node 2 stands in line 8 already"),
+        ("3 3 4", "4 3 4", ":9: node number '4' in NODE_COORD_SECTION, and DIMENSION is 3"),
+        ("3 3 4", "3 3 four", ":9: coordinate 'four'"),
+        ("3 3 4", "3 3 nan", ":9: coordinate 'nan'"),
+        ("3 3 4", "3 3 1e999", ":9: coordinate '1e999'"),
+        ("3 3 4", "3 3 4_0", ":9: coordinate '4_0'"),
+        ("NAME: triangle", "once upon a time", ":1: 'once upon a time' is no `KEYWORD: value`"),
+        (
+            "NODE_COORD_SECTION\n",
+            "FIXED_EDGES_SECTION\n1 2\n-1\nNODE_COORD_SECTION\n",
+            ":6: 'FIXED_EDGES_SECTION' cannot",
+        ),
+        ("NODE_COORD_SECTION\n1 0.0 0\n2 3e0 0\n3 3 4\n", "", ": has no NODE_COORD_SECTION"),
+    ],
+)
+def test_read_instances_names_the_line_of_a_mistake_in_tsplib(old, new, message, tmp_path):
+    path = write(tmp_path, TSP_FILE.replace(old, new))
+    assert refusal(path).startswith(message)
+
+
+def test_read_instances_refuses_places_that_are_not_on_earth(tmp_path):
+    text = TSP_FILE.replace("EUC_2D", "GEO").replace("3 3 4", "3 91 4")
+    assert refusal(write(tmp_path, text)).startswith(":9: no place on earth has latitude 91")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2 5\n", "2 6\n", ":13: demand 6 is above CAPACITY 5"),
+        ("2 5\n", "2 -1\n", ":13: demand '-1'"),
+        ("2 5\n", "2 1.5\n", ":13: demand '1.5'"),
+        ("1 0\n2 5", "1 1\n2 5", ":12: the depot, node 1, has demand 1"),
+        ("3 0\nDEPOT", "DEPOT", ":13: DEMAND_SECTION ends after 2 nodes"),
+        ("CAPACITY : 5\n", "", ": has no CAPACITY"),
+        ("CAPACITY : 5\n", "CAPACITY : 5\nDISTANCE : 100\n", ":7: DISTANCE limits the routes"),
+        (" 1\n -1\n", " 2\n -1\n", ":16: DEPOT_SECTION holds '2'"),
+        (" 1\n -1\n", " 1\n 2\n -1\n", ":17: DEPOT_SECTION holds '1, 2'"),
+        ("DEPOT_SECTION\n 1\n -1\n", "", ": has no DEPOT_SECTION"),
+    ],
+)
+def test_read_instances_names_the_line_of_a_mistake_in_cvrplib(old, new, message, tmp_path):
+    assert old in CVRP_FILE
+    assert refusal(write(tmp_path, CVRP_FILE.replace(old, new, 1), "own.vrp")).startswith(message)
+
+
+def test_read_instances_reads_csv(tmp_path):
+    (instance,) = read_instances(write(tmp_path, CSV_FILE, "own.csv"))
+    assert (instance.name, instance.problem, instance.metric) == ("own", "tsp", "exact")
+    assert instance.coords.tolist() == [[0, 0], [3, 0], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2\n3,4,5\n", ":2: has 3 values"),
+        ("1,2\nx,y\n", ":2: coordinate 'x'"),
+        ("", ": holds no node"),
+        ("x,y", ": holds"),
+    ],
+)
+def test_read_instances_refuses_what_is_no_csv_of_coordinates(text, message, tmp_path):
+    assert refusal(write(tmp_path, text, "own.csv")).startswith(message)
+
+
+def test_read_instances_reads_arrays(tmp_path):
+    (single,) = read_instances(write(tmp_path, as_bytes(np.save, BATCH["coords"][0]), "own.npy"))
+    assert single.name == "own" and np.array_equal(single.coords, BATCH["coords"][0])
+    first, second = read_instances(write(tmp_path, as_bytes(np.savez, **BATCH), "own.npz"))
+    assert (first.name, first.problem, first.capacity, second.capacity) == ("own-0", "cvrp", 3, 9)
+    assert second.demand is not None and second.demand.tolist() == [0, 3, 3, 3]
+    shared = read_instances(write(tmp_path, as_bytes(np.savez, **{**BATCH, "capacity": 5}), "own.npz"))
+    assert [instance.capacity for instance in shared] == [5, 5]
+    assert {each.problem for each in read_instances(write(tmp_path, as_bytes(np.save, BATCH["coords"]), "a.npy"))} == {
+        "tsp"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coords": np.full((2, 4, 2), np.nan)}, ": coords[0, 0, 0] is nan"),
+        ({"coords": np.zeros((2, 4, 3))}, ": coords has shape (2, 4, 3)"),
+        ({"coords": np.zeros((0, 4, 2))}, ": coords has shape (0, 4, 2)"),
+        ({"coords": np.array([["a", "b"]])}, ": coords is of type"),
+        ({"demands": np.zeros(3)}, ": holds 'capacity, coords, demand, demands'"),
+        ({"demand": np.zeros((2, 3))}, ": demand has shape (2, 3)"),
+        ({"demand": np.ones((2, 4))}, ": instance 0 has a demand at its depot"),
+        (
+            {"demand": np.array([[0, 1, 2, 3], [0, 3.5, 3, 3]])},
+            ": instance 1 has a demand that is negative",
+        ),
+        ({"capacity": np.array([3, 2])}, ": instance 1 has a demand above its capacity"),
+        ({"capacity": np.array([3, -2])}, ": instance 1 has a capacity that is negative"),
+        ({"capacity": np.zeros(5)}, ": demand has shape (2, 4) and capacity (5,)"),
+    ],
+)
+def test_read_instances_refuses_arrays_that_are_no_instances(changes, message, tmp_path):
+    assert refusal(write(tmp_path, as_bytes(np.savez, **{**BATCH, **changes}), "own.npz")).startswith(message)
+
+
+def test_read_instances_refuses_missing_files_folders_and_code(tmp_path):
+    assert refusal(tmp_path / "missing.tsp").startswith(": cannot be read (No such file")
+    assert refusal(tmp_path).startswith(": cannot be read")
+    pickled = as_bytes(lambda stream, array: np.save(stream, array, allow_pickle=True), np.array([{}], dtype=object))
+    assert "is no NumPy file of numbers" in refusal(write(tmp_path, pickled, "own.npy"))
+
+
+@pytest.mark.skipif(not DATA_FOLDER.is_dir(), reason="TSPLIB and CVRPLIB files are not part of the repository")
+def test_read_instances_reads_all_real_files_with_coordinates():
+    files = [*DATA_FOLDER.rglob("*.tsp"), *DATA_FOLDER.rglob("*.vrp")]
+    matrices = [path for path in files if path.stem in ("gr17", "bays29")]
+    for path in files:
+        if path in matrices:
+            assert "EDGE_WEIGHT_TYPE is 'EXPLICIT'" in refusal(path)
+        else:
+            assert len(read_instances(path)) == 1
+
+
+VALID = {
+    "own.tsp": TSP_FILE.encode(),
+    "own.vrp": CVRP_FILE.encode(),
+    "own.csv": CSV_FILE.encode(),
+    "own.npy": as_bytes(np.save, BATCH["coords"]),
+    "own.npz": as_bytes(np.savez, **BATCH),
+    "packed.npz": as_bytes(np.savez_compressed, **BATCH),
+}
+SNIPPETS = [
+    b"\n",
+    b"-",
+    b"e999",
+    b"nan",
+    b":",
+    b"_SECTION\n",
+    b"EOF\n",
+    b"\x00",
+    b"\xff",
+    b"9" * 30,
+    b"-1\n",
+    b"1 1 1\n",
+]
+
+
+@settings(max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_read_instances_reads_or_refuses_mutated_files(data, tmp_path):
+    name = data.draw(st.sampled_from(sorted(VALID)))
+    content = VALID[name]
+    for _ in range(data.draw(st.integers(1, 4))):
+        begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+        end = min(end, begin + 20)
+        piece = data.draw(st.sampled_from(SNIPPETS) | st.binary(max_size=8))
+        match data.draw(st.sampled_from(["replace", "insert", "cut", "truncate", "repeat"])):
+            case "replace":
+                content = content[:begin] + piece + content[begin + len(piece) :]
+            case "insert":
+                content = content[:begin] + piece + content[begin:]
+            case "cut":
+                content = content[:begin] + content[end:]
+            case "truncate":
+                content = content[:begin]
+            case "repeat":
+                content = content[:end] + content[begin:]
+    path = write(tmp_path, content, name)
+    try:
+        instances = read_instances(path)
+    except InstanceError as error:
+        instances, message = [], str(error)
+    else:
+        message = str(path)
+    assert message.startswith(str(path)) and "\n" not in message
+    for instance in instances:
+        assert np.isfinite(instance.coords).all() and instance.coords.shape[1] == 2
+        assert instance.demand is None or (instance.demand <= instance.capacity).all()

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.files import read_instances
+from envs.instances import reference_tour
+from envs.metrics import EXACT, FILE_METRICS, distance_matrix, leg_lengths, plane, plane_unit, tour_length, tour_lengths
+
+TSPLIB_FOLDER = Path(__file__).parents[3] / "shared" / "data" / "tsplib"
+
+
+@pytest.mark.parametrize(
+    ("metric", "lengths"),
+    [
+        # Legs of 0.5, 1.25, 2.5 and 10 along a line. ATT divides by the root of 10: 0.16, 0.40, 0.79 and 3.16, each
+        # rounded to the nearest integer, or to the next where that is less.
+        (EXACT, [0.5, 1.25, 2.5, 10]),
+        ("EUC_2D", [1, 1, 3, 10]),
+        ("CEIL_2D", [1, 2, 3, 10]),
+        ("ATT", [1, 1, 1, 4]),
+    ],
+)
+def test_leg_lengths_round_as_their_metric_says(metric, lengths):
+    targets = np.array([[0.5, 0], [1.25, 0], [0, 2.5], [6, 8]])
+    assert leg_lengths(np.zeros((4, 2)), targets, metric).tolist() == lengths
+
+
+def test_leg_lengths_of_geographical_positions_read_minutes_after_the_point():
+    # A quarter of the equator, 6378.388 pi / 2 = 10019.15, and the same from 0 degrees 30 minutes to 90 degrees 30;
+    # one degree is 111.3 km. 1 is added before the fraction is cut off.
+    origin = np.array([[0, 0], [0, 0.30], [0.0, 10]])
+    target = np.array([[0, 90], [0, 90.30], [0.30, 10]])
+    assert leg_lengths(origin, target, "GEO").tolist() == [10020, 10020, 56]
+
+
+def test_tour_lengths_close_each_tour_and_count_no_leg_to_the_node_itself():
+    square = np.array([[[0.0, 0], [0, 1], [1, 1], [1, 0]]])
+    tours = np.array([[[0, 1, 2, 3], [0, 2, 1, 3]]])
+    np.testing.assert_allclose(tour_lengths(square, tours, EXACT), [[4, 2 + 2 * np.sqrt(2)]])
+    assert tour_length(np.ones((1, 2)), np.array([0]), "GEO") == 0
+
+
+@pytest.mark.parametrize("metric", FILE_METRICS)
+def test_tour_length_is_whole_and_agrees_with_the_distance_matrix(metric):
+    coords = np.random.default_rng(0).uniform(-80, 80, (7, 2))
+    tour = np.random.default_rng(1).permutation(7)
+    length = tour_length(coords, tour, metric)
+    assert isinstance(length, int)
+    assert length == distance_matrix(coords, metric)[tour, np.roll(tour, -1)].sum()
+
+
+@pytest.mark.skipif(not TSPLIB_FOLDER.is_dir(), reason="TSPLIB files are not part of the repository")
+@pytest.mark.parametrize(
+    ("name", "optimum"),
+    [("berlin52", 7542), ("eil51", 426), ("st70", 675), ("att48", 10628), ("burma14", 3323), ("ulysses16", 6859)],
+)
+def test_lkh_finds_the_published_optimum_of_tsplib_files(name, optimum):
+    (instance,) = read_instances(TSPLIB_FOLDER / f"{name}.tsp")
+    tour = reference_tour(distance_matrix(instance.coords, instance.metric))
+    assert tour_length(instance.coords, tour, instance.metric) == optimum
+
+
+@pytest.mark.parametrize("metric", [EXACT, *FILE_METRICS])
+def test_plane_distances_times_its_unit_are_about_those_of_the_metric(metric):
+    coords = np.random.default_rng(0).uniform(40, 48, (6, 2)) * (1 if metric == "GEO" else 1000)
+    flat = plane(coords, metric)
+    straight = np.linalg.norm(flat[:, None] - flat[None], axis=-1) * plane_unit(metric)
+    np.testing.assert_allclose(straight, distance_matrix(coords, metric), rtol=0.1, atol=1)

@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import config
+import decoding
+import evaluation
+import launch
+from decoding import Decoding, imagined_tours, symmetric, tsp_tours
+from dreamer import Dreamer
+from envs.files import RoutingInstance
+from envs.instances import field_test_coords
+from envs.metrics import EXACT, tour_length
+from guard import Guard
+
+CPU = torch.device("cpu")
+NODES = 6
+
+
+def make_agent(**changes):
+    settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {}).replace(**changes)
+    generators = launch.make_generators(0, CPU)
+    return Dreamer(launch.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
+
+
+def instances(count, num_nodes=NODES):
+    return [RoutingInstance(str(i), "tsp", nodes, EXACT) for i, nodes in enumerate(field_test_coords(num_nodes, count))]
+
+
+def decode(agent, cases, **how):
+    return tsp_tours(agent.model, agent.behavior, cases, Decoding(**how))
+
+
+def lengths(cases, tours):
+    return np.array([tour_length(case.coords, tour, EXACT) for case, tour in zip(cases, tours, strict=True)])
+
+
+AGENTS = [{"actor.pointer.latent": 0}, {"actor.pointer.latent": 4}, {"actor.type": "masked"}]
+
+
+@pytest.mark.parametrize("changes", AGENTS, ids=["pointer", "latent", "masked"])
+def test_tsp_tours_are_those_that_the_agent_walks(changes):
+    agent, cases = make_agent(**changes), instances(12)
+    found = evaluation.Evaluation(torch.from_numpy(np.stack([case.coords for case in cases])).float(), np.ones(12))
+    walked = evaluation.evaluate(agent, agent.task, found, device=CPU).tours.numpy()
+    np.testing.assert_array_equal(np.stack(decode(agent, cases)), walked)
+
+
+@pytest.mark.parametrize("method", Decoding.METHODS)
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 9])
+def test_tsp_tours_visit_every_node_of_instances_of_any_size(method, num_nodes):
+    for tour in decode(make_agent(), instances(3, num_nodes), method=method, samples=5):
+        assert sorted(tour) == list(range(num_nodes))
+
+
+def test_tsp_tours_do_not_depend_on_how_instances_are_cut_into_chunks(monkeypatch):
+    agent, cases = make_agent(), instances(2, 4)
+    together = decode(agent, cases, method="augment")
+    monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1)
+    np.testing.assert_allclose(lengths(cases, decode(agent, cases, method="augment")), lengths(cases, together))
+
+
+def test_tsp_tours_are_never_longer_for_looking_longer():
+    agent, cases = make_agent(), instances(20, 7)
+    greedy = lengths(cases, decode(agent, cases))
+    augment = lengths(cases, decode(agent, cases, method="augment"))
+    assert (augment <= greedy + 1e-9).all() and (augment < greedy - 1e-6).any()
+    few, many = (lengths(cases, decode(agent, cases, method="sample", samples=k)).mean() for k in (1, 64))
+    assert many < few
+
+
+def test_tsp_tours_are_drawn_by_their_seed():
+    agent, cases = make_agent(), instances(6, 12)
+    draws = [np.stack(decode(agent, cases, method="sample", samples=1, seed=seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+
+
+def test_tsp_tours_do_not_depend_on_position_and_size_of_the_instance():
+    agent, (case,) = make_agent(), instances(1, 12)
+    elsewhere = case._replace(coords=1e9 * case.coords - 3e8)
+    np.testing.assert_array_equal(
+        decode(agent, [elsewhere])[0], decode(agent, [case._replace(coords=3 * case.coords)])[0]
+    )
+
+
+def test_tsp_tours_keep_the_best_by_the_metric_of_the_instance():
+    # Rounded up, legs along the first axis cost nothing more than 1, however the network sees them.
+    coords = np.array([[0.0, 0], [0.2, 0], [0.4, 0], [0.6, 0], [0.8, 0], [0.8, 1]])
+    case = RoutingInstance("own", "tsp", coords, "CEIL_2D")
+    (tour,) = decode(make_agent(), [case], method="augment")
+    assert tour_length(coords, tour, "CEIL_2D") == 7
+
+
+def test_tsp_tours_refuse_other_sizes_for_an_actor_without_a_pointer():
+    with pytest.raises(ValueError, match="has 7 nodes, and the run's actor takes 6"):
+        decode(make_agent(**{"actor.type": "masked"}), instances(1, NODES + 1))
+
+
+def test_tsp_tours_report_all_decisions():
+    for method in Decoding.METHODS:
+        how = Decoding(method=method, samples=3)
+        seen: list[int] = []
+        agent, cases = make_agent(), instances(2, 5)
+        tsp_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
+        assert sum(seen) == 2 * how.decisions(5)
+
+
+def test_symmetric_images_are_eight_and_keep_lengths():
+    coords = torch.rand(1, 5, 2, dtype=torch.float64)
+    images = [symmetric(coords, image) for image in range(8)]
+    assert torch.equal(images[0], coords)
+    assert len({tuple(image.flatten().tolist()) for image in images}) == 8
+    for image in images:
+        torch.testing.assert_close(torch.cdist(image, image), torch.cdist(coords, coords))
+        assert ((image >= 0) & (image <= 1)).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_imagined_tours_expect_lengths_in_the_unit_of_the_instance(scale):
+    # With the true cost in place of a learned one, imagination expects what its tour is long.
+    agent = make_agent(imag_reward="simulated")
+    cases = [case._replace(coords=scale * case.coords) for case in instances(3, 8)]
+    imagined = [each for each in imagined_tours(agent.model, agent.behavior, cases) if each is not None]
+    assert [sorted(each.tour) for each in imagined] == [list(range(8))] * 3
+    np.testing.assert_allclose(
+        [each.length for each in imagined], lengths(cases, [e.tour for e in imagined]), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "message"), [({"method": "beam"}, "choose one of greedy"), ({"samples": 0}, "at least 1")]
+)
+def test_decoding_refuses_what_it_cannot_do(how, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**how)

@@ -1,0 +1,246 @@
+"""The SAC agent's verbs, and whole runs as a user starts them, too short to learn anything."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import checkpoint
+import config
+import launch
+import sac
+from agent import Agent
+from guard import Guard, GuardSettings
+from logger import METRICS
+from replay import Replay
+from sac import SAC
+
+CPU = torch.device("cpu")
+CONFIG_PATH = Path(sac.__file__).with_name("configs.yaml")
+SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
+SHORT += ["--valid_episodes", "1", "--eval_episodes", "1"]
+MONITORED = {f"train/{name}" for name in ("policy_grad_norm", "q_grad_norm", "q_mean", "q_std", "alpha")}
+
+Rows = list[dict[str, Any]]
+
+
+def read_metrics(logdir: Path) -> Rows:
+    return [json.loads(line) for line in (logdir / METRICS).read_text().splitlines()]
+
+
+def train(logdir: Path, section: str, *arguments: str) -> Rows:
+    sac.main(["--configs", section, *SHORT, *arguments, "--logdir", str(logdir)])
+    return read_metrics(logdir)
+
+
+def values_of(rows: Rows, name: str) -> list[float]:
+    return [row[name] for row in rows if name in row]
+
+
+def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
+    """An agent with small networks, and a replay of made-up rows."""
+    torch.manual_seed(0)
+    settings = config.load(CONFIG_PATH, ["sac", "sac_pendulum", "debug"], {}).replace(**{"sac.units": 16, **changes})
+    task = launch.make_world(settings, CPU).task
+    guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
+    agent = SAC(task, settings, device=CPU, generators=launch.make_generators(0, CPU), guard=guard)
+    replay = Replay(task.spaces, num_envs=2, capacity=100, device=CPU)
+    no = torch.zeros(2, dtype=torch.bool)
+    for step in range(40):
+        flags = {"is_first": torch.full((2,), step == 0), "is_last": no, "is_terminal": no}
+        row = {"observation": torch.randn(2, 3), "action": torch.rand(2, 1) * 2 - 1, "reward": torch.randn(2)}
+        replay.add({**row, **flags})
+    return agent, replay
+
+
+def parameters_of(agent: SAC) -> list[torch.Tensor]:
+    return [parameter for optimizer in agent.optimizers.values() for parameter in optimizer.parameters]
+
+
+# The verbs
+
+
+def test_sac_is_an_agent():
+    assert isinstance(pendulum_agent()[0], Agent)
+
+
+def test_act_is_greedy_without_a_generator_and_within_bounds():
+    agent, _ = pendulum_agent()
+    obs, first = {"observation": torch.randn(50, 3)}, torch.ones(50, dtype=torch.bool)
+    one, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=None)
+    same, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=None)
+    drawn, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=torch.Generator())
+    assert torch.equal(one, same) and not torch.equal(one, drawn)
+    assert drawn.abs().max() <= 1
+
+
+def test_observation_that_is_not_finite_is_counted_by_name_and_acted_on_as_zero():
+    agent, replay = pendulum_agent()
+    first = torch.zeros(3, dtype=torch.bool)
+    bad = torch.tensor([[1.0, 2, 3], [torch.nan, 2, 3], [1, torch.inf, -torch.inf]])
+    zeroed = torch.tensor([[1.0, 2, 3], [0, 2, 3], [1, 0, 0]])
+    actions = [
+        agent.act({"observation": obs}, {"static": {}}, is_first=first, any_first=False, generator=None)[0]
+        for obs in (bad, zeroed)
+    ]
+    assert torch.equal(*actions)
+    assert agent.update(replay, progress=0.0)["bad_observation_max"] == 2
+    assert [(finding.kind, finding.name) for finding in agent.guard.findings()] == [
+        ("observation while acting", "observation")
+    ]
+
+
+@pytest.mark.parametrize("critic", ["mse", "symlog_disc"])
+def test_update_moves_policy_values_and_temperature(critic: str):
+    agent, replay = pendulum_agent(**{"sac.critic": critic})
+    before = [parameter.clone() for parameter in parameters_of(agent)]
+    for _ in range(3):
+        metrics = agent.update(replay, progress=0.0)
+    assert metrics.keys() >= MONITORED
+    assert all(metric.isfinite() for metric in metrics.values())
+    assert not any(torch.equal(old, new) for old, new in zip(before, parameters_of(agent), strict=True))
+    assert agent.updates == 3
+
+
+def test_restored_agent_goes_on_like_the_saved_one():
+    (one, replay), (other, _) = pendulum_agent(), pendulum_agent(seed=1)
+    for _ in range(3):
+        one.update(replay, progress=0.0)
+    # As a checkpoint would: an optimiser keeps the very tensors that it is given.
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    checkpoint.restore_generators(other.generators, checkpoint.generator_state(one.generators))
+    one.update(replay, progress=0.0)
+    other.update(replay, progress=0.0)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(parameters_of(one), parameters_of(other), strict=True))
+    assert other.updates == 4
+
+
+def test_broken_q_function_is_named_and_undone():
+    agent, replay = pendulum_agent()
+    for _ in range(4):
+        agent.update(replay, progress=0.0)
+    with torch.no_grad():
+        agent.soft.values.mlp.weight0[1, 0, 0] = torch.nan
+    agent.update(replay, progress=0.0)
+    assert all(parameter.isfinite().all() for parameter in parameters_of(agent))
+    (report,) = agent.guard.reports
+    named = {entry["name"] for entry in report["state"]}
+    assert "soft.values.mlp.q2.weight0" in named and "soft.values.mlp.q1.weight0" not in named
+    (entry,) = [entry for entry in report["state"] if entry["name"] == "soft.values.mlp.q2.weight0"]
+    assert entry["bad_share"] == pytest.approx(1 / (4 * 16))
+
+
+def test_saved_state_is_finite_even_where_the_present_one_is_not():
+    agent, replay = pendulum_agent()
+    agent.update(replay, progress=0.0)
+    with torch.no_grad():
+        agent.soft.temperature.log_alpha.fill_(torch.nan)
+    assert all(value.isfinite().all() for value in agent.state_dict()["soft"].values())
+
+
+def test_temperature_is_the_very_tensor_that_its_optimiser_holds():
+    agent, _ = pendulum_agent()
+    assert agent.optimizers["alpha"].parameters[0] is agent.soft.temperature.log_alpha
+
+
+# Runs
+
+
+@pytest.mark.parametrize(
+    ("section", "arguments"),
+    [
+        ("sac_pendulum", []),
+        ("sac_conservative", ["--task", "gym_Pendulum-v1", "--sac.critic", "symlog_disc"]),
+        ("sac", ["--task", "gym_CartPole-v1"]),
+        ("sac", ["--task", "gym_Switches-v0"]),
+        ("tsp_sac", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_section_trains_to_its_end(tmp_path: Path, section: str, arguments: list[str]):
+    rows = train(tmp_path, section, *arguments)
+    logged = set().union(*rows)
+    assert all(value is not None for row in rows for value in row.values()), "a value that is not finite"
+    assert logged >= MONITORED and {"eval_return", "actor_entropy", "q_loss", "policy_loss"} < logged
+    assert {*values_of(rows, "env_miss_rate")} <= {0.0}
+
+
+def test_routing_run_takes_only_legal_actions_and_aims_at_attainable_entropies(tmp_path: Path):
+    rows = train(tmp_path, "tsp_sac")
+    assert {*values_of(rows, "env_miss_rate")} == {0.0}
+    # With 6 nodes: 5, 4, 3 and 2 are open where there is a choice.
+    expected = 0.98 * sum(torch.tensor(float(count)).log().item() for count in (5, 4, 3, 2)) / 4
+    assert values_of(rows, "target_entropy")[-1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_run_resumed_in_mid_episode_equals_the_undisturbed_one(tmp_path: Path):
+    arguments = ["--context", "dynamics_map", "--checkpoint_every", "60", "--checkpoint_numbered", "true"]
+    rows = train(tmp_path / "one", "sac_longitudinal", *arguments)
+    middle = str(tmp_path / "one" / "step_000000060.pt")
+    resumed = train(tmp_path / "two", "sac_longitudinal", *arguments, "--resume", middle)
+
+    def after(logged: Rows) -> Rows:
+        return [
+            {key: value for key, value in row.items() if key not in ("seconds", "fps")}
+            for row in logged
+            if row["step"] > 60
+        ]
+
+    assert after(resumed) == after(rows) and len(after(rows)) >= 3
+
+
+def test_rewards_are_scaled_as_they_are_stored_and_returns_logged_both_ways(tmp_path: Path):
+    arguments = ["--reward_scale", "0.01", "--steps", "900", "--prefill", "860", "--log_every", "300"]
+    rows = train(tmp_path, "sac_pendulum", *arguments)
+    for row in rows:
+        if "train_return" in row:
+            assert row["train_return"] < -100
+            assert row["train_return_scaled"] == pytest.approx(0.01 * row["train_return"])
+    assert values_of(rows, "train_return_scaled")
+    # A step of Pendulum costs 16.3 at most.
+    low = checkpoint.load(tmp_path / checkpoint.LATEST, CPU)["replay"]["reward_min"]
+    assert -0.164 < low < -0.01
+    # The evaluation is of the task as it is.
+    assert rows[-1]["eval_return"] < -10
+
+
+def test_runaway_values_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train(tmp_path, "sac_pendulum", "--reward_scale", "1e6")
+    told = capsys.readouterr().err
+    assert "warning: train/q_grad_norm is" in told and ", above 5" in told
+
+
+def test_evaluate_plays_a_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    train(tmp_path, "sac_longitudinal", "--context", "dynamics_map", "--steps", "60")
+    sac.main(["--evaluate", str(tmp_path)])
+    assert "1 episodes, mean return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sac.critic", "huber"], "sac.critic is 'huber'; choose one of mse, symlog_disc"),
+        (["--sac.tau", "2"], "sac.tau is 2; it must be between 0 and 1"),
+        (["--task", "gym_PixelGrid-v0"], "is of kind image; SAC reads vectors and classes only"),
+        (["--reward_scale", "0"], "reward_scale is 0; it must be between 1e-12 and 1e+12"),
+        (["--context", "map"], "context is 'map'; choose one of none, dynamics_map"),
+        (["--task", "tsp", "--context", "dynamics_map", "--prefill", "100"], "is for gymnasium environments"),
+    ],
+)
+def test_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str):
+    with pytest.raises(SystemExit) as exit_info:
+        train(tmp_path, "sac_pendulum", *arguments)
+    told = capsys.readouterr().err.strip()
+    assert exit_info.value.code == 2
+    assert message in told and told.startswith("sac.py: ") and "\n" not in told
+
+
+@pytest.mark.slow
+def test_sac_swings_the_pendulum_up(tmp_path: Path):
+    sac.main(["--configs", "sac_pendulum", "--steps", "6000", "--device", "cpu", "--logdir", str(tmp_path)])
+    assert read_metrics(tmp_path)[-1]["eval_return"] > -200

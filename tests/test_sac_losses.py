@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from envs.routing import TSPRules
+from envs.tasks import ActionSpec, ObservationKey, Task
+from envs.vector import RoutingVectorEnv
+from sac_losses import ContinuousSoft, DiscreteSoft
+
+CPU = torch.device("cpu")
+SETTINGS = {"critic": "mse", "units": 8, "layers": 1, "bins": 63, "tau": 0.5, "entropy_share": 0.98}
+POINTER = Config({"width": 16, "layers": 1, "heads": 2, "hidden": 32, "latent": 0, "clip": 10.0})
+OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
+
+
+def continuous(**changes: Any) -> ContinuousSoft:
+    task = Task(rules=None, actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
+    return ContinuousSoft(task, Config({**SETTINGS, **changes}), discount=0.9, device=CPU)
+
+
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def transitions(count: int = 4) -> dict[str, Tensor]:
+    """Windows of two rows, none of them crossing the end of an episode."""
+    no = torch.zeros(count, 2, dtype=torch.bool)
+    return {
+        "x": torch.randn(count, 2, 2),
+        "action": torch.rand(count, 2, 1) * 2 - 1,
+        "reward": torch.randn(count, 2),
+        "is_first": no,
+        "is_terminal": no,
+    }
+
+
+def with_row(batch: dict[str, Tensor], name: str, row: int, value: Any) -> dict[str, Tensor]:
+    changed = batch[name].clone()
+    changed[row, 1] = value
+    return {**batch, name: changed}
+
+
+# Continuous actions
+
+
+def test_terminal_transition_does_not_bootstrap():
+    soft, batch = continuous(), transitions()
+    batch["is_terminal"] = torch.tensor([[False, True]]).expand(4, 2)
+    losses, _ = soft.losses(batch, noise())
+    q = soft.values.mean(soft.values(batch["x"][:, 0], batch["action"][:, 0]))
+    torch.testing.assert_close(losses["q"], (0.5 * (q - batch["reward"][:, 1]).square().sum(0)).mean())
+
+
+def test_time_limit_bootstraps_with_the_soft_value():
+    soft, batch = continuous(), transitions()
+    losses, _ = soft.losses(batch, noise())
+    draws = torch.randn(2, 4, 1, generator=noise())
+    action, log_prob = soft.policy(batch["x"][:, 1]).sample(draws[0])
+    next_q = soft.target_values.mean(soft.target_values(batch["x"][:, 1], action)).amin(0)
+    target = batch["reward"][:, 1] + 0.9 * (next_q - log_prob)
+    q = soft.values.mean(soft.values(batch["x"][:, 0], batch["action"][:, 0]))
+    torch.testing.assert_close(losses["q"], (0.5 * (q - target.detach()).square().sum(0)).mean())
+
+
+def test_windows_across_the_end_of_an_episode_count_for_nothing():
+    soft, batch = continuous(), with_row(transitions(), "is_first", 2, True)
+    losses, _ = soft.losses(batch, noise())
+    other, _ = soft.losses(with_row(batch, "reward", 2, 1e6), noise())
+    for name, loss in losses.items():
+        assert torch.equal(loss, other[name])
+
+
+def test_temperature_rises_where_entropy_is_below_its_target():
+    soft, batch = continuous(), transitions()
+    for log_std, sign in ((-30.0, -1), (0.5, 1)):
+        last = soft.policy.mlp[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(torch.tensor([0.0, log_std]))
+        losses, _ = soft.losses(batch, noise())
+        (gradient,) = torch.autograd.grad(losses["alpha"], soft.temperature.log_alpha)
+        assert torch.sign(gradient) == sign
+
+
+def test_policy_loss_reaches_no_q_function():
+    soft = continuous()
+    losses, _ = soft.losses(transitions(), noise())
+    gradients = torch.autograd.grad(losses["policy"], list(soft.values.parameters()), allow_unused=True)
+    assert all(gradient is None for gradient in gradients)
+
+
+def test_two_hot_values_are_plain_returns_whatever_the_temperature():
+    soft, batch = continuous(critic="symlog_disc"), transitions()
+    cold, _ = soft.losses(batch, noise())
+    with torch.no_grad():
+        soft.temperature.log_alpha.fill_(5.0)
+    hot, _ = soft.losses(batch, noise())
+    assert torch.equal(cold["q"], hot["q"]) and not torch.equal(cold["policy"], hot["policy"])
+
+
+def test_two_hot_policy_objective_is_divided_by_the_scale_of_q():
+    soft, batch = continuous(critic="symlog_disc"), transitions()
+    with torch.no_grad():
+        soft.values.mlp.get_parameter(f"weight{soft.values.mlp.layers - 1}").normal_()
+    soft.scale.high.fill_(1e6)
+    soft.scale.rate = 0.0
+    far, _ = soft.losses(batch, noise())
+    soft.scale.high.fill_(2e6)
+    farther, _ = soft.losses(batch, noise())
+    _, log_prob = soft.policy(batch["x"][:, 0]).sample(torch.randn(2, 4, 1, generator=noise())[1])
+    torch.testing.assert_close(far["policy"] - log_prob.mean(), 2 * (farther["policy"] - log_prob.mean()))
+
+
+def test_target_values_follow_by_tau_and_only_applied_updates():
+    soft = continuous()
+    with torch.no_grad():
+        for parameter in soft.values.parameters():
+            parameter.add_(1.0)
+    before = [parameter.clone() for parameter in soft.target_values.parameters()]
+    for applied, moved in ((0.0, 0.0), (1.0, 0.5)):
+        soft.follow({"q": torch.tensor(applied), "policy": torch.tensor(1.0)})
+        for parameter, old in zip(soft.target_values.parameters(), before, strict=True):
+            torch.testing.assert_close(parameter, old + moved)
+
+
+# Discrete actions
+
+
+class Constant(nn.Module):
+    """Gives the same whatever it sees."""
+
+    def __init__(self, *values: list[float]) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values if len(values) > 1 else values[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.values.dim() == 1:
+            return self.values.expand(*x.shape[:-1], -1)
+        return self.values[:, None].expand(-1, x.shape[0], -1)
+
+
+def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[float]]) -> DiscreteSoft:
+    """Known functions of 3 actions."""
+    task = Task(rules=None, actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
+    soft = DiscreteSoft(task, Config(SETTINGS), pointer=POINTER, discount=0.5, device=CPU)
+    soft.policy, soft.values, soft.target_values = Constant(logits), Constant(*values), Constant(*slow)
+    return soft
+
+
+def masked_batch(mask: list[list[bool]], *, action: int = 0) -> dict[str, Tensor]:
+    """One transition from a state with the first mask to one with the second, for a reward of 1."""
+    no = torch.zeros(1, 2, dtype=torch.bool)
+    return {
+        "x": torch.zeros(1, 2, 2),
+        "action": torch.tensor([[action, 0]]),
+        "reward": torch.tensor([[0.0, 1.0]]),
+        "is_first": no,
+        "is_terminal": no,
+        "action_mask": torch.tensor([mask]),
+    }
+
+
+def test_masked_target_is_the_expectation_over_legal_actions_only():
+    soft = discrete(logits=[0.0, 0.0, 0.0], values=[[2.0, 0, 0], [3.0, 0, 0]], slow=[[4.0, 8, 1e9], [6.0, 6, 1e9]])
+    losses, _ = soft.losses(masked_batch([[True] * 3, [True, True, False]]), noise())
+    # Next: half of min(4, 6) and min(8, 6), and log 2 of entropy at alpha 1; target 1 + 0.5 * (5 + log 2).
+    target = 1 + 0.5 * (5 + math.log(2))
+    assert losses["q"].item() == pytest.approx(0.5 * (2 - target) ** 2 + 0.5 * (3 - target) ** 2)
+
+
+def test_masked_policy_objective_is_the_expectation_over_legal_actions_only():
+    soft = discrete(logits=[math.log(3), 0.0, 50.0], values=[[2.0, 4, 1e9], [3.0, 0, 1e9]], slow=[[0.0] * 3] * 2)
+    losses, _ = soft.losses(masked_batch([[True, True, False], [True] * 3]), noise())
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert losses["policy"].item() == pytest.approx(-(0.75 * 2 + 0.25 * 0 + entropy))
+    (gradient,) = torch.autograd.grad(losses["policy"], soft.policy.values)
+    assert gradient.isfinite().all() and gradient[2] == 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ([True, True, True], math.log(3) * (1 - 0.98)),
+        ([True, True, False], math.log(2) * (1 - 0.98)),
+        ([False, True, False], 0.0),
+    ],
+)
+def test_target_entropy_depends_on_the_legal_actions(mask: list[bool], expected: float):
+    soft = discrete(logits=[0.0, 0.0, 0.0], values=[[0.0] * 3] * 2, slow=[[0.0] * 3] * 2)
+    losses, _ = soft.losses(masked_batch([mask, [True] * 3], action=1), noise())
+    (gradient,) = torch.autograd.grad(losses["alpha"], soft.temperature.log_alpha)
+    assert gradient.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_discrete_sac_refuses_a_two_hot_critic():
+    task = Task(rules=None, actions=ActionSpec("discrete", (3,)), observations=OBSERVATIONS)
+    with pytest.raises(ValueError, match="'symlog_disc', which is for continuous actions"):
+        DiscreteSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), pointer=POINTER, discount=1.0, device=CPU)
+
+
+def test_routing_values_learn_what_is_left_of_a_tour():
+    generator, nodes = noise(1), 5
+    task = Task(rules=TSPRules, actions=ActionSpec("discrete", (nodes,), masked=True), observations={})
+    soft = DiscreteSoft(task, Config(SETTINGS), pointer=POINTER, discount=1.0, device=CPU)
+    env = RoutingVectorEnv(TSPRules, num_envs=3, num_nodes=nodes, device=CPU, generator=generator, check_actions=True)
+    obs, info = env.reset()
+    static: dict[str, Tensor] = {}
+    rows, reward, ended = [], torch.zeros(3), torch.zeros(3, dtype=torch.bool)
+    for _ in range(nodes + 1):
+        action, static = soft.act(
+            obs, static, is_first=info["is_first"], any_first=info["any_first"], generator=generator
+        )
+        rows.append({**obs, "action": action, "reward": reward, "is_first": info["is_first"], "is_terminal": ended})
+        obs, reward, ended, _, info = env.step(action)
+    batch = {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
+    losses, metrics = soft.losses(batch, generator)
+    assert all(loss.isfinite() for loss in losses.values())
+    # The entropy aimed at, over the states with a choice: 4, 3 and 2 open nodes.
+    assert metrics["target_entropy"].item() == pytest.approx(0.98 * math.log(24) / 3, abs=1e-5)
+    parameters = [*soft.policy.parameters(), *soft.values.parameters()]
+    for gradient in torch.autograd.grad(losses["q"] + losses["policy"], parameters, allow_unused=True):
+        assert gradient is None or gradient.isfinite().all()
