@@ -28,6 +28,7 @@ import launch
 from config import ConfigError, one_line_errors
 from decoding import Decoding, Imagined, imagined_tours, tsp_tours
 from dreamer import Dreamer
+from envs.costs import EUCLIDEAN
 from envs.drawing import draw_tour
 from envs.files import InstanceError, RoutingInstance, read_instances
 from envs.instances import MIN_REFERENCE_NODES, field_test_coords, reference_lengths, reference_tour
@@ -97,7 +98,7 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         device: where it will act.
 
     Raises:
-        ConfigError: there is no such run, or it is of no routing task.
+        ConfigError: there is no such run, or it is of no routing task or of costs that are no distances.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
@@ -105,6 +106,9 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     assert isinstance(agent, Dreamer)
     if agent.task.rules is None:
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
+    costs = agent.task.rules.costs
+    if costs.name != EUCLIDEAN.name:
+        raise ConfigError(f"{run} was trained on costs of {costs.name}, and files ask for distances; give another run")
     return agent
 
 
