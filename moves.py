@@ -84,6 +84,7 @@ class MoveHead(nn.Module):
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH]
         first, *rest = self.hidden
+        assert isinstance(first, nn.Linear)
         hidden = functional.linear(geometry, first.weight[:, :GEOMETRY], first.bias)
         if latent is not None:
             # Apart, since one latent may answer for many moves.

@@ -74,7 +74,8 @@ def episode_starts(
     """
     assert model.rules is not None, "only routing has instances"
     context = model.context(instance)
-    count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
     shape, first = torch.Size((count, tours)), None
     if spread:
         # A closed tour is the same wherever it begins.
@@ -94,7 +95,8 @@ def with_generated(rules: type[Rules], instance: Instance, *, share: float, gene
 
     Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
     """
-    count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
     drawn = round(share * count)
     fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
     return type(instance)(*(torch.cat((part[: count - drawn], new)) for part, new in zip(instance, fresh, strict=True)))

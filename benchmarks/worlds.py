@@ -43,8 +43,8 @@ def mean_matrix(costs: Costs, coords: torch.Tensor) -> np.ndarray:
     """What every move costs on average over what is hidden, [I, N, N]."""
     draws = costs.fixed_factors(DRAWS, seed=0)
     assert draws is not None
-    total = sum(costs.matrix(coords, factors.expand(len(coords), -1)) for factors in draws)
-    return (total / DRAWS).numpy()
+    matrices = (costs.matrix(coords, factors.expand(len(coords), -1)).numpy() for factors in draws)
+    return sum(matrices, np.zeros(1)) / DRAWS
 
 
 def compare(costs: Costs, num_nodes: int, count: int) -> str:

@@ -18,6 +18,7 @@ from dreamer import imagination_settings
 from envs.costs import find_costs
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
+from envs.rules import Rules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
@@ -98,7 +99,7 @@ def routing(cost: str, *, shown: str = "paid") -> Task:
     return ROUTING._replace(rules=TSPRules.under(find_costs(cost, shown=shown)))
 
 
-def episodes(count: int, coords: Tensor | None = None, *, rules: type[TSPRules] = TSPRules) -> dict[str, Tensor]:
+def episodes(count: int, coords: Tensor | None = None, *, rules: type[Rules] = TSPRules) -> dict[str, Tensor]:
     """Whole random tours, laid out as replay gives them."""
     draws = generator(5)
     coords = torch.rand(count, NODES, 2, generator=draws) if coords is None else coords.expand(count, -1, -1)
@@ -186,7 +187,7 @@ def scripted_replay() -> Replay:
 
 
 def routing_replay(
-    *, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84, rules: type[TSPRules] = TSPRules
+    *, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84, rules: type[Rules] = TSPRules
 ) -> Replay:
     """Random legal tours; with `reward_is_target` a move earns the x coordinate of the node that it goes to."""
     draws = generator()

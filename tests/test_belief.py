@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from dreamer import Dreamer
+from envs.costs import find_costs
+from envs.routing import TSPRules
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from launch import make_generators
@@ -24,6 +27,7 @@ BELIEF: dict[str, Any] = {
     "critic__latent": False,
 }
 BLIND = BELIEF | {"model__belief": False, "imag_start": "episodes"}
+RULES = TSPRules.under(find_costs("stretch"))
 HIDDEN = routing("stretch")
 
 
@@ -108,7 +112,7 @@ def hand_loss(scene: Scene, batch: dict[str, Tensor], feat: Tensor) -> float:
 def test_head_is_trained_on_all_moves_still_to_come():
     scene, batch = believing(), stretched()
     feat = feats(scene, batch)
-    instance, _ = HIDDEN.rules.restore({key: value[:, 0] for key, value in batch.items()})
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
     loss = scene.model.move_loss(batch, instance, feat)
     assert loss.item() == pytest.approx(hand_loss(scene, batch, feat), rel=1e-5)
 
@@ -191,7 +195,7 @@ def test_belief_changes_the_policy_and_predicted_costs_are_part_of_it():
     scene, batch = believing(), stretched()
     _, start = observed_and_start(scene, batch)
     actor, model, instance = pointer_of(scene), scene.model, start.context.instance
-    nodes = model.rules.node_features(instance)
+    nodes = RULES.node_features(instance)
     moves = model.predict_moves(instance, start.belief)
     plain = actor.encode(nodes, start.belief, torch.zeros_like(moves))
     torch.testing.assert_close(actor.encode(nodes, start.belief, moves).direct - plain.direct, 0.5 * moves)
@@ -258,6 +262,6 @@ def test_acting_embeds_what_training_embeds(monkeypatch: pytest.MonkeyPatch):
 
 def test_acting_encodes_again_with_every_move_that_was_paid_for(monkeypatch: pytest.MonkeyPatch):
     believed = tables_while_acting(hidden_agent(**BELIEF), monkeypatch)
-    assert all(not earlier.equal(later) for earlier, later in zip(believed, believed[1:], strict=False))
+    assert all(not earlier.equal(later) for earlier, later in itertools.pairwise(believed))
     blind = tables_while_acting(hidden_agent(**BLIND), monkeypatch)
     assert all(table.equal(blind[0]) for table in blind)

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
@@ -141,13 +142,14 @@ def hidden_env(shown: str = "paid") -> RoutingVectorEnv:
 def test_hidden_factors_change_with_every_episode_and_stand_in_no_observation():
     env = hidden_env()
     obs, _ = env.reset()
+    assert env._hidden is not None
     factors = env._hidden.factors
     assert obs.keys() == {"coords", "visited", "current_node", "action_mask", "last_node", "last_cost"}
     assert not any((value.double() == factors[0].double()).any() for value in obs.values())
     for node in (1, 2, 3, 4, 0, 0):
         obs, *_ = env.step(torch.full((4,), node))
     assert obs["current_node"].tolist() == [0] * 4
-    assert not (env._hidden.factors == factors).any()
+    assert env._hidden is not None and not (env._hidden.factors == factors).any()
 
 
 def test_hidden_env_shows_the_last_move_and_what_it_cost():
@@ -167,8 +169,10 @@ def test_cost_shown_decides_what_a_hidden_env_shows():
     obs, reward, *_ = blank.step(torch.tensor([1, 2, 3, 4]))
     assert (reward < 0).all() and (obs["last_cost"] == 0).all()
     obs, *_ = oracle.step(torch.tensor([1, 2, 3, 4]))
-    assert obs["factors"].equal(oracle._hidden.factors)
-    assert all(env.observation_space.keys() == env.observe().keys() for env in (blank, oracle))
+    assert oracle._hidden is not None and obs["factors"].equal(oracle._hidden.factors)
+    for env in (blank, oracle):
+        assert isinstance(env.single_observation_space, spaces.Dict)
+        assert env.single_observation_space.keys() == env.observe().keys()
 
 
 def test_hidden_env_goes_on_exactly_from_its_state_dict():
