@@ -10,8 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from envs.cvrp_reference import reference_plan_lengths
 from envs.instances import uniform_coords
+from envs.pyvrp_reference import reference_plan_lengths
 from envs.rules import (
     COORDS_LIMIT,
     MIN_NODES,
@@ -206,10 +206,10 @@ class CVRPRules(Rules):
     @staticmethod
     def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> CVRPInstance:
         """The test set that the field compares on (Kool et al. 2019), for seed 1234."""
-        draws, customers = np.random.RandomState(seed), num_nodes - 1
-        depot = draws.uniform(size=(FIELD_INSTANCES, 1, 2))
-        coords = np.concatenate((depot, draws.uniform(size=(FIELD_INSTANCES, customers, 2))), 1)
-        demand = draws.randint(1, MAX_RANDOM_DEMAND + 1, size=(FIELD_INSTANCES, customers))
+        draws, customers, drawn = np.random.RandomState(seed), num_nodes - 1, max(FIELD_INSTANCES, num_instances)
+        depot = draws.uniform(size=(drawn, 1, 2))
+        coords = np.concatenate((depot, draws.uniform(size=(drawn, customers, 2))), 1)
+        demand = draws.randint(1, MAX_RANDOM_DEMAND + 1, size=(drawn, customers))
         demand = np.pad(demand, ((0, 0), (1, 0)))[:num_instances].astype(np.int32)
         capacity = np.full(num_instances, random_capacity(num_nodes), dtype=np.int32)
         return CVRPInstance(*map(torch.from_numpy, (coords[:num_instances], demand, capacity)))

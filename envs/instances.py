@@ -116,13 +116,11 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     if num_nodes <= HELD_KARP_MAX_NODES:
         return held_karp_tours(euclidean_distances(coords))
     return np.stack(
-        [lkh_tour(_lkh_units(euclidean_distances(nodes))) for nodes in tqdm(coords, desc="reference tours", delay=2)]
+        [
+            lkh_tour(whole_distances(euclidean_distances(nodes)))
+            for nodes in tqdm(coords, desc="reference tours", delay=2)
+        ]
     )
-
-
-def _lkh_units(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
-    longest = distances.max()
-    return np.rint(distances * (LKH_UNITS / longest if longest > 0 else 1.0)).astype(np.int64)
 
 
 def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
@@ -135,12 +133,13 @@ def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N
     return lkh_tour(whole_distances(distances))
 
 
-def whole_distances(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
-    """Distances in whole numbers that solvers can hold: as they are where they are such, else in finer units."""
+def whole_distances(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> Int64[np.ndarray, "N N"]:
+    """Distances in whole numbers up to `units`: as they are where they are such, else the longest that many."""
+    longest = distances.max()
     # Left as they are, so that the optimum is that of a rounded metric.
-    if distances.max() <= LKH_UNITS and bool((distances == np.rint(distances)).all()):
+    if longest <= units and bool((distances == np.rint(distances)).all()):
         return distances.astype(np.int64)
-    return _lkh_units(distances)
+    return np.rint(distances * (units / longest if longest > 0 else 1.0)).astype(np.int64)
 
 
 def reference_lengths(

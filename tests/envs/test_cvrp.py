@@ -9,8 +9,8 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers CVRP-v0)
 from envs.cvrp import CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
-from envs.cvrp_reference import reference_plan_lengths
 from envs.drawing import draw_tour
+from envs.pyvrp_reference import reference_plan_lengths
 from envs.routing import RULES, CVRPEnv, nearest_node, tour_length
 from envs.vector import RoutingVectorEnv
 
