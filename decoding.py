@@ -14,7 +14,7 @@ from torch import Tensor
 from envs.files import RoutingInstance
 from envs.instances import longer_side, scale_to_unit_square
 from envs.metrics import plane, plane_unit, tour_lengths
-from envs.routing import MIN_NODES, RULES, CVRPInstance, TSPInstance
+from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
 from envs.rules import Instance, Rules
 from imagination import expand_instance
 from models import ImagBehavior
@@ -150,7 +150,7 @@ def best_tours(
 
 def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
     """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
-    if RULES[instances[0].problem] is RULES["tsp"]:
+    if instances[0].demand is None:
         return TSPInstance(coords=coords)
     demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
     capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
@@ -292,7 +292,7 @@ def _static(
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
     tables = None
     if isinstance(behavior.actor, TSPPointerActor):
-        tables = behavior.actor.encode(model.rules.node_features(instance))
+        tables = behavior.actor.encode(model.rules.node_features(instance), valid=instance.valid)
     return RoutingContext(instance=instance, nodes=nodes), tables
 
 

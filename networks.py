@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from envs.rules import Instance, Rules, State
+from envs.rules import Instance, Rules, State, each_part
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
-from sets import SetEncoder, masked_mean
+from sets import SetEncoder, masked_mean, masked_share
 from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
@@ -311,9 +311,9 @@ class TSPPointerActor(nn.Module):
             self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
             self.query_latent = nn.Linear(latent, width, bias=False)
 
-    def encode(self, nodes: Float[Tensor, "B N F"]) -> PointerTables:
-        """The tables of B instances, from their nodes' static features."""
-        nodes = self.encoder(nodes)
+    def encode(self, nodes: Float[Tensor, "B N F"], *, valid: Bool[Tensor, "B N"] | None = None) -> PointerTables:
+        """The tables of B instances, from their nodes' static features; nodes that are not `valid` are padding."""
+        nodes = self.encoder(nodes, valid)
         batch, count, width = nodes.shape
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
@@ -391,13 +391,14 @@ def encode_static(
         return encode(instance)
     if not any_first:
         return kept
-    if rules.fixed_length:
-        # In lockstep: if one begins, all do, unless acting began in mid-episode.
+    if rules.fixed_length or is_first.device.type != "cpu":
+        # In lockstep: if one begins, all do, unless acting began in mid-episode. And a GPU encodes all rows in the
+        # time of a few, where asking which ones would be to wait for it.
         fresh = encode(instance)
         began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
         return {name: torch.where(began[name], value, kept[name]) for name, value in fresh.items()}
     rows = is_first.nonzero()[:, 0]
-    fresh = encode(type(instance)(*(part[rows] for part in instance)))
+    fresh = encode(each_part(instance, lambda part: part[rows]))
     return {name: kept[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
 
@@ -451,19 +452,23 @@ class Critic(nn.Module):
         self.mlp = MLP(feat_size + summary_size, bins, units=units, layers=layers, zero_output=True)
         self.register_buffer("bins", symexp_bins(bins, device="cpu"))
 
-    def encode(self, nodes: Float[Tensor, "B N F"] | None) -> Float[Tensor, "B N E"] | None:
+    def encode(
+        self, nodes: Float[Tensor, "B N F"] | None, valid: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N E"] | None:
         """The critic's own embeddings of each instance's nodes; None for a task without nodes."""
-        return None if self.nodes is None or nodes is None else self.nodes(nodes)
+        return None if self.nodes is None or nodes is None else self.nodes(nodes, valid)
 
     def forward(
         self,
         feat: Float[Tensor, "B *Q F"] | None,
         nodes: Float[Tensor, "B N E"] | None,
         view: View | None,
+        valid: Bool[Tensor, "B N"] | None = None,
     ) -> SymexpTwoHot:
+        """The distribution over returns; nodes that are not `valid` are padding."""
         inputs = [] if feat is None else [feat]
         if nodes is not None:
             assert view is not None
-            open_share = view.action_mask.float().mean(-1, keepdim=True)
+            open_share = masked_share(view.action_mask, valid)[..., None]
             inputs += [summarise(nodes, view), open_share]
         return SymexpTwoHot(self.mlp(torch.cat(inputs, -1)), self.bins)

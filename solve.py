@@ -34,7 +34,7 @@ from envs.files import InstanceError, RoutingInstance, read_instances
 from envs.instances import reference_tour
 from envs.metrics import EXACT, distance_matrix, plane, tour_length
 from envs.pyvrp_reference import pyvrp_solution
-from envs.routing import MIN_NODES, RULES
+from envs.routing import MIN_NODES, RULES, CVRPInstance
 from envs.solutions import check_solution, known_length, solution_path, write_solution
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
@@ -86,7 +86,7 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         device: where it will act.
 
     Raises:
-        ConfigError: there is no such run, or it is of no routing task.
+        ConfigError: there is no such run, or it is of no problem that can be solved from files.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
@@ -94,6 +94,9 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     assert isinstance(agent, Dreamer)
     if agent.task.rules is None:
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
+    name = agent.task.rules.name
+    if name not in REFERENCES:
+        raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(REFERENCES)}; give another run")
     return agent
 
 
@@ -101,13 +104,14 @@ def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> l
     """Instances of the problem that an agent was trained on, as the field draws them."""
     rules = agent.task.rules
     assert rules is not None
-    drawn = {name: part.numpy() for name, part in rules.field_instances(count, num_nodes, seed=seed)._asdict().items()}
+    drawn = rules.field_instances(count, num_nodes, seed=seed)
     width = len(str(count - 1))
     instances = []
-    for row in range(count):
-        each = RoutingInstance(f"random-{row:0{width}}", rules.name, drawn["coords"][row], EXACT)
-        if "demand" in drawn:
-            each = each._replace(demand=drawn["demand"][row].astype(np.int64), capacity=int(drawn["capacity"][row]))
+    for row, nodes in enumerate(drawn.coords.numpy()):
+        each = RoutingInstance(f"random-{row:0{width}}", rules.name, nodes, EXACT)
+        if isinstance(drawn, CVRPInstance):
+            demand, capacity = drawn.demand[row].long().numpy(), int(drawn.capacity[row])
+            each = each._replace(demand=demand, capacity=capacity)
         instances.append(each)
     return instances
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.routing import TSPInstance
+from envs.rules import Instance
 from imagination import Imagination, Start, expand_instance
 from networks import Latent
 from tools import uniform
@@ -49,7 +49,7 @@ def start_from(
 
 def episode_starts(
     model: WorldModel,
-    instance: TSPInstance,
+    instance: Instance,
     *,
     tours: int,
     spread: bool = False,
@@ -71,8 +71,9 @@ def episode_starts(
     count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
     shape, first = torch.Size((count, tours)), None
     if spread:
-        # A closed tour is the same wherever it begins.
-        first = (torch.arange(tours, device=device) * num_nodes // tours).expand(shape)
+        # A closed tour is the same wherever it begins, but never in padding.
+        nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
+        first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
     state = model.rules.reset(expand_instance(instance, shape), first)
     latent = None
     if needs_latent:

@@ -19,7 +19,9 @@ from envs.rules import (
     leg_lengths,
     longest_distance,
     node_spaces,
+    observed_validity,
     random_symmetry,
+    visited_at_first,
 )
 
 # The field's distribution (Nazari et al. 2018; Kool et al. 2019, appendix C): demands are uniform, and capacity grows
@@ -39,6 +41,7 @@ class CVRPInstance(NamedTuple):
     coords: Float[Tensor, "*B N 2"]
     demand: Int[Tensor, "*B N"]
     capacity: Int[Tensor, "*B"]
+    valid: Bool[Tensor, "*B N"] | None = None
 
 
 class CVRPState(NamedTuple):
@@ -68,6 +71,7 @@ class CVRPRules(Rules):
     name = "cvrp"
     instance_type = CVRPInstance
     state_type = CVRPState
+    node_parts = ("coords", "demand")
     fixed_length = False
     starts_anywhere = False
     num_node_features = 4
@@ -88,11 +92,10 @@ class CVRPRules(Rules):
         if first is not None:
             raise ValueError("a CVRP plan begins at the depot, node 0; first must not be given")
         depot = torch.zeros_like(instance.capacity, dtype=torch.long)
-        visited = torch.zeros_like(instance.demand, dtype=torch.bool)
         return CVRPState(
             first=depot,
             current=depot,
-            visited=visited.scatter(-1, depot[..., None], True),
+            visited=visited_at_first(instance).scatter(-1, depot[..., None], True),
             load=instance.capacity,
             demand=instance.demand,
             capacity=instance.capacity,
@@ -141,6 +144,7 @@ class CVRPRules(Rules):
         """What the agent sees: positions, demands and capacity, the state, and the action mask."""
         return {
             "coords": instance.coords,
+            **observed_validity(instance),
             "demand": instance.demand,
             "capacity": instance.capacity[..., None],
             "visited": state.visited,
@@ -153,7 +157,9 @@ class CVRPRules(Rules):
     def restore(obs: dict[str, Tensor]) -> tuple[CVRPInstance, CVRPState]:
         """The inverse of `observe`."""
         current = obs["current_node"].long()
-        instance = CVRPInstance(coords=obs["coords"], demand=obs["demand"], capacity=obs["capacity"][..., 0])
+        instance = CVRPInstance(
+            coords=obs["coords"], demand=obs["demand"], capacity=obs["capacity"][..., 0], valid=obs.get("valid")
+        )
         state = CVRPState(
             first=torch.zeros_like(current),
             current=current,
@@ -217,7 +223,7 @@ class CVRPRules(Rules):
     @staticmethod
     def reference_lengths(instance: CVRPInstance) -> Float64[np.ndarray, " I"]:
         """Lengths of PyVRP's plans."""
-        return reference_plan_lengths(*(part.numpy() for part in instance))
+        return reference_plan_lengths(instance.coords.numpy(), instance.demand.numpy(), instance.capacity.numpy())
 
     @staticmethod
     def augment(instance: CVRPInstance, generator: torch.Generator) -> CVRPInstance:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool
 
 from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from envs.pickup import PickupRules
 from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, leg_lengths, nearest_node, tour_length
 from envs.tsp import TSPInstance, TSPRules, TSPState
 
@@ -24,6 +25,8 @@ __all__ = [
     "CVRPInstance",
     "CVRPRules",
     "CVRPState",
+    "PickupEnv",
+    "PickupRules",
     "RoutingEnv",
     "TSPEnv",
     "TSPInstance",
@@ -34,7 +37,7 @@ __all__ = [
     "tour_length",
 ]
 
-RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules)}
+RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules, PickupRules)}
 
 
 class LegalActions(spaces.Discrete):
@@ -188,8 +191,10 @@ class TSPEnv(RoutingEnv):
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """
 
+    problem: ClassVar[type[Rules]] = TSPRules
+
     def __init__(self, *, num_nodes: int = 20, seed: int | None = None, render_mode: str | None = None):
-        super().__init__(TSPRules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+        super().__init__(self.problem, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
         _require_known(options, "coords")
@@ -216,6 +221,15 @@ class TSPEnv(RoutingEnv):
     def _random_instance(self) -> TSPInstance:
         coords = self.np_random.uniform(size=(1, self.num_nodes, 2))
         return TSPInstance(coords=torch.from_numpy(coords.astype(np.float32)))
+
+
+class PickupEnv(TSPEnv):
+    """Pickup and delivery by one vehicle, registered as `Pickup-v0`; arguments and options as for `TSPEnv`."""
+
+    problem = PickupRules
+
+    def __init__(self, *, num_nodes: int = 21, seed: int | None = None, render_mode: str | None = None):
+        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
 
 class CVRPEnv(RoutingEnv):
