@@ -43,19 +43,27 @@ RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPR
 class LegalActions(spaces.Discrete):
     """The nodes of an environment, whose plain `sample()` draws among those that are legal now.
 
-    Node 0, where a tour ends and a vehicle is loaded, is drawn only where no other is legal: any node drawn in
-    mid-episode is then legal in the first state too, as gymnasium's environment checker assumes.
+    Nodes that are not legal in the first state, such as node 0, where a tour ends and a vehicle is loaded, are drawn
+    only where no other is: gymnasium's environment checker takes what it drew in mid-episode for a first action.
     `sample(mask=...)` and `sample(probability=...)` work as in `Discrete`.
     """
 
-    def __init__(self, num_nodes: int, *, action_masks: Callable[[], np.ndarray], seed: int | None = None):
+    def __init__(
+        self,
+        num_nodes: int,
+        *,
+        action_masks: Callable[[], np.ndarray],
+        first_masks: Callable[[], np.ndarray],
+        seed: int | None = None,
+    ):
         super().__init__(num_nodes, seed=seed)
-        self._action_masks = action_masks
+        self._action_masks, self._first_masks = action_masks, first_masks
 
     def sample(self, mask: np.ndarray | None = None, probability: np.ndarray | None = None) -> np.int64:
         if mask is None and probability is None:
-            mask = self._action_masks().astype(np.int8)
-            mask[0] &= not mask[1:].any()
+            legal = self._action_masks()
+            preferred = legal & self._first_masks()
+            mask = (preferred if preferred.any() else legal).astype(np.int8)
         return super().sample(mask, probability)
 
 
@@ -73,6 +81,7 @@ class RoutingEnv(gymnasium.Env, ABC):
     _instance: Instance
     _state: State
     _tour: list[int]
+    _first_mask: np.ndarray
 
     def __init__(self, rules: type[Rules], *, num_nodes: int, seed: int | None, render_mode: str | None):
         if num_nodes < MIN_NODES:
@@ -85,7 +94,9 @@ class RoutingEnv(gymnasium.Env, ABC):
         self.num_nodes = num_nodes
         self.render_mode = render_mode
         self.observation_space = rules.observation_space(num_nodes)
-        self.action_space = LegalActions(num_nodes, action_masks=self.action_masks, seed=seed)
+        self.action_space = LegalActions(
+            num_nodes, action_masks=self.action_masks, first_masks=self._first_masks, seed=seed
+        )
         self._first_seed = seed
         self._begun = False
 
@@ -113,6 +124,7 @@ class RoutingEnv(gymnasium.Env, ABC):
         self._state = self.rules.reset(self._instance)
         self._tour = [int(self._state.current)]
         self._begun = True
+        self._first_mask = self.action_masks()
         return self._observe()
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -143,6 +155,9 @@ class RoutingEnv(gymnasium.Env, ABC):
         if not self._begun:
             raise ResetNeeded("no action is legal before the first episode: call reset()")
         return self.rules.action_mask(self._state)[0].numpy()
+
+    def _first_masks(self) -> Bool[np.ndarray, " N"]:
+        return self._first_mask
 
     def render(self) -> np.ndarray:
         """Draw the tour so far, as an image `[H, W, 3]` of uint8.
