@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -415,3 +416,16 @@ def _section_comments(text: str) -> dict[str, str]:
                 comments[line.partition(":")[0]] = " ".join(above)
             above = []
     return comments
+
+
+def load_function(name: str, *, key: str) -> Callable[..., Any]:
+    """The user's function that config key `key` names as `module:function`.
+
+    Raises:
+        ConfigError: there is no such module or function.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key} names {name!r}, which cannot be loaded: {error}") from error

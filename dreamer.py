@@ -73,6 +73,7 @@ def imagination_settings(config: Config) -> Imagination:
     return Imagination(
         mask=config.imag_mask,
         start=config.imag_start,
+        generated=config.imag_generated,
         reward=config.imag_reward,
         gradient=config.imag_gradient,
         gradient_mix=config.imag_gradient_mix,
@@ -198,13 +199,16 @@ class Dreamer:
         elif self.task.actions.masked:
             view = View(obs[ACTION_MASK][:, None])
         latent, feat = Latent(state["deter"], state["stoch"]), None
-        if self.behavior.actor.latent_size:
+        if self.behavior.actor.latent_size or self.model.belief_size:
             latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
             # One failed update must not leave its NaN in here until the episode ends.
             latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
         tables = None
-        if isinstance(self.behavior.actor, TSPPointerActor):
+        if self.model.belief_size and feat is not None:
+            # Every move tells more of what is hidden.
+            tables = self.behavior.tables(self.model, context, feat[:, 0])
+        elif isinstance(self.behavior.actor, TSPPointerActor):
             tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})
         dist = self.behavior.actor(feat, tables, view)
         if generator is None:
@@ -217,11 +221,11 @@ class Dreamer:
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """What acting needs of each instance for a whole episode."""
         actor, encoded = self.behavior.actor, {}
-        if isinstance(actor, TSPPointerActor):
+        if isinstance(actor, TSPPointerActor) and not self.model.belief_size:
             assert self.task.rules is not None
             tables = actor.encode(self.task.rules.node_features(instance), valid=instance.valid)
             encoded = {name: table for name, table in tables._asdict().items() if table is not None}
-        if actor.latent_size:
+        if actor.latent_size or self.model.belief_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
 

@@ -45,10 +45,11 @@ class Evaluator(Protocol):
 
 
 class Evaluation(NamedTuple):
-    """Instances of a routing problem with the lengths of their reference tours."""
+    """Instances of a routing problem with the costs of their reference tours, and what those depend on in secret."""
 
     instance: Instance
     references: Float[np.ndarray, " I"]
+    factors: Float[Tensor, "I F"] | None = None
 
     @property
     def coords(self) -> Float[Tensor, "I N 2"]:
@@ -77,7 +78,13 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
     instance = each_part(evaluation.instance, lambda part: part.to(device))
     count, num_nodes, _ = instance.coords.shape
     env = RoutingVectorEnv(
-        task.rules, num_envs=count, num_nodes=num_nodes, device=device, instances=instance, check_actions=True
+        task.rules,
+        num_envs=count,
+        num_nodes=num_nodes,
+        device=device,
+        instances=instance,
+        factors=evaluation.factors,
+        check_actions=True,
     )
     obs, info = env.reset()
     state = agent.initial_state(count)

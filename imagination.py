@@ -24,6 +24,7 @@ class Imagination:
 
     mask: str = "rules"
     start: str = "episodes"
+    generated: float = 0.5
     reward: str = "head"
     gradient: str = "reinforce"
     horizon: int | str = "episode"
@@ -39,7 +40,7 @@ class Imagination:
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "mask": ("rules", "predicted"),
-        "start": ("episodes", "replay"),
+        "start": ("episodes", "generated", "rows", "replay"),
         "gradient": ("reinforce", "dynamics", "both"),
         "first": ("stored", "any"),
         "baseline": ("critic", "leave_one_out"),
@@ -70,8 +71,13 @@ class Imagination:
                 f"imag_gradient {self.gradient} differentiates the reward: it needs imag_reward: head,"
                 f" got {self.reward}"
             )
-        if self.first == "any" and self.start != "episodes":
-            raise ValueError("imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes")
+        if self.first == "any" and self.start not in ("episodes", "generated"):
+            raise ValueError(
+                "imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes or generated,"
+                f" got {self.start}"
+            )
+        if not 0 < self.generated <= 1:
+            raise ValueError(f"imag_generated is {self.generated}; it is the share of fresh instances, in (0, 1]")
         if self.augment and self.reward != "simulated":
             raise ValueError(
                 "imag_augment assumes that costs are the same under the square's symmetries, which an agent that"
@@ -96,13 +102,15 @@ class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
     `latent` is None where nobody reads it; `context` is None for any task but routing, and `state` for one without
-    rules. `weight` is 0 for starts that must not count (rows beyond an episode's end).
+    rules. `weight` is 0 for starts that must not count (rows beyond an episode's end). `belief` is what the model knows
+    of hidden costs where all of an instance's trajectories begin; None where it keeps no belief.
     """
 
     latent: Latent | None
     state: Any
     context: RoutingContext | None
     weight: Float[Tensor, "B Q"]
+    belief: Float[Tensor, "B F"] | None = None
 
 
 class Trajectory(NamedTuple):

@@ -19,6 +19,7 @@ from agent import Agent
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
 from dynamics_map import CONTEXTS, DynamicsMapContext
+from envs.costs import EUCLIDEAN, find_costs
 from envs.gym_tasks import make_gym
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
@@ -80,11 +81,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
-    """The first `count` instances that `seed` gives, with the lengths of the best solutions known."""
+    """The first `count` instances that `seed` gives, with what the best solutions known cost in the rules' world."""
     instance = rules.field_instances(count, num_nodes, seed=seed)
     # The reference is of the positions as they were drawn, in double precision.
-    references = rules.reference_lengths(instance)
-    return Evaluation(instance._replace(coords=instance.coords.float()), references=references)
+    costs, factors = rules.costs, rules.costs.fixed_factors(count, seed=seed)
+    if costs.name == EUCLIDEAN.name:
+        references = rules.reference_lengths(instance)
+    else:
+        references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
+    factors = None if factors is None else factors.float()
+    return Evaluation(instance._replace(coords=instance.coords.float()), references=references, factors=factors)
 
 
 class World(NamedTuple):
@@ -113,7 +119,7 @@ def make_world(config: Config, device: torch.device) -> World:
 
 def make_task(config: Config) -> Task:
     """The routing task that the config names."""
-    rules = RULES[config.task]
+    rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
     return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
 
 
@@ -176,6 +182,8 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"curriculum is for routing; {config.task} needs none")
     if config.prefill_policy != "random":
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
+    if config.cost != EUCLIDEAN.name:
+        raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
     make_one = _make_one(config)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
     bad_inputs = {name: config.guard[name] for name in ("zero_keys", "drop_keys")}

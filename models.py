@@ -31,8 +31,8 @@ SATURATION_PENALTY = 0.01
 __all__ = ["ImagBehavior", "WorldModel", "make_actor"]
 
 
-def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | MaskedActor:
-    """The actor that the config section `actor` describes.
+def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 0) -> TSPPointerActor | MaskedActor:
+    """The actor that the config section `actor` describes; a pointer takes a belief of `belief_size` numbers.
 
     Raises:
         ValueError: an unknown type, or one that does not fit the task.
@@ -40,7 +40,7 @@ def make_actor(task: Task, feat_size: int, settings: Any) -> TSPPointerActor | M
     if settings.type == "tsp_pointer":
         if task.rules is None:
             raise ValueError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
-        sizes = {"state_features": task.rules.num_state_features, **settings.pointer.to_dict()}
+        sizes = {"state_features": task.rules.num_state_features, "belief": belief_size, **settings.pointer.to_dict()}
         return TSPPointerActor(feat_size, task.rules.num_node_features, unimix=settings.unimix, **sizes)
     if settings.type in ("masked", "mlp"):
         # The two differ in name only: the mask is an argument of the distribution, and there whenever the task has one.
@@ -87,6 +87,19 @@ class ImagBehavior(nn.Module):
             raise ValueError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
         if task.rules is not None and imagination.first == "any" and not task.rules.starts_anywhere:
             raise ValueError(f"task {task.rules.name} begins at node 0 only: it needs imag_first: stored")
+        costs = None if task.rules is None else task.rules.costs
+        if costs is not None and costs.hidden and imagination.reward == "simulated":
+            raise ValueError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
+        if costs is not None and imagination.augment and not costs.symmetric:
+            raise ValueError(
+                f"costs of {costs.name} differ under the square's symmetries: they need imag_augment: false"
+            )
+        if model.belief_size and (imagination.start == "replay" or imagination.reward != "head"):
+            raise ValueError(
+                "model.belief is what the head expects and the actor knows where imagined tours begin: it needs"
+                f" imag_reward: head and imag_start: rows, episodes or generated, got {imagination.reward} and"
+                f" {imagination.start}"
+            )
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination
@@ -100,7 +113,7 @@ class ImagBehavior(nn.Module):
         self.returns = Returns(imagination, discount=self.discount)
         self.entropy, self.entropy_final = actor.entropy, actor.entropy_final
         feat_size = model.rssm.feat_size
-        self.actor = make_actor(task, feat_size, actor)
+        self.actor = make_actor(task, feat_size, actor, belief_size=model.belief_size)
         node_features = None if task.rules is None else task.rules.num_node_features
         self.critic_latent = critic.latent or task.rules is None
         self.critic = Critic(
@@ -126,7 +139,7 @@ class ImagBehavior(nn.Module):
             or self.critic_latent
             or self.mask_from == "predicted"
             or imagination.gradient != "reinforce"
-            or (imagination.reward == "head" and model.reward_latent)
+            or (imagination.reward == "head" and model.reward_latent and not model.belief_size)
         )
         self.actor_optimizer = Optimizer(
             "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
@@ -162,7 +175,7 @@ class ImagBehavior(nn.Module):
         choice = self.imagination
         differentiable = choice.gradient != "reinforce"
         start = self.start(model, batch, observed, generator)
-        tables = self._tables(model, start.context)
+        tables = self.tables(model, start.context, start.belief)
         horizon = self._horizon()
         noise = self._noise(model, start.weight.shape, horizon, generator)
         # A gradient that flows through imagined dynamics is the actor's alone.
@@ -205,12 +218,24 @@ class ImagBehavior(nn.Module):
             model,
             self.actor,
             start=start,
-            tables=self._tables(model, start.context),
+            tables=self.tables(model, start.context, start.belief),
             noise=None,
             horizon=model.rules.episode_steps(instance.coords.shape[1]),
             mask=self.mask_from,
         )
         return trajectory, self.returns.reward(model, trajectory, start)
+
+    def tables(
+        self, model: WorldModel, context: RoutingContext | None, belief: Float[Tensor, "B F"] | None
+    ) -> PointerTables | None:
+        """What a pointer needs of instances, and of what is believed of their hidden costs; None for other actors."""
+        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
+            return None
+        nodes = model.rules.node_features(context.instance)
+        if belief is None:
+            return self.actor.encode(nodes, valid=context.instance.valid)
+        moves = model.predict_moves(context.instance, belief)
+        return self.actor.encode(nodes, belief, moves, valid=context.instance.valid)
 
     def start(
         self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator
@@ -366,11 +391,6 @@ class ImagBehavior(nn.Module):
             return critic(feat, None, view)
         valid = context.instance.valid
         return critic(feat, critic.encode(model.rules.node_features(context.instance), valid), view, valid)
-
-    def _tables(self, model: WorldModel, context: RoutingContext | None) -> PointerTables | None:
-        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
-            return None
-        return self.actor.encode(model.rules.node_features(context.instance), valid=context.instance.valid)
 
     def _horizon(self) -> int:
         """How many steps to imagine."""

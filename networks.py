@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,8 +13,11 @@ from torch import Tensor, nn
 from envs.rules import Instance, Rules, State, each_part
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
-from sets import SetEncoder, masked_mean, masked_share
+from sets import SetEncoder, masked_mean, masked_share, scrub
 from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
+
+# Of the predicted rewards in a pointer's scores, before it learns better: enough to prefer what is cheap.
+MOVES_WEIGHT = 0.5
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
@@ -214,40 +216,6 @@ class NodeHead(nn.Module):
         return logits.view(*query.shape[:-1], -1)
 
 
-class MoveHead(nn.Module):
-    """What a move earns, from its geometry and, if wanted, the latent before it.
-
-    Sees both nodes, their difference, its length and its direction, and gives `out0 * length + out1`: a network that
-    has to find the length in a latent vector needs far more moves than one that is handed it. Starts at zero.
-    """
-
-    def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
-        super().__init__()
-        sizes = [9 + latent_size] + [units] * layers
-        parts: list[nn.Module] = []
-        for size_in, size_out in itertools.pairwise(sizes):
-            parts += [nn.Linear(size_in, size_out), nn.SiLU()]
-        self.hidden = nn.Sequential(*parts)
-        self.output = nn.Linear(units, 2)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(
-        self,
-        origin: Float[Tensor, "*B 2"],
-        target: Float[Tensor, "*B 2"],
-        latent: Float[Tensor, "*B L"] | None,
-    ) -> Float[Tensor, "*B"]:
-        difference = target - origin
-        # The gradient of a norm is not finite at zero, where a finished tour stays.
-        length = (difference.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        inputs = [origin, target, difference, length, difference / length]
-        if latent is not None:
-            inputs.append(latent)
-        out = self.output(self.hidden(torch.cat(inputs, -1)))
-        return out[..., 0] * length[..., 0] + out[..., 1]
-
-
 class PointerTables(NamedTuple):
     """All that a pointer actor needs of B instances, so that a decision is a few look-ups and one product.
 
@@ -275,6 +243,9 @@ class TSPPointerActor(nn.Module):
     projection of the latent added to the query and a direct score from the current node to every other.
     Features of the state (what load is left, say) enter the query linearly, as they do there.
     Logits are clipped to +-`clip` by a tanh.
+
+    With a belief about hidden costs, node embeddings know of it from the first layer on, and the moves' predicted
+    rewards are part of the direct scores.
     """
 
     needs_nodes = True
@@ -292,7 +263,22 @@ class TSPPointerActor(nn.Module):
         latent: int,
         clip: float,
         unimix: float,
+        belief: int = 0,
     ) -> None:
+        """Build the networks.
+
+        Args:
+            feat_size: of the latent feature.
+            node_features: of each node.
+            width: of node embeddings.
+            layers: of the encoder.
+            heads: of attention.
+            hidden: units of the encoder's hidden layers.
+            latent: numbers in the projection of the latent that the query sees; 0: none.
+            clip: of the logits.
+            unimix: share of a uniform distribution over legal nodes.
+            belief: size of the belief that `encode` takes; 0: none.
+        """
         super().__init__()
         self.heads, self.clip, self.unimix = heads, clip, unimix
         self.encoder = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=hidden)
@@ -310,13 +296,38 @@ class TSPPointerActor(nn.Module):
         if latent:
             self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
             self.query_latent = nn.Linear(latent, width, bias=False)
+        self.belief_size = belief
+        if belief:
+            self.gate = nn.Linear(belief, width)
+            self.gated = nn.Linear(width, width, bias=False)
+            self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device="cpu"))
 
-    def encode(self, nodes: Float[Tensor, "B N F"], *, valid: Bool[Tensor, "B N"] | None = None) -> PointerTables:
-        """The tables of B instances, from their nodes' static features; nodes that are not `valid` are padding."""
-        nodes = self.encoder(nodes, valid)
+    def encode(
+        self,
+        nodes: Float[Tensor, "B N F"],
+        belief: Float[Tensor, "B L"] | None = None,
+        moves: Float[Tensor, "B N N"] | None = None,
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+    ) -> PointerTables:
+        """The tables of B instances, from their nodes' static features.
+
+        Args:
+            nodes: the features.
+            belief: about what is hidden in each instance, if the actor takes one.
+            moves: the rewards that the belief expects of every move.
+            valid: False for nodes that are padding; None where none are.
+        """
+        embedded = self.encoder.embed(nodes)
+        if belief is not None:
+            # The same added to every node would be normalised away; what a direction does to positions is a product.
+            embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
+        nodes = self.encoder.attend(scrub(embedded, valid), valid)
         batch, count, width = nodes.shape
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
+        if moves is not None:
+            direct = direct + self.moves_weight * moves
         features, latent = None, None
         if self.state_features:
             features = self._scores(self.query_features.weight.t()[None].expand(batch, -1, -1), key)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from config import load_function
 from imagination import Imagination, Start, Trajectory, expand_instance
 from networks import take_nodes
 from tools import lambda_return, leave_one_out
@@ -29,7 +27,7 @@ class Returns:
             ValueError: the user's reward function cannot be loaded.
         """
         self.imagination, self.discount = imagination, discount
-        self.custom_reward = load_function(imagination.reward) if ":" in imagination.reward else None
+        self.custom_reward = load_function(imagination.reward, key="imag_reward") if ":" in imagination.reward else None
 
     def reward(self, model: WorldModel, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
         """What imagined actions earn by the head, the true cost or the user's function; 0 once an episode ended."""
@@ -47,7 +45,11 @@ class Returns:
             else:
                 origin = take_nodes(instance.coords, before.current)
                 target = take_nodes(instance.coords, action)
-            reward = model.predict_move(origin, target, None if feat is None else feat[:, :, :-1])
+            latent = None if feat is None else feat[:, :, :-1]
+            if start.belief is not None:
+                # What it knew at the start answers for all that it imagines from there.
+                latent = start.belief[:, None, None]
+            reward = model.predict_move(origin, target, latent)
         else:
             expanded = expand_instance(instance, action.shape)
             if self.custom_reward is not None:
@@ -146,19 +148,6 @@ class Returns:
             worst = 1.5 * (-smallest).clamp(min=0)
             best = 1.5 * largest.clamp(min=0)
         return -legs * worst - choice.penalty * legs.shape[-1], legs * best
-
-
-def load_function(name: str) -> Callable[..., Tensor]:
-    """The function that `module:function` names.
-
-    Raises:
-        ValueError: there is no such module or function.
-    """
-    module_name, _, function_name = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"imag_reward names {name!r}, which cannot be loaded: {error}") from error
 
 
 def replayed_returns(

@@ -114,7 +114,12 @@ class SetEncoder(nn.Module):
     def forward(
         self, members: Float[Tensor, "B N F"], valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N E"]:
-        embedded = scrub(self.embed(scrub(members, valid)), valid)
+        return self.attend(scrub(self.embed(scrub(members, valid)), valid), valid)
+
+    def attend(
+        self, embedded: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N E"]:
+        """The layers alone, for members that are embedded already."""
         for layer in self.layers:
             embedded = layer(embedded, valid)
         return embedded

@@ -29,6 +29,7 @@ import launch
 from config import ConfigError, one_line_errors
 from decoding import Decoding, Imagined, as_instance, best_tours, imagined_tours
 from dreamer import Dreamer
+from envs.costs import EUCLIDEAN
 from envs.drawing import draw_tour
 from envs.files import InstanceError, RoutingInstance, read_instances
 from envs.instances import reference_tour
@@ -86,7 +87,8 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         device: where it will act.
 
     Raises:
-        ConfigError: there is no such run, or it is of no problem that can be solved from files.
+        ConfigError: there is no such run, or it is of no problem that can be solved from files, or of costs that are no
+            distances.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
@@ -97,6 +99,9 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     name = agent.task.rules.name
     if name not in REFERENCES:
         raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(REFERENCES)}; give another run")
+    costs = agent.task.rules.costs
+    if costs.name != EUCLIDEAN.name:
+        raise ConfigError(f"{run} was trained on costs of {costs.name}, and files ask for distances; give another run")
     return agent
 
 

@@ -1,11 +1,11 @@
-"""Where imagination starts: at the beginning of instances' episodes, or at replayed rows."""
+"""Where imagination starts: at the beginning of replayed or freshly drawn instances' episodes, or at replayed rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from envs.rules import Instance
+from envs.rules import Instance, Rules, each_part
 from imagination import Imagination, Start, expand_instance
 from networks import Latent
 from tools import uniform
@@ -34,9 +34,15 @@ def start_from(
     """
     if model.rules is None or imagination.start == "replay":
         return replayed_starts(model, batch, observed, tours=imagination.tours, generator=generator)
+    if imagination.start == "rows":
+        return row_starts(
+            model, batch, observed, tours=imagination.tours, needs_latent=needs_latent, generator=generator
+        )
     instance, _ = model.rules.restore({key: value[:, 0] for key, value in batch.items()})
     if imagination.augment:
         instance = model.rules.augment(instance, generator)
+    if imagination.start == "generated":
+        instance = with_generated(model.rules, instance, share=imagination.generated, generator=generator)
     return episode_starts(
         model,
         instance,
@@ -68,18 +74,77 @@ def episode_starts(
     """
     assert model.rules is not None, "only routing has instances"
     context = model.context(instance)
-    count, num_nodes, device = *instance.coords.shape[:2], instance.coords.device
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
     shape, first = torch.Size((count, tours)), None
     if spread:
         # A closed tour is the same wherever it begins, but never in padding.
         nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
         first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
     state = model.rules.reset(expand_instance(instance, shape), first)
-    latent = None
-    if needs_latent:
+    latent, belief = None, None
+    if needs_latent or model.belief_size:
         noise = None if generator is None else uniform((*shape, model.rssm.stoch_size), generator)
         latent = model.begin(context, state, noise)
-    return Start(latent, state, context, torch.ones(shape, device=device))
+    if latent is not None and model.belief_size:
+        belief = latent.feat()[:, 0]
+    return Start(latent if needs_latent else None, state, context, torch.ones(shape, device=device), belief)
+
+
+def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
+    """Replayed instances, of which the last ones give way to a share of freshly drawn ones of the full size.
+
+    Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
+    """
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
+    drawn = round(share * count)
+    fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
+    if instance.valid is not None:
+        fresh = rules.pad(fresh, num_nodes)
+    drawn_parts = iter(part for part in fresh if part is not None)
+    return each_part(instance, lambda part: torch.cat((part[: count - drawn], next(drawn_parts))))
+
+
+def row_starts(
+    model: WorldModel,
+    batch: dict[str, Tensor],
+    observed: Observed | None,
+    *,
+    tours: int,
+    needs_latent: bool,
+    generator: torch.Generator,
+) -> Start:
+    """One row of each replayed episode, drawn with a density that falls from the first to none at the last.
+
+    What is chosen early in a tour decides most, and is chosen while the belief forms.
+
+    Args:
+        model: observes the batch.
+        batch: replayed sequences that begin at an episode's first row.
+        observed: the batch's latents where they are known already.
+        tours: trajectories of each row.
+        needs_latent: whether anybody reads more of the latents than the belief.
+        generator: draws the rows, and latents that are not known yet.
+    """
+    assert model.rules is not None, "only routing has whole episodes"
+    if observed is None:
+        observed = model.observe(batch, uniform((*batch["reward"].shape, model.rssm.stoch_size), generator))
+    count = batch["reward"].shape[0]
+    rows = torch.arange(count, device=batch["reward"].device)
+    decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)
+    # The smaller of two uniform draws.
+    drawn = uniform((count, 2), generator).amin(-1)
+    row = (drawn * decisions).long()
+    _, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
+    shape = torch.Size((count, tours))
+    states = type(state)(*(part[:, None].expand(*shape, *part.shape[1:]) for part in state))
+    latent = Latent(*(part.detach()[rows, row][:, None].expand(*shape, *part.shape[2:]) for part in observed.latents))
+    context = observed.context
+    assert context is not None
+    context = context._replace(nodes=context.nodes.detach())
+    belief = latent.feat()[:, 0] if model.belief_size else None
+    return Start(latent if needs_latent else None, states, context, torch.ones(shape, device=rows.device), belief)
 
 
 def replayed_starts(

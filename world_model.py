@@ -10,10 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.rules import Instance, State
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
-from networks import RSSM, Latent, MoveHead, NodeHead, RoutingEncoder, View, take_nodes
+from moves import EvidenceEncoder, MoveHead
+from networks import RSSM, Latent, NodeHead, RoutingEncoder, View, take_nodes
 from observations import ObservationDecoder, ObservationEncoder, select
 from sets import masked_share
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
@@ -86,12 +88,20 @@ class WorldModel(nn.Module):
             action_size, embed_size, node_size = encoder.node_size, encoder.embed_size, encoder.node_size
             scales.pop("decoder")
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
+        self.evidence: EvidenceEncoder | None = None
+        if settings.belief:
+            if self.rules is None or not self.rules.costs.hidden:
+                raise ValueError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
+            costs = self.rules.costs
+            self.evidence = EvidenceEncoder(costs.hidden if costs.shown == "factors" else 0, units=units)
+            embed_size += units
         self.rssm = RSSM(action_size, embed_size, **settings.rssm.to_dict())
         feat_size = self.rssm.feat_size
         if "decoder" in self.loss_scales:
             decoded = select(task.observations, settings.decode_keys)
             self.decoder = ObservationDecoder(decoded, feat_size, units=units, layers=layers, depth=settings.depth)
-        self.reward_latent = settings.reward_latent
+        self.belief_size = feat_size if settings.belief else 0
+        self.reward_latent = settings.reward_latent or settings.belief
         self.position_as_node = settings.current_pos == "node"
         self.register_buffer("bins", symexp_bins(settings.bins, device="cpu"))
         heads: dict[str, nn.Module] = {}
@@ -135,11 +145,21 @@ class WorldModel(nn.Module):
     def encode(
         self, obs: dict[str, Tensor], context: RoutingContext | None, view: View | None
     ) -> Float[Tensor, "*B U"]:
-        """Embed observations."""
+        """Embed observations; without any, in routing, those of episodes that begin."""
         if self.encoder is not None:
             return self.encoder(obs)
         assert self.routing_encoder is not None and context is not None and view is not None
-        return self.routing_encoder(context.nodes, view)
+        embed = self.routing_encoder(context.nodes, view)
+        if self.evidence is None:
+            return embed
+        assert view.current is not None
+        target, shape = take_nodes(context.instance.coords, view.current), view.current.shape
+        origin, cost, factors = target, torch.zeros(shape, device=target.device), None
+        if LAST_NODE in obs:
+            origin = take_nodes(context.instance.coords, obs[LAST_NODE].view(shape))
+            cost = obs[LAST_COST].view(shape)
+            factors = obs[FACTORS].view(*shape, -1) if FACTORS in obs else None
+        return torch.cat((embed, self.evidence(origin, target, cost, factors)), -1)
 
     def embed_action(self, action: Tensor, context: RoutingContext | None) -> Float[Tensor, "B *Q A"]:
         """What the RSSM sees of actions [B, *Q, *shape]; in routing, the embedding of the node chosen."""
@@ -288,19 +308,36 @@ class WorldModel(nn.Module):
     def move_loss(
         self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
     ) -> Float[Tensor, ""]:
-        """Squared error of the move head: from the latent before each move, and the move, to the next row's reward."""
+        """Squared error of the move head: from the latent before each move, and the move, to the next row's reward.
+
+        A belief answers for all the moves from its row to the end of the episode.
+        """
         origin = take_nodes(instance.coords, batch["current_node"][:, :-1])
         target = take_nodes(instance.coords, batch["action"][:, :-1])
-        predicted = self.predict_move(origin, target, None if feat is None else feat[:, :-1])
         # The last row's action was never carried out, and the next episode's first reward answers no action.
         weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
-        return ((predicted - batch["reward"][:, 1:]).square() * weight).sum() / weight.sum().clamp(min=1)
+        reward = batch["reward"][:, 1:]
+        if self.belief_size and feat is not None:
+            # A belief that is asked about the next move alone need not remember what it knows.
+            origin, target, feat = origin[:, None], target[:, None], feat[:, :-1, None]
+            weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
+        elif feat is not None:
+            feat = feat[:, :-1]
+        predicted = self.predict_move(origin, target, feat)
+        return ((predicted - reward).square() * weight).sum() / weight.sum().clamp(min=1)
 
     def predict_move(
-        self, origin: Float[Tensor, "*B 2"], target: Float[Tensor, "*B 2"], feat: Float[Tensor, "*B F"] | None
+        self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], feat: Float[Tensor, "*#B F"] | None
     ) -> Float[Tensor, "*B"]:
         """The reward that the move head expects of moves between two positions."""
         return self.heads["reward"](origin, target, feat if self.reward_latent else None)
+
+    @torch.no_grad()
+    def predict_moves(self, instance: Instance, belief: Float[Tensor, "B F"] | None) -> Float[Tensor, "B N N"]:
+        """What it expects of every move from a node (row) to a node (column) of each instance."""
+        coords = instance.coords
+        feat = None if belief is None else belief[:, None, None]
+        return self.predict_move(coords[:, :, None], coords[:, None], feat)
 
     def predict_reward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
         """The reward that arrives with a latent, for tasks without rules."""

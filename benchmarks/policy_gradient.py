@@ -74,6 +74,9 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
     if first == "any":
         begins = (torch.arange(tours, device=agent.device) * num_nodes // tours).expand(shape)
     expanded = expand_instance(instance, shape)
+    factors = rules.costs.draw(size, generator=generator, device=agent.device)
+    if factors is not None:
+        factors = factors[:, None].expand(*shape, -1)
     tables = actor.encode(rules.node_features(instance))
     state = rules.reset(expanded, begins)
     views, actions = [], []
@@ -85,7 +88,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         action = dist.sample(uniform(shape, generator))
         views.append(view)
         actions.append(action)
-        tour_length += rules.cost(expanded, state, action)
+        tour_length += rules.cost(expanded, state, action, factors)
         state, _ = rules.step(state, action)
     features = [view.features for view in views if view.features is not None]
     view = View(

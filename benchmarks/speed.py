@@ -134,7 +134,7 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
         "model": (agent.model, "loss"),
         "reward updates": (agent, "_update_reward"),
         "start": (behavior, "start"),
-        "encode": (behavior, "_tables"),
+        "encode": (behavior, "tables"),
         "imagine": (models, "imagine"),
         "reward": (behavior.returns, "reward"),
         "targets": (behavior, "targets"),

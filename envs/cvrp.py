@@ -16,8 +16,6 @@ from envs.rules import (
     COORDS_LIMIT,
     MIN_NODES,
     Rules,
-    leg_lengths,
-    longest_distance,
     node_spaces,
     observed_validity,
     random_symmetry,
@@ -130,16 +128,6 @@ class CVRPRules(Rules):
         return 2 * (~state.visited).sum(-1) + (state.current != 0).long()
 
     @staticmethod
-    def cost(instance: CVRPInstance, state: CVRPState, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """What moving from the current node to node `action` costs: the Euclidean distance."""
-        return leg_lengths(instance.coords, state.current, action)
-
-    @staticmethod
-    def longest_leg(instance: CVRPInstance) -> Float[Tensor, "*B"]:
-        """The largest cost of any move in each instance."""
-        return longest_distance(instance.coords)
-
-    @staticmethod
     def observe(instance: CVRPInstance, state: CVRPState) -> dict[str, Tensor]:
         """What the agent sees: positions, demands and capacity, the state, and the action mask."""
         return {
@@ -224,6 +212,11 @@ class CVRPRules(Rules):
     def reference_lengths(instance: CVRPInstance) -> Float64[np.ndarray, " I"]:
         """Lengths of PyVRP's plans."""
         return reference_plan_lengths(instance.coords.numpy(), instance.demand.numpy(), instance.capacity.numpy())
+
+    @staticmethod
+    def reference_costs(instance: CVRPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
+        """None are at hand."""
+        raise ValueError("cvrp has reference plans for euclidean costs alone: choose cost: euclidean, or task: tsp")
 
     @staticmethod
     def augment(instance: CVRPInstance, generator: torch.Generator) -> CVRPInstance:

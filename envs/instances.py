@@ -113,14 +113,7 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     num_nodes = coords.shape[1]
     if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
         raise ValueError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
-    if num_nodes <= HELD_KARP_MAX_NODES:
-        return held_karp_tours(euclidean_distances(coords))
-    return np.stack(
-        [
-            lkh_tour(whole_distances(euclidean_distances(nodes)))
-            for nodes in tqdm(coords, desc="reference tours", delay=2)
-        ]
-    )
+    return cheapest_tours(euclidean_distances(coords))
 
 
 def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
@@ -190,6 +183,30 @@ def cached_lengths(
         lengths = compute()
         _write_cache(cache_file, lengths)
     return lengths
+
+
+def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I N"]:
+    """Optimal tours (up to 9 nodes), or tours by LKH, by the costs of moves from each node (row) to each (column)."""
+    if costs.shape[-1] <= HELD_KARP_MAX_NODES:
+        return held_karp_tours(costs)
+    return np.stack([lkh_tour(whole_distances(each)) for each in tqdm(costs, desc="reference tours", delay=2)])
+
+
+def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I N"]) -> Float64[np.ndarray, " I"]:
+    """What closed tours cost in the direction in which they are written."""
+    return costs[np.arange(len(costs))[:, None], tours, np.roll(tours, -1, axis=1)].sum(1)
+
+
+def reference_costs(
+    costs: Float64[np.ndarray, "I N N"], *, cache_dir: str | os.PathLike | None = None
+) -> Float64[np.ndarray, " I"]:
+    """What the cheapest tours cost, as `reference_lengths`, but by costs of moves that may depend on the direction."""
+    return cached_lengths(
+        costs,
+        version=REFERENCE_VERSION,
+        compute=lambda: tour_costs(costs, cheapest_tours(costs)),
+        cache_dir=cache_dir,
+    )
 
 
 def _default_cache_dir() -> Path:

@@ -78,13 +78,17 @@ class PickupRules(TSPRules):
     @staticmethod
     def reference_lengths(instance: TSPInstance) -> Float64[np.ndarray, " I"]:
         """Lengths of tours by the restricted dynamic programme, optimal up to 11 nodes."""
-        coords = instance.coords.double().numpy()
+        return PickupRules.reference_costs(instance, euclidean_distances(instance.coords.double().numpy()))
+
+    @staticmethod
+    def reference_costs(instance: TSPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
+        """What tours by the restricted dynamic programme cost."""
 
         def compute() -> Float64[np.ndarray, " I"]:
-            bar = tqdm(euclidean_distances(coords), desc="reference tours", delay=2)
-            return np.array([shortest_length(distances) for distances in bar], dtype=np.float64)
+            bar = tqdm(costs, desc="reference tours", delay=2)
+            return np.array([shortest_length(each) for each in bar], dtype=np.float64)
 
-        return cached_lengths(coords, version=REFERENCE_VERSION, compute=compute)
+        return cached_lengths(costs, version=REFERENCE_VERSION, compute=compute)
 
 
 def shortest_length(distances: Float64[np.ndarray, "N N"]) -> float:

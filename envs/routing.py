@@ -14,9 +14,10 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from jaxtyping import Bool
 
+from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
 from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
 from envs.pickup import PickupRules
-from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, leg_lengths, nearest_node, tour_length
+from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
 from envs.tsp import TSPInstance, TSPRules, TSPState
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
     "TSPInstance",
     "TSPRules",
     "TSPState",
-    "leg_lengths",
+    "move_ends",
     "nearest_node",
     "tour_length",
 ]
@@ -74,12 +75,14 @@ class RoutingEnv(gymnasium.Env, ABC):
     length of its tour. `info["action_mask"]` and `action_masks()` repeat the observation's `action_mask`.
 
     A problem is added by a subclass that says where instances come from: `_own_instance` and `_random_instance`.
+    Factors that the rules' cost world hides are drawn at every reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     _instance: Instance
     _state: State
+    _hidden: Hidden | None
     _tour: list[int]
     _first_mask: np.ndarray
 
@@ -93,7 +96,7 @@ class RoutingEnv(gymnasium.Env, ABC):
         self.rules = rules
         self.num_nodes = num_nodes
         self.render_mode = render_mode
-        self.observation_space = rules.observation_space(num_nodes)
+        self.observation_space = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
         self.action_space = LegalActions(
             num_nodes, action_masks=self.action_masks, first_masks=self._first_masks, seed=seed
         )
@@ -122,6 +125,11 @@ class RoutingEnv(gymnasium.Env, ABC):
         super().reset(seed=seed)
         self._instance = self._random_instance() if own_instance is None else own_instance
         self._state = self.rules.reset(self._instance)
+        factors = None
+        if self.rules.costs.hidden:
+            drawn = self.np_random.uniform(size=(1, self.rules.costs.hidden))
+            factors = torch.from_numpy(drawn.astype(np.float32))
+        self._hidden = Hidden.begin(factors, self._state.current)
         self._tour = [int(self._state.current)]
         self._begun = True
         self._first_mask = self.action_masks()
@@ -140,11 +148,12 @@ class RoutingEnv(gymnasium.Env, ABC):
             raise ResetNeeded("step() after the end of the episode: call reset()")
         node = self._legal_node(action)
         moves = torch.tensor([node], device=self._state.current.device)
-        reward = -float(self.rules.cost(self._instance, self._state, moves))
+        cost = self.rules.cost(self._instance, self._state, moves, *hidden_factors(self._hidden))
+        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, finished = self.rules.step(self._state, moves)
         self._tour.append(node)
         obs, info = self._observe()
-        return obs, reward, bool(finished), False, info
+        return obs, -float(cost), bool(finished), False, info
 
     def action_masks(self) -> Bool[np.ndarray, " N"]:
         """True where a node may be visited next.
@@ -189,9 +198,9 @@ class RoutingEnv(gymnasium.Env, ABC):
 
     def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         # Copies, since callers keep what they are given; `[()]` turns an array without dimensions into a scalar.
-        obs = {
-            key: value[0].numpy().copy()[()] for key, value in self.rules.observe(self._instance, self._state).items()
-        }
+        shown = self.rules.observe(self._instance, self._state)
+        shown |= self.rules.costs.evidence(self._hidden)
+        obs = {key: value[0].numpy().copy()[()] for key, value in shown.items()}
         return obs, {"action_mask": self.action_masks()}
 
 
@@ -202,14 +211,23 @@ class TSPEnv(RoutingEnv):
         num_nodes: nodes of every instance.
         seed: seeds the first `reset` that gives no seed of its own, and the action space.
         render_mode: None, or "rgb_array".
+        cost: what moves cost: a world of `envs.costs`, or your own `module:function`.
 
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """
 
     problem: ClassVar[type[Rules]] = TSPRules
 
-    def __init__(self, *, num_nodes: int = 20, seed: int | None = None, render_mode: str | None = None):
-        super().__init__(self.problem, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 20,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        cost: str = EUCLIDEAN.name,
+    ):
+        rules = self.problem.under(find_costs(cost))
+        super().__init__(rules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
         _require_known(options, "coords")
@@ -243,8 +261,15 @@ class PickupEnv(TSPEnv):
 
     problem = PickupRules
 
-    def __init__(self, *, num_nodes: int = 21, seed: int | None = None, render_mode: str | None = None):
-        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 21,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        cost: str = EUCLIDEAN.name,
+    ):
+        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode, cost=cost)
 
 
 class CVRPEnv(RoutingEnv):

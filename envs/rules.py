@@ -1,7 +1,7 @@
 """What a routing problem has to say of itself, and the geometry that problems share.
 
 There is one set of rules for each problem. The gymnasium environments, the vector environment, imagination and every
-baseline call the same `reset`, `action_mask` and `step`; what a move costs stands apart in `cost`.
+baseline call the same `reset`, `action_mask` and `step`; what a move costs stands apart in `envs.costs`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+
+from envs.costs import EUCLIDEAN, Costs
 
 MIN_NODES = 3
 
@@ -45,6 +47,7 @@ class Rules(ABC):
         starts_anywhere: whether `reset` takes any first node.
         num_node_features: size of `node_features`.
         num_state_features: size of `state_features`; 0 where current node, first node and mask say everything.
+        costs: the world that says what moves cost.
     """
 
     name: ClassVar[str]
@@ -55,6 +58,7 @@ class Rules(ABC):
     starts_anywhere: ClassVar[bool]
     num_node_features: ClassVar[int]
     num_state_features: ClassVar[int]
+    costs: ClassVar[Costs] = EUCLIDEAN
 
     @staticmethod
     @abstractmethod
@@ -92,15 +96,27 @@ class Rules(ABC):
     def remaining_legs(state: State) -> Int[Tensor, "*B"]:
         """The largest number of legs with a cost that can still come."""
 
-    @staticmethod
-    @abstractmethod
-    def cost(instance: Instance, state: State, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """What moving from the current node to node `action` costs."""
+    @classmethod
+    def under(cls, costs: Costs) -> type[Rules]:
+        """The same rules in another cost world."""
+        return type(cls.__name__, (cls,), {"costs": costs})
 
-    @staticmethod
-    @abstractmethod
-    def longest_leg(instance: Instance) -> Float[Tensor, "*B"]:
-        """The largest cost of any move in each instance."""
+    @classmethod
+    def cost(
+        cls,
+        instance: Instance,
+        state: State,
+        action: Int[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        """What moving from the current node to node `action` costs; `factors` where the cost world hides any."""
+        origin, target = move_ends(instance.coords, state.current, action)
+        return cls.costs.between(origin, target, factors)
+
+    @classmethod
+    def longest_leg(cls, instance: Instance) -> Float[Tensor, "*B"]:
+        """The largest cost of any move in each instance, in a world that hides nothing."""
+        return cls.costs.matrix(instance.coords).flatten(-2).amax(-1)
 
     @staticmethod
     @abstractmethod
@@ -140,7 +156,16 @@ class Rules(ABC):
     @staticmethod
     @abstractmethod
     def reference_lengths(instance: Instance) -> Float64[np.ndarray, " I"]:
-        """What the best solutions known cost, [I]; cached on disk where they take long to find."""
+        """How long the best solutions known are, [I]; cached on disk where they take long to find."""
+
+    @staticmethod
+    @abstractmethod
+    def reference_costs(instance: Instance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
+        """What the best solutions known cost, [I], by the costs of moves from each node (row) to each (column).
+
+        Raises:
+            ValueError: none are known but for lengths.
+        """
 
     @staticmethod
     @abstractmethod
@@ -187,20 +212,13 @@ def observed_validity(instance: Instance) -> dict[str, Tensor]:
     return {} if instance.valid is None else {"valid": instance.valid}
 
 
-def leg_lengths(
+def move_ends(
     coords: Float[Tensor, "*B N 2"], origin: Int[Tensor, "*B"], target: Int[Tensor, "*B"]
-) -> Float[Tensor, "*B"]:
-    """Euclidean distance between two nodes of each instance, in the coordinates' own unit."""
+) -> tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]:
+    """Where moves begin and end."""
     ends = torch.stack((origin, target), -1)[..., None]
     legs = coords.gather(-2, ends.expand(*ends.shape[:-1], 2))
-    return (legs[..., 0, :] - legs[..., 1, :]).norm(dim=-1)
-
-
-def longest_distance(coords: Float[Tensor, "*B N 2"]) -> Float[Tensor, "*B"]:
-    """The largest Euclidean distance between any two nodes of each instance."""
-    # The matrix-product form of cdist loses digits far from the origin, and this is used as a bound.
-    distances = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.flatten(-2).amax(-1)
+    return legs[..., 0, :], legs[..., 1, :]
 
 
 def random_symmetry(coords: Float[Tensor, "*B N 2"], generator: torch.Generator) -> Float[Tensor, "*B N 2"]:

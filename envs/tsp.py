@@ -10,16 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from envs.instances import field_test_coords, reference_lengths, uniform_coords
-from envs.rules import (
-    Rules,
-    leg_lengths,
-    longest_distance,
-    node_spaces,
-    observed_validity,
-    random_symmetry,
-    visited_at_first,
-)
+from envs.instances import field_test_coords, reference_costs, reference_lengths, uniform_coords
+from envs.rules import Rules, node_spaces, observed_validity, random_symmetry, visited_at_first
 
 
 class TSPInstance(NamedTuple):
@@ -96,16 +88,6 @@ class TSPRules(Rules):
         return open_nodes + (~TSPRules.finished(state)).long()
 
     @staticmethod
-    def cost(instance: TSPInstance, state: TSPState, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-        """What moving from the current node to node `action` costs: the Euclidean distance."""
-        return leg_lengths(instance.coords, state.current, action)
-
-    @staticmethod
-    def longest_leg(instance: TSPInstance) -> Float[Tensor, "*B"]:
-        """The largest cost of any move in each instance."""
-        return longest_distance(instance.coords)
-
-    @staticmethod
     def observe(instance: TSPInstance, state: TSPState) -> dict[str, Tensor]:
         """What the agent sees: the static coordinates, the state, and the action mask."""
         return {
@@ -151,6 +133,11 @@ class TSPRules(Rules):
     def reference_lengths(instance: TSPInstance) -> Float64[np.ndarray, " I"]:
         """Lengths of optimal tours (up to 9 nodes), or of LKH's."""
         return reference_lengths(instance.coords.double().numpy())
+
+    @staticmethod
+    def reference_costs(instance: TSPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
+        """What optimal tours cost (up to 9 nodes), or LKH's."""
+        return reference_costs(costs)
 
     @staticmethod
     def augment(instance: TSPInstance, generator: torch.Generator) -> TSPInstance:

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from envs.costs import Hidden, hidden_factors
 from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
@@ -43,6 +44,8 @@ class RoutingVectorEnv(VectorEnv):
             caller; only `reset(seed=...)` reseeds it.
         instances: what to use in every episode instead of drawing any: an instance of each row, or its coordinates
             where they are all there is to it.
+        factors: with instances, what their costs depend on where the rules' cost world hides anything; otherwise it is
+            drawn for every episode.
         check_actions: refuse illegal actions, at the price of one wait for the device per step.
 
     Raises:
@@ -54,6 +57,7 @@ class RoutingVectorEnv(VectorEnv):
 
     _instance: Instance
     _state: State
+    _hidden: Hidden | None
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class RoutingVectorEnv(VectorEnv):
         device: torch.device | str,
         generator: torch.Generator | None = None,
         instances: Instance | Float[Tensor, "E N 2"] | None = None,
+        factors: Float[Tensor, "E F"] | None = None,
         check_actions: bool = False,
     ):
         if num_nodes < MIN_NODES:
@@ -84,6 +89,10 @@ class RoutingVectorEnv(VectorEnv):
             rules.validate(fixed)
             fixed = each_part(fixed, lambda part: part.to(device))
             fixed = fixed._replace(coords=fixed.coords.float())
+        expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and fixed is not None else None
+        given = None if factors is None else tuple(factors.shape)
+        if given != expected:
+            raise ValueError(f"factors has shape {given}, not {expected}, for costs of {rules.costs.name}")
         self.rules = rules
         self.num_envs = num_envs
         self.num_nodes = num_nodes
@@ -94,14 +103,16 @@ class RoutingVectorEnv(VectorEnv):
         for nodes in sizes:
             # A size that the problem does not have is refused here, and not in mid-run.
             rules.observation_space(nodes)
-        self.single_observation_space = rules.observation_space(num_nodes)
+        shown = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
         if self.curriculum:
             validity = spaces.Box(0, 1, (num_nodes,), np.bool_)  # type: ignore[arg-type]
-            self.single_observation_space = spaces.Dict({**self.single_observation_space.spaces, "valid": validity})
+            shown = spaces.Dict({**shown.spaces, "valid": validity})
+        self.single_observation_space = shown
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._fixed = fixed
+        self._fixed_factors = None if factors is None else factors.to(self.device, torch.float32)
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
@@ -146,9 +157,10 @@ class RoutingVectorEnv(VectorEnv):
         else:
             # Rows about to be replaced stay where they are: their action may be anything.
             reward = self._move(torch.where(ended, self._state.current, actions)).masked_fill(ended, 0.0)
-            fresh_instance = self._next_instance()
-            self._instance = _select(ended, fresh_instance, self._instance)
-            self._state = _select(ended, self.rules.reset(fresh_instance), self._state)
+            instance, state, hidden = self._next_episodes()
+            self._instance = _select(ended, instance, self._instance)
+            self._state = _select(ended, state, self._state)
+            self._hidden = hidden and self._hidden and _select(ended, hidden, self._hidden)
             self._ended = self._ended & ~ended
         self._decisions += self.num_envs - num_ended
         obs = self.observe()
@@ -163,7 +175,7 @@ class RoutingVectorEnv(VectorEnv):
         """
         if not self._begun:
             raise ResetNeeded("no observation before the first episode: call reset()")
-        return self.rules.observe(self._instance, self._state)
+        return self.rules.observe(self._instance, self._state) | self.rules.costs.evidence(self._hidden)
 
     @property
     def all_ended(self) -> bool:
@@ -185,6 +197,7 @@ class RoutingVectorEnv(VectorEnv):
         return {
             "instance": self._instance._asdict(),
             "state": self._state._asdict(),
+            "hidden": None if self._hidden is None else self._hidden._asdict(),
             "ended": self._ended,
             "lockstep_moves": self._lockstep_moves,
             "lockstep_nodes": self._lockstep_nodes,
@@ -204,11 +217,17 @@ class RoutingVectorEnv(VectorEnv):
                 f"this environment {(self.num_envs, self.num_nodes)}"
             )
 
+        def on_device(part: Tensor) -> Tensor:
+            return part.to(self.device)
+
         instance = self.rules.instance_type(**state_dict["instance"])
         if (instance.valid is not None) != bool(self.curriculum):
             raise ValueError("the saved state has a curriculum and this environment none, or the other way round")
-        self._instance = each_part(instance, lambda part: part.to(self.device))
-        self._state = each_part(self.rules.state_type(**state_dict["state"]), lambda part: part.to(self.device))
+        self._instance = each_part(instance, on_device)
+        self._state = each_part(self.rules.state_type(**state_dict["state"]), on_device)
+        # A checkpoint of a version without cost worlds has none.
+        hidden = state_dict.get("hidden")
+        self._hidden = None if hidden is None else each_part(Hidden(**hidden), on_device)
         self._ended = state_dict["ended"].to(self.device)
         self._lockstep_moves = state_dict["lockstep_moves"]
         # Checkpoints of versions without a curriculum lack these.
@@ -218,8 +237,7 @@ class RoutingVectorEnv(VectorEnv):
 
     def _begin_all(self) -> None:
         self._lockstep_nodes = self.next_nodes
-        self._instance = self._next_instance()
-        self._state = self.rules.reset(self._instance)
+        self._instance, self._state, self._hidden = self._next_episodes()
         self._ended = torch.zeros_like(self._ended)
         self._lockstep_moves = 0
         self._begun = True
@@ -227,17 +245,22 @@ class RoutingVectorEnv(VectorEnv):
     def _move(self, actions: Int[Tensor, " E"]) -> Float[Tensor, " E"]:
         """Step every row, and return the rewards."""
         actions = actions.long()
-        reward = -self.rules.cost(self._instance, self._state, actions)
+        cost = self.rules.cost(self._instance, self._state, actions, *hidden_factors(self._hidden))
+        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
         self._state, self._ended = self.rules.step(self._state, actions)
         self._lockstep_moves += 1
-        return reward
+        return -cost
 
-    def _next_instance(self) -> Instance:
-        if self._fixed is not None:
-            return self._fixed
-        assert self.generator is not None
-        drawn = self.rules.random(self.num_envs, self.next_nodes, generator=self.generator, device=self.device)
-        return self.rules.pad(drawn, self.num_nodes) if self.curriculum else drawn
+    def _next_episodes(self) -> tuple[Instance, State, Hidden | None]:
+        instance, factors = self._fixed, self._fixed_factors
+        if instance is None:
+            assert self.generator is not None
+            instance = self.rules.random(self.num_envs, self.next_nodes, generator=self.generator, device=self.device)
+            if self.curriculum:
+                instance = self.rules.pad(instance, self.num_nodes)
+            factors = self.rules.costs.draw(self.num_envs, generator=self.generator, device=self.device)
+        state = self.rules.reset(instance)
+        return instance, state, Hidden.begin(factors, state.current)
 
     @property
     def next_nodes(self) -> int:

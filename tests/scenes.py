@@ -15,14 +15,17 @@ import config
 import dreamer
 from config import Config
 from dreamer import imagination_settings
+from envs.costs import find_costs
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
+from envs.rules import Rules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagination import Noise, Start, Trajectory, imagine
 from models import ImagBehavior, WorldModel
-from networks import MoveHead, TSPPointerActor
+from moves import MoveHead
+from networks import TSPPointerActor
 from optimizer import update_together
 from replay import Replay
 from tools import uniform
@@ -91,11 +94,17 @@ def assert_gradient_reaches(named_parameters: Iterable[tuple[str, nn.Parameter]]
 # What replay gives
 
 
-def episodes(count: int, coords: Tensor | None = None) -> dict[str, Tensor]:
+def routing(cost: str, *, shown: str = "paid") -> Task:
+    """`ROUTING` in another cost world."""
+    return ROUTING._replace(rules=TSPRules.under(find_costs(cost, shown=shown)))
+
+
+def episodes(count: int, coords: Tensor | None = None, *, rules: type[Rules] = TSPRules) -> dict[str, Tensor]:
     """Whole random tours, laid out as replay gives them."""
     draws = generator(5)
     coords = torch.rand(count, NODES, 2, generator=draws) if coords is None else coords.expand(count, -1, -1)
-    env = RoutingVectorEnv(TSPRules, num_envs=count, num_nodes=NODES, device=CPU, instances=coords)
+    factors = rules.costs.draw(count, generator=draws, device=CPU)
+    env = RoutingVectorEnv(rules, num_envs=count, num_nodes=NODES, device=CPU, instances=coords, factors=factors)
     obs, _ = env.reset()
     reward, ended = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
     prev_action, rows = torch.zeros(count, dtype=torch.int64), []
@@ -177,10 +186,12 @@ def scripted_replay() -> Replay:
     return replay
 
 
-def routing_replay(*, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84) -> Replay:
+def routing_replay(
+    *, reward_is_target: bool = False, num_envs: int = 8, columns: int = 84, rules: type[Rules] = TSPRules
+) -> Replay:
     """Random legal tours; with `reward_is_target` a move earns the x coordinate of the node that it goes to."""
     draws = generator()
-    env = RoutingVectorEnv(TSPRules, num_envs=num_envs, num_nodes=NODES, device=CPU, generator=draws)
+    env = RoutingVectorEnv(rules, num_envs=num_envs, num_nodes=NODES, device=CPU, generator=draws)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
     replay = Replay({**spaces, "action": ((), torch.int64)}, num_envs=num_envs, capacity=num_envs * columns, device=CPU)
@@ -238,7 +249,7 @@ class Scene:
             self.model,
             self.behavior.actor,
             start=start,
-            tables=self.behavior._tables(self.model, start.context),
+            tables=self.behavior.tables(self.model, start.context, start.belief),
             noise=noise,
             horizon=horizon,
             mask=mask,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models
-from benchmarks import policy_gradient, speed
+from benchmarks import cost_fields, policy_gradient, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.instances import uniform_coords
@@ -128,3 +128,47 @@ def test_speed_imagined_decisions_counts_all_trajectories(agent):
     _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, settings.envs), settings)
     # 4 episodes, 4 tours of each, 6 decisions.
     assert speed.imagined_decisions(agent, replay) == 96
+
+
+def test_worlds_prints_what_tours_cost_that_know_too_little(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    worlds.main(["--instances", "4", "--nodes", "6"])
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {row[0].strip("`"): row[1:] for row in table[2:]}
+    assert rows["euclidean"][1:] == ["0.0", "0.0", "-"]
+    assert float(rows["lanes"][1]) > float(rows["lanes"][2]) >= 0
+    # On average over its direction, a stretch makes all moves dearer alike.
+    assert float(rows["stretch"][3]) == pytest.approx(float(rows["stretch"][1]), abs=1.0)
+
+
+def costly_agent(**changes):
+    settings = load(policy_gradient.CONFIGS, ["debug"], changes)
+    return Dreamer(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+
+
+def test_cost_fields_of_fixed_costs_stand_beside_the_true_ones(tmp_path):
+    agent = costly_agent(cost="lanes")
+    with torch.no_grad():
+        true, learnt = cost_fields.fields(agent, agent.task.rules.costs)
+    # Level moves cost their length; upward ones less in the left half than in the right; the head starts at zero.
+    torch.testing.assert_close(true[0], torch.ones_like(true[0]))
+    assert (true[1, 0] < 0.5).all() and (true[1, -1] > 1.5).all()
+    assert learnt.abs().max() == 0
+    assert [path.name for path in cost_fields.draw(agent, tmp_path)] == ["field.png"]
+    assert (tmp_path / "field.png").stat().st_size > 0
+
+
+def test_cost_fields_of_hidden_costs_show_belief_and_tours(tmp_path):
+    believing = {"model.belief": "true", "imag_start": "rows", "imag_first": "stored"}
+    paths = cost_fields.draw(costly_agent(cost="stretch", **believing), tmp_path)
+    assert [path.name for path in paths] == ["belief.png", "tours.png"]
+    assert all(path.stat().st_size > 0 for path in paths)
+    with pytest.raises(ValueError, match="keeps no belief"):
+        cost_fields.draw(costly_agent(cost="stretch"), tmp_path)
+
+
+def test_policy_gradient_pays_hidden_costs(instance):
+    agent = costly_agent(cost="stretch", **{"actor.pointer.latent": "0"})
+    rollout = roll_out(agent, instance)
+    shortest = torch.stack([tour_length(instance.coords, rollout.action[:, tour]) for tour in range(4)], 1)
+    assert (rollout.tour_length > shortest).all() and (rollout.tour_length < 5 * shortest).all()

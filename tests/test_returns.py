@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import envs.routing
+from config import load_function
 from dreamer import Dreamer
+from envs.costs import Costs
 from envs.routing import TSPInstance, TSPRules
+from envs.tasks import Task
 from guard import Guard
 from launch import make_generators
 from layers import MLP
 from optimizer import Optimizer
 from replay import Replay
-from returns import load_function, replayed_returns
+from returns import replayed_returns
 from tests.scenes import (
     CPU,
     NODES,
@@ -32,6 +34,7 @@ from tests.scenes import (
     instance_of,
     lengths,
     random_rows,
+    routing,
     routing_replay,
     tours_of,
 )
@@ -88,11 +91,11 @@ def cost_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TSPRules, "cost", staticmethod(refuse))
     monkeypatch.setattr(TSPRules, "longest_leg", staticmethod(refuse))
-    monkeypatch.setattr(envs.routing, "leg_lengths", refuse)
+    monkeypatch.setattr(Costs, "between", refuse)
 
 
-def agent(**changes: Any) -> Dreamer:
-    return Dreamer(ROUTING, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+def agent(task: Task = ROUTING, **changes: Any) -> Dreamer:
+    return Dreamer(task, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
 
 
 @pytest.fixture
@@ -100,16 +103,49 @@ def replay() -> Replay:
     return routing_replay(num_envs=4, columns=5 * (NODES + 1))
 
 
-def test_learned_reward_never_asks_for_the_true_cost(replay: Replay, cost_refused: None):
-    learner = agent(imag_reward="head")
-    for update in range(20):
-        learner.update(replay, progress=update / 20)
-    assert learner.updates == 20
+@pytest.mark.parametrize(
+    ("cost", "choices"),
+    [
+        ("euclidean", {}),
+        ("river", {"imag_start": "generated"}),
+        ("stretch", {}),
+        ("stretch", {"model__belief": True, "imag_start": "rows", "imag_first": "stored"}),
+    ],
+)
+def test_learned_reward_never_asks_for_the_true_cost(
+    cost: str, choices: dict[str, Any], request: pytest.FixtureRequest
+):
+    task = routing(cost)
+    assert task.rules is not None
+    lived = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=task.rules)
+    request.getfixturevalue("cost_refused")
+    learner = agent(task, imag_reward="head", **choices)
+    for update in range(8):
+        learner.update(lived, progress=update / 8)
+    assert learner.updates == 8
 
 
 def test_simulated_reward_asks_for_the_true_cost(replay: Replay, cost_refused: None):
     with pytest.raises(AssertionError, match="the true cost was asked for"):
         agent(imag_reward="simulated").update(replay, progress=0.0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "choices", "message"),
+    [
+        ("stretch", {"imag_reward": "simulated"}, "costs of stretch depend on what is hidden.*imag_reward: head"),
+        ("lanes", {"imag_reward": "simulated", "imag_augment": True}, "costs of lanes differ.*imag_augment: false"),
+        ("lanes", {"model__belief": True}, "model.belief is about hidden costs"),
+        (
+            "stretch",
+            {"model__belief": True, "imag_start": "replay", "imag_first": "stored"},
+            "needs .*imag_start: rows",
+        ),
+    ],
+)
+def test_imagination_that_does_not_go_with_the_costs_is_refused(cost: str, choices: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        agent(routing(cost), **choices)
 
 
 CUSTOM_REWARD = """
@@ -133,7 +169,7 @@ def test_custom_reward_is_loaded_and_used(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", ["no_such_module:reward", "math:no_such_function"])
 def test_custom_reward_that_cannot_be_loaded_is_refused(name: str):
     with pytest.raises(ValueError, match=f"imag_reward names '{name}', which cannot be loaded"):
-        load_function(name)
+        load_function(name, key="imag_reward")
 
 
 # Targets and advantages

@@ -258,6 +258,13 @@ def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     assert code == 2 and "no routing problem; give a run of a routing task" in line
 
 
+def test_solve_refuses_a_run_of_costs_that_are_no_distances(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "run")
+    config.save(config.read(run / "config.yaml").replace(cost="lanes"), other / "config.yaml")
+    code, line = refusal(capsys, other, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")
+    assert code == 2 and "was trained on costs of lanes" in line
+
+
 def test_solve_refuses_files_whose_tours_would_overwrite_each_other(run, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -22,8 +22,8 @@ class ShortcutRules(TSPRules):
         next_state, _ = TSPRules.step(state, action)
         return next_state, action == state.first
 
-    @staticmethod
-    def cost(instance, state, action):
+    @classmethod
+    def cost(cls, instance, state, action, factors=None):
         # Staying put costs something too, so that a row which is reset shows whether it was charged.
         return TSPRules.cost(instance, state, action) + 1
 

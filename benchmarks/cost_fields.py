@@ -1,0 +1,179 @@
+"""Pictures of what a run has learnt of its costs, beside the true ones.
+
+    python -m benchmarks.cost_fields logdir/tsp_lanes-seed0 --out pictures
+
+Where costs are fixed: what a short move costs per distance, by where it begins, in four directions (`field.png`). Where
+episodes hide something: cost per distance by direction, true and as believed after so many moves of a test episode
+(`belief.png`), and the tours that the agent would take by its belief before and after that episode (`tours.png`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from torch import Tensor
+
+import config
+import launch
+from config import one_line_errors
+from dreamer import Dreamer
+from envs.costs import Costs
+from envs.drawing import draw_tour_pair
+from envs.instances import TEST_SEED, field_test_coords
+from envs.rules import Instance
+from envs.vector import RoutingVectorEnv
+from imagination import imagine
+from networks import Latent
+from starts import episode_starts
+
+CONFIGS = Path(__file__).parents[1] / "configs.yaml"
+GRID, STEP = 40, 0.1
+DIRECTIONS = {"right": 0.0, "up": 0.5, "left": 1.0, "down": 1.5}
+# Moves of an episode after which its belief is shown.
+MOVES = (0, 1, 2, 4, 8)
+
+
+def short_moves(origin: Float[Tensor, "*B 2"], half_turns: Float[Tensor, "*B"]) -> Float[Tensor, "*B 2"]:
+    """Where moves of length `STEP` end."""
+    angle = torch.pi * half_turns
+    return origin + STEP * torch.stack((torch.cos(angle), torch.sin(angle)), -1)
+
+
+def fields(agent: Dreamer, costs: Costs) -> Float[Tensor, "2 D X Y"]:
+    """Cost per distance of short moves, true and learnt, by direction and origin."""
+    axis = torch.linspace(0, 1, GRID, device=agent.device)
+    origin = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).expand(len(DIRECTIONS), -1, -1, -1)
+    turns = torch.tensor([*DIRECTIONS.values()], device=agent.device)[:, None, None].expand(origin.shape[:-1])
+    target = short_moves(origin, turns)
+    learnt = -agent.model.predict_move(origin, target, None)
+    return torch.stack((costs.between(origin, target), learnt)) / STEP
+
+
+def draw_fields(values: Float[np.ndarray, "2 D X Y"], path: Path) -> None:
+    """True ones above, learnt ones below, in one scale of colours."""
+    figure = Figure(figsize=(3 * values.shape[1], 6), layout="constrained")
+    low, high = float(values[0].min()), float(values[0].max())
+    for row, kind in enumerate(("true", "learnt")):
+        for column, direction in enumerate(DIRECTIONS):
+            axes = figure.add_subplot(2, values.shape[1], row * values.shape[1] + column + 1)
+            image = axes.imshow(values[row, column].T, origin="lower", extent=(0, 1, 0, 1), vmin=low, vmax=high)
+            axes.set_title(f"{kind}, {direction}")
+    figure.colorbar(image, ax=figure.axes, label="cost per distance")
+    figure.savefig(path, dpi=100)
+
+
+@torch.no_grad()
+def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -> list[Tensor]:
+    """What the agent believed before each decision of its greedy episode, [1, F] each."""
+    rules = agent.task.rules
+    assert rules is not None
+    num_nodes = instance.coords.shape[1]
+    env = RoutingVectorEnv(
+        rules, num_envs=1, num_nodes=num_nodes, device=agent.device, instances=instance.coords, factors=factors
+    )
+    obs, info = env.reset()
+    state, believed = agent.initial_state(1), []
+    for _ in range(rules.episode_steps(num_nodes)):
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        believed.append(Latent(state["deter"], state["stoch"]).feat())
+        obs, _, _, _, info = env.step(action)
+    return believed
+
+
+@torch.no_grad()
+def draw_belief(
+    agent: Dreamer, costs: Costs, believed: list[Tensor], factors: Float[Tensor, "1 F"], path: Path
+) -> None:
+    """Cost per distance by direction from the middle of the square."""
+    turns = torch.linspace(0, 2, 181, device=agent.device)
+    origin = torch.full((len(turns), 2), 0.5, device=agent.device)
+    target = short_moves(origin, turns)
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    angle = torch.pi * turns.cpu().numpy()
+    axes.plot(angle, costs.between(origin, target, factors.expand(len(turns), -1)).cpu() / STEP, "k--", label="true")
+    for moves in MOVES:
+        if moves < len(believed):
+            learnt = -agent.model.predict_move(origin, target, believed[moves]) / STEP
+            axes.plot(angle, learnt.cpu(), label=f"after {moves} moves")
+    axes.set_title("cost per distance")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.9, 0.9))
+    figure.savefig(path, dpi=100)
+
+
+@torch.no_grad()
+def planned_tour(agent: Dreamer, instance: Instance, belief: Float[Tensor, "1 F"]) -> Tensor:
+    """The tour that the agent would take of the whole instance if it believed this throughout, [N]."""
+    behavior, model = agent.behavior, agent.model
+    start = episode_starts(model, instance, tours=1, needs_latent=behavior.needs_latent, generator=None)
+    trajectory = imagine(
+        model,
+        behavior.actor,
+        start=start._replace(belief=belief),
+        tables=behavior.tables(model, start.context, belief),
+        noise=None,
+        horizon=instance.coords.shape[1],
+    )
+    assert trajectory.state is not None
+    return trajectory.state.current[0, 0, :-1]
+
+
+def draw(agent: Dreamer, out: Path) -> list[Path]:
+    """All pictures that fit the agent's cost world."""
+    rules = agent.task.rules
+    assert rules is not None
+    costs = rules.costs
+    out.mkdir(parents=True, exist_ok=True)
+    if not costs.hidden:
+        if agent.model.reward_latent:
+            raise ValueError("this run's costs depend on the latent (model.reward_latent: true); draw one without")
+        with torch.no_grad():
+            draw_fields(fields(agent, costs).cpu().numpy(), out / "field.png")
+        return [out / "field.png"]
+    if not agent.model.belief_size:
+        raise ValueError("this run keeps no belief (model.belief: false), so that there is none to be drawn")
+    coords = torch.from_numpy(field_test_coords(agent.task.num_actions, 1)).to(agent.device, torch.float32)
+    instance = rules.instance_type(coords=coords)
+    fixed = costs.fixed_factors(1, seed=TEST_SEED)
+    assert fixed is not None
+    factors = fixed.to(agent.device, torch.float32)
+    believed = beliefs(agent, instance, factors)
+    draw_belief(agent, costs, believed, factors, out / "belief.png")
+    matrix = costs.matrix(coords, factors)[0]
+    tours = [planned_tour(agent, instance, belief) for belief in (believed[0], believed[-1])]
+    before, after = (f"costs {float(matrix[tour, tour.roll(-1)].sum()):.3f}" for tour in tours)
+    picture = draw_tour_pair(
+        coords[0].cpu().numpy(),
+        tours[0].cpu().numpy(),
+        tours[1].cpu().numpy(),
+        left_title=f"before any move: {before}",
+        right_title=f"by the belief after the episode: {after}",
+    )
+    imsave(out / "tours.png", picture)
+    return [out / "belief.png", out / "tours.png"]
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line, load the run and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--out", default="pictures", help="the folder to write into (default: pictures)")
+    arguments = parser.parse_args(argv)
+    with one_line_errors("cost_fields", *launch.USER_ERRORS):
+        defaults = config.load(CONFIGS, [], {})
+        device = torch.device("cpu")
+        run = launch.load_run(Path(arguments.run), make_agent=Dreamer, device=device, defaults=defaults)
+        assert isinstance(run.agent, Dreamer)
+        for path in draw(run.agent, Path(arguments.out)):
+            sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

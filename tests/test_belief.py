@@ -1,0 +1,267 @@
+"""Belief about hidden costs: what the latent reads, what the head is asked, and how the actor comes to know."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dreamer import Dreamer
+from envs.costs import find_costs
+from envs.routing import TSPRules
+from envs.vector import RoutingVectorEnv
+from guard import Guard
+from launch import make_generators
+from moves import MoveHead, move_geometry
+from tests.scenes import CPU, NODES, Scene, debug_config, episodes, generator, pointer_of, routing, without_zero_outputs
+from world_model import Observed
+
+BELIEF: dict[str, Any] = {
+    "model__belief": True,
+    "imag_start": "rows",
+    "imag_first": "stored",
+    "actor__pointer__latent": 0,
+    "critic__latent": False,
+}
+BLIND = BELIEF | {"model__belief": False, "imag_start": "episodes"}
+RULES = TSPRules.under(find_costs("stretch"))
+HIDDEN = routing("stretch")
+
+
+def believing(*, shown: str = "paid", **changes: Any) -> Scene:
+    """A scene whose head and actor make something of their latent from the first update on."""
+    scene = Scene(routing("stretch", shown=shown), **(BELIEF | changes))
+    without_zero_outputs(scene.model)
+    return scene
+
+
+def stretched(count: int = 4, *, shown: str = "paid") -> dict[str, Tensor]:
+    rules = routing("stretch", shown=shown).rules
+    assert rules is not None
+    return episodes(count, rules=rules)
+
+
+def posterior_entropy(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
+    """What is sampled may stay as it is where the distribution changes a little."""
+    return scene.observe(batch).posterior.entropy()
+
+
+def feats(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
+    return scene.observe(batch).latents.feat()
+
+
+# What the latent reads
+
+
+def test_latent_knows_what_the_last_move_cost_and_not_what_the_next_will():
+    scene, batch = believing(), stretched()
+    changed = batch["last_cost"].clone()
+    changed[:, 3] *= 2
+    before, after = posterior_entropy(scene, batch), posterior_entropy(scene, batch | {"last_cost": changed})
+    assert before[:, :3].equal(after[:, :3])
+    assert (before[:, 3] != after[:, 3]).any(-1).all()
+
+
+def test_latent_without_belief_reads_no_costs():
+    scene, batch = Scene(HIDDEN), stretched()
+    assert feats(scene, batch).equal(feats(scene, batch | {"last_cost": batch["last_cost"] + 1}))
+
+
+def test_blank_costs_tell_the_latent_nothing():
+    scene = believing(shown="nothing")
+    paid, blank = stretched(), stretched(shown="nothing")
+    assert paid["reward"].equal(blank["reward"]) and (blank["last_cost"] == 0).all()
+    other = blank | {"reward": 2 * blank["reward"]}
+    assert feats(scene, blank).equal(feats(scene, other))
+
+
+def test_shown_factors_reach_the_latent_at_the_first_row():
+    scene, batch = believing(shown="factors"), stretched(shown="factors")
+    other = batch | {"factors": (batch["factors"] + 0.5) % 1}
+    assert (posterior_entropy(scene, batch)[:, 0] != posterior_entropy(scene, other)[:, 0]).any(-1).all()
+
+
+def test_evidence_of_an_episodes_first_row_is_that_of_no_move():
+    scene, batch = believing(), stretched()
+    assert scene.model.evidence is not None
+    first = {key: value[:, 0] for key, value in batch.items()}
+    here = first["coords"][:, 0]
+    evidence = [scene.model.evidence(here, here, cost, None) for cost in (torch.zeros(4), torch.ones(4))]
+    torch.testing.assert_close(evidence[0], evidence[1])
+    torch.testing.assert_close(evidence[0], evidence[0][:1].expand(4, -1))
+
+
+# What the head is asked
+
+
+def hand_loss(scene: Scene, batch: dict[str, Tensor], feat: Tensor) -> float:
+    """Every move of every episode, asked of every belief from the first up to the one it was chosen with."""
+    errors = []
+    for row in range(batch["reward"].shape[0]):
+        for move in range(NODES):
+            origin, target = (batch["coords"][row, 0, batch[key][row, move]] for key in ("current_node", "action"))
+            for time in range(move + 1):
+                predicted = scene.model.predict_move(origin, target, feat[row, time])
+                errors.append((predicted - batch["reward"][row, move + 1]).square())
+    return torch.stack(errors).mean().item()
+
+
+def test_head_is_trained_on_all_moves_still_to_come():
+    scene, batch = believing(), stretched()
+    feat = feats(scene, batch)
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
+    loss = scene.model.move_loss(batch, instance, feat)
+    assert loss.item() == pytest.approx(hand_loss(scene, batch, feat), rel=1e-5)
+
+
+def test_loss_of_the_head_reaches_what_reads_the_costs():
+    scene, batch = believing(), stretched()
+    losses, _, _ = scene.model.loss(batch, torch.rand(4, NODES + 1, scene.model.rssm.stoch_size, generator=generator()))
+    losses["reward"].backward()
+    assert scene.model.evidence is not None
+    gradients = [parameter.grad for parameter in scene.model.evidence.parameters()]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_move_head_gives_the_same_for_one_latent_of_many_moves():
+    head = MoveHead(latent_size=5, units=8, layers=2)
+    without_zero_outputs(head)
+    origin, target, latent = torch.rand(3, 7, 2), torch.rand(3, 7, 2), torch.rand(3, 1, 5)
+    torch.testing.assert_close(head(origin, target, latent), head(origin, target, latent.expand(3, 7, 5)))
+    inputs = torch.cat((move_geometry(origin, target), latent.expand(3, 7, 5)), -1)
+    out = head.output(head.hidden(inputs))
+    expected = out[..., 0] * (target - origin).norm(dim=-1) + out[..., 1]
+    torch.testing.assert_close(head(origin, target, latent), expected)
+
+
+# Where imagination starts
+
+
+def observed_and_start(scene: Scene, batch: dict[str, Tensor]) -> tuple[Observed, Any]:
+    observed = scene.observe(batch)
+    return observed, scene.behavior.start(scene.model, batch, observed, generator(0))
+
+
+def test_row_starts_are_rows_of_their_episode_with_their_belief():
+    scene, batch = believing(imag_tours=3), stretched(64)
+    observed, start = observed_and_start(scene, batch)
+    row = start.state.visited[:, 0].sum(-1) - 1
+    every = torch.arange(64)
+    assert start.state.current.equal(batch["current_node"][every, row][:, None].expand(-1, 3))
+    assert start.belief.equal(observed.latents.feat()[every, row])
+    assert (start.weight == 1).all() and start.latent is None
+
+
+def test_row_starts_are_early_rows_mostly_and_never_the_last():
+    scene, batch = believing(), stretched(600)
+    _, start = observed_and_start(scene, batch)
+    counts = (start.state.visited[:, 0].sum(-1) - 1).bincount(minlength=NODES + 1)
+    # The smaller of two draws lies in the k-th of 6 parts with probability (2 (6 - k) + 1) / 36, k from 1.
+    expected = 600 * torch.tensor([11, 9, 7, 5, 3, 1, 0]) / 36
+    # The last rows show every node visited, the closing leg still to go or done.
+    assert counts[:5].sub(expected[:5]).abs().max() < 50
+    assert counts.sum() == 600
+
+
+def test_imagined_rewards_are_those_of_the_belief_at_the_start():
+    scene, batch = believing(), stretched()
+    start, trajectory = scene.imagine_from(batch)
+    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
+    assert start.belief is not None and start.context is not None and trajectory.state is not None
+    table = scene.model.predict_moves(start.context.instance, start.belief)
+    current = trajectory.state.current[:, :, :-1]
+    expected = table[torch.arange(4)[:, None, None], current, trajectory.action] * trajectory.alive
+    torch.testing.assert_close(reward, expected)
+
+
+def test_generated_starts_mix_fresh_maps_with_replayed_ones():
+    batch = episodes(8)
+    start = Scene(imag_start="generated", imag_generated=0.25).start(batch)
+    assert start.context is not None
+    coords, stored = start.context.instance.coords, batch["coords"][:, 0]
+    assert (coords == stored).all((1, 2)).tolist() == [True] * 6 + [False] * 2
+    assert coords.min() >= 0 and coords.max() <= 1
+    other = Scene(imag_start="generated", imag_generated=0.25).start(batch, seed=1)
+    assert other.context is not None and not other.context.instance.coords[6:].equal(coords[6:])
+
+
+# How the actor comes to know
+
+
+def test_belief_changes_the_policy_and_predicted_costs_are_part_of_it():
+    scene, batch = believing(), stretched()
+    _, start = observed_and_start(scene, batch)
+    actor, model, instance = pointer_of(scene), scene.model, start.context.instance
+    nodes = RULES.node_features(instance)
+    moves = model.predict_moves(instance, start.belief)
+    plain = actor.encode(nodes, start.belief, torch.zeros_like(moves))
+    torch.testing.assert_close(actor.encode(nodes, start.belief, moves).direct - plain.direct, 0.5 * moves)
+    assert not actor.encode(nodes, start.belief.roll(1, 0), moves).logits.isclose(plain.logits).all()
+
+
+def test_every_part_of_a_believing_actor_learns():
+    scene, batch = believing(), stretched(8)
+    losses, _ = scene.losses(batch)
+    losses["actor"].backward()
+    without = [name for name, p in scene.behavior.actor.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without == []
+    assert all(parameter.grad is None for parameter in scene.model.parameters())
+
+
+def hidden_agent(**changes: Any) -> Dreamer:
+    agent = Dreamer(HIDDEN, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    without_zero_outputs(agent.model)
+    return agent
+
+
+@torch.no_grad()
+def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
+    """What two environments show of an episode, [2, T, ...]."""
+    assert HIDDEN.rules is not None
+    env = RoutingVectorEnv(HIDDEN.rules, num_envs=2, num_nodes=NODES, device=CPU, generator=generator(3))
+    obs, info = env.reset()
+    state, rows = agent.initial_state(2), []
+    for _ in range(NODES):
+        rows.append(obs)
+        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        obs, _, _, _, info = env.step(action)
+    return {key: torch.stack([row[key] for row in rows], 1) for key in obs}
+
+
+def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The direct scores that every decision of an episode was taken by."""
+    seen: list[Tensor] = []
+    forward = agent.behavior.actor.forward
+
+    def record(feat: Tensor, tables: Any, view: Any) -> Any:
+        seen.append(tables.direct)
+        return forward(feat, tables, view)
+
+    monkeypatch.setattr(agent.behavior.actor, "forward", record)
+    greedy_episode(agent)
+    return seen
+
+
+def test_acting_embeds_what_training_embeds(monkeypatch: pytest.MonkeyPatch):
+    agent = hidden_agent(**BELIEF)
+    encode, seen = agent.model.encode, []
+
+    def record(*arguments: Any) -> Tensor:
+        seen.append(encode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(agent.model, "encode", record)
+    batch = greedy_episode(agent)
+    context, view = agent.model.episode_context(batch)
+    torch.testing.assert_close(torch.cat(seen, 1), encode(batch, context, view))
+    assert (batch["last_cost"][:, 1:] > 0).all()
+
+
+def test_acting_encodes_again_with_every_move_that_was_paid_for(monkeypatch: pytest.MonkeyPatch):
+    believed = tables_while_acting(hidden_agent(**BELIEF), monkeypatch)
+    assert all(not earlier.equal(later) for earlier, later in itertools.pairwise(believed))
+    blind = tables_while_acting(hidden_agent(**BLIND), monkeypatch)
+    assert all(table.equal(blind[0]) for table in blind)
