@@ -104,7 +104,8 @@ def shortest_length(distances: Float64[np.ndarray, "N N"]) -> float:
         raise ValueError(f"an instance has {count} nodes; there are references up to 57: choose fewer nodes")
     node = np.arange(count)
     delivery = (node > 0) & (node % 2 == 0)
-    visited, current, length = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1)
+    visited, current = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    length: np.ndarray = np.zeros(1)
     for _ in range(count - 1):
         seen = (visited[:, None] >> node & 1).astype(bool)
         row, target = np.nonzero(~seen & (~delivery | np.roll(seen, 1, -1)))

@@ -196,7 +196,8 @@ class Rules(ABC):
 
 def each_part(parts: Parts, function: Callable[[Tensor], Tensor]) -> Parts:
     """An instance or a state with every tensor replaced by what the function makes of it; a None stays."""
-    return type(parts)(*(None if part is None else function(part) for part in parts))
+    make: Any = type(parts)
+    return make(*(None if part is None else function(part) for part in parts))
 
 
 def visited_at_first(instance: Instance) -> Bool[Tensor, "*B N"]:

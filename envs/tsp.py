@@ -116,8 +116,9 @@ class TSPRules(Rules):
         return 2 * instance.coords - 1
 
     @staticmethod
-    def state_features(state: TSPState) -> None:
+    def state_features(state: TSPState) -> Float[Tensor, "*B X"] | None:
         """Nothing: first node, current node and mask say everything."""
+        return None
 
     @staticmethod
     def random(num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device) -> TSPInstance:

@@ -106,6 +106,7 @@ class RoutingVectorEnv(VectorEnv):
         shown = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
         if self.curriculum:
             validity = spaces.Box(0, 1, (num_nodes,), np.bool_)  # type: ignore[arg-type]
+            assert isinstance(shown, spaces.Dict)
             shown = spaces.Dict({**shown.spaces, "valid": validity})
         self.single_observation_space = shown
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -17,7 +17,7 @@ from envs.rules import Instance, Rules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from logger import METRICS
-from tests.scenes import CPU, Scene, generator, refusal, without_times, without_zero_outputs
+from tests.scenes import CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
 
 NODES, SIZE, TOURS = 6, 9, 4
 PROBLEMS = [TSPRules, CVRPRules, PickupRules]
@@ -84,10 +84,11 @@ def test_padding_is_never_legal_and_changes_no_cost_and_no_end(rules):
 def test_padded_instances_have_the_tables_and_values_of_the_unpadded(rules):
     alone, padded = pair(rules)
     scene, _ = scenes(rules)
-    actor, critic = scene.behavior.actor, scene.behavior.critic
+    actor, critic = pointer_of(scene), scene.behavior.critic
     short, long = (actor.encode(rules.node_features(each), valid=each.valid) for each in (alone, padded))
     torch.testing.assert_close(long.current.unflatten(-1, (-1, SIZE))[:, :NODES, :, :NODES].flatten(2), short.current)
     embedded = critic.encode(rules.node_features(padded), padded.valid)
+    assert embedded is not None
     torch.testing.assert_close(embedded[:, :NODES], critic.encode(rules.node_features(alone)))
     assert not embedded[:, NODES:].any()
 
@@ -118,7 +119,7 @@ def test_padded_batches_are_imagined_as_the_unpadded(rules, mask):
     for name in ("action", "alive"):
         assert getattr(short, name).equal(getattr(long, name)), name
     torch.testing.assert_close(long.feat, short.feat)
-    assert not long.mask[..., NODES:].any()
+    assert long.mask is not None and not long.mask[..., NODES:].any()
 
 
 @pytest.mark.parametrize("rules", PROBLEMS)
@@ -136,16 +137,17 @@ def test_padded_batches_give_actor_and_critic_the_losses_of_the_unpadded(rules):
 
 @pytest.mark.parametrize("rules", PROBLEMS)
 def test_vector_env_draws_the_sizes_of_its_curriculum_and_goes_on_with_them(rules):
-    def make() -> RoutingVectorEnv:
+    def make(draws: torch.Generator) -> RoutingVectorEnv:
         stages = [(3, 40), (5, None)]
         return RoutingVectorEnv(
-            rules, num_envs=4, num_nodes=NODES, curriculum=stages, device=CPU, generator=generator(), check_actions=True
+            rules, num_envs=4, num_nodes=NODES, curriculum=stages, device=CPU, generator=draws, check_actions=True
         )
 
     def step(env: RoutingVectorEnv, obs: dict[str, Tensor]) -> tuple[Any, ...]:
         return env.step(obs["action_mask"].int().argmax(-1))
 
-    env, sizes, decisions = make(), [], 0
+    draws = generator()
+    env, sizes, decisions = make(draws), [], 0
     obs, _ = env.reset()
     assert env.single_observation_space.contains({key: value[0].numpy() for key, value in obs.items()})
     for _ in range(40):
@@ -158,9 +160,8 @@ def test_vector_env_draws_the_sizes_of_its_curriculum_and_goes_on_with_them(rule
         decisions += info["decisions"]
         if decisions == 32:
             # A new environment goes on in the middle of a stage.
-            state, draws = env.state_dict(), env.generator.get_state()
-            env = make()
-            env.generator.set_state(draws)
+            state = env.state_dict()
+            env = make(draws)
             env.load_state_dict(state)
     assert sizes == sorted(sizes) and set(sizes) == {3, 5}
     assert decisions > 40

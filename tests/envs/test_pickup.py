@@ -24,7 +24,8 @@ def orders_by_hand(count):
 
 
 def orders_by_masks(count):
-    orders, unfinished = set(), [((), PickupRules.reset(TSPInstance(coords=torch.rand(1, count, 2))))]
+    begin: tuple[int, ...] = ()
+    orders, unfinished = set(), [(begin, PickupRules.reset(TSPInstance(coords=torch.rand(1, count, 2))))]
     while unfinished:
         order, state = unfinished.pop()
         for node in PickupRules.action_mask(state)[0].nonzero()[:, 0].tolist():
