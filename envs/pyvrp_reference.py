@@ -25,9 +25,10 @@ REFERENCE_VERSION = "pyvrp-0.14-2"
 # PyVRP works on integers, and its penalties for too much load reach no further than about this longest leg.
 PYVRP_UNITS = 10_000
 
-# Iterations, so that a plan depends on no clock: about half the square of the number of nodes, within these. Twenty
-# customers need no more than 8 for each node, fifty more than 8.
-FEWEST_ITERATIONS, MOST_ITERATIONS = 200, 10_000
+# Iterations, so that a plan depends on no clock. With 20 customers 8 for each node find what 50 find; with 50 customers
+# plans are 1.2 % longer with 8 than with 80, and 0.5 % with 25. So the number grows with the cube of the nodes, for as long
+# as one can wait.
+FEWEST_ITERATIONS, MOST_ITERATIONS, CUBE_SHARE = 200, 10_000, 32
 
 
 def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) -> Int64[np.ndarray, " L"]:
@@ -59,7 +60,7 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) 
         duration_matrices=[np.zeros_like(distances)],
     )
     if iterations is None:
-        iterations = min(max(count * count // 2, FEWEST_ITERATIONS), MOST_ITERATIONS)
+        iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
     best = pyvrp.solve(data, MaxIterations(iterations), seed=0, collect_stats=False).best
     if not best.is_feasible():
         raise ValueError(f"PyVRP found no solution of {instance.name} within {iterations} iterations")
