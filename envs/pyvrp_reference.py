@@ -25,8 +25,8 @@ REFERENCE_VERSION = "pyvrp-0.14-2"
 # PyVRP works on integers, and its penalties for too much load reach no further than about this longest leg.
 PYVRP_UNITS = 10_000
 
-# Iterations, so that a plan depends on no clock. With 20 customers, 8 for each node find what 50 find; with 50 customers,
-# plans are 1.2 % longer with 8 than with 80, and 0.5 % with 25. So the number grows with the cube of the nodes.
+# Iterations, so that a plan depends on no clock. With 20 customers, 8 for each node find what 50 do. With 50 customers,
+# plans are 1.2 % longer with 8 than with 80, and 0.5 % with 25: the number grows with the cube of the nodes.
 FEWEST_ITERATIONS, MOST_ITERATIONS, CUBE_SHARE = 200, 10_000, 32
 
 
