@@ -14,7 +14,8 @@ from torch import Tensor
 from envs.files import RoutingInstance
 from envs.instances import longer_side, scale_to_unit_square
 from envs.metrics import plane, plane_unit, tour_lengths
-from envs.routing import MIN_NODES, TSPInstance
+from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
+from envs.rules import Instance, Rules
 from imagination import expand_instance
 from models import ImagBehavior
 from networks import PointerTables, TSPPointerActor, View
@@ -34,7 +35,8 @@ class Decoding:
 
     Attributes:
         method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
-            the best greedy tour over the 8 symmetries of the square and up to 100 first nodes.
+            the best greedy tour over the 8 symmetries of the square and up to 100 first nodes (of a plan that
+            begins at its depot, first customers).
         samples: tours drawn of each instance.
         seed: of the draws.
 
@@ -59,59 +61,66 @@ class Decoding:
         """Symmetric images of each instance that are solved."""
         return SYMMETRIES if self.method == "augment" else 1
 
-    def first_nodes(self, num_nodes: int) -> list[int]:
-        """Where the tours of one image begin, spread over the nodes."""
+    def first_nodes(self, rules: type[Rules], num_nodes: int) -> list[int]:
+        """Where the tours of one image begin, spread over the nodes.
+
+        Where all begin at node 0: the nodes that they visit next, 0 for the actor's own choice.
+        """
         count = {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+        if self.method == "sample" and not rules.starts_anywhere:
+            return [0] * count
         return [index * num_nodes // count for index in range(count)]
 
-    def decisions(self, num_nodes: int) -> int:
-        """All decisions that an instance takes."""
-        return self.symmetries * len(self.first_nodes(num_nodes)) * num_nodes
+    def decisions(self, rules: type[Rules], num_nodes: int) -> int:
+        """All decisions that an instance takes, at most."""
+        return self.symmetries * len(self.first_nodes(rules, num_nodes)) * rules.episode_steps(num_nodes)
 
 
 class Imagined(NamedTuple):
     """A tour as the model imagines it, and the length that it expects, in the unit of the instance."""
 
-    tour: Int64[np.ndarray, " N"]
+    tour: Int64[np.ndarray, " L"]
     length: float
 
 
-def tsp_tours(
+def best_tours(
     model: WorldModel,
     behavior: ImagBehavior,
     instances: Sequence[RoutingInstance],
     decoding: Decoding,
     *,
     progress: Callable[[int], object] = lambda decisions: None,
-) -> list[Int64[np.ndarray, " N"]]:
-    """The best tour found of each instance, by the length in the instance's own metric.
+) -> list[Int64[np.ndarray, " L"]]:
+    """The best tour found of each instance, by the length in the instance's own metric; as in `envs.solutions`.
 
     Args:
         model: reads the state, where the actor reads its latent.
         behavior: its actor decides.
-        instances: all of one size and one metric.
+        instances: all of the model's problem, of one size and one metric.
         decoding: how to look.
         progress: called with the decisions just taken.
 
     Raises:
         ValueError: the actor is made for another number of nodes.
     """
+    rules = model.rules
+    assert rules is not None
     coords = np.stack([instance.coords for instance in instances])
     metric, num_nodes = instances[0].metric, coords.shape[1]
     refuse_other_sizes(model, behavior, num_nodes)
     if num_nodes < MIN_NODES:
         for _ in instances:
-            progress(decoding.decisions(num_nodes))
+            progress(decoding.decisions(rules, num_nodes))
         return [np.arange(num_nodes) for _ in instances]
     device = next(behavior.actor.parameters()).device
     generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.method == "sample" else None
-    first_nodes = torch.tensor(decoding.first_nodes(num_nodes), device=device)
-    best = np.tile(np.arange(num_nodes), (len(instances), 1))
+    first_nodes = torch.tensor(decoding.first_nodes(rules, num_nodes), device=device)
+    best = np.zeros((len(instances), rules.episode_steps(num_nodes)), dtype=np.int64)
     best_lengths = np.full(len(instances), np.inf)
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
         scaled, _ = _scaled(instances[rows], device)
         for image in range(decoding.symmetries):
-            instance = TSPInstance(coords=symmetric(scaled, image))
+            instance = as_instance(instances[rows], symmetric(scaled, image))
             # Tables are the expensive part, so all the tours of an image share them.
             with torch.no_grad():
                 context, tables = _static(model, behavior, instance)
@@ -132,9 +141,29 @@ def tsp_tours(
                 winner = lengths.argmin(1)
                 chosen = np.arange(len(tours)), winner
                 better = lengths[chosen] < best_lengths[rows]
-                best[rows][better] = tours[chosen][better]
+                best[rows, : tours.shape[-1]][better] = tours[chosen][better]
+                # Where a longer tour stood before, this one waits at its first node.
+                best[rows, tours.shape[-1] :][better] = tours[chosen][better][:, :1]
                 best_lengths[rows][better] = lengths[chosen][better]
-    return list(best)
+    return [_without_waiting(tour) for tour in best]
+
+
+def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
+    """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
+    if instances[0].demand is None:
+        return TSPInstance(coords=coords)
+    demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
+    capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
+    return CVRPInstance(
+        coords=coords,
+        demand=torch.from_numpy(demand).to(coords.device),
+        capacity=torch.from_numpy(capacity).to(coords.device),
+    )
+
+
+def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
+    """A closed tour without the steps at its end in which it waited at its first node."""
+    return tour[: np.flatnonzero(tour != tour[0]).max(initial=0) + 1]
 
 
 @torch.no_grad()
@@ -147,33 +176,40 @@ def roll_out(
     first: Int[Tensor, "B Q"],
     generator: torch.Generator | None,
     progress: Callable[[int], object] = lambda decisions: None,
-) -> Int[Tensor, "B Q N"]:
-    """Tours of B instances, Q of each, that begin at the nodes `first`.
+) -> Int[Tensor, "B Q L"]:
+    """Tours of B instances, Q of each; those that are complete before the last wait at their first node.
 
     Args:
-        model: as in `tsp_tours`.
+        model: as in `best_tours`.
         behavior: likewise.
         context: the instances.
         tables: of the pointer actor; None for any other.
-        first: where each tour begins.
+        first: as `Decoding.first_nodes` has them.
         generator: draws the actions; None takes the likeliest.
-        progress: as in `tsp_tours`.
+        progress: as in `best_tours`.
     """
     rules, actor = model.rules, behavior.actor
     assert rules is not None
-    state = rules.reset(expand_instance(context.instance, first.shape), first)
+    instance = expand_instance(context.instance, first.shape)
+    state = rules.reset(instance, first if rules.starts_anywhere else None)
     latent = model.begin(context, state, None) if actor.latent_size else None
-    tours = [first]
-    for _ in range(rules.episode_steps(context.instance.coords.shape[1]) - 1):
+    tours = [state.current]
+    steps = rules.episode_steps(context.instance.coords.shape[1])
+    # A closed tour needs no last step, back to where it began.
+    for step in range(steps - 1):
         view = View.of(rules, state, rules.action_mask(state))
         dist = actor(None if latent is None else latent.feat(), tables, view)
         action = dist.mode() if generator is None else dist.sample(uniform(tuple(first.shape), generator))
-        state, _ = rules.step(state, action)
+        if step == 0 and not rules.starts_anywhere:
+            action = torch.where(first > 0, first, action)
+        state, finished = rules.step(state, action)
         if latent is not None:
             latent = model.follow(latent, action, context, state)
         tours.append(action)
         progress(first.numel())
-    progress(first.numel())
+        if not rules.fixed_length and bool(finished.all()):
+            break
+    progress(first.numel() * (steps + 1 - len(tours)))
     return torch.stack(tours, -1)
 
 
@@ -209,11 +245,12 @@ def imagined_tours(
     found: list[Imagined | None] = []
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
         scaled, units = _scaled(instances[rows], device)
-        trajectory, reward = behavior.imagine_greedily(model, TSPInstance(coords=scaled))
+        trajectory, reward = behavior.imagine_greedily(model, as_instance(instances[rows], scaled))
         assert trajectory.state is not None
         tours = torch.cat((trajectory.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1).cpu().numpy()
         lengths = -reward[:, 0].double().sum(-1).cpu().numpy() * units
-        found += [Imagined(tour, length) for tour, length in zip(tours, lengths.tolist(), strict=True)]
+        pairs = zip(map(_without_waiting, tours), lengths.tolist(), strict=True)
+        found += [Imagined(tour, length) for tour, length in pairs]
     return found
 
 
@@ -247,7 +284,7 @@ def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple
 
 
 def _static(
-    model: WorldModel, behavior: ImagBehavior, instance: TSPInstance
+    model: WorldModel, behavior: ImagBehavior, instance: Instance
 ) -> tuple[RoutingContext, PointerTables | None]:
     """What the networks need of B instances, encoded once."""
     assert model.rules is not None
@@ -255,7 +292,7 @@ def _static(
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
     tables = None
     if isinstance(behavior.actor, TSPPointerActor):
-        tables = behavior.actor.encode(model.rules.node_features(instance))
+        tables = behavior.actor.encode(model.rules.node_features(instance), valid=instance.valid)
     return RoutingContext(instance=instance, nodes=nodes), tables
 
 

@@ -18,7 +18,7 @@ import launch
 from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from diagnosis import diagnose
 from envs.drawing import draw_open_loop, draw_tour
-from envs.rules import Instance
+from envs.rules import Instance, each_part
 from envs.tasks import ACTION_MASK, Task
 from evaluation import Pictures
 from guard import Guard
@@ -223,7 +223,7 @@ class Dreamer:
         actor, encoded = self.behavior.actor, {}
         if isinstance(actor, TSPPointerActor) and not self.model.belief_size:
             assert self.task.rules is not None
-            tables = actor.encode(self.task.rules.node_features(instance))
+            tables = actor.encode(self.task.rules.node_features(instance), valid=instance.valid)
             encoded = {name: table for name, table in tables._asdict().items() if table is not None}
         if actor.latent_size or self.model.belief_size:
             encoded["nodes"] = self.model.context(instance).nodes
@@ -412,7 +412,7 @@ def make_pictures(agent: Dreamer) -> Pictures | None:
 
     @torch.no_grad()
     def imagined_tour(instance: Instance) -> dict[str, np.ndarray]:
-        instance = type(instance)(*(part[:1].to(agent.device) for part in instance))
+        instance = each_part(instance, lambda part: part[:1].to(agent.device))
         trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
         assert trajectory.state is not None
         tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))

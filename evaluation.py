@@ -17,7 +17,7 @@ from agent import Agent
 from envs.drawing import draw_tour
 from envs.gym_vector import GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
-from envs.rules import Instance
+from envs.rules import Instance, each_part
 from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 
@@ -75,7 +75,7 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
         device: where the agent lives.
     """
     assert task.rules is not None
-    instance = type(evaluation.instance)(*(part.to(device) for part in evaluation.instance))
+    instance = each_part(evaluation.instance, lambda part: part.to(device))
     count, num_nodes, _ = instance.coords.shape
     env = RoutingVectorEnv(
         task.rules,

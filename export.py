@@ -78,7 +78,7 @@ def measured(path: Path, *, instances: int, methods: list[str], device: torch.de
     agent = solve.load_agent(path, device)
     cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED)
     known = solve.references(cases, solve.REFERENCES[cases[0].problem])
-    mean_reference = sum(length for length in known if length is not None) / len(known)
+    mean_reference = sum(known) / len(known)
     gaps = {method: gap(agent, cases, mean_reference, method) for method in methods}
     return {"instances": instances, "test_seed": TEST_SEED, "mean_reference": mean_reference, "gaps": gaps}
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from envs.rules import Instance, State
+from envs.rules import Instance, State, each_part
 from networks import Latent, PointerTables, View, take_nodes
 from world_model import Metrics, RoutingContext, WorldModel
 
@@ -150,8 +150,8 @@ class Trajectory(NamedTuple):
 def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
     """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
     extra = [1] * (len(shape) - 1)
-    return type(instance)(
-        *(part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:]) for part in instance)
+    return each_part(
+        instance, lambda part: part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
     )
 
 
@@ -185,7 +185,7 @@ def thin(trajectory: Trajectory, start: Start, count: int, tours: int) -> tuple[
 
     context = start.context
     if context is not None:
-        instance = type(context.instance)(*(part[:count] for part in context.instance))
+        instance = each_part(context.instance, lambda part: part[:count])
         context = type(context)(instance=instance, nodes=context.nodes[:count])
     return part_of(trajectory), start._replace(context=context)
 
@@ -215,7 +215,8 @@ def imagine(
     """
     rules, context, state = model.rules, start.context, start.state
     # Where episodes differ in length the last steps are often nobody's. Only a CPU can be asked without waiting for it.
-    may_end_early = rules is not None and not rules.fixed_length and start.weight.device.type == "cpu"
+    varied = context is not None and context.instance.valid is not None
+    may_end_early = rules is not None and (varied or not rules.fixed_length) and start.weight.device.type == "cpu"
     all_finished = False
     known: Any = rules or model.task.mask_rules
     shape = start.weight.shape

@@ -24,7 +24,7 @@ from envs.gym_tasks import make_gym
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
-from envs.rules import Rules
+from envs.rules import MIN_NODES, Rules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, film
@@ -129,11 +129,17 @@ def _routing_world(config: Config, device: torch.device) -> World:
     task = make_task(config)
     assert task.rules is not None
     _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
+    curriculum = _curriculum(config)
 
     def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
         assert task.rules is not None
         return RoutingVectorEnv(
-            task.rules, num_envs=config.envs, num_nodes=config.nodes, device=device, generator=generators["environment"]
+            task.rules,
+            num_envs=config.envs,
+            num_nodes=config.nodes,
+            curriculum=curriculum,
+            device=device,
+            generator=generators["environment"],
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
@@ -145,7 +151,35 @@ def _routing_world(config: Config, device: torch.device) -> World:
     return World(task, make_env, make_evaluator)
 
 
+def _curriculum(config: Config) -> list[tuple[int, int | None]]:
+    """The stages that the config names: nodes, and env steps or None for ever.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    stages, last = list(config.curriculum), len(config.curriculum) - 1
+    for index, stage in enumerate(stages):
+        whole = isinstance(stage, tuple) and len(stage) == 2 and all(type(part) in (int, type(None)) for part in stage)
+        nodes, steps = stage if whole else (None, None)
+        if nodes is None or not MIN_NODES <= nodes <= config.nodes or (steps is None) != (index == last):
+            raise ConfigError(
+                f"curriculum has the stage {stage}; each is [nodes, env steps] with {MIN_NODES} to {config.nodes} nodes"
+                " (the key nodes), and the last [nodes, null]"
+            )
+        if steps is not None and steps < 1:
+            raise ConfigError(f"curriculum has a stage of {steps} env steps; it needs 1 at least")
+    if stages and stages[-1][0] != config.nodes:
+        raise ConfigError(
+            f"curriculum ends with {stages[-1][0]} nodes, the key nodes is {config.nodes}: make them the same"
+        )
+    if stages and config.model.loss_scales.coords:
+        raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
+    return stages
+
+
 def _gym_world(config: Config, device: torch.device) -> World:
+    if config.curriculum:
+        raise ConfigError(f"curriculum is for routing; {config.task} needs none")
     if config.prefill_policy != "random":
         raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
     if config.cost != EUCLIDEAN.name:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -120,6 +121,12 @@ class MetricAverages:
             else:
                 self._values[name] = self._values.get(name, 0.0) + term
                 self._counts[name] = self._counts.get(name, 0) + count
+
+    def add_each(self, name: str, values: Float[Tensor, " E"]) -> None:
+        """Take in every value of a metric that is averaged. Never waits for the device."""
+        finite = values.isfinite()
+        self._values[name] = self._values.get(name, 0.0) + torch.where(finite, values, 0.0).sum()
+        self._counts[name] = self._counts.get(name, 0) + finite.sum()
 
     def fetch(self) -> dict[str, float]:
         """The averages since the last fetch, in one transfer to the host; begins anew."""

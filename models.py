@@ -233,8 +233,9 @@ class ImagBehavior(nn.Module):
             return None
         nodes = model.rules.node_features(context.instance)
         if belief is None:
-            return self.actor.encode(nodes)
-        return self.actor.encode(nodes, belief, model.predict_moves(context.instance, belief))
+            return self.actor.encode(nodes, valid=context.instance.valid)
+        moves = model.predict_moves(context.instance, belief)
+        return self.actor.encode(nodes, belief, moves, valid=context.instance.valid)
 
     def start(
         self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator
@@ -260,8 +261,7 @@ class ImagBehavior(nn.Module):
         """Return targets, advantages (scaled, without a graph), and metrics of both."""
         value = None
         if self.imagination.baseline == "critic":
-            nodes = self._critic_nodes(model, start.context, self.critic)
-            value = self._value(self.critic, trajectory, nodes, slice(None)).mean()
+            value = self._value(model, self.critic, trajectory, start, slice(None)).mean()
         returns, metrics = self.returns.targets(
             model, trajectory, start, reward, value=value, reward_range=reward_range
         )
@@ -329,11 +329,9 @@ class ImagBehavior(nn.Module):
             trajectory, start = thin(trajectory, start, count, self.imagination.tours)
             targets = targets[:count, :: self.imagination.tours]
             weight = weight[:count, :: self.imagination.tours]
-        nodes = self._critic_nodes(model, start.context, self.critic)
-        dist = self._value(self.critic, trajectory, nodes, slice(0, -1), detach=True)
+        dist = self._value(model, self.critic, trajectory, start, slice(0, -1), detach=True)
         with torch.no_grad():
-            slow_nodes = self._critic_nodes(model, start.context, self.slow_critic)
-            slow = self._value(self.slow_critic, trajectory, slow_nodes, slice(0, -1)).mean()
+            slow = self._value(model, self.slow_critic, trajectory, start, slice(0, -1)).mean()
         error = (dist.mean().detach() - targets).square()
         metrics["critic_error"] = ((error * weight).sum() / weight.sum()).sqrt()
         if self.imagination.baseline == "leave_one_out":
@@ -374,26 +372,25 @@ class ImagBehavior(nn.Module):
         loss = -dist.log_prob(targets) - self.slow_scale * dist.log_prob(slow)
         return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
 
-    def _critic_nodes(
-        self, model: WorldModel, context: RoutingContext | None, critic: Critic
-    ) -> Float[Tensor, "B N E"] | None:
-        if context is None or model.rules is None:
-            return None
-        return critic.encode(model.rules.node_features(context.instance))
-
     def _value(
         self,
+        model: WorldModel,
         critic: Critic,
         trajectory: Trajectory,
-        nodes: Float[Tensor, "B N E"] | None,
+        start: Start,
         steps: slice,
         *,
         detach: bool = False,
     ) -> SymexpTwoHot:
+        """What a critic expects of the states at `steps`; `detach` keeps gradients from the latents."""
         feat = trajectory.feat if self.critic_latent else None
         if feat is not None:
             feat = feat[:, :, steps].detach() if detach else feat[:, :, steps]
-        return critic(feat, nodes, trajectory.view(steps))
+        view, context = trajectory.view(steps), start.context
+        if context is None or model.rules is None:
+            return critic(feat, None, view)
+        valid = context.instance.valid
+        return critic(feat, critic.encode(model.rules.node_features(context.instance), valid), view, valid)
 
     def _horizon(self) -> int:
         """How many steps to imagine."""

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from envs.rules import Instance, Rules, State
+from envs.rules import Instance, Rules, State, each_part
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
-from sets import SetEncoder, masked_mean
+from sets import SetEncoder, masked_mean, masked_share, scrub
 from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist, SymexpTwoHot, symexp_bins
 
 # Of the predicted rewards in a pointer's scores, before it learns better: enough to prefer what is cheap.
@@ -307,6 +307,8 @@ class TSPPointerActor(nn.Module):
         nodes: Float[Tensor, "B N F"],
         belief: Float[Tensor, "B L"] | None = None,
         moves: Float[Tensor, "B N N"] | None = None,
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
     ) -> PointerTables:
         """The tables of B instances, from their nodes' static features.
 
@@ -314,12 +316,13 @@ class TSPPointerActor(nn.Module):
             nodes: the features.
             belief: about what is hidden in each instance, if the actor takes one.
             moves: the rewards that the belief expects of every move.
+            valid: False for nodes that are padding; None where none are.
         """
         embedded = self.encoder.embed(nodes)
         if belief is not None:
             # The same added to every node would be normalised away; what a direction does to positions is a product.
             embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
-        nodes = self.encoder.attend(embedded)
+        nodes = self.encoder.attend(scrub(embedded, valid), valid)
         batch, count, width = nodes.shape
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
@@ -399,13 +402,14 @@ def encode_static(
         return encode(instance)
     if not any_first:
         return kept
-    if rules.fixed_length:
-        # In lockstep: if one begins, all do, unless acting began in mid-episode.
+    if rules.fixed_length or is_first.device.type != "cpu":
+        # In lockstep: if one begins, all do, unless acting began in mid-episode. And a GPU encodes all rows in the
+        # time of a few, where asking which ones would be to wait for it.
         fresh = encode(instance)
         began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
         return {name: torch.where(began[name], value, kept[name]) for name, value in fresh.items()}
     rows = is_first.nonzero()[:, 0]
-    fresh = encode(type(instance)(*(part[rows] for part in instance)))
+    fresh = encode(each_part(instance, lambda part: part[rows]))
     return {name: kept[name].index_copy(0, rows, value) for name, value in fresh.items()}
 
 
@@ -459,19 +463,23 @@ class Critic(nn.Module):
         self.mlp = MLP(feat_size + summary_size, bins, units=units, layers=layers, zero_output=True)
         self.register_buffer("bins", symexp_bins(bins, device="cpu"))
 
-    def encode(self, nodes: Float[Tensor, "B N F"] | None) -> Float[Tensor, "B N E"] | None:
+    def encode(
+        self, nodes: Float[Tensor, "B N F"] | None, valid: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N E"] | None:
         """The critic's own embeddings of each instance's nodes; None for a task without nodes."""
-        return None if self.nodes is None or nodes is None else self.nodes(nodes)
+        return None if self.nodes is None or nodes is None else self.nodes(nodes, valid)
 
     def forward(
         self,
         feat: Float[Tensor, "B *Q F"] | None,
         nodes: Float[Tensor, "B N E"] | None,
         view: View | None,
+        valid: Bool[Tensor, "B N"] | None = None,
     ) -> SymexpTwoHot:
+        """The distribution over returns; nodes that are not `valid` are padding."""
         inputs = [] if feat is None else [feat]
         if nodes is not None:
             assert view is not None
-            open_share = view.action_mask.float().mean(-1, keepdim=True)
+            open_share = masked_share(view.action_mask, valid)[..., None]
             inputs += [summarise(nodes, view), open_share]
         return SymexpTwoHot(self.mlp(torch.cat(inputs, -1)), self.bins)

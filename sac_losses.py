@@ -231,10 +231,10 @@ class DiscreteSoft(Soft):
             instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
             nodes, view = self.task.rules.node_features(instance), self._view(batch)
             mask = view.action_mask
-            dist = self.policy(None, self.policy.encode(nodes), view)
-            value = self.values(nodes, view)
+            dist = self.policy(None, self.policy.encode(nodes, valid=instance.valid), view)
+            value = self.values(nodes, view, instance.valid)
             with torch.no_grad():
-                slow_value = self.target_values(nodes, view)
+                slow_value = self.target_values(nodes, view, instance.valid)
         else:
             assert self.read is not None
             obs = self.read(batch)
@@ -256,7 +256,7 @@ class DiscreteSoft(Soft):
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """The policy's tables of each instance, by name."""
         assert self.task.rules is not None
-        tables = self.policy.encode(self.task.rules.node_features(instance))
+        tables = self.policy.encode(self.task.rules.node_features(instance), valid=instance.valid)
         return {name: table for name, table in tables._asdict().items() if table is not None}
 
 

@@ -30,6 +30,14 @@ def masked_mean(values: Float[Tensor, "B N E"], mask: Bool[Tensor, "B *Q N"]) ->
     return mean.view(*mask.shape[:-1], values.shape[-1])
 
 
+def masked_share(values: Bool[Tensor, "B *Q N"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B *Q"]:
+    """The share of each set's members that are True; those that are not `valid` count neither way."""
+    if valid is None:
+        return values.float().mean(-1)
+    valid = valid.view(valid.shape[0], *[1] * (values.ndim - 2), valid.shape[-1])
+    return (values & valid).sum(-1) / valid.sum(-1).clamp(min=1)
+
+
 class SetNorm(nn.Module):
     """Normalises each feature over the members of its own set (instance normalisation), then scales and shifts.
 

@@ -3,6 +3,7 @@
 For example:
   python solve.py logdir/tsp_attn-seed0 berlin52.tsp --out solved
   python solve.py logdir/tsp_attn-seed0 --random 1000 --nodes 20 --seed 777 --decode augment --reference lkh
+  python solve.py logdir/cvrp_attn-seed0 X-n101-k25.vrp --decode sample --samples 100 --out solved
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,32 +27,20 @@ from tqdm import tqdm
 import config
 import launch
 from config import ConfigError, one_line_errors
-from decoding import Decoding, Imagined, imagined_tours, tsp_tours
+from decoding import Decoding, Imagined, as_instance, best_tours, imagined_tours
 from dreamer import Dreamer
 from envs.costs import EUCLIDEAN
 from envs.drawing import draw_tour
 from envs.files import InstanceError, RoutingInstance, read_instances
-from envs.instances import MIN_REFERENCE_NODES, field_test_coords, reference_lengths, reference_tour
+from envs.instances import reference_tour
 from envs.metrics import EXACT, distance_matrix, plane, tour_length
+from envs.pyvrp_reference import pyvrp_solution
+from envs.routing import MIN_NODES, RULES, CVRPInstance
 from envs.solutions import check_solution, known_length, solution_path, write_solution
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
-Solver = Callable[..., list[Int64[np.ndarray, " L"]]]
-# By problem, as in `envs.routing.RULES`: called with model, behaviour, instances of one size and metric, a `Decoding`
-# and `progress=`.
-SOLVERS: dict[str, Solver] = {"tsp": tsp_tours}
-
-
-def random_tsp(count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
-    """Instances as the field draws them."""
-    drawn = field_test_coords(num_nodes, count, seed=seed)
-    width = len(str(count - 1))
-    return [RoutingInstance(f"random-{i:0{width}}", "tsp", nodes, EXACT) for i, nodes in enumerate(drawn)]
-
-
-# By problem: how random instances are drawn, and the solver that the field compares with.
-RANDOM = {"tsp": random_tsp}
-REFERENCES = {"tsp": "lkh"}
+# By problem, as in `envs.routing.RULES`: the solver that the field compares with.
+REFERENCES = {"tsp": "lkh", "cvrp": "pyvrp"}
 
 
 # An instance with the file it came from, and the length that is known of it.
@@ -98,7 +87,8 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         device: where it will act.
 
     Raises:
-        ConfigError: there is no such run, or it is of no routing task or of costs that are no distances.
+        ConfigError: there is no such run, or it is of no problem that can be solved from files, or of costs that are no
+            distances.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
@@ -106,6 +96,9 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
     assert isinstance(agent, Dreamer)
     if agent.task.rules is None:
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
+    name = agent.task.rules.name
+    if name not in REFERENCES:
+        raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(REFERENCES)}; give another run")
     costs = agent.task.rules.costs
     if costs.name != EUCLIDEAN.name:
         raise ConfigError(f"{run} was trained on costs of {costs.name}, and files ask for distances; give another run")
@@ -113,9 +106,19 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
 
 
 def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
-    """Random instances of the problem that an agent was trained on."""
-    assert agent.task.rules is not None
-    return RANDOM[agent.task.rules.name](count, num_nodes, seed)
+    """Instances of the problem that an agent was trained on, as the field draws them."""
+    rules = agent.task.rules
+    assert rules is not None
+    drawn = rules.field_instances(count, num_nodes, seed=seed)
+    width = len(str(count - 1))
+    instances = []
+    for row, nodes in enumerate(drawn.coords.numpy()):
+        each = RoutingInstance(f"random-{row:0{width}}", rules.name, nodes, EXACT)
+        if isinstance(drawn, CVRPInstance):
+            demand, capacity = drawn.demand[row].long().numpy(), int(drawn.capacity[row])
+            each = each._replace(demand=demand, capacity=capacity)
+        instances.append(each)
+    return instances
 
 
 def solve(
@@ -133,20 +136,20 @@ def solve(
         IllegalSolution: a tour breaks the rules, which is a defect.
     """
     assert agent.task.rules is not None
-    trained = agent.task.rules.name
+    rules = agent.task.rules
     groups: dict[tuple[str, int, str], list[int]] = {}
     for index, instance in enumerate(instances):
         groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
-    total = sum(decoding.decisions(size) * len(members) for (_, size, _), members in groups.items())
+    total = sum(decoding.decisions(rules, size) * len(members) for (_, size, _), members in groups.items())
     outcomes: dict[int, Solution | ValueError] = {}
     with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=2, leave=False) as bar:
         for (problem, _, _), members in groups.items():
             group = [instances[index] for index in members]
             begin = time.perf_counter()
             try:
-                if problem != trained:
-                    raise ValueError(f"is a {problem} instance, and the run was trained on {trained}")
-                tours = SOLVERS[problem](agent.model, agent.behavior, group, decoding, progress=bar.update)
+                if problem != rules.name:
+                    raise ValueError(f"is a {problem} instance, and the run was trained on {rules.name}")
+                tours = best_tours(agent.model, agent.behavior, group, decoding, progress=bar.update)
             except ValueError as error:
                 outcomes |= dict.fromkeys(members, error)
                 continue
@@ -159,26 +162,23 @@ def solve(
     return [outcomes[index] for index in range(len(instances))]
 
 
-def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float | None]:
-    """The length of each instance's solution by another solver, `lkh` or `pyvrp`."""
+def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float]:
+    """The length of each instance's solution by another solver, `lkh` or `pyvrp`; all are of one problem."""
     sizes = {len(instance.coords) for instance in instances}
-    plain = all(instance.metric == EXACT and instance.problem == "tsp" for instance in instances)
-    if solver == "lkh" and plain and len(sizes) == 1 and min(sizes) >= MIN_REFERENCE_NODES:
+    problem = instances[0].problem
+    plain = all(instance.metric == EXACT for instance in instances)
+    if solver == REFERENCES[problem] and plain and len(sizes) == 1 and min(sizes) >= MIN_NODES:
         # Those of a random set are kept from one call to the next.
-        return list(map(float, reference_lengths(np.stack([instance.coords for instance in instances]))))
+        coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
+        return list(map(float, RULES[problem].reference_lengths(as_instance(instances, coords))))
     return [_reference(instance, solver) for instance in tqdm(instances, desc=solver, delay=2, leave=False)]
 
 
-def _reference(instance: RoutingInstance, solver: str) -> int | float | None:
+def _reference(instance: RoutingInstance, solver: str) -> int | float:
     if solver == "pyvrp":
-        # Importing it takes a while, and few ask for it.
-        from envs.pyvrp_reference import pyvrp_solution
-
         tour = pyvrp_solution(instance)
-    elif instance.problem == "tsp":
-        tour = reference_tour(distance_matrix(instance.coords, instance.metric))
     else:
-        return None
+        tour = reference_tour(distance_matrix(instance.coords, instance.metric))
     check_solution(instance, tour)
     return tour_length(instance.coords, tour, instance.metric)
 
@@ -291,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
     add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .npy or .npz files")
     add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
-    add("--nodes", type=positive, help="of the random instances; those of training where not given")
+    add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, default=0, help="of the random instances and of --decode sample (default 0)")
     add("--decode", choices=Decoding.METHODS, default="greedy", help="how to look for tours (default greedy)")
     add("--samples", type=positive, default=128, metavar="K", help="tours that sample draws (default 128)")
@@ -341,6 +341,9 @@ def main(argv: list[str]) -> None:
     with one_line_errors("solve.py", *launch.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         agent = load_agent(arguments.run, launch.choose_device(arguments.device))
+        assert agent.task.rules is not None
+        if arguments.reference == "lkh" and REFERENCES[agent.task.rules.name] != "lkh":
+            raise ConfigError(f"LKH solves no {agent.task.rules.name} instances here; give --reference pyvrp")
         if arguments.random:
             num_nodes = arguments.nodes or agent.task.num_actions
             drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)

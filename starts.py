@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.rules import Instance, Rules
+from envs.rules import Instance, Rules, each_part
 from imagination import Imagination, Start, expand_instance
 from networks import Latent
 from tools import uniform
@@ -78,8 +78,9 @@ def episode_starts(
     device = instance.coords.device
     shape, first = torch.Size((count, tours)), None
     if spread:
-        # A closed tour is the same wherever it begins.
-        first = (torch.arange(tours, device=device) * num_nodes // tours).expand(shape)
+        # A closed tour is the same wherever it begins, but never in padding.
+        nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
+        first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
     state = model.rules.reset(expand_instance(instance, shape), first)
     latent, belief = None, None
     if needs_latent or model.belief_size:
@@ -91,7 +92,7 @@ def episode_starts(
 
 
 def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
-    """Replayed instances, of which the last ones give way to a share of freshly drawn ones.
+    """Replayed instances, of which the last ones give way to a share of freshly drawn ones of the full size.
 
     Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
     """
@@ -99,7 +100,10 @@ def with_generated(rules: type[Rules], instance: Instance, *, share: float, gene
     device = instance.coords.device
     drawn = round(share * count)
     fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
-    return type(instance)(*(torch.cat((part[: count - drawn], new)) for part, new in zip(instance, fresh, strict=True)))
+    if instance.valid is not None:
+        fresh = rules.pad(fresh, num_nodes)
+    drawn_parts = iter(part for part in fresh if part is not None)
+    return each_part(instance, lambda part: torch.cat((part[: count - drawn], next(drawn_parts))))
 
 
 def row_starts(

@@ -197,8 +197,9 @@ class Trainer:
         else:
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
             if not self.env.rules.fixed_length:
-                for value in self.episode_return[self.row["is_last"]]:
-                    self.averages.add({"train_return": value})
+                # What is not finite does not count; to pick the rows that have ended would be to wait for the device.
+                ended = torch.where(self.row["is_last"], self.episode_return, torch.nan)
+                self.averages.add_each("train_return", ended)
             elif self.env.all_ended:
                 self.averages.add({"train_return": self.episode_return.mean()})
 

@@ -17,6 +17,7 @@ from layers import MLP, embed_actions, initialise, use_layer_norm
 from moves import EvidenceEncoder, MoveHead
 from networks import RSSM, Latent, NodeHead, RoutingEncoder, View, take_nodes
 from observations import ObservationDecoder, ObservationEncoder, select
+from sets import masked_share
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
 
 Losses = dict[str, Tensor]
@@ -130,7 +131,8 @@ class WorldModel(nn.Module):
     def context(self, instance: Instance) -> RoutingContext:
         """Encode the static part of B instances."""
         assert self.rules is not None and self.routing_encoder is not None, "only routing has static context"
-        return RoutingContext(instance=instance, nodes=self.routing_encoder.nodes(self.rules.node_features(instance)))
+        nodes = self.routing_encoder.nodes(self.rules.node_features(instance), instance.valid)
+        return RoutingContext(instance=instance, nodes=nodes)
 
     def episode_context(self, batch: dict[str, Tensor]) -> tuple[RoutingContext | None, View | None]:
         """Context and view of a batch of whole routing episodes; nothing of either for any other task."""
@@ -280,10 +282,16 @@ class WorldModel(nn.Module):
         nodes, coords = context.nodes, context.instance.coords
         if "mask" in self.heads:
             dist = BernoulliDist(self.heads["mask"](feat, nodes))
-            losses["mask"] = mean(-dist.log_prob(batch["action_mask"]).mean(-1))
-            metrics["mask_accuracy"] = mean((dist.mode() == batch["action_mask"]).float().mean(-1)).detach()
+            log_prob = dist.log_prob(batch["action_mask"])
+            valid = context.instance.valid
+            if valid is None:
+                losses["mask"] = mean(-log_prob.mean(-1))
+            else:
+                losses["mask"] = mean(-(log_prob * valid[:, None]).sum(-1) / valid.sum(-1, keepdim=True))
+            metrics["mask_accuracy"] = mean(masked_share(dist.mode() == batch["action_mask"], valid)).detach()
         if "current_node" in self.heads:
-            node = OneHotDist(self.heads["current_node"](feat, nodes))
+            logits, valid = self.heads["current_node"](feat, nodes), context.instance.valid
+            node = OneHotDist(logits, mask=None if valid is None else valid[:, None].expand_as(logits))
             losses["current_node"] = mean(-node.log_prob(batch["current_node"]))
             hit = (node.mode() == batch["current_node"]).float()
             metrics["current_node_accuracy"] = mean(hit)
@@ -343,6 +351,10 @@ class WorldModel(nn.Module):
         """The action mask that the mask head decodes; its best logit is always kept open."""
         head = self.heads["mask"]
         logits = head(feat) if context is None else head(feat, context.nodes)
+        if context is not None and context.instance.valid is not None:
+            valid = context.instance.valid
+            valid = valid.view(len(valid), *[1] * (logits.ndim - 2), -1)
+            logits = logits.masked_fill(~valid, -torch.inf)
         return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
 
     @torch.no_grad()

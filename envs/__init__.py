@@ -1,9 +1,10 @@
-"""Environments. Importing this package registers with gymnasium: `TSP-v0`, `CVRP-v0`, the small tasks of `examples`."""
+"""Environments. Importing this package registers with gymnasium those of routing and the small tasks of `examples`."""
 
 import gymnasium
 
 gymnasium.register(id="TSP-v0", entry_point="envs.routing:TSPEnv")
 gymnasium.register(id="CVRP-v0", entry_point="envs.routing:CVRPEnv")
+gymnasium.register(id="Pickup-v0", entry_point="envs.routing:PickupEnv")
 
 gymnasium.register(id="TMaze-v0", entry_point="envs.examples:TMazeEnv")
 gymnasium.register(id="PixelGrid-v0", entry_point="envs.examples:PixelGridEnv")

@@ -10,14 +10,16 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from envs.cvrp_reference import reference_plan_lengths
 from envs.instances import uniform_coords
+from envs.pyvrp_reference import reference_plan_lengths
 from envs.rules import (
     COORDS_LIMIT,
     MIN_NODES,
     Rules,
     node_spaces,
+    observed_validity,
     random_symmetry,
+    visited_at_first,
 )
 
 # The field's distribution (Nazari et al. 2018; Kool et al. 2019, appendix C): demands are uniform, and capacity grows
@@ -37,6 +39,7 @@ class CVRPInstance(NamedTuple):
     coords: Float[Tensor, "*B N 2"]
     demand: Int[Tensor, "*B N"]
     capacity: Int[Tensor, "*B"]
+    valid: Bool[Tensor, "*B N"] | None = None
 
 
 class CVRPState(NamedTuple):
@@ -66,6 +69,7 @@ class CVRPRules(Rules):
     name = "cvrp"
     instance_type = CVRPInstance
     state_type = CVRPState
+    node_parts = ("coords", "demand")
     fixed_length = False
     starts_anywhere = False
     num_node_features = 4
@@ -86,11 +90,10 @@ class CVRPRules(Rules):
         if first is not None:
             raise ValueError("a CVRP plan begins at the depot, node 0; first must not be given")
         depot = torch.zeros_like(instance.capacity, dtype=torch.long)
-        visited = torch.zeros_like(instance.demand, dtype=torch.bool)
         return CVRPState(
             first=depot,
             current=depot,
-            visited=visited.scatter(-1, depot[..., None], True),
+            visited=visited_at_first(instance).scatter(-1, depot[..., None], True),
             load=instance.capacity,
             demand=instance.demand,
             capacity=instance.capacity,
@@ -129,6 +132,7 @@ class CVRPRules(Rules):
         """What the agent sees: positions, demands and capacity, the state, and the action mask."""
         return {
             "coords": instance.coords,
+            **observed_validity(instance),
             "demand": instance.demand,
             "capacity": instance.capacity[..., None],
             "visited": state.visited,
@@ -141,7 +145,9 @@ class CVRPRules(Rules):
     def restore(obs: dict[str, Tensor]) -> tuple[CVRPInstance, CVRPState]:
         """The inverse of `observe`."""
         current = obs["current_node"].long()
-        instance = CVRPInstance(coords=obs["coords"], demand=obs["demand"], capacity=obs["capacity"][..., 0])
+        instance = CVRPInstance(
+            coords=obs["coords"], demand=obs["demand"], capacity=obs["capacity"][..., 0], valid=obs.get("valid")
+        )
         state = CVRPState(
             first=torch.zeros_like(current),
             current=current,
@@ -194,10 +200,10 @@ class CVRPRules(Rules):
     @staticmethod
     def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> CVRPInstance:
         """The test set that the field compares on (Kool et al. 2019), for seed 1234."""
-        draws, customers = np.random.RandomState(seed), num_nodes - 1
-        depot = draws.uniform(size=(FIELD_INSTANCES, 1, 2))
-        coords = np.concatenate((depot, draws.uniform(size=(FIELD_INSTANCES, customers, 2))), 1)
-        demand = draws.randint(1, MAX_RANDOM_DEMAND + 1, size=(FIELD_INSTANCES, customers))
+        draws, customers, drawn = np.random.RandomState(seed), num_nodes - 1, max(FIELD_INSTANCES, num_instances)
+        depot = draws.uniform(size=(drawn, 1, 2))
+        coords = np.concatenate((depot, draws.uniform(size=(drawn, customers, 2))), 1)
+        demand = draws.randint(1, MAX_RANDOM_DEMAND + 1, size=(drawn, customers))
         demand = np.pad(demand, ((0, 0), (1, 0)))[:num_instances].astype(np.int32)
         capacity = np.full(num_instances, random_capacity(num_nodes), dtype=np.int32)
         return CVRPInstance(*map(torch.from_numpy, (coords[:num_instances], demand, capacity)))
@@ -205,7 +211,7 @@ class CVRPRules(Rules):
     @staticmethod
     def reference_lengths(instance: CVRPInstance) -> Float64[np.ndarray, " I"]:
         """Lengths of PyVRP's plans."""
-        return reference_plan_lengths(*(part.numpy() for part in instance))
+        return reference_plan_lengths(instance.coords.numpy(), instance.demand.numpy(), instance.capacity.numpy())
 
     @staticmethod
     def reference_costs(instance: CVRPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:

@@ -116,11 +116,6 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     return cheapest_tours(euclidean_distances(coords))
 
 
-def _lkh_units(costs: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
-    largest = costs.max()
-    return np.rint(costs * (LKH_UNITS / largest if largest > 0 else 1.0)).astype(np.int64)
-
-
 def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
     """An optimal tour (up to 9 nodes), or LKH's, from node 0, for distances in any unit."""
     num_nodes = len(distances)
@@ -131,12 +126,13 @@ def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N
     return lkh_tour(whole_distances(distances))
 
 
-def whole_distances(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, "N N"]:
-    """Distances in whole numbers that solvers can hold: as they are where they are such, else in finer units."""
+def whole_distances(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> Int64[np.ndarray, "N N"]:
+    """Distances in whole numbers up to `units`: as they are where they are such, else the longest that many."""
+    longest = distances.max()
     # Left as they are, so that the optimum is that of a rounded metric.
-    if distances.max() <= LKH_UNITS and bool((distances == np.rint(distances)).all()):
+    if longest <= units and bool((distances == np.rint(distances)).all()):
         return distances.astype(np.int64)
-    return _lkh_units(distances)
+    return np.rint(distances * (units / longest if longest > 0 else 1.0)).astype(np.int64)
 
 
 def reference_lengths(
@@ -193,7 +189,7 @@ def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I 
     """Optimal tours (up to 9 nodes), or tours by LKH, by the costs of moves from each node (row) to each (column)."""
     if costs.shape[-1] <= HELD_KARP_MAX_NODES:
         return held_karp_tours(costs)
-    return np.stack([lkh_tour(_lkh_units(each)) for each in tqdm(costs, desc="reference tours", delay=2)])
+    return np.stack([lkh_tour(whole_distances(each)) for each in tqdm(costs, desc="reference tours", delay=2)])
 
 
 def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I N"]) -> Float64[np.ndarray, " I"]:

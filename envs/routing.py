@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Bool
 
 from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
 from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from envs.pickup import PickupRules
 from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
 from envs.tsp import TSPInstance, TSPRules, TSPState
 
@@ -25,6 +26,8 @@ __all__ = [
     "CVRPInstance",
     "CVRPRules",
     "CVRPState",
+    "PickupEnv",
+    "PickupRules",
     "RoutingEnv",
     "TSPEnv",
     "TSPInstance",
@@ -35,25 +38,33 @@ __all__ = [
     "tour_length",
 ]
 
-RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules)}
+RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules, PickupRules)}
 
 
 class LegalActions(spaces.Discrete):
     """The nodes of an environment, whose plain `sample()` draws among those that are legal now.
 
-    Node 0, where a tour ends and a vehicle is loaded, is drawn only where no other is legal: any node drawn in
-    mid-episode is then legal in the first state too, as gymnasium's environment checker assumes.
+    Nodes that are not legal in the first state, such as node 0, where a tour ends and a vehicle is loaded, are drawn
+    only where no other is: gymnasium's environment checker takes what it drew in mid-episode for a first action.
     `sample(mask=...)` and `sample(probability=...)` work as in `Discrete`.
     """
 
-    def __init__(self, num_nodes: int, *, action_masks: Callable[[], np.ndarray], seed: int | None = None):
+    def __init__(
+        self,
+        num_nodes: int,
+        *,
+        action_masks: Callable[[], np.ndarray],
+        first_masks: Callable[[], np.ndarray],
+        seed: int | None = None,
+    ):
         super().__init__(num_nodes, seed=seed)
-        self._action_masks = action_masks
+        self._action_masks, self._first_masks = action_masks, first_masks
 
     def sample(self, mask: np.ndarray | None = None, probability: np.ndarray | None = None) -> np.int64:
         if mask is None and probability is None:
-            mask = self._action_masks().astype(np.int8)
-            mask[0] &= not mask[1:].any()
+            legal = self._action_masks()
+            preferred = legal & self._first_masks()
+            mask = (preferred if preferred.any() else legal).astype(np.int8)
         return super().sample(mask, probability)
 
 
@@ -73,6 +84,7 @@ class RoutingEnv(gymnasium.Env, ABC):
     _state: State
     _hidden: Hidden | None
     _tour: list[int]
+    _first_mask: np.ndarray
 
     def __init__(self, rules: type[Rules], *, num_nodes: int, seed: int | None, render_mode: str | None):
         if num_nodes < MIN_NODES:
@@ -85,7 +97,9 @@ class RoutingEnv(gymnasium.Env, ABC):
         self.num_nodes = num_nodes
         self.render_mode = render_mode
         self.observation_space = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
-        self.action_space = LegalActions(num_nodes, action_masks=self.action_masks, seed=seed)
+        self.action_space = LegalActions(
+            num_nodes, action_masks=self.action_masks, first_masks=self._first_masks, seed=seed
+        )
         self._first_seed = seed
         self._begun = False
 
@@ -118,6 +132,7 @@ class RoutingEnv(gymnasium.Env, ABC):
         self._hidden = Hidden.begin(factors, self._state.current)
         self._tour = [int(self._state.current)]
         self._begun = True
+        self._first_mask = self.action_masks()
         return self._observe()
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -149,6 +164,9 @@ class RoutingEnv(gymnasium.Env, ABC):
         if not self._begun:
             raise ResetNeeded("no action is legal before the first episode: call reset()")
         return self.rules.action_mask(self._state)[0].numpy()
+
+    def _first_masks(self) -> Bool[np.ndarray, " N"]:
+        return self._first_mask
 
     def render(self) -> np.ndarray:
         """Draw the tour so far, as an image `[H, W, 3]` of uint8.
@@ -198,6 +216,8 @@ class TSPEnv(RoutingEnv):
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """
 
+    problem: ClassVar[type[Rules]] = TSPRules
+
     def __init__(
         self,
         *,
@@ -206,7 +226,7 @@ class TSPEnv(RoutingEnv):
         render_mode: str | None = None,
         cost: str = EUCLIDEAN.name,
     ):
-        rules = TSPRules.under(find_costs(cost))
+        rules = self.problem.under(find_costs(cost))
         super().__init__(rules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
@@ -234,6 +254,22 @@ class TSPEnv(RoutingEnv):
     def _random_instance(self) -> TSPInstance:
         coords = self.np_random.uniform(size=(1, self.num_nodes, 2))
         return TSPInstance(coords=torch.from_numpy(coords.astype(np.float32)))
+
+
+class PickupEnv(TSPEnv):
+    """Pickup and delivery by one vehicle, registered as `Pickup-v0`; arguments and options as for `TSPEnv`."""
+
+    problem = PickupRules
+
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 21,
+        seed: int | None = None,
+        render_mode: str | None = None,
+        cost: str = EUCLIDEAN.name,
+    ):
+        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode, cost=cost)
 
 
 class CVRPEnv(RoutingEnv):

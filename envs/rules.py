@@ -7,7 +7,8 @@ baseline call the same `reset`, `action_mask` and `step`; what a move costs stan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ MIN_NODES = 3
 # Finite bounds keep gymnasium's environment checker silent; squares of coordinates within them fit float32.
 COORDS_LIMIT = 1e9
 
-# A NamedTuple of tensors that begin with the same batch dimensions. An instance has `coords` [*B, N, 2] among them.
+# A NamedTuple of tensors that begin with the same batch dimensions. An instance has `coords` [*B, N, 2] among them, and
+# `valid` [*B, N]: False for nodes that only fill it up to the size of others (they come last); None where none do.
 Instance: TypeAlias = Any
 # Likewise; a state has `first` and `current` [*B] among them: the node that the tour began at, and where it stands.
 State: TypeAlias = Any
+Parts = TypeVar("Parts", bound=tuple[Any, ...])
 
 
 class Rules(ABC):
@@ -39,6 +42,7 @@ class Rules(ABC):
         name: what the config key `task` calls the problem.
         instance_type: NamedTuple of what never changes within an episode.
         state_type: NamedTuple of what moves change, and of what legality depends on besides.
+        node_parts: what of an instance has an entry for every node.
         fixed_length: whether all episodes over N nodes have `episode_steps(N)` decisions.
         starts_anywhere: whether `reset` takes any first node.
         num_node_features: size of `node_features`.
@@ -49,6 +53,7 @@ class Rules(ABC):
     name: ClassVar[str]
     instance_type: ClassVar[type[Any]]
     state_type: ClassVar[type[Any]]
+    node_parts: ClassVar[tuple[str, ...]] = ("coords",)
     fixed_length: ClassVar[bool]
     starts_anywhere: ClassVar[bool]
     num_node_features: ClassVar[int]
@@ -63,7 +68,10 @@ class Rules(ABC):
     @staticmethod
     @abstractmethod
     def reset(instance: Instance, first: Int[Tensor, "*B"] | None = None) -> State:
-        """The state before the first decision; `first` is the node to begin at, node 0 where not given."""
+        """The state before the first decision; `first` is the node to begin at, node 0 where not given.
+
+        Padding counts as visited, so that no other method needs to know of it.
+        """
 
     @staticmethod
     @abstractmethod
@@ -164,6 +172,18 @@ class Rules(ABC):
     def augment(instance: Instance, generator: torch.Generator) -> Instance:
         """Each instance in another shape that has the same tours at the same costs, drawn at random."""
 
+    @classmethod
+    def pad(cls, instance: Instance, num_nodes: int) -> Instance:
+        """The same instances [I] with `num_nodes` nodes; those added are copies of node 0, and not valid."""
+        coords = instance.coords
+        added = num_nodes - coords.shape[1]
+
+        def fill(part: Tensor) -> Tensor:
+            return torch.cat((part, part[:, :1].expand(-1, added, *part.shape[2:])), 1)
+
+        valid = (torch.arange(num_nodes, device=coords.device) < coords.shape[1]).expand(len(coords), -1)
+        return instance._replace(valid=valid, **{name: fill(getattr(instance, name)) for name in cls.node_parts})
+
     @staticmethod
     @abstractmethod
     def validate(instance: Instance) -> None:
@@ -172,6 +192,25 @@ class Rules(ABC):
         Raises:
             ValueError: an instance is impossible; the message says which, why, and what would do.
         """
+
+
+def each_part(parts: Parts, function: Callable[[Tensor], Tensor]) -> Parts:
+    """An instance or a state with every tensor replaced by what the function makes of it; a None stays."""
+    make: Any = type(parts)
+    return make(*(None if part is None else function(part) for part in parts))
+
+
+def visited_at_first(instance: Instance) -> Bool[Tensor, "*B N"]:
+    """True where a node counts as visited before an episode begins: padding."""
+    coords = instance.coords
+    if instance.valid is not None:
+        return ~instance.valid
+    return torch.zeros(coords.shape[:-1], dtype=torch.bool, device=coords.device)
+
+
+def observed_validity(instance: Instance) -> dict[str, Tensor]:
+    """What an observation says of padding: nothing where there is none."""
+    return {} if instance.valid is None else {"valid": instance.valid}
 
 
 def move_ends(

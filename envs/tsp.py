@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from envs.instances import field_test_coords, reference_costs, reference_lengths, uniform_coords
-from envs.rules import Rules, node_spaces, random_symmetry
+from envs.rules import Rules, node_spaces, observed_validity, random_symmetry, visited_at_first
 
 
 class TSPInstance(NamedTuple):
     """A batch of travelling-salesman instances: what never changes within an episode."""
 
     coords: Float[Tensor, "*B N 2"]
+    valid: Bool[Tensor, "*B N"] | None = None
 
 
 class TSPState(NamedTuple):
@@ -59,8 +60,8 @@ class TSPRules(Rules):
         coords = instance.coords
         if first is None:
             first = torch.zeros(coords.shape[:-2], dtype=torch.long, device=coords.device)
-        visited = torch.zeros(coords.shape[:-1], dtype=torch.bool, device=coords.device)
-        return TSPState(first=first, current=first, visited=visited.scatter(-1, first[..., None], True))
+        visited = visited_at_first(instance).scatter(-1, first[..., None], True)
+        return TSPState(first=first, current=first, visited=visited)
 
     @staticmethod
     def action_mask(state: TSPState) -> Bool[Tensor, "*B N"]:
@@ -91,6 +92,7 @@ class TSPRules(Rules):
         """What the agent sees: the static coordinates, the state, and the action mask."""
         return {
             "coords": instance.coords,
+            **observed_validity(instance),
             "visited": state.visited,
             "current_node": state.current,
             "action_mask": TSPRules.action_mask(state),
@@ -101,7 +103,7 @@ class TSPRules(Rules):
         """The inverse of `observe`, for episodes that began at node 0 (all those of the environments)."""
         current = obs["current_node"].long()
         state = TSPState(first=torch.zeros_like(current), current=current, visited=obs["visited"])
-        return TSPInstance(coords=obs["coords"]), state
+        return TSPInstance(coords=obs["coords"], valid=obs.get("valid")), state
 
     @staticmethod
     def observation_space(num_nodes: int) -> spaces.Space:
@@ -114,8 +116,9 @@ class TSPRules(Rules):
         return 2 * instance.coords - 1
 
     @staticmethod
-    def state_features(state: TSPState) -> None:
+    def state_features(state: TSPState) -> Float[Tensor, "*B X"] | None:
         """Nothing: first node, current node and mask say everything."""
+        return None
 
     @staticmethod
     def random(num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device) -> TSPInstance:
@@ -140,7 +143,7 @@ class TSPRules(Rules):
     @staticmethod
     def augment(instance: TSPInstance, generator: torch.Generator) -> TSPInstance:
         """Each instance under one of the 8 symmetries of the unit square, drawn at random: same tours, same lengths."""
-        return TSPInstance(coords=random_symmetry(instance.coords, generator))
+        return instance._replace(coords=random_symmetry(instance.coords, generator))
 
     @staticmethod
     def validate(instance: TSPInstance) -> None:

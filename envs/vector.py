@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
@@ -13,9 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.costs import Hidden, hidden_factors
-from envs.rules import MIN_NODES, Instance, Rules, State
+from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part
 
-Rows = TypeVar("Rows", bound=tuple[Tensor, ...])
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
 
@@ -36,6 +37,8 @@ class RoutingVectorEnv(VectorEnv):
         rules: the problem.
         num_envs: rows.
         num_nodes: nodes of every instance.
+        curriculum: nodes of the instances drawn, with how many decisions they last; None: for ever. All are padded to
+            `num_nodes`, and observations have `valid`. Empty: every instance has `num_nodes`.
         device: where everything lives.
         generator: draws the instances, of the field's usual distribution. It lives on `device` and belongs to the
             caller; only `reset(seed=...)` reseeds it.
@@ -46,8 +49,8 @@ class RoutingVectorEnv(VectorEnv):
         check_actions: refuse illegal actions, at the price of one wait for the device per step.
 
     Raises:
-        ValueError: too few nodes, neither or both of generator and instances, or instances of another shape or that
-            are impossible.
+        ValueError: too few nodes, neither or both of generator and instances, a curriculum with instances or with more
+            nodes, or instances of another shape or that are impossible.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -62,6 +65,7 @@ class RoutingVectorEnv(VectorEnv):
         *,
         num_envs: int,
         num_nodes: int,
+        curriculum: Sequence[tuple[int, int | None]] = (),
         device: torch.device | str,
         generator: torch.Generator | None = None,
         instances: Instance | Float[Tensor, "E N 2"] | None = None,
@@ -72,12 +76,18 @@ class RoutingVectorEnv(VectorEnv):
             raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
         if (generator is None) == (instances is None):
             raise ValueError("give either a generator, to draw instances with, or the instances themselves")
+        sizes = [nodes for nodes, _ in curriculum]
+        if curriculum and (instances is not None or not MIN_NODES <= min(sizes) <= max(sizes) <= num_nodes):
+            raise ValueError(
+                f"curriculum is {list(curriculum)}: it draws instances of {MIN_NODES} to {num_nodes} nodes, and takes"
+                " none that are given"
+            )
         fixed: Instance = rules.instance_type(coords=instances) if isinstance(instances, Tensor) else instances
         if fixed is not None and fixed.coords.shape != (num_envs, num_nodes, 2):
             raise ValueError(f"instances has shape {tuple(fixed.coords.shape)}, not {(num_envs, num_nodes, 2)}")
         if fixed is not None:
             rules.validate(fixed)
-            fixed = type(fixed)(*(part.to(device) for part in fixed))
+            fixed = each_part(fixed, lambda part: part.to(device))
             fixed = fixed._replace(coords=fixed.coords.float())
         expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and fixed is not None else None
         given = None if factors is None else tuple(factors.shape)
@@ -89,7 +99,16 @@ class RoutingVectorEnv(VectorEnv):
         self.device = torch.device(device)
         self.generator = generator
         self.check_actions = check_actions
-        self.single_observation_space = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
+        self.curriculum = tuple(curriculum)
+        for nodes in sizes:
+            # A size that the problem does not have is refused here, and not in mid-run.
+            rules.observation_space(nodes)
+        shown = rules.costs.observation_space(rules.observation_space(num_nodes), num_nodes)
+        if self.curriculum:
+            validity = spaces.Box(0, 1, (num_nodes,), np.bool_)  # type: ignore[arg-type]
+            assert isinstance(shown, spaces.Dict)
+            shown = spaces.Dict({**shown.spaces, "valid": validity})
+        self.single_observation_space = shown
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.single_action_space = spaces.Discrete(num_nodes)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -98,6 +117,9 @@ class RoutingVectorEnv(VectorEnv):
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
+        # Of the running episodes, where all have one length.
+        self._lockstep_nodes = num_nodes
+        self._decisions = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -141,6 +163,7 @@ class RoutingVectorEnv(VectorEnv):
             self._state = _select(ended, state, self._state)
             self._hidden = hidden and self._hidden and _select(ended, hidden, self._hidden)
             self._ended = self._ended & ~ended
+        self._decisions += self.num_envs - num_ended
         obs = self.observe()
         info = _info(obs, is_first=ended, decisions=self.num_envs - num_ended, any_first=num_ended > 0)
         return obs, reward, self._ended, torch.zeros_like(ended), info
@@ -178,6 +201,8 @@ class RoutingVectorEnv(VectorEnv):
             "hidden": None if self._hidden is None else self._hidden._asdict(),
             "ended": self._ended,
             "lockstep_moves": self._lockstep_moves,
+            "lockstep_nodes": self._lockstep_nodes,
+            "decisions": self._decisions,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -193,19 +218,26 @@ class RoutingVectorEnv(VectorEnv):
                 f"this environment {(self.num_envs, self.num_nodes)}"
             )
 
-        def on_device(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.to(self.device) for name, value in rows.items()}
+        def on_device(part: Tensor) -> Tensor:
+            return part.to(self.device)
 
-        self._instance = self.rules.instance_type(**on_device(state_dict["instance"]))
-        self._state = self.rules.state_type(**on_device(state_dict["state"]))
+        instance = self.rules.instance_type(**state_dict["instance"])
+        if (instance.valid is not None) != bool(self.curriculum):
+            raise ValueError("the saved state has a curriculum and this environment none, or the other way round")
+        self._instance = each_part(instance, on_device)
+        self._state = each_part(self.rules.state_type(**state_dict["state"]), on_device)
         # A checkpoint of a version without cost worlds has none.
         hidden = state_dict.get("hidden")
-        self._hidden = None if hidden is None else Hidden(**on_device(hidden))
+        self._hidden = None if hidden is None else each_part(Hidden(**hidden), on_device)
         self._ended = state_dict["ended"].to(self.device)
         self._lockstep_moves = state_dict["lockstep_moves"]
+        # Checkpoints of versions without a curriculum lack these.
+        self._lockstep_nodes = state_dict.get("lockstep_nodes", self.num_nodes)
+        self._decisions = state_dict.get("decisions", 0)
         self._begun = True
 
     def _begin_all(self) -> None:
+        self._lockstep_nodes = self.next_nodes
         self._instance, self._state, self._hidden = self._next_episodes()
         self._ended = torch.zeros_like(self._ended)
         self._lockstep_moves = 0
@@ -224,14 +256,26 @@ class RoutingVectorEnv(VectorEnv):
         instance, factors = self._fixed, self._fixed_factors
         if instance is None:
             assert self.generator is not None
-            instance = self.rules.random(self.num_envs, self.num_nodes, generator=self.generator, device=self.device)
+            instance = self.rules.random(self.num_envs, self.next_nodes, generator=self.generator, device=self.device)
+            if self.curriculum:
+                instance = self.rules.pad(instance, self.num_nodes)
             factors = self.rules.costs.draw(self.num_envs, generator=self.generator, device=self.device)
         state = self.rules.reset(instance)
         return instance, state, Hidden.begin(factors, state.current)
 
+    @property
+    def next_nodes(self) -> int:
+        """Nodes of the next instance that is drawn, padding not counted."""
+        left = self._decisions
+        for nodes, steps in self.curriculum:
+            if steps is None or left < steps:
+                return nodes
+            left -= steps
+        return self.curriculum[-1][0] if self.curriculum else self.num_nodes
+
     def _count_ended(self) -> int:
         if self.rules.fixed_length:
-            return self.num_envs if self._lockstep_moves == self.rules.episode_steps(self.num_nodes) else 0
+            return self.num_envs if self._lockstep_moves == self.rules.episode_steps(self._lockstep_nodes) else 0
         return int(self._ended.sum())
 
     def _refuse_illegal(self, actions: Int[Tensor, " E"]) -> None:
@@ -249,7 +293,7 @@ def _info(obs: dict[str, Tensor], *, is_first: Bool[Tensor, " E"], decisions: in
     return {"action_mask": obs["action_mask"], "is_first": is_first, "decisions": decisions, "any_first": any_first}
 
 
-def _select(condition: Bool[Tensor, " E"], chosen: Rows, other: Rows) -> Rows:
+def _select(condition: Bool[Tensor, " E"], chosen: Parts, other: Parts) -> Parts:
     """Row by row, `chosen` where the condition holds and `other` elsewhere."""
-    fields = (torch.where(condition.view(-1, *(1,) * (a.dim() - 1)), a, b) for a, b in zip(chosen, other, strict=True))
-    return type(chosen)(*fields)
+    others = iter(part for part in other if part is not None)
+    return each_part(chosen, lambda a: torch.where(condition.view(-1, *(1,) * (a.dim() - 1)), a, next(others)))

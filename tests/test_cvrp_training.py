@@ -15,6 +15,7 @@ import launch
 from agent import Agent
 from envs.cvrp import CVRPRules, CVRPState
 from envs.routing import tour_length
+from envs.rules import each_part
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from imagination import Trajectory
@@ -72,7 +73,7 @@ def test_replayed_windows_hold_one_whole_plan_and_count_no_more():
 def test_imagined_masks_are_the_environments_at_every_step():
     start, trajectory = imagined(scene(), cvrp_batch())
     tours = trajectory.action.shape[1]
-    instance = type(instance_of(start))(*(part.repeat_interleave(tours, 0) for part in instance_of(start)))
+    instance = each_part(instance_of(start), lambda part: part.repeat_interleave(tours, 0))
     rows, horizon = len(instance.coords), trajectory.action.shape[2]
     env = RoutingVectorEnv(
         CVRPRules, num_envs=rows, num_nodes=NODES, device=CPU, instances=instance, check_actions=True

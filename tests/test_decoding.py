@@ -8,11 +8,14 @@ import config
 import decoding
 import evaluation
 import launch
-from decoding import Decoding, imagined_tours, symmetric, tsp_tours
+from decoding import Decoding, best_tours, imagined_tours, symmetric
 from dreamer import Dreamer
+from envs.cvrp import CVRPRules
 from envs.files import RoutingInstance
 from envs.instances import field_test_coords
 from envs.metrics import EXACT, tour_length
+from envs.routing import TSPRules
+from envs.solutions import check_solution
 from guard import Guard
 
 CPU = torch.device("cpu")
@@ -29,8 +32,18 @@ def instances(count, num_nodes=NODES):
     return [RoutingInstance(str(i), "tsp", nodes, EXACT) for i, nodes in enumerate(field_test_coords(num_nodes, count))]
 
 
+def make_cvrp_agent(**changes):
+    return make_agent(task="cvrp", imag_first="stored", **changes)
+
+
+def cvrp_instances(count, num_nodes=NODES, capacity=15):
+    drawn = CVRPRules.field_instances(count, num_nodes, seed=5)
+    rows = zip(drawn.coords.numpy(), drawn.demand.numpy(), strict=True)
+    return [RoutingInstance(str(i), "cvrp", nodes, EXACT, demand, capacity) for i, (nodes, demand) in enumerate(rows)]
+
+
 def decode(agent, cases, **how):
-    return tsp_tours(agent.model, agent.behavior, cases, Decoding(**how))
+    return best_tours(agent.model, agent.behavior, cases, Decoding(**how))
 
 
 def lengths(cases, tours):
@@ -41,28 +54,29 @@ AGENTS = [{"actor.pointer.latent": 0}, {"actor.pointer.latent": 4}, {"actor.type
 
 
 @pytest.mark.parametrize("changes", AGENTS, ids=["pointer", "latent", "masked"])
-def test_tsp_tours_are_those_that_the_agent_walks(changes):
+def test_best_tours_are_those_that_the_agent_walks(changes):
     agent, cases = make_agent(**changes), instances(12)
-    found = evaluation.Evaluation(torch.from_numpy(np.stack([case.coords for case in cases])).float(), np.ones(12))
+    coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
+    found = evaluation.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
     walked = evaluation.evaluate(agent, agent.task, found, device=CPU).tours.numpy()
     np.testing.assert_array_equal(np.stack(decode(agent, cases)), walked)
 
 
 @pytest.mark.parametrize("method", Decoding.METHODS)
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 9])
-def test_tsp_tours_visit_every_node_of_instances_of_any_size(method, num_nodes):
+def test_best_tours_visit_every_node_of_instances_of_any_size(method, num_nodes):
     for tour in decode(make_agent(), instances(3, num_nodes), method=method, samples=5):
         assert sorted(tour) == list(range(num_nodes))
 
 
-def test_tsp_tours_do_not_depend_on_how_instances_are_cut_into_chunks(monkeypatch):
+def test_best_tours_do_not_depend_on_how_instances_are_cut_into_chunks(monkeypatch):
     agent, cases = make_agent(), instances(2, 4)
     together = decode(agent, cases, method="augment")
     monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1)
     np.testing.assert_allclose(lengths(cases, decode(agent, cases, method="augment")), lengths(cases, together))
 
 
-def test_tsp_tours_are_never_longer_for_looking_longer():
+def test_best_tours_are_never_longer_for_looking_longer():
     agent, cases = make_agent(), instances(20, 7)
     greedy = lengths(cases, decode(agent, cases))
     augment = lengths(cases, decode(agent, cases, method="augment"))
@@ -71,13 +85,13 @@ def test_tsp_tours_are_never_longer_for_looking_longer():
     assert many < few
 
 
-def test_tsp_tours_are_drawn_by_their_seed():
+def test_best_tours_are_drawn_by_their_seed():
     agent, cases = make_agent(), instances(6, 12)
     draws = [np.stack(decode(agent, cases, method="sample", samples=1, seed=seed)) for seed in (0, 0, 1)]
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
 
 
-def test_tsp_tours_do_not_depend_on_position_and_size_of_the_instance():
+def test_best_tours_do_not_depend_on_position_and_size_of_the_instance():
     agent, (case,) = make_agent(), instances(1, 12)
     elsewhere = case._replace(coords=1e9 * case.coords - 3e8)
     np.testing.assert_array_equal(
@@ -85,7 +99,7 @@ def test_tsp_tours_do_not_depend_on_position_and_size_of_the_instance():
     )
 
 
-def test_tsp_tours_keep_the_best_by_the_metric_of_the_instance():
+def test_best_tours_keep_the_best_by_the_metric_of_the_instance():
     # Rounded up, legs along the first axis cost nothing more than 1, however the network sees them.
     coords = np.array([[0.0, 0], [0.2, 0], [0.4, 0], [0.6, 0], [0.8, 0], [0.8, 1]])
     case = RoutingInstance("own", "tsp", coords, "CEIL_2D")
@@ -93,18 +107,18 @@ def test_tsp_tours_keep_the_best_by_the_metric_of_the_instance():
     assert tour_length(coords, tour, "CEIL_2D") == 7
 
 
-def test_tsp_tours_refuse_other_sizes_for_an_actor_without_a_pointer():
+def test_best_tours_refuse_other_sizes_for_an_actor_without_a_pointer():
     with pytest.raises(ValueError, match="has 7 nodes, and the run's actor takes 6"):
         decode(make_agent(**{"actor.type": "masked"}), instances(1, NODES + 1))
 
 
-def test_tsp_tours_report_all_decisions():
+def test_best_tours_report_all_decisions():
     for method in Decoding.METHODS:
         how = Decoding(method=method, samples=3)
         seen: list[int] = []
         agent, cases = make_agent(), instances(2, 5)
-        tsp_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
-        assert sum(seen) == 2 * how.decisions(5)
+        best_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
+        assert sum(seen) == 2 * how.decisions(TSPRules, 5)
 
 
 def test_symmetric_images_are_eight_and_keep_lengths():
@@ -135,3 +149,65 @@ def test_imagined_tours_expect_lengths_in_the_unit_of_the_instance(scale):
 def test_decoding_refuses_what_it_cannot_do(how, message):
     with pytest.raises(ValueError, match=message):
         Decoding(**how)
+
+
+@pytest.mark.parametrize("changes", AGENTS, ids=["pointer", "latent", "masked"])
+def test_best_tours_of_cvrp_are_the_plans_that_the_agent_walks(changes):
+    agent, cases = make_cvrp_agent(**changes), cvrp_instances(12)
+    coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
+    found = evaluation.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
+    walked = evaluation.evaluate(agent, agent.task, found, device=CPU)
+    plans = decode(agent, cases)
+    for plan, case, steps in zip(plans, cases, walked.tours.numpy(), strict=True):
+        check_solution(case, plan)
+        np.testing.assert_array_equal(plan, steps[: len(plan)])
+        assert not steps[len(plan) :].any()
+    np.testing.assert_allclose(lengths(cases, plans), walked.lengths.numpy(), rtol=1e-5)
+    assert len({len(plan) for plan in plans}) > 1
+
+
+@pytest.mark.parametrize("method", Decoding.METHODS)
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 9])
+def test_best_tours_of_cvrp_keep_the_rules_in_instances_of_any_size(method, num_nodes):
+    cases = cvrp_instances(3, num_nodes)
+    for case, plan in zip(cases, decode(make_cvrp_agent(), cases, method=method, samples=5), strict=True):
+        check_solution(case, plan)
+
+
+def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
+    agent, (case,) = make_cvrp_agent(), cvrp_instances(1)
+    scaled = torch.from_numpy(case.coords)[None].float()
+    context, tables = decoding._static(agent.model, agent.behavior, decoding.as_instance([case], scaled))
+    first = torch.tensor([Decoding(method="augment").first_nodes(CVRPRules, NODES)])
+    plans = decoding.roll_out(agent.model, agent.behavior, context=context, tables=tables, first=first, generator=None)
+    assert plans[0, 1:, 1].tolist() == list(range(1, NODES))
+    np.testing.assert_array_equal(decoding._without_waiting(plans[0, 0].numpy()), decode(agent, [case])[0])
+
+
+def test_best_tours_of_cvrp_are_never_longer_for_looking_longer():
+    agent, cases = make_cvrp_agent(), cvrp_instances(20)
+    greedy = lengths(cases, decode(agent, cases))
+    augment = lengths(cases, decode(agent, cases, method="augment"))
+    assert (augment <= greedy + 1e-9).all() and (augment < greedy - 1e-6).any()
+    few, many = (lengths(cases, decode(agent, cases, method="sample", samples=k)).mean() for k in (1, 64))
+    assert many < few
+
+
+def test_best_tours_of_cvrp_report_all_decisions():
+    for method in Decoding.METHODS:
+        how = Decoding(method=method, samples=3)
+        seen: list[int] = []
+        agent, cases = make_cvrp_agent(), cvrp_instances(2)
+        best_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
+        assert sum(seen) == 2 * how.decisions(CVRPRules, NODES)
+
+
+def test_imagined_plans_expect_lengths_in_the_unit_of_the_instance():
+    agent = make_cvrp_agent(imag_reward="simulated")
+    cases = [case._replace(coords=1000 * case.coords) for case in cvrp_instances(5)]
+    imagined = [each for each in imagined_tours(agent.model, agent.behavior, cases) if each is not None]
+    for case, each in zip(cases, imagined, strict=True):
+        check_solution(case, each.tour)
+    np.testing.assert_allclose(
+        [each.length for each in imagined], lengths(cases, [e.tour for e in imagined]), rtol=1e-5
+    )

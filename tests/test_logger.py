@@ -130,6 +130,13 @@ def test_metric_averages_mean_min_and_max() -> None:
     assert averages.fetch() == {}
 
 
+def test_metric_averages_take_in_each_finite_value() -> None:
+    averages = MetricAverages()
+    averages.add_each("train_return", torch.tensor([1.0, torch.nan, 2.0]))
+    averages.add_each("train_return", torch.tensor([torch.nan, torch.nan, 6.0]))
+    assert averages.fetch() == {"train_return": 3.0}
+
+
 def test_metric_averages_moves_to_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
     averages = MetricAverages()
     transfers = []

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import launch
 import solve
 from decoding import Decoding
 from envs import instances
+from envs.cvrp import CVRPRules
 from envs.files import RoutingInstance
 from envs.instances import field_test_coords
 from envs.metrics import EXACT, tour_length
-from envs.solutions import IllegalSolution
+from envs.solutions import IllegalSolution, check_solution
 from guard import Guard
 from launch import make_generators
 
@@ -31,6 +33,24 @@ def run(tmp_path_factory):
     steps = ["--steps", "100", "--checkpoint_every", "50"]
     dreamer.main(["--configs", "debug", "--device", "cpu", "--logdir", str(logdir), *steps])
     return logdir
+
+
+@pytest.fixture(scope="session")
+def cvrp_run(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("solve") / "cvrp"
+    steps = ["--steps", "100", "--checkpoint_every", "50", "--prefill", "60"]
+    dreamer.main(["--configs", "cvrp_attn", "debug", "--device", "cpu", "--logdir", str(logdir), *steps])
+    return logdir
+
+
+def write_vrp(folder, name, coords, demand, capacity):
+    head = [f"NAME : {name}", "TYPE : CVRP", f"DIMENSION : {len(coords)}", "EDGE_WEIGHT_TYPE : EUC_2D"]
+    nodes = [f"{number} {x} {y}" for number, (x, y) in enumerate(coords, start=1)]
+    amounts = [f"{number} {amount}" for number, amount in enumerate(demand, start=1)]
+    parts = [*head, f"CAPACITY : {capacity}", "NODE_COORD_SECTION", *nodes, "DEMAND_SECTION", *amounts]
+    path = folder / f"{name}.vrp"
+    path.write_text("\n".join([*parts, "DEPOT_SECTION", "1", "-1", "EOF"]) + "\n")
+    return path
 
 
 def write_tsp(folder, name, coords, *, weights="EUC_2D"):
@@ -163,7 +183,7 @@ def test_solve_refuses_a_command_line_that_says_too_much_or_too_little(arguments
 
 def test_solve_checks_every_solution_against_the_rules(run, monkeypatch):
     agent, case = make_agent(), RoutingInstance("own", "tsp", TRIANGLE.astype(float), "EUC_2D")
-    monkeypatch.setitem(solve.SOLVERS, "tsp", lambda *arguments, **_: [np.array([0, 1, 1])])
+    monkeypatch.setattr(solve, "best_tours", lambda *arguments, **_: [np.array([0, 1, 1])])
     with pytest.raises(IllegalSolution, match="exactly once"):
         solve.solve(agent, [case], Decoding())
 
@@ -265,3 +285,43 @@ def test_solution_gap_is_in_percent_and_needs_a_reference():
     assert solution.gap == pytest.approx(25)
     assert solution._replace(reference=None).gap is None
     assert solution._replace(reference=0).gap is None
+
+
+# The depot at a corner of a rectangle; to the near corner and back is 6, around the other three 3 + 4 + 5.
+RECTANGLE, AMOUNTS = [[0, 0], [0, 3], [4, 3], [4, 0]], [0, 2, 2, 1]
+
+
+def test_solve_writes_the_plan_of_a_cvrp_file(cvrp_run, tmp_path, capsys):
+    path = write_vrp(tmp_path, "own", RECTANGLE, AMOUNTS, 3)
+    solve_files(cvrp_run, tmp_path, path, options=("--decode", "augment", "--reference", "pyvrp"))
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["own", "4", "18", "18", "0.00"]
+    plan = (tmp_path / "out" / "own.sol").read_text().splitlines()
+    assert plan[-1] == "Cost: 18" and len(plan) == 3
+    assert imread(tmp_path / "out" / "own.png").ndim == 3
+
+
+def test_solve_prints_plans_that_begin_at_the_depot_and_pass_it_between_routes(cvrp_run, capsys):
+    result = solve_json(capsys, cvrp_run, "--random", 3, "--nodes", 12, "--imagine", "--reference", "pyvrp")
+    drawn = CVRPRules.field_instances(3, 12, seed=0)
+    for row, coords, demand in zip(result["instances"], drawn.coords.numpy(), drawn.demand.numpy(), strict=True):
+        case = RoutingInstance("", "cvrp", coords, EXACT, demand, int(drawn.capacity[0]))
+        for tour, length in ((row["tour"], "length"), (row["imagined_tour"], "imagined_real_length")):
+            check_solution(case, np.array(tour))
+            assert row[length] == pytest.approx(tour_length(coords, np.array(tour), EXACT))
+        assert row["gap_percent"] > -1e-3
+
+
+def test_solve_refuses_a_reference_that_does_not_know_the_problem(cvrp_run, capsys):
+    code, line = refusal(capsys, cvrp_run, "--random", 1, "--reference", "lkh", "--device", "cpu")
+    assert code == 2 and "give --reference pyvrp" in line
+
+
+CVRPLIB = Path(solve.__file__).parents[1] / "shared" / "data" / "cvrplib"
+
+
+@pytest.mark.skipif(not CVRPLIB.is_dir(), reason="the library's files are not here")
+def test_solve_takes_every_file_of_the_library(cvrp_run, capsys):
+    files = sorted(CVRPLIB.glob("*.vrp"))
+    rows = solve_json(capsys, cvrp_run, *files)["instances"]
+    assert [row["name"] for row in rows] == [path.stem for path in files]
+    assert all(row["gap_percent"] > 0 for row in rows)
