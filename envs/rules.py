@@ -99,7 +99,7 @@ class Rules(ABC):
     @classmethod
     def under(cls, costs: Costs) -> type[Rules]:
         """The same rules in another cost world."""
-        return type(cls.__name__, (cls,), {"costs": costs})
+        return type(cls.__name__, (cls,), {"costs": costs, "__module__": cls.__module__})
 
     @classmethod
     def cost(

@@ -12,7 +12,7 @@ import config
 import dreamer
 import launch
 from dreamer import Dreamer, imagination_settings, make_pictures
-from envs.routing import TSPRules
+from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
@@ -197,7 +197,7 @@ def test_weights_alone_leave_the_counters():
 
 def test_make_pictures_draws_the_imagined_tour():
     pictures: Any = make_pictures(agent())
-    drawn = pictures(torch.rand(NODES, 2))
+    drawn = pictures(TSPInstance(torch.rand(1, NODES, 2)))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]
     assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
@@ -205,8 +205,9 @@ def test_make_pictures_draws_the_imagined_tour():
 
 
 def test_make_task_takes_the_nodes_from_the_config():
-    actions = ActionSpec("discrete", (9,), masked=True)
-    assert launch.make_task(debug_config(nodes=9)) == Task(rules=TSPRules, actions=actions, observations={})
+    task = launch.make_task(debug_config(nodes=9))
+    assert task.rules is not None and issubclass(task.rules, TSPRules)
+    assert task == Task(task.rules, actions=ActionSpec("discrete", (9,), masked=True), observations={})
 
 
 # Settings
