@@ -104,6 +104,7 @@ def test_policy_gradient_refuses_the_folder_of_another_run(tmp_path, capsys):
 @pytest.mark.parametrize("options", [(), ("--baseline", "critic", "--imag_start", "replay", "--imag_first", "stored")])
 def test_speed_prints_both_tables_and_leaves_the_code_as_it_was(options, capsys, monkeypatch):
     monkeypatch.setattr(speed, "ENV_SECONDS", 0.02)
+    monkeypatch.setattr(speed, "GUARD_PAIRS", 3)
     imagine = models.imagine
     speed.main(["--configs", "debug", "--device", "cpu", "--updates", "4", *options])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import dreamer
 from logger import METRICS
 
-SHORT = ["--steps", "4000", "--eval_every", "4000", "--valid_episodes", "2", "--eval_episodes", "20"]
+SHORT = ["--steps", "3500", "--eval_every", "3500", "--valid_episodes", "2", "--eval_episodes", "20"]
 
 
 def test_dreamer_learns_cartpole_to_100(tmp_path: Path):
