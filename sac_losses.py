@@ -7,6 +7,7 @@ discrete, Christodoulou (2019) with every expectation taken over legal actions o
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ Metrics = dict[str, Tensor]
 CRITICS = ("mse", "symlog_disc")
 
 
-class Soft(nn.Module):
+class Soft(nn.Module, ABC):
     """Policy, twin Q functions, their slow copies and the temperature. A subclass says what they are and minimise."""
 
     policy: Any
@@ -43,6 +44,7 @@ class Soft(nn.Module):
         self.discount, self.tau = discount, tau
         self.temperature = Temperature(device=device)
 
+    @abstractmethod
     def act(
         self,
         obs: dict[str, Tensor],
@@ -53,11 +55,10 @@ class Soft(nn.Module):
         generator: torch.Generator | None,
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Tensor]]:
         """An action for every environment, and what the policy remembers of each for the rest of the episode."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Metrics]:
         """The losses `q`, `policy` and `alpha` of a batch of sequences [B, T], and metrics."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:

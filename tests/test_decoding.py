@@ -172,6 +172,7 @@ def test_best_tours_of_cvrp_keep_the_rules_in_instances_of_any_size(method, num_
     cases = cvrp_instances(3, num_nodes)
     for case, plan in zip(cases, decode(make_cvrp_agent(), cases, method=method, samples=5), strict=True):
         check_solution(case, plan)
+        assert sorted(plan[plan != 0].tolist()) == list(range(1, num_nodes))
 
 
 def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
