@@ -18,8 +18,9 @@ from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
 from envs.rules import Instance, Rules
 from imagination import expand_instance
 from models import ImagBehavior
-from networks import PointerTables, TSPPointerActor, View
+from networks import PointerTables, TSPPointerActor
 from tools import uniform
+from views import View
 from world_model import RoutingContext, WorldModel
 
 # Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.

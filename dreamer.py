@@ -8,27 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-import checkpoint
 import launch
 from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
-from diagnosis import diagnose
-from envs.drawing import draw_open_loop, draw_tour
-from envs.rules import Instance, each_part
+from envs.rules import Instance
 from envs.tasks import ACTION_MASK, Task
-from evaluation import Pictures
 from guard import Guard
 from imagination import Imagination
+from learner import Learner, Losses
 from models import ImagBehavior
-from networks import Latent, PointerTables, TSPPointerActor, View, encode_static
-from optimizer import Optimizer, update_together
-from recovery import Recovery
+from networks import Latent, PointerTables, TSPPointerActor
+from optimizer import Optimizer
+from pictures import make_pictures
 from replay import Replay
 from tools import uniform
+from views import View, encode_static
 from world_model import Observed, RoutingContext, WorldModel
 
 DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
@@ -60,43 +57,6 @@ CHOICES = {
     "model.initialisation": ("torch", "published"),
     "optimizer.algorithm": ("adam", "laprop"),
 }
-# Rows that an open-loop picture observes before it imagines.
-OPEN_LOOP_SEEN = 8
-
-
-def imagination_settings(config: Config) -> Imagination:
-    """The keys that say how to imagine, in one object.
-
-    Raises:
-        ValueError: one cannot be read, or they do not go together.
-    """
-    return Imagination(
-        mask=config.imag_mask,
-        start=config.imag_start,
-        generated=config.imag_generated,
-        reward=config.imag_reward,
-        gradient=config.imag_gradient,
-        gradient_mix=config.imag_gradient_mix,
-        horizon=int(config.imag_horizon) if config.imag_horizon.isdigit() else config.imag_horizon,
-        tours=config.imag_tours,
-        first=config.imag_first,
-        augment=config.imag_augment,
-        penalty=config.imag_penalty,
-        baseline=config.baseline,
-        discount=config.discount,
-        lambda_=config.return_lambda,
-        target_clip=_range_or_name(config.target_clip),
-    )
-
-
-def _range_or_name(text: str) -> str | tuple[float, ...]:
-    """`[-20, 0]` as two numbers; any other text as it stands."""
-    if not text.startswith("["):
-        return text
-    try:
-        return tuple(float(part) for part in text.strip("[]").split(","))
-    except ValueError as error:
-        raise ValueError(f"target_clip is {text!r}; a range is written as two numbers, such as [-20, 0]") from error
 
 
 class Dreamer:
@@ -121,7 +81,7 @@ class Dreamer:
         self.task, self.device, self.guard = task, device, guard
         self.generators = generators
         validate_choices(config, CHOICES)
-        imagination = imagination_settings(config)
+        imagination = Imagination.of(config)
         if imagination.reward != "head" and config.reward_scale != 1:
             raise ValueError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
         optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
@@ -145,7 +105,15 @@ class Dreamer:
             clip=config.model.grad_clip,
             **optimizer,
         )
-        self.recovery = Recovery(self._optimizers(), {"model": self.model, "behavior": self.behavior}, guard=guard)
+        behavior = self.behavior
+        self.learner = Learner(
+            {"model": self.model_optimizer, "actor": behavior.actor_optimizer, "critic": behavior.critic_optimizer},
+            modules={"model": self.model, "behavior": behavior},
+            watched={"model": self.model, "actor": behavior.actor, "critic": behavior.critic},
+            follow=behavior.follow,
+            generators=generators,
+            guard=guard,
+        )
         self.batch_size = config.batch_size
         self.model_every, self.reward_updates = config.model_every, config.reward_updates
         # Routing trains on whole episodes, so that each row of a batch has one static context.
@@ -157,7 +125,6 @@ class Dreamer:
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
         if config.replay_context and task.rules is None:
             self.memory_spaces = self.model.memory_spaces
-        self.updates = 0
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
@@ -260,43 +227,40 @@ class Dreamer:
             replay: what has been lived through.
             progress: the share of the run that is over, for schedules.
         """
-        self.guard.update = self.updates
+        self.guard.update = self.learner.updates
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
         for _ in range(self.reward_updates if self.task.rules is not None and "reward" in self.model.heads else 0):
             metrics |= self._update_reward(self._sample(replay), progress)
-        draws = checkpoint.generator_state(self.generators)
         reward_range = (replay.reward_min, replay.reward_max)
-        losses, loss_metrics, observed = self._losses(batch, progress=progress, reward_range=reward_range)
-        if self.memory_spaces and observed is not None:
-            replay.rewrite(batch, self.model.memory(observed.latents))
-        applied, update_metrics = update_together(losses, progress=progress)
-        self.behavior.follow(applied)
+        with_model = self.learner.updates % self.model_every == 0
+        seen: list[Observed | None] = []
 
-        # On a GPU it is called some updates later, so it has to know which one it is about.
-        def diagnose(update: int = self.updates) -> dict[str, Any]:
-            return self._diagnose(batch, draws, update=update, progress=progress, reward_range=reward_range)
+        def compute() -> tuple[Losses, dict[str, Tensor]]:
+            losses, loss_metrics, observed = self._losses(
+                batch, with_model=with_model, progress=progress, reward_range=reward_range
+            )
+            seen.append(observed)
+            return losses, loss_metrics
 
-        if self.recovery.after_update(self.updates, diagnose=diagnose):
-            # Lest the same batches be drawn again.
-            self.generators["replay"].manual_seed(self.updates)
-        self.updates += 1
-        metrics["rollbacks_max"] = torch.full((), float(self.recovery.rollbacks), device=self.device)
-        return metrics | update_metrics | loss_metrics
+        metrics |= self.learner.update(compute, batch=batch, progress=progress)
+        if self.memory_spaces and seen[0] is not None:
+            replay.rewrite(batch, self.model.memory(seen[0].latents))
+        return metrics
 
     def _losses(
-        self, batch: dict[str, Tensor], *, progress: float, reward_range: tuple[Tensor, Tensor]
-    ) -> tuple[list[tuple[Tensor, list[Optimizer]]], dict[str, Tensor], Observed | None]:
-        """All losses of one update, each with the optimisers of the groups it reaches; metrics; the batch's latents."""
-        losses: list[tuple[Tensor, list[Optimizer]]] = []
+        self, batch: dict[str, Tensor], *, with_model: bool, progress: float, reward_range: tuple[Tensor, Tensor]
+    ) -> tuple[Losses, dict[str, Tensor], Observed | None]:
+        """All losses of one update, each with the groups it trains; metrics; the latents that the model saw."""
+        losses: Losses = []
         metrics: dict[str, Tensor] = {}
         observed = None
-        if self.updates % self.model_every == 0:
+        if with_model:
             model_losses, metrics, observed = self.model.loss(batch, self._noise(batch))
             self.guard.watch_all("model loss", model_losses)
             total = torch.stack([self.model.loss_scales[name] * loss for name, loss in model_losses.items()]).sum()
             metrics["model_loss"] = total.detach()
-            losses.append((total, [self.model_optimizer]))
+            losses.append((total, ("model",)))
         behavior_losses, behavior_metrics = self.behavior.losses(
             self.model,
             batch,
@@ -305,51 +269,23 @@ class Dreamer:
             reward_range=reward_range,
             generator=self.generators["imagination"],
         )
-        optimizers = self._optimizers()
         for name, loss in behavior_losses.items():
-            reached = ("critic", "model") if name == "replay_value" else (name,)
-            losses.append((loss, [optimizers[each] for each in reached]))
+            losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
         return losses, metrics | behavior_metrics, observed
-
-    def _diagnose(
-        self, batch: dict[str, Tensor], draws: dict[str, Any], *, update: int, **arguments: Any
-    ) -> dict[str, Any]:
-        """Run an update's losses again with the noise it had, to find what was not finite; changes nothing."""
-        now = checkpoint.generator_state(self.generators)
-        checkpoint.restore_generators(self.generators, draws)
-
-        def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
-            losses, _, _ = self._losses(batch, **arguments)
-            return [
-                (loss, {name: p for each in named for name, p in zip(each.names, each.parameters, strict=True)})
-                for loss, named in losses
-            ]
-
-        modules = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
-        try:
-            return diagnose(run_again, modules=modules, batch=batch, guard=self.guard, update=update)
-        finally:
-            checkpoint.restore_generators(self.generators, now)
-            self.behavior.scale.revert_unless(torch.zeros((), device=self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
-        self.recovery.mend()
+        self.learner.recovery.mend()
         return {
             "model": self.model.state_dict(),
             "behavior": self.behavior.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
-            "recovery": self.recovery.state_dict(),
-            "updates": self.updates,
+            **self.learner.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.load_weights(state)
-        for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.recovery.load_state_dict(state["recovery"])
-        self.updates = state["updates"]
+        self.learner.load_state_dict(state)
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Take model and behaviour from `state_dict` or `acting_weights`, and nothing else."""
@@ -359,14 +295,14 @@ class Dreamer:
             # Weights for acting come without a critic; it stays as it is.
             behavior = {**self.behavior.state_dict(), **behavior}
         self.behavior.load_state_dict(behavior)
-        self.recovery.keep()
+        self.learner.recovery.keep()
 
     def acting_weights(self) -> dict[str, dict[str, Tensor]]:
         """The weights of world model and actor, in half precision: what acting and imagining need.
 
         `load_weights` takes them as it takes `state_dict`.
         """
-        self.recovery.mend()
+        self.learner.recovery.mend()
         parts = {"model": (self.model, ""), "behavior": (self.behavior.actor, "actor.")}
         weights: dict[str, dict[str, Tensor]] = {}
         for part, (module, prefix) in parts.items():
@@ -376,13 +312,6 @@ class Dreamer:
                 prefix + name: value.half() if name in trained else value for name, value in module.state_dict().items()
             }
         return weights
-
-    def _optimizers(self) -> dict[str, Optimizer]:
-        return {
-            "model": self.model_optimizer,
-            "actor": self.behavior.actor_optimizer,
-            "critic": self.behavior.critic_optimizer,
-        }
 
     def _sample(self, replay: Replay) -> dict[str, Tensor]:
         sample = replay.sample_episodes if self.whole_episodes else replay.sample_windows
@@ -406,37 +335,6 @@ class Dreamer:
         return {"move_error": loss.detach().sqrt()}
 
 
-def make_pictures(agent: Dreamer) -> Pictures | None:
-    """What the agent imagines, drawn: a greedy tour of a routing instance, or an episode in open loop."""
-    rules = agent.task.rules
-
-    @torch.no_grad()
-    def imagined_tour(instance: Instance) -> dict[str, np.ndarray]:
-        instance = each_part(instance, lambda part: part[:1].to(agent.device))
-        trajectory, reward = agent.behavior.imagine_greedily(agent.model, instance)
-        assert trajectory.state is not None
-        tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
-        title = f"imagined: length {-float(reward.sum()):.3f} by the model"
-        return {"imagined": draw_tour(instance.coords[0].cpu().numpy(), tour.cpu().numpy(), title=title)}
-
-    def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        length = sequence["is_first"].shape[1]
-        seen = max(1, min(OPEN_LOOP_SEEN, length // 2))
-        if length < seen + 1:
-            return {}
-        generator = torch.Generator(agent.device).manual_seed(0)
-        noise = uniform((1, length, agent.model.rssm.stoch_size), generator)
-        predicted = agent.model.open_loop(sequence, seen=seen, noise=noise)
-        return {
-            f"open_loop_{name}": draw_open_loop(sequence[name][0].cpu().numpy(), value[0].cpu().numpy(), seen=seen)
-            for name, value in predicted.items()
-        }
-
-    if rules is not None:
-        return imagined_tour
-    return open_loop if agent.model.decoder is not None else None
-
-
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("dreamer.py", *launch.USER_ERRORS):
@@ -449,7 +347,12 @@ def main(argv: list[str]) -> None:
         if command.entry["evaluate"]:
             launch.evaluate_run(command, make_agent=Dreamer)
         else:
-            launch.train(command, argv=["dreamer.py", *argv], make_agent=Dreamer, make_pictures=make_pictures)
+            launch.train(
+                command,
+                argv=["dreamer.py", *argv],
+                make_agent=Dreamer,
+                make_pictures=lambda agent: make_pictures(agent.model, agent.behavior, device=agent.device),
+            )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from config import Config
 from envs.rules import Instance, State, each_part
-from networks import Latent, PointerTables, View, take_nodes
+from networks import Latent, PointerTables
+from views import View, take_nodes
 from world_model import Metrics, RoutingContext, WorldModel
 
 
@@ -45,6 +47,31 @@ class Imagination:
         "first": ("stored", "any"),
         "baseline": ("critic", "leave_one_out"),
     }
+
+    @classmethod
+    def of(cls, config: Config) -> Imagination:
+        """The choices that the keys of a config make.
+
+        Raises:
+            ValueError: one cannot be read, or they do not go together.
+        """
+        return cls(
+            mask=config.imag_mask,
+            start=config.imag_start,
+            generated=config.imag_generated,
+            reward=config.imag_reward,
+            gradient=config.imag_gradient,
+            gradient_mix=config.imag_gradient_mix,
+            horizon=int(config.imag_horizon) if config.imag_horizon.isdigit() else config.imag_horizon,
+            tours=config.imag_tours,
+            first=config.imag_first,
+            augment=config.imag_augment,
+            penalty=config.imag_penalty,
+            baseline=config.baseline,
+            discount=config.discount,
+            lambda_=config.return_lambda,
+            target_clip=_range_or_name(config.target_clip),
+        )
 
     def __post_init__(self) -> None:
         for name, allowed in self.CHOICES.items():
@@ -89,6 +116,16 @@ class Imagination:
                 raise ValueError(f"target_clip is {clip!r}; choose auto, none or a range such as [-20, 0]")
         elif len(clip) != 2 or clip[0] >= clip[1]:
             raise ValueError(f"target_clip is {clip}; a range has a lower and an upper bound, such as [-20, 0]")
+
+
+def _range_or_name(text: str) -> str | tuple[float, ...]:
+    """`[-20, 0]` as two numbers; any other text as it stands."""
+    if not text.startswith("["):
+        return text
+    try:
+        return tuple(float(part) for part in text.strip("[]").split(","))
+    except ValueError as error:
+        raise ValueError(f"target_clip is {text!r}; a range is written as two numbers, such as [-20, 0]") from error
 
 
 class Noise(NamedTuple):

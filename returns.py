@@ -8,8 +8,8 @@ from torch import Tensor
 
 from config import load_function
 from imagination import Imagination, Start, Trajectory, expand_instance
-from networks import take_nodes
 from tools import lambda_return, leave_one_out
+from views import take_nodes
 from world_model import Metrics, WorldModel
 
 

@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-import checkpoint
 import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
-from diagnosis import diagnose
 from envs.tasks import Task
 from guard import Guard
-from optimizer import Optimizer, update_together
-from recovery import Recovery
+from learner import Learner, Losses
+from optimizer import Optimizer
 from replay import Replay
 from sac_losses import CRITICS, ContinuousSoft, DiscreteSoft, Soft
 
@@ -63,13 +61,20 @@ class SAC:
         self.soft = self._make_soft(config)
         settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
-        self.optimizers = {
+        optimizers = {
             name: Optimizer(
                 name, {name: module}, guard=guard, lr=config.sac.lr, clip=config.sac.max_grad_norm, **settings
             )
             for name, module in groups.items()
         }
-        self.recovery = Recovery(self.optimizers, {"soft": self.soft}, guard=guard)
+        self.learner = Learner(
+            optimizers,
+            modules={"soft": self.soft},
+            watched={"q": self.soft.values, "policy": self.soft.policy},
+            follow=self.soft.follow,
+            generators=generators,
+            guard=guard,
+        )
         self.batch_size = config.batch_size
         # A transition is two rows; routing takes whole episodes, whose nodes are then encoded once.
         self.batch_length = 2
@@ -79,7 +84,6 @@ class SAC:
             self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self.bad_observations: dict[str, Tensor] = {}
-        self.updates = 0
 
     def _make_soft(self, config: Config) -> Soft:
         kind = self.task.actions.kind
@@ -140,74 +144,39 @@ class SAC:
             replay: what has been lived through.
             progress: the share of the run that is over, for schedules.
         """
-        self.guard.update = self.updates
+        self.guard.update = self.learner.updates
         sample = replay.sample_windows if self.task.rules is None else replay.sample_episodes
         batch = sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
         self.guard.watch_all("replayed", batch)
-        draws = checkpoint.generator_state({"model": self.generators["model"]})
-        losses, metrics = self.soft.losses(batch, self.generators["model"])
-        applied, update_metrics = update_together(
-            [(loss, [self.optimizers[name]]) for name, loss in losses.items()], progress=progress
-        )
-        self.soft.follow(applied)
 
-        # On a GPU it is called some updates later, so it has to know which one it is about.
-        def find_cause(update: int = self.updates) -> dict[str, Any]:
-            return self._diagnose(batch, draws, update=update)
+        def compute() -> tuple[Losses, dict[str, Tensor]]:
+            losses, metrics = self.soft.losses(batch, self.generators["model"])
+            return [(loss, (name,)) for name, loss in losses.items()], metrics
 
-        if self.recovery.after_update(self.updates, diagnose=find_cause):
-            # Lest the same batches be drawn again.
-            self.generators["replay"].manual_seed(self.updates)
-        self.updates += 1
+        metrics = self.learner.update(compute, batch=batch, progress=progress)
         for name in ("q", "policy"):
-            update_metrics[f"train/{name}_grad_norm"] = update_metrics.pop(f"{name}_grad_norm")
-        metrics |= {f"bad_{name}_max": count for name, count in self.bad_observations.items()}
-        metrics["rollbacks_max"] = torch.full((), float(self.recovery.rollbacks), device=self.device)
-        return metrics | update_metrics
-
-    def _diagnose(self, batch: dict[str, Tensor], draws: dict[str, Any], *, update: int) -> dict[str, Any]:
-        """Compute an update's losses again with the noise it had, to find what was not finite; changes nothing."""
-        generators = {"model": self.generators["model"]}
-        now = checkpoint.generator_state(generators)
-        checkpoint.restore_generators(generators, draws)
-
-        def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
-            losses, _ = self.soft.losses(batch, self.generators["model"])
-            return [
-                (loss, dict(zip(self.optimizers[name].names, self.optimizers[name].parameters, strict=True)))
-                for name, loss in losses.items()
-            ]
-
-        modules = {"q": self.soft.values, "policy": self.soft.policy}
-        try:
-            return diagnose(run_again, modules=modules, batch=batch, guard=self.guard, update=update)
-        finally:
-            checkpoint.restore_generators(generators, now)
+            metrics[f"train/{name}_grad_norm"] = metrics.pop(f"{name}_grad_norm")
+        return metrics | {f"bad_{name}_max": count for name, count in self.bad_observations.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
-        self.recovery.mend()
+        self.learner.recovery.mend()
         return {
             "soft": self.soft.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "recovery": self.recovery.state_dict(),
             "bad_observations": dict(self.bad_observations),
-            "updates": self.updates,
+            **self.learner.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.load_weights(state)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.recovery.load_state_dict(state["recovery"])
+        self.learner.load_state_dict(state)
         self.bad_observations = dict(state["bad_observations"])
-        self.updates = state["updates"]
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Take the networks from `state_dict`, and nothing else."""
         self.soft.load_state_dict(state["soft"])
-        self.recovery.keep()
+        self.learner.recovery.keep()
 
 
 def main(argv: list[str]) -> None:

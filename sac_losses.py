@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from envs.rules import Instance
 from envs.tasks import ACTION_MASK, Task
-from networks import PointerTables, TSPPointerActor, View, encode_static
+from networks import PointerTables, TSPPointerActor
 from sac_networks import (
     ActionValues,
     ObservationVector,
@@ -27,6 +27,7 @@ from sac_networks import (
     relu_mlp,
 )
 from tools import OneHotDist, ReturnScale, uniform
+from views import View, encode_static
 
 Metrics = dict[str, Tensor]
 CRITICS = ("mse", "symlog_disc")

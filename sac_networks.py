@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.tasks import ObservationKey
-from networks import TSPPointerActor, View
+from networks import TSPPointerActor
 from tools import SymexpTwoHot, symexp_bins
+from views import View
 
 # The logarithm of the standard deviation before the squashing, as far as it may go.
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0

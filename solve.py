@@ -142,7 +142,7 @@ def solve(
         groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
     total = sum(decoding.decisions(rules, size) * len(members) for (_, size, _), members in groups.items())
     outcomes: dict[int, Solution | ValueError] = {}
-    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=2, leave=False) as bar:
+    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=2, disable=None, leave=False) as bar:
         for (problem, _, _), members in groups.items():
             group = [instances[index] for index in members]
             begin = time.perf_counter()
@@ -171,7 +171,8 @@ def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | 
         # Those of a random set are kept from one call to the next.
         coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
         return list(map(float, RULES[problem].reference_lengths(as_instance(instances, coords))))
-    return [_reference(instance, solver) for instance in tqdm(instances, desc=solver, delay=2, leave=False)]
+    bar = tqdm(instances, desc=solver, delay=2, disable=None, leave=False)
+    return [_reference(instance, solver) for instance in bar]
 
 
 def _reference(instance: RoutingInstance, solver: str) -> int | float:
@@ -369,7 +370,7 @@ def main(argv: list[str]) -> None:
         elif solutions:
             print(table(solutions))
         if arguments.out is not None:
-            for solution in tqdm(solutions, desc="writing", delay=2, leave=False):
+            for solution in tqdm(solutions, desc="writing", delay=2, disable=None, leave=False):
                 write(solution, arguments.out)
     if failures:
         raise SystemExit(1)

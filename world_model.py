@@ -15,10 +15,11 @@ from envs.rules import Instance, State
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
 from moves import EvidenceEncoder, MoveHead
-from networks import RSSM, Latent, NodeHead, RoutingEncoder, View, take_nodes
+from networks import RSSM, Latent, NodeHead, RoutingEncoder
 from observations import ObservationDecoder, ObservationEncoder, select
 from sets import masked_share
 from tools import BernoulliDist, OneHotDist, SymexpTwoHot, SymlogGaussian, symexp_bins
+from views import View, take_nodes
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]

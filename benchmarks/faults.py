@@ -91,7 +91,7 @@ def in_gradient(group: str) -> Fault:
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
-        optimizer = agent._optimizers()[group]
+        optimizer = agent.learner.optimizers[group]
         apply = optimizer.apply
 
         def corrupted(gradients: Any, **arguments: Any) -> Any:
@@ -113,7 +113,7 @@ def in_moments(group: str, kind: str, value: float) -> Fault:
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
-        moments = agent._optimizers()[group].moments()
+        moments = agent.learner.optimizers[group].moments()
         chosen = [tensor for name, tensor in moments.items() if name.endswith(names)]
         _write(rng.choice(chosen), value, rng)
         yield
@@ -126,7 +126,7 @@ def in_parameter(group: str, value: float) -> Fault:
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
-        _write(rng.choice(agent._optimizers()[group].parameters), value, rng)
+        _write(rng.choice(agent.learner.optimizers[group].parameters), value, rng)
         yield
 
     return fault

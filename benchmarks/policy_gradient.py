@@ -35,8 +35,9 @@ from guard import Guard, NonFinite
 from imagination import expand_instance
 from launch import make_task
 from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
-from networks import TSPPointerActor, View
+from networks import TSPPointerActor
 from tools import leave_one_out, uniform
+from views import View
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20

@@ -189,7 +189,8 @@ def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I 
     """Optimal tours (up to 9 nodes), or tours by LKH, by the costs of moves from each node (row) to each (column)."""
     if costs.shape[-1] <= HELD_KARP_MAX_NODES:
         return held_karp_tours(costs)
-    return np.stack([lkh_tour(whole_distances(each)) for each in tqdm(costs, desc="reference tours", delay=2)])
+    bar = tqdm(costs, desc="reference tours", delay=2, disable=None)
+    return np.stack([lkh_tour(whole_distances(each)) for each in bar])
 
 
 def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I N"]) -> Float64[np.ndarray, " I"]:

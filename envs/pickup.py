@@ -85,7 +85,7 @@ class PickupRules(TSPRules):
         """What tours by the restricted dynamic programme cost."""
 
         def compute() -> Float64[np.ndarray, " I"]:
-            bar = tqdm(costs, desc="reference tours", delay=2)
+            bar = tqdm(costs, desc="reference tours", delay=2, disable=None)
             return np.array([shortest_length(each) for each in bar], dtype=np.float64)
 
         return cached_lengths(costs, version=REFERENCE_VERSION, compute=compute)

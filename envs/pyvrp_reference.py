@@ -88,7 +88,7 @@ def reference_plan_lengths(
     def compute() -> Float64[np.ndarray, " I"]:
         lengths = []
         rows = zip(coords, demand, capacity, strict=True)
-        for nodes, amounts, most in tqdm(rows, total=len(coords), desc="reference plans", delay=2):
+        for nodes, amounts, most in tqdm(rows, total=len(coords), desc="reference plans", delay=2, disable=None):
             instance = RoutingInstance("a random instance", "cvrp", nodes, EXACT, amounts, int(most))
             # Measured again, since PyVRP knows rounded distances only.
             lengths.append(tour_length(nodes, pyvrp_solution(instance), EXACT))

@@ -14,7 +14,6 @@ import checkpoint
 import config
 import dreamer
 from config import Config
-from dreamer import imagination_settings
 from envs.costs import find_costs
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
@@ -22,7 +21,7 @@ from envs.rules import Rules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from imagination import Noise, Start, Trajectory, imagine
+from imagination import Imagination, Noise, Start, Trajectory, imagine
 from models import ImagBehavior, WorldModel
 from moves import MoveHead
 from networks import TSPPointerActor
@@ -214,7 +213,7 @@ def make_behavior(task: Task, model: WorldModel, *, settings: Config, guard: Gua
     return ImagBehavior(
         task,
         model,
-        imagination=imagination_settings(settings),
+        imagination=Imagination.of(settings),
         actor=settings.actor,
         critic=settings.critic,
         optimizer={**settings.schedule.to_dict(), **settings.optimizer.to_dict()},

@@ -110,7 +110,7 @@ def test_section_acts_and_updates(name: str):
     assert all(metric.isfinite() for metric in metrics.values())
     assert {"model_loss", "actor_loss", "critic_loss"} <= metrics.keys()
     assert metrics.get("miss_rate", 0) == 0
-    assert agent.updates == 1
+    assert agent.learner.updates == 1
 
 
 @pytest.mark.parametrize("name", OF_SAC)
@@ -118,7 +118,7 @@ def test_section_of_sac_acts_and_updates(name: str):
     agent, metrics = act_and_update(section(name, **TINY), SAC)
     assert all(metric.isfinite() for metric in metrics.values())
     assert {"q_loss", "policy_loss", "alpha_loss"} <= metrics.keys()
-    assert agent.updates == 1
+    assert agent.learner.updates == 1
 
 
 @pytest.mark.parametrize("name", NAMED)

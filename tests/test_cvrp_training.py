@@ -19,9 +19,10 @@ from envs.rules import each_part
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from imagination import Trajectory
-from networks import TSPPointerActor, View
+from networks import TSPPointerActor
 from replay import Replay
 from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
+from views import View
 
 NODES = 6
 CVRP = Task(rules=CVRPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})

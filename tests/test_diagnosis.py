@@ -183,9 +183,14 @@ def test_diagnosis_changes_nothing_of_the_agent(agent: dreamer.Dreamer, replay: 
     draws = {name: generator.get_state() for name, generator in agent.generators.items()}
     torch.rand(3, generator=agent.generators["model"])
     now = {name: generator.get_state() for name, generator in agent.generators.items()}
-    before = {name: value.clone() for name, value in agent.recovery._state().items()}
-    agent._diagnose(batch, draws, update=1, progress=0.0, reward_range=(replay.reward_min, replay.reward_max))
-    after = agent.recovery._state()
+    before = {name: value.clone() for name, value in agent.learner.recovery._state().items()}
+
+    def compute() -> Any:
+        reward_range = (replay.reward_min, replay.reward_max)
+        return agent._losses(batch, with_model=True, progress=0.0, reward_range=reward_range)[:2]
+
+    agent.learner._find_cause(compute, batch=batch, draws=draws, update=1)
+    after = agent.learner.recovery._state()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(torch.equal(value, agent.generators[name].get_state()) for name, value in now.items())
     assert all(p.grad is None or p.grad.isfinite().all() for p in agent.model.parameters())
@@ -201,10 +206,10 @@ SKIPPED_GROUPS = {
 @pytest.mark.parametrize("kind", SKIPPED_GROUPS)
 def test_update_skips_one_group_alone_and_bitwise(agent: dreamer.Dreamer, replay: Replay, kind: str):
     agent.update(replay, progress=0.0)
-    before = {name: value.clone() for name, value in agent.recovery._state().items()}
+    before = {name: value.clone() for name, value in agent.learner.recovery._state().items()}
     with KINDS[kind](agent, random.Random(0)):
         agent.update(replay, progress=0.0)
-    after = agent.recovery._state()
+    after = agent.learner.recovery._state()
     group = SKIPPED_GROUPS[kind]
     own = {
         "model": ("model.", "model optimizer."),

@@ -11,12 +11,14 @@ import torch
 import config
 import dreamer
 import launch
-from dreamer import Dreamer, imagination_settings, make_pictures
+from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from imagination import Imagination
 from logger import METRICS
+from pictures import make_pictures
 from tools import uniform
 
 CPU = torch.device("cpu")
@@ -180,9 +182,9 @@ def test_restored_agent_acts_and_counts_like_the_saved_one():
     with torch.no_grad():
         for parameter in one.model.parameters():
             parameter.add_(0.1)
-    one.updates = 7
+    one.learner.updates = 7
     other.load_state_dict(one.state_dict())
-    assert other.updates == 7
+    assert other.learner.updates == 7
     for part in ("model", "behavior"):
         theirs = getattr(other, part).state_dict()
         assert all(torch.equal(value, theirs[name]) for name, value in getattr(one, part).state_dict().items())
@@ -190,13 +192,14 @@ def test_restored_agent_acts_and_counts_like_the_saved_one():
 
 def test_weights_alone_leave_the_counters():
     one, other = agent(), agent()
-    one.updates = 7
+    one.learner.updates = 7
     other.load_weights(one.state_dict())
-    assert other.updates == 0
+    assert other.learner.updates == 0
 
 
 def test_make_pictures_draws_the_imagined_tour():
-    pictures: Any = make_pictures(agent())
+    shown = agent()
+    pictures: Any = make_pictures(shown.model, shown.behavior, device=CPU)
     drawn = pictures(TSPInstance(torch.rand(1, NODES, 2)))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]
@@ -213,13 +216,13 @@ def test_make_task_takes_the_nodes_from_the_config():
 # Settings
 
 
-def test_imagination_settings_reads_horizon_and_range():
-    settings = imagination_settings(debug_config(imag_horizon="7", target_clip="[-20, 0]", baseline="critic"))
+def test_imagination_reads_horizon_and_range():
+    settings = Imagination.of(debug_config(imag_horizon="7", target_clip="[-20, 0]", baseline="critic"))
     assert settings.horizon == 7
     assert settings.target_clip == (-20.0, 0.0)
-    assert imagination_settings(debug_config()).horizon == "episode"
+    assert Imagination.of(debug_config()).horizon == "episode"
 
 
-def test_imagination_settings_refuses_a_range_that_is_none():
+def test_imagination_refuses_a_range_that_is_none():
     with pytest.raises(ValueError, match="target_clip is '\\[low, high\\]'; a range is written as two numbers"):
-        imagination_settings(debug_config(target_clip="[low, high]"))
+        Imagination.of(debug_config(target_clip="[low, high]"))

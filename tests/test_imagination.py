@@ -15,7 +15,6 @@ from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from imagination import Imagination, Trajectory, expand_instance
 from layers import MLP
-from networks import take_nodes
 from tests.scenes import (
     CPU,
     CRITIC,
@@ -35,6 +34,7 @@ from tests.scenes import (
     with_head,
 )
 from tools import OneHotDist
+from views import take_nodes
 
 # Legality
 

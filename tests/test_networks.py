@@ -11,19 +11,10 @@ from torch import Tensor, nn
 from envs.tasks import ActionSpec
 from layers import use_layer_norm
 from moves import MoveHead, move_geometry
-from networks import (
-    RSSM,
-    Critic,
-    MaskedActor,
-    NodeHead,
-    RoutingEncoder,
-    TSPPointerActor,
-    View,
-    summarise,
-    take_nodes,
-)
+from networks import RSSM, Critic, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActor
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 from tools import BoundedNormal, MultiOneHot, OneHotDist
+from views import View, summarise, take_nodes
 
 BATCH, NODES, FEATURES, FEAT = 3, 6, 2, 12
 

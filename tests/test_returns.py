@@ -119,10 +119,10 @@ def test_learned_reward_never_asks_for_the_true_cost(
     assert task.rules is not None
     lived = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=task.rules)
     request.getfixturevalue("cost_refused")
-    learner = agent(task, imag_reward="head", **choices)
+    trained = agent(task, imag_reward="head", **choices)
     for update in range(8):
-        learner.update(lived, progress=update / 8)
-    assert learner.updates == 8
+        trained.update(lived, progress=update / 8)
+    assert trained.learner.updates == 8
 
 
 def test_simulated_reward_asks_for_the_true_cost(replay: Replay, cost_refused: None):

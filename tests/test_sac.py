@@ -59,7 +59,7 @@ def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
 
 
 def parameters_of(agent: SAC) -> list[torch.Tensor]:
-    return [parameter for optimizer in agent.optimizers.values() for parameter in optimizer.parameters]
+    return [parameter for optimizer in agent.learner.optimizers.values() for parameter in optimizer.parameters]
 
 
 # The verbs
@@ -104,7 +104,7 @@ def test_update_moves_policy_values_and_temperature(critic: str):
     assert metrics.keys() >= MONITORED
     assert all(metric.isfinite() for metric in metrics.values())
     assert not any(torch.equal(old, new) for old, new in zip(before, parameters_of(agent), strict=True))
-    assert agent.updates == 3
+    assert agent.learner.updates == 3
 
 
 def test_restored_agent_goes_on_like_the_saved_one():
@@ -117,7 +117,7 @@ def test_restored_agent_goes_on_like_the_saved_one():
     one.update(replay, progress=0.0)
     other.update(replay, progress=0.0)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(parameters_of(one), parameters_of(other), strict=True))
-    assert other.updates == 4
+    assert other.learner.updates == 4
 
 
 def test_broken_q_function_is_named_and_undone():
@@ -145,7 +145,7 @@ def test_saved_state_is_finite_even_where_the_present_one_is_not():
 
 def test_temperature_is_the_very_tensor_that_its_optimiser_holds():
     agent, _ = pendulum_agent()
-    assert agent.optimizers["alpha"].parameters[0] is agent.soft.temperature.log_alpha
+    assert agent.learner.optimizers["alpha"].parameters[0] is agent.soft.temperature.log_alpha
 
 
 # Runs

@@ -34,7 +34,7 @@ def at_update(number: int, change: Callable[[Dreamer, Replay], None]) -> Any:
     update = Dreamer.update
 
     def with_change(agent: Dreamer, replay: Replay, *, progress: float) -> dict[str, Tensor]:
-        if agent.updates == number:
+        if agent.learner.updates == number:
             with torch.no_grad():
                 change(agent, replay)
         return update(agent, replay, progress=progress)
@@ -126,10 +126,10 @@ def test_checkpoint_of_a_broken_state_holds_the_last_good_one(runner, routing: l
     state_dict = Dreamer.state_dict
 
     def of_broken_state(agent: Dreamer) -> dict[str, Any]:
-        if agent.updates:
+        if agent.learner.updates:
             with torch.no_grad():
                 next(agent.behavior.actor.parameters()).fill_(math.nan)
-        saved.append(agent.updates)
+        saved.append(agent.learner.updates)
         return state_dict(agent)
 
     with patch.object(Dreamer, "state_dict", of_broken_state):

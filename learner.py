@@ -1,0 +1,111 @@
+"""An agent's updates: applied to each group of parameters, watched, explained where they fail, and gone back on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+from diagnosis import diagnose
+from guard import Guard
+from optimizer import Optimizer, update_together
+from recovery import Recovery
+
+# Each loss with the names of all the groups that it trains.
+Losses = list[tuple[Tensor, tuple[str, ...]]]
+Compute = Callable[[], tuple[Losses, dict[str, Tensor]]]
+
+
+class Learner:
+    """The groups of parameters that an agent trains, each with its optimiser, and what keeps them finite."""
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        *,
+        modules: Mapping[str, nn.Module],
+        watched: Mapping[str, nn.Module],
+        follow: Callable[[dict[str, Tensor]], None],
+        generators: Mapping[str, torch.Generator],
+        guard: Guard,
+    ) -> None:
+        """Take the state as it is now for the first good one.
+
+        Args:
+            optimizers: one per group, by the group's name.
+            modules: all that an update changes beside the optimisers, slow copies and statistics included.
+            watched: where a report looks for the first output that was not finite.
+            follow: lets slow copies and statistics follow an update, given for each group whether it was applied (1)
+                or skipped (0); with nothing but zeros it takes back what computing the losses has changed.
+            generators: all that losses draw from, and `replay`.
+            guard: told of everything that is not finite.
+        """
+        self.optimizers, self.watched, self.generators, self.guard = optimizers, watched, generators, guard
+        self.follow = follow
+        self.recovery = Recovery(optimizers, modules, guard=guard)
+        self.updates = 0
+
+    def update(self, compute: Compute, *, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Minimise the losses once; if updates keep failing, go back to the last good state.
+
+        Args:
+            compute: gives losses and metrics. It is called again, with the same random numbers, where they were not
+                finite, to find out why.
+            batch: what it computes them from.
+            progress: the share of the run that is over, for schedules.
+        """
+        draws = checkpoint.generator_state(self.generators)
+        losses, metrics = compute()
+        applied, update_metrics = update_together(self._with_optimizers(losses), progress=progress)
+        self.follow(applied)
+
+        # On a GPU it is called some updates later, so it has to know which one it is about.
+        def find_cause(update: int = self.updates) -> dict[str, Any]:
+            return self._find_cause(compute, batch=batch, draws=draws, update=update)
+
+        if self.recovery.after_update(self.updates, diagnose=find_cause):
+            # Lest the same batches be drawn again.
+            self.generators["replay"].manual_seed(self.updates)
+        self.updates += 1
+        rollbacks = torch.full((), float(self.recovery.rollbacks), device=losses[0][0].device)
+        return metrics | update_metrics | {"rollbacks_max": rollbacks}
+
+    def _with_optimizers(self, losses: Losses) -> list[tuple[Tensor, list[Optimizer]]]:
+        return [(loss, [self.optimizers[name] for name in names]) for loss, names in losses]
+
+    def _find_cause(
+        self, compute: Compute, *, batch: Mapping[str, Tensor], draws: dict[str, Tensor], update: int
+    ) -> dict[str, Any]:
+        """Compute an update's losses again with the noise it had, to find what was not finite; changes nothing."""
+        now = checkpoint.generator_state(self.generators)
+        checkpoint.restore_generators(self.generators, draws)
+
+        def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
+            return [
+                (loss, {name: p for each in named for name, p in zip(each.names, each.parameters, strict=True)})
+                for loss, named in self._with_optimizers(compute()[0])
+            ]
+
+        try:
+            return diagnose(run_again, modules=self.watched, batch=batch, guard=self.guard, update=update)
+        finally:
+            checkpoint.restore_generators(self.generators, now)
+            self.follow({name: each.parameters[0].new_zeros(()) for name, each in self.optimizers.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimisers and counters. Call `recovery.mend` before saving parameters."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "recovery": self.recovery.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`, with the parameters as they are now for the good ones."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.recovery.load_state_dict(state["recovery"])
+        self.updates = state["updates"]
