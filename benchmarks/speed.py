@@ -21,8 +21,8 @@ from unittest.mock import patch
 
 import torch
 
-import dreamer
 import launch
+import learner
 import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
@@ -140,7 +140,7 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
         "targets": (behavior, "targets"),
         "score": (behavior, "_actor_loss"),
         "critic": (behavior, "_critic_loss"),
-        "backward and step": (dreamer, "update_together"),
+        "backward and step": (learner, "update_together"),
     }
 
     def timed(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:

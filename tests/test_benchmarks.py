@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models
-from benchmarks import cost_fields, policy_gradient, speed, worlds
+from benchmarks import cost_fields, policy_gradient, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.instances import uniform_coords
@@ -173,3 +173,17 @@ def test_policy_gradient_pays_hidden_costs(instance):
     rollout = roll_out(agent, instance)
     shortest = torch.stack([tour_length(instance.coords, rollout.action[:, tour]) for tour in range(4)], 1)
     assert (rollout.tour_length > shortest).all() and (rollout.tour_length < 5 * shortest).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_sac_speed_compares_with_a_peer(capsys):
+    pytest.importorskip("stable_baselines3")
+    sac_speed.main(["--rounds", "1"])
+    table = capsys.readouterr().out
+    assert "| ours |" in table and "| stable-baselines3 |" in table and "ratio: " in table
+
+
+def test_sac_speed_refuses_a_number_of_rounds_that_is_none():
+    with pytest.raises(SystemExit, match="--rounds is '0'"):
+        sac_speed.main(["--rounds", "0"])
