@@ -184,6 +184,7 @@ def test_sac_speed_compares_with_a_peer(capsys):
     assert "| ours |" in table and "| stable-baselines3 |" in table and "ratio: " in table
 
 
-def test_sac_speed_refuses_a_number_of_rounds_that_is_none():
-    with pytest.raises(SystemExit, match="--rounds is '0'"):
+def test_sac_speed_refuses_a_number_of_rounds_that_is_none(capsys):
+    with pytest.raises(SystemExit):
         sac_speed.main(["--rounds", "0"])
+    assert "--rounds is '0'" in capsys.readouterr().err
