@@ -1,0 +1,108 @@
+"""The learner: what a failed update may and may not leave behind."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from guard import Guard, GuardSettings, culprit
+from learner import Learner, Losses
+from optimizer import Optimizer
+
+SETTINGS = GuardSettings(max_skips=2, snapshot_every=4, max_rollbacks=2, recovery=6)
+
+
+class Scene:
+    """One group, whose loss draws noise and moves a statistic, as an agent's losses do."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.guard = Guard("cpu", SETTINGS)
+        self.network = nn.Linear(3, 1)
+        self.statistic, self.before = torch.zeros(()), torch.zeros(())
+        self.generators = {name: torch.Generator().manual_seed(7) for name in ("noise", "replay")}
+        self.drawn: list[Tensor] = []
+        optimizer = Optimizer("network", {"network": self.network}, guard=self.guard, lr=0.1, clip=1.0, warmup=0)
+        self.learner = Learner(
+            {"network": optimizer},
+            modules={"network": self.network},
+            watched={"network": self.network},
+            follow=self.follow,
+            generators=self.generators,
+            guard=self.guard,
+        )
+
+    def follow(self, applied: dict[str, Tensor]) -> None:
+        self.statistic = torch.where(applied["network"] > 0, self.statistic, self.before)
+
+    def update(self, scale: float = 1.0) -> dict[str, Tensor]:
+        rows = torch.zeros(4, 1, dtype=torch.int64)
+        batch = {"inputs": torch.full((4, 1, 3), scale), "is_first": rows.bool(), "env": rows, "column": rows}
+
+        def compute() -> tuple[Losses, dict[str, Tensor]]:
+            noise = torch.rand(4, 1, 3, generator=self.generators["noise"])
+            self.drawn.append(noise)
+            self.before, self.statistic = self.statistic, self.statistic + 1
+            return [(self.network(batch["inputs"] + noise).square().mean(), ("network",))], {"seen": noise.mean()}
+
+        self.guard.update = self.learner.updates
+        return self.learner.update(compute, batch=batch, progress=0.0)
+
+
+def test_update_returns_metrics_of_losses_optimisers_and_rollbacks():
+    metrics = Scene().update()
+    assert {"seen", "network_grad_norm", "rollbacks_max"} <= metrics.keys()
+    assert metrics["rollbacks_max"] == 0
+
+
+def test_update_that_is_fine_computes_its_losses_once():
+    scene = Scene()
+    scene.update()
+    assert len(scene.drawn) == 1 and scene.statistic == 1 and scene.learner.updates == 1
+
+
+def test_failed_update_is_computed_again_with_the_same_noise():
+    scene = Scene()
+    scene.update(math.nan)
+    first, again = scene.drawn
+    assert torch.equal(first, again)
+    (report,) = scene.guard.reports
+    assert culprit(report) == "replayed inputs"
+
+
+def test_failed_update_leaves_parameters_statistics_and_generators_as_if_it_had_been_computed_once():
+    scene, fine = Scene(), Scene()
+    weight = scene.network.weight.clone()
+    scene.update(math.nan)
+    fine.update()
+    assert torch.equal(scene.network.weight, weight)
+    assert scene.statistic == 0
+    for name, generator in scene.generators.items():
+        assert torch.equal(generator.get_state(), fine.generators[name].get_state())
+
+
+def test_way_back_draws_other_batches():
+    scene = Scene()
+    scene.update(math.nan)
+    replay = scene.generators["replay"].get_state()
+    metrics = scene.update(math.nan)
+    assert metrics["rollbacks_max"] == 1
+    assert not torch.equal(scene.generators["replay"].get_state(), replay)
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+def test_restored_learner_goes_on_like_the_saved_one(updates: int):
+    one, other = Scene(), Scene()
+    for _ in range(updates):
+        one.update()
+    other.network.load_state_dict(one.network.state_dict())
+    other.learner.load_state_dict(copy.deepcopy(one.learner.state_dict()))
+    other.generators["noise"].set_state(one.generators["noise"].get_state())
+    one.update()
+    other.update()
+    assert other.learner.updates == updates + 1
+    assert torch.equal(one.network.weight, other.network.weight)
