@@ -293,7 +293,9 @@ def _static(
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
     tables = None
     if isinstance(behavior.actor, TSPPointerActor):
-        tables = behavior.actor.encode(model.rules.node_features(instance), valid=instance.valid)
+        # Where costs are hidden, all tours are planned by what is believed before the first move.
+        belief = None if model.belief is None else model.first_belief(instance)
+        tables = behavior.tables(model, instance, belief)
     return RoutingContext(instance=instance, nodes=nodes), tables
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 import launch
 from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
-from envs.rules import Instance
+from envs.costs import FACTORS, LAST_COST, LAST_NODE
+from envs.rules import CURRENT_NODE, Instance
 from envs.tasks import ACTION_MASK, Task
 from guard import Guard
 from imagination import Imagination
@@ -131,7 +132,10 @@ class Dreamer:
         latent = self.model.rssm.initial((num_envs,))
         spec = self.task.actions
         action = torch.zeros((num_envs, *spec.shape), dtype=spec.dtype, device=self.device)
-        return {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": {}}
+        state = {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": {}}
+        if self.model.belief is not None:
+            state["belief"] = latent.deter.new_zeros(num_envs, self.model.belief_size)
+        return state
 
     @torch.no_grad()
     def act(
@@ -152,7 +156,7 @@ class Dreamer:
             any_first: whether one does anywhere; static context is encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
-        view, context, static = None, None, state["static"]
+        view, context, static, belief = None, None, state["static"], None
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
             # Acting may begin in mid-episode, after a prefill by another policy.
@@ -163,18 +167,20 @@ class Dreamer:
             view = View.of(self.task.rules, states, obs[ACTION_MASK][:, None])
             if "nodes" in static:
                 context = RoutingContext(instance=instance, nodes=static["nodes"])
+            if self.model.belief is not None:
+                belief = self._believe(obs, instance, state["belief"], is_first)
         elif self.task.actions.masked:
             view = View(obs[ACTION_MASK][:, None])
         latent, feat = Latent(state["deter"], state["stoch"]), None
-        if self.behavior.actor.latent_size or self.model.belief_size:
+        if self.behavior.actor.latent_size:
             latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
             # One failed update must not leave its NaN in here until the episode ends.
             latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
         tables = None
-        if self.model.belief_size and feat is not None:
+        if belief is not None:
             # Every move tells more of what is hidden.
-            tables = self.behavior.tables(self.model, context, feat[:, 0])
+            tables = self.behavior.tables(self.model, instance, belief)
         elif isinstance(self.behavior.actor, TSPPointerActor):
             tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})
         dist = self.behavior.actor(feat, tables, view)
@@ -183,18 +189,28 @@ class Dreamer:
         else:
             shape = (is_first.shape[0], 1, *self.task.actions.shape)
             action = dist.sample(uniform(shape, generator))[:, 0]
-        return action, {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
+        state = {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
+        return action, state if belief is None else state | {"belief": belief}
 
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """What acting needs of each instance for a whole episode."""
         actor, encoded = self.behavior.actor, {}
-        if isinstance(actor, TSPPointerActor) and not self.model.belief_size:
+        if isinstance(actor, TSPPointerActor) and self.model.belief is None:
             assert self.task.rules is not None
             tables = actor.encode(self.task.rules.node_features(instance), valid=instance.valid)
             encoded = {name: table for name, table in tables._asdict().items() if table is not None}
-        if actor.latent_size or self.model.belief_size:
+        if actor.latent_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
+
+    def _believe(
+        self, obs: dict[str, Tensor], instance: Instance, before: Float[Tensor, "E L"], is_first: Bool[Tensor, " E"]
+    ) -> Float[Tensor, "E L"]:
+        """The belief after an observation; nothing passes from one episode to the next."""
+        rows = {name: obs[name][:, None] for name in (CURRENT_NODE, LAST_NODE, LAST_COST, FACTORS) if name in obs}
+        belief = self.model.believe(rows, instance, before.masked_fill(is_first[:, None], 0.0))[:, 0]
+        # One failed update must not leave its NaN in here until the episode ends.
+        return belief.nan_to_num(0.0, 0.0, 0.0)
 
     def _infer(
         self,

@@ -147,7 +147,12 @@ class Start(NamedTuple):
     state: Any
     context: RoutingContext | None
     weight: Float[Tensor, "B Q"]
-    belief: Float[Tensor, "B F"] | None = None
+    belief: Float[Tensor, "B L"] | None = None
+
+    @property
+    def instance(self) -> Instance | None:
+        """The instances of routing; None for any other task."""
+        return None if self.context is None else self.context.instance
 
 
 class Trajectory(NamedTuple):

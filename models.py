@@ -22,7 +22,7 @@ from optimizer import Optimizer
 from returns import Returns, replayed_returns, statistics
 from starts import episode_starts, start_from
 from tools import ReturnScale, SymexpTwoHot, uniform
-from world_model import Metrics, Observed, RoutingContext, WorldModel
+from world_model import Metrics, Observed, WorldModel
 
 # tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
 SATURATED = 4.0
@@ -139,7 +139,7 @@ class ImagBehavior(nn.Module):
             or self.critic_latent
             or self.mask_from == "predicted"
             or imagination.gradient != "reinforce"
-            or (imagination.reward == "head" and model.reward_latent and not model.belief_size)
+            or (imagination.reward == "head" and model.reward_latent)
         )
         self.actor_optimizer = Optimizer(
             "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
@@ -175,7 +175,7 @@ class ImagBehavior(nn.Module):
         choice = self.imagination
         differentiable = choice.gradient != "reinforce"
         start = self.start(model, batch, observed, generator)
-        tables = self.tables(model, start.context, start.belief)
+        tables = self.tables(model, start.instance, start.belief)
         horizon = self._horizon()
         noise = self._noise(model, start.weight.shape, horizon, generator)
         # A gradient that flows through imagined dynamics is the actor's alone.
@@ -218,7 +218,7 @@ class ImagBehavior(nn.Module):
             model,
             self.actor,
             start=start,
-            tables=self.tables(model, start.context, start.belief),
+            tables=self.tables(model, start.instance, start.belief),
             noise=None,
             horizon=model.rules.episode_steps(instance.coords.shape[1]),
             mask=self.mask_from,
@@ -226,16 +226,15 @@ class ImagBehavior(nn.Module):
         return trajectory, self.returns.reward(model, trajectory, start)
 
     def tables(
-        self, model: WorldModel, context: RoutingContext | None, belief: Float[Tensor, "B F"] | None
+        self, model: WorldModel, instance: Instance | None, belief: Float[Tensor, "B L"] | None
     ) -> PointerTables | None:
         """What a pointer needs of instances, and of what is believed of their hidden costs; None for other actors."""
-        if context is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
+        if instance is None or model.rules is None or not isinstance(self.actor, TSPPointerActor):
             return None
-        nodes = model.rules.node_features(context.instance)
+        nodes = model.rules.node_features(instance)
         if belief is None:
-            return self.actor.encode(nodes, valid=context.instance.valid)
-        moves = model.predict_moves(context.instance, belief)
-        return self.actor.encode(nodes, belief, moves, valid=context.instance.valid)
+            return self.actor.encode(nodes, valid=instance.valid)
+        return self.actor.encode(nodes, belief, model.predict_moves(instance, belief), valid=instance.valid)
 
     def start(
         self, model: WorldModel, batch: dict[str, Tensor], observed: Observed | None, generator: torch.Generator

@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layers import Normed
-
 # Numbers in a move's geometry, and where among them its length stands.
 GEOMETRY, LENGTH = 9, 6
 
@@ -25,25 +23,46 @@ def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]
     return torch.cat((origin, target, difference, length, difference / length), -1)
 
 
-class EvidenceEncoder(nn.Module):
-    """Encodes what the last move tells of hidden costs: its geometry, its cost, cost per distance, and a flag.
+class Belief(nn.Module):
+    """What is known of hidden costs: a recurrent filter of what each move so far has cost.
 
-    The flag is 0, and so is everything else, before the first move. Hidden factors that are shown come as points on the
-    unit circle, since they may stand for angles.
+    It reads a move's geometry, its cost, its cost per distance, and a flag; all of them are 0 before the first move.
+    Hidden factors that are shown come as points on the unit circle, since they may stand for angles.
+
+    Nothing is drawn, unlike in the RSSM: belief and head only learn together, and the little that each has to offer
+    the other in the beginning is drowned by the noise of a fresh latent.
     """
 
-    def __init__(self, factors: int, *, units: int) -> None:
+    def __init__(self, factors: int, *, size: int) -> None:
+        """Build the networks.
+
+        Args:
+            factors: hidden factors that are shown.
+            size: numbers in a belief.
+        """
         super().__init__()
-        self.factors, self.units = factors, units
-        self.mlp = nn.Sequential(Normed(GEOMETRY + 3 + 2 * factors, units), Normed(units, units))
+        self.factors, self.size = factors, size
+        evidence = GEOMETRY + 3 + 2 * factors
+        self.encoder = nn.Sequential(nn.Linear(evidence, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
+        self.cell = nn.GRU(size, size, batch_first=True)
 
     def forward(
         self,
-        origin: Float[Tensor, "*B 2"],
-        target: Float[Tensor, "*B 2"],
-        cost: Float[Tensor, "*B"],
-        factors: Float[Tensor, "*B F"] | None,
-    ) -> Float[Tensor, "*B U"]:
+        origin: Float[Tensor, "B T 2"],
+        target: Float[Tensor, "B T 2"],
+        cost: Float[Tensor, "B T"],
+        factors: Float[Tensor, "B T F"] | None,
+        before: Float[Tensor, "B L"] | None = None,
+    ) -> Float[Tensor, "B T L"]:
+        """The belief after each of T moves.
+
+        Args:
+            origin: where the moves began; where they ended, too, if there was none.
+            target: where they ended.
+            cost: of each.
+            factors: that are shown; None where nobody knows them.
+            before: the belief before the first of these moves; None where an episode begins.
+        """
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH : LENGTH + 1]
         moved = (origin != target).any(-1, keepdim=True)
@@ -54,23 +73,26 @@ class EvidenceEncoder(nn.Module):
             # Where nobody knows them they are at the centre.
             circle = functional.pad(circle, (0, 2 * self.factors - circle.shape[-1]))
             evidence = torch.cat((evidence, circle), -1)
-        return self.mlp(evidence)
+        return self.cell(self.encoder(evidence), None if before is None else before[None])[0]
 
 
 class MoveHead(nn.Module):
-    """What a move earns, from its geometry and, if wanted, the latent before it.
+    """What a move earns, from its geometry and, if wanted, a vector that says more: a latent, or a belief.
 
     Sees both nodes, their difference, its length and its direction, and gives `out0 * length + out1`: a network that
     has to find the length in a latent vector needs far more moves than one that is handed it. Starts at zero.
+    What the vector says scales what the head makes of the geometry, since a cost that depends on the direction of
+    something hidden is a product of the two.
     """
 
     def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
         super().__init__()
-        sizes = [GEOMETRY + latent_size] + [units] * layers
+        sizes = [GEOMETRY] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             parts += [nn.Linear(size_in, size_out), nn.SiLU()]
-        self.hidden = nn.Sequential(*parts)
+        self.first, self.rest = nn.Sequential(*parts[:2]), nn.Sequential(*parts[2:])
+        self.gate = nn.Linear(latent_size, units) if latent_size else None
         self.output = nn.Linear(units, 2)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -83,13 +105,9 @@ class MoveHead(nn.Module):
     ) -> Float[Tensor, "*B"]:
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH]
-        first, *rest = self.hidden
-        assert isinstance(first, nn.Linear)
-        hidden = functional.linear(geometry, first.weight[:, :GEOMETRY], first.bias)
-        if latent is not None:
-            # Apart, since one latent may answer for many moves.
-            hidden = hidden + functional.linear(latent, first.weight[:, GEOMETRY:])
-        for part in rest:
-            hidden = part(hidden)
-        out = self.output(hidden)
+        hidden = self.first(geometry)
+        if self.gate is not None:
+            assert latent is not None, "this head reads a latent or a belief"
+            hidden = hidden * (1 + self.gate(latent))
+        out = self.output(self.rest(hidden))
         return out[..., 0] * length + out[..., 1]

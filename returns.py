@@ -45,7 +45,7 @@ class Returns:
             else:
                 origin = take_nodes(instance.coords, before.current)
                 target = take_nodes(instance.coords, action)
-            latent = None if feat is None else feat[:, :, :-1]
+            latent = feat[:, :, :-1] if feat is not None and model.reward_latent else None
             if start.belief is not None:
                 # What it knew at the start answers for all that it imagines from there.
                 latent = start.belief[:, None, None]

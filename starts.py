@@ -82,13 +82,12 @@ def episode_starts(
         nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
         first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
     state = model.rules.reset(expand_instance(instance, shape), first)
-    latent, belief = None, None
-    if needs_latent or model.belief_size:
+    latent = None
+    if needs_latent:
         noise = None if generator is None else uniform((*shape, model.rssm.stoch_size), generator)
         latent = model.begin(context, state, noise)
-    if latent is not None and model.belief_size:
-        belief = latent.feat()[:, 0]
-    return Start(latent if needs_latent else None, state, context, torch.ones(shape, device=device), belief)
+    belief = None if model.belief is None else model.first_belief(instance).detach()
+    return Start(latent, state, context, torch.ones(shape, device=device), belief)
 
 
 def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
@@ -124,11 +123,11 @@ def row_starts(
         batch: replayed sequences that begin at an episode's first row.
         observed: the batch's latents where they are known already.
         tours: trajectories of each row.
-        needs_latent: whether anybody reads more of the latents than the belief.
+        needs_latent: whether anybody reads the latents.
         generator: draws the rows, and latents that are not known yet.
     """
     assert model.rules is not None, "only routing has whole episodes"
-    if observed is None:
+    if observed is None and needs_latent:
         observed = model.observe(batch, uniform((*batch["reward"].shape, model.rssm.stoch_size), generator))
     count = batch["reward"].shape[0]
     rows = torch.arange(count, device=batch["reward"].device)
@@ -136,15 +135,18 @@ def row_starts(
     # The smaller of two uniform draws.
     drawn = uniform((count, 2), generator).amin(-1)
     row = (drawn * decisions).long()
-    _, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
+    instance, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
     shape = torch.Size((count, tours))
     states = type(state)(*(part[:, None].expand(*shape, *part.shape[1:]) for part in state))
-    latent = Latent(*(part.detach()[rows, row][:, None].expand(*shape, *part.shape[2:]) for part in observed.latents))
-    context = observed.context
-    assert context is not None
-    context = context._replace(nodes=context.nodes.detach())
-    belief = latent.feat()[:, 0] if model.belief_size else None
-    return Start(latent if needs_latent else None, states, context, torch.ones(shape, device=rows.device), belief)
+    latent, belief = None, None
+    if observed is not None and needs_latent:
+        parts = (part.detach()[rows, row][:, None].expand(*shape, *part.shape[2:]) for part in observed.latents)
+        latent = Latent(*parts)
+    with torch.no_grad():
+        context = model.context(instance)
+        if model.belief is not None:
+            belief = model.believe(batch, instance)[rows, row]
+    return Start(latent, states, context, torch.ones(shape, device=rows.device), belief)
 
 
 def replayed_starts(

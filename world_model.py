@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
-from envs.rules import Instance, State
+from envs.rules import CURRENT_NODE, Instance, State
 from envs.tasks import ACTION_MASK, Task
 from layers import MLP, embed_actions, initialise, use_layer_norm
-from moves import EvidenceEncoder, MoveHead
+from moves import Belief, MoveHead
 from networks import RSSM, Latent, NodeHead, RoutingEncoder
 from observations import ObservationDecoder, ObservationEncoder, select
 from sets import masked_share
@@ -89,20 +89,22 @@ class WorldModel(nn.Module):
             action_size, embed_size, node_size = encoder.node_size, encoder.embed_size, encoder.node_size
             scales.pop("decoder")
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
-        self.evidence: EvidenceEncoder | None = None
+        self.belief: Belief | None = None
+        self.belief_size = 0
         if settings.belief:
             if self.rules is None or not self.rules.costs.hidden:
                 raise ValueError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
             costs = self.rules.costs
-            self.evidence = EvidenceEncoder(costs.hidden if costs.shown == "factors" else 0, units=units)
-            embed_size += units
+            if settings.reward_latent:
+                raise ValueError("the move head reads a belief or the latent: set model.reward_latent: false")
+            self.belief = Belief(costs.hidden if costs.shown == "factors" else 0, size=units)
+            self.belief_size = units
         self.rssm = RSSM(action_size, embed_size, **settings.rssm.to_dict())
         feat_size = self.rssm.feat_size
         if "decoder" in self.loss_scales:
             decoded = select(task.observations, settings.decode_keys)
             self.decoder = ObservationDecoder(decoded, feat_size, units=units, layers=layers, depth=settings.depth)
-        self.belief_size = feat_size if settings.belief else 0
-        self.reward_latent = settings.reward_latent or settings.belief
+        self.reward_latent = settings.reward_latent
         self.position_as_node = settings.current_pos == "node"
         self.register_buffer("bins", symexp_bins(settings.bins, device="cpu"))
         heads: dict[str, nn.Module] = {}
@@ -110,7 +112,7 @@ class WorldModel(nn.Module):
             if self.rules is None:
                 heads["reward"] = MLP(feat_size, settings.bins, units=units, layers=1, zero_output=True)
             else:
-                latent_size = feat_size if self.reward_latent else 0
+                latent_size = feat_size if self.reward_latent else self.belief_size
                 heads["reward"] = MoveHead(latent_size=latent_size, units=settings.move_units, layers=2)
         if "cont" in self.loss_scales:
             heads["cont"] = MLP(feat_size, 1, units=units, layers=1)
@@ -150,17 +152,25 @@ class WorldModel(nn.Module):
         if self.encoder is not None:
             return self.encoder(obs)
         assert self.routing_encoder is not None and context is not None and view is not None
-        embed = self.routing_encoder(context.nodes, view)
-        if self.evidence is None:
-            return embed
-        assert view.current is not None
-        target, shape = take_nodes(context.instance.coords, view.current), view.current.shape
-        origin, cost, factors = target, torch.zeros(shape, device=target.device), None
-        if LAST_NODE in obs:
-            origin = take_nodes(context.instance.coords, obs[LAST_NODE].view(shape))
-            cost = obs[LAST_COST].view(shape)
-            factors = obs[FACTORS].view(*shape, -1) if FACTORS in obs else None
-        return torch.cat((embed, self.evidence(origin, target, cost, factors)), -1)
+        return self.routing_encoder(context.nodes, view)
+
+    def believe(
+        self, obs: dict[str, Tensor], instance: Instance, before: Float[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B T L"]:
+        """The belief about hidden costs after each row of observations [B, T, ...] of one episode.
+
+        `before` is the belief before the first of these rows; None where the episode begins there.
+        """
+        assert self.belief is not None, "this model keeps no belief"
+        origin = take_nodes(instance.coords, obs[LAST_NODE])
+        target = take_nodes(instance.coords, obs[CURRENT_NODE])
+        return self.belief(origin, target, obs[LAST_COST].squeeze(-1), obs.get(FACTORS), before)
+
+    def first_belief(self, instance: Instance) -> Float[Tensor, "B L"]:
+        """The belief before any move, where nothing was observed."""
+        assert self.belief is not None, "this model keeps no belief"
+        here = instance.coords[:, :1]
+        return self.belief(here, here, torch.zeros_like(here[..., 0]), None)[:, 0]
 
     def embed_action(self, action: Tensor, context: RoutingContext | None) -> Float[Tensor, "B *Q A"]:
         """What the RSSM sees of actions [B, *Q, *shape]; in routing, the embedding of the node chosen."""
@@ -318,27 +328,25 @@ class WorldModel(nn.Module):
         # The last row's action was never carried out, and the next episode's first reward answers no action.
         weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
         reward = batch["reward"][:, 1:]
-        if self.belief_size and feat is not None:
+        latent = feat[:, :-1] if feat is not None and self.reward_latent else None
+        if self.belief is not None:
             # A belief that is asked about the next move alone need not remember what it knows.
-            origin, target, feat = origin[:, None], target[:, None], feat[:, :-1, None]
+            origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
             weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
-        elif feat is not None:
-            feat = feat[:, :-1]
-        predicted = self.predict_move(origin, target, feat)
+        predicted = self.predict_move(origin, target, latent)
         return ((predicted - reward).square() * weight).sum() / weight.sum().clamp(min=1)
 
     def predict_move(
-        self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], feat: Float[Tensor, "*#B F"] | None
+        self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], latent: Float[Tensor, "*#B F"] | None
     ) -> Float[Tensor, "*B"]:
-        """The reward that the move head expects of moves between two positions."""
-        return self.heads["reward"](origin, target, feat if self.reward_latent else None)
+        """The reward that the move head expects of moves between two positions, by a latent feature or a belief."""
+        return self.heads["reward"](origin, target, latent)
 
     @torch.no_grad()
-    def predict_moves(self, instance: Instance, belief: Float[Tensor, "B F"] | None) -> Float[Tensor, "B N N"]:
+    def predict_moves(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "B N N"]:
         """What it expects of every move from a node (row) to a node (column) of each instance."""
         coords = instance.coords
-        feat = None if belief is None else belief[:, None, None]
-        return self.predict_move(coords[:, :, None], coords[:, None], feat)
+        return self.predict_move(coords[:, :, None], coords[:, None], None if belief is None else belief[:, None, None])
 
     def predict_reward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
         """The reward that arrives with a latent, for tasks without rules."""

@@ -30,7 +30,6 @@ from envs.instances import TEST_SEED, field_test_coords
 from envs.rules import Instance
 from envs.vector import RoutingVectorEnv
 from imagination import imagine
-from networks import Latent
 from starts import episode_starts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
@@ -82,7 +81,7 @@ def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -
     state, believed = agent.initial_state(1), []
     for _ in range(rules.episode_steps(num_nodes)):
         action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
-        believed.append(Latent(state["deter"], state["stoch"]).feat())
+        believed.append(state["belief"])
         obs, _, _, _, info = env.step(action)
     return believed
 
@@ -117,7 +116,7 @@ def planned_tour(agent: Dreamer, instance: Instance, belief: Float[Tensor, "1 F"
         model,
         behavior.actor,
         start=start._replace(belief=belief),
-        tables=behavior.tables(model, start.context, belief),
+        tables=behavior.tables(model, instance, belief),
         noise=None,
         horizon=instance.coords.shape[1],
     )

@@ -19,6 +19,8 @@ from torch import Tensor
 from envs.costs import EUCLIDEAN, Costs
 
 MIN_NODES = 3
+# The key of observations that says where a tour stands.
+CURRENT_NODE = "current_node"
 
 # Finite bounds keep gymnasium's environment checker silent; squares of coordinates within them fit float32.
 COORDS_LIMIT = 1e9
@@ -260,6 +262,6 @@ def node_spaces(num_nodes: int) -> dict[str, spaces.Space]:
     return {
         "coords": spaces.Box(-COORDS_LIMIT, COORDS_LIMIT, (num_nodes, 2), np.float32),
         "visited": spaces.Box(0, 1, (num_nodes,), np.bool_),  # type: ignore[arg-type]
-        "current_node": spaces.Discrete(num_nodes),
+        CURRENT_NODE: spaces.Discrete(num_nodes),
         "action_mask": spaces.Box(0, 1, (num_nodes,), np.bool_),  # type: ignore[arg-type]
     }

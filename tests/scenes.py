@@ -248,7 +248,7 @@ class Scene:
             self.model,
             self.behavior.actor,
             start=start,
-            tables=self.behavior.tables(self.model, start.context, start.belief),
+            tables=self.behavior.tables(self.model, start.instance, start.belief),
             noise=noise,
             horizon=horizon,
             mask=mask,

@@ -1,4 +1,4 @@
-"""Belief about hidden costs: what the latent reads, what the head is asked, and how the actor comes to know."""
+"""Belief about hidden costs: what it reads, what the head is asked, and how the actor comes to know."""
 
 from __future__ import annotations
 
@@ -44,85 +44,87 @@ def stretched(count: int = 4, *, shown: str = "paid") -> dict[str, Tensor]:
     return episodes(count, rules=rules)
 
 
-def posterior_entropy(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
-    """What is sampled may stay as it is where the distribution changes a little."""
-    return scene.observe(batch).posterior.entropy()
+def beliefs(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
+    return scene.model.believe(batch, instance)
 
 
-def feats(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
-    return scene.observe(batch).latents.feat()
+# What the belief reads
 
 
-# What the latent reads
-
-
-def test_latent_knows_what_the_last_move_cost_and_not_what_the_next_will():
+def test_belief_knows_what_the_last_move_cost_and_not_what_the_next_will():
     scene, batch = believing(), stretched()
     changed = batch["last_cost"].clone()
     changed[:, 3] *= 2
-    before, after = posterior_entropy(scene, batch), posterior_entropy(scene, batch | {"last_cost": changed})
+    before, after = beliefs(scene, batch), beliefs(scene, batch | {"last_cost": changed})
     assert before[:, :3].equal(after[:, :3])
-    assert (before[:, 3] != after[:, 3]).any(-1).all()
+    assert (before[:, 3:] != after[:, 3:]).any(-1).all()
 
 
-def test_latent_without_belief_reads_no_costs():
-    scene, batch = Scene(HIDDEN), stretched()
-    assert feats(scene, batch).equal(feats(scene, batch | {"last_cost": batch["last_cost"] + 1}))
+def test_latent_reads_no_costs():
+    scene, batch = believing(), stretched()
+    changed = batch | {"last_cost": batch["last_cost"] + 1}
+    assert scene.observe(batch).latents.feat().equal(scene.observe(changed).latents.feat())
 
 
-def test_blank_costs_tell_the_latent_nothing():
+def test_blank_costs_tell_the_belief_nothing():
     scene = believing(shown="nothing")
     paid, blank = stretched(), stretched(shown="nothing")
     assert paid["reward"].equal(blank["reward"]) and (blank["last_cost"] == 0).all()
     other = blank | {"reward": 2 * blank["reward"]}
-    assert feats(scene, blank).equal(feats(scene, other))
+    assert beliefs(scene, blank).equal(beliefs(scene, other))
 
 
-def test_shown_factors_reach_the_latent_at_the_first_row():
+def test_shown_factors_reach_the_belief_at_the_first_row():
     scene, batch = believing(shown="factors"), stretched(shown="factors")
     other = batch | {"factors": (batch["factors"] + 0.5) % 1}
-    assert (posterior_entropy(scene, batch)[:, 0] != posterior_entropy(scene, other)[:, 0]).any(-1).all()
+    assert (beliefs(scene, batch)[:, 0] != beliefs(scene, other)[:, 0]).any(-1).all()
 
 
-def test_evidence_of_an_episodes_first_row_is_that_of_no_move():
+def test_belief_of_an_episodes_first_row_is_that_of_no_move():
     scene, batch = believing(), stretched()
-    assert scene.model.evidence is not None
-    first = {key: value[:, 0] for key, value in batch.items()}
-    here = first["coords"][:, 0]
-    evidence = [scene.model.evidence(here, here, cost, None) for cost in (torch.zeros(4), torch.ones(4))]
-    torch.testing.assert_close(evidence[0], evidence[1])
-    torch.testing.assert_close(evidence[0], evidence[0][:1].expand(4, -1))
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
+    first = beliefs(scene, batch)[:, 0]
+    torch.testing.assert_close(first, scene.model.first_belief(instance))
+    torch.testing.assert_close(first, first[:1].expand(4, -1))
+
+
+def test_belief_goes_on_from_the_one_before():
+    scene, batch = believing(), stretched()
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
+    whole = beliefs(scene, batch)
+    later = {key: value[:, 3:] for key, value in batch.items()}
+    torch.testing.assert_close(scene.model.believe(later, instance, whole[:, 2]), whole[:, 3:])
 
 
 # What the head is asked
 
 
-def hand_loss(scene: Scene, batch: dict[str, Tensor], feat: Tensor) -> float:
+def hand_loss(scene: Scene, batch: dict[str, Tensor], belief: Tensor) -> float:
     """Every move of every episode, asked of every belief from the first up to the one it was chosen with."""
     errors = []
     for row in range(batch["reward"].shape[0]):
         for move in range(NODES):
             origin, target = (batch["coords"][row, 0, batch[key][row, move]] for key in ("current_node", "action"))
             for time in range(move + 1):
-                predicted = scene.model.predict_move(origin, target, feat[row, time])
+                predicted = scene.model.predict_move(origin, target, belief[row, time])
                 errors.append((predicted - batch["reward"][row, move + 1]).square())
     return torch.stack(errors).mean().item()
 
 
 def test_head_is_trained_on_all_moves_still_to_come():
     scene, batch = believing(), stretched()
-    feat = feats(scene, batch)
     instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
-    loss = scene.model.move_loss(batch, instance, feat)
-    assert loss.item() == pytest.approx(hand_loss(scene, batch, feat), rel=1e-5)
+    loss = scene.model.move_loss(batch, instance, None)
+    assert loss.item() == pytest.approx(hand_loss(scene, batch, beliefs(scene, batch)), rel=1e-5)
 
 
 def test_loss_of_the_head_reaches_what_reads_the_costs():
     scene, batch = believing(), stretched()
     losses, _, _ = scene.model.loss(batch, torch.rand(4, NODES + 1, scene.model.rssm.stoch_size, generator=generator()))
     losses["reward"].backward()
-    assert scene.model.evidence is not None
-    gradients = [parameter.grad for parameter in scene.model.evidence.parameters()]
+    assert scene.model.belief is not None
+    gradients = [parameter.grad for parameter in scene.model.belief.parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
@@ -131,8 +133,8 @@ def test_move_head_gives_the_same_for_one_latent_of_many_moves():
     without_zero_outputs(head)
     origin, target, latent = torch.rand(3, 7, 2), torch.rand(3, 7, 2), torch.rand(3, 1, 5)
     torch.testing.assert_close(head(origin, target, latent), head(origin, target, latent.expand(3, 7, 5)))
-    inputs = torch.cat((move_geometry(origin, target), latent.expand(3, 7, 5)), -1)
-    out = head.output(head.hidden(inputs))
+    assert head.gate is not None
+    out = head.output(head.rest(head.first(move_geometry(origin, target)) * (1 + head.gate(latent))))
     expected = out[..., 0] * (target - origin).norm(dim=-1) + out[..., 1]
     torch.testing.assert_close(head(origin, target, latent), expected)
 
@@ -147,11 +149,11 @@ def observed_and_start(scene: Scene, batch: dict[str, Tensor]) -> tuple[Observed
 
 def test_row_starts_are_rows_of_their_episode_with_their_belief():
     scene, batch = believing(imag_tours=3), stretched(64)
-    observed, start = observed_and_start(scene, batch)
+    _, start = observed_and_start(scene, batch)
     row = start.state.visited[:, 0].sum(-1) - 1
     every = torch.arange(64)
     assert start.state.current.equal(batch["current_node"][every, row][:, None].expand(-1, 3))
-    assert start.belief.equal(observed.latents.feat()[every, row])
+    torch.testing.assert_close(start.belief, beliefs(scene, batch)[every, row])
     assert (start.weight == 1).all() and start.latent is None
 
 
@@ -245,19 +247,31 @@ def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list
     return seen
 
 
-def test_acting_embeds_what_training_embeds(monkeypatch: pytest.MonkeyPatch):
+def test_acting_believes_what_training_believes(monkeypatch: pytest.MonkeyPatch):
     agent = hidden_agent(**BELIEF)
-    encode, seen = agent.model.encode, []
+    believe, seen = agent.model.believe, []
 
     def record(*arguments: Any) -> Tensor:
-        seen.append(encode(*arguments))
+        seen.append(believe(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(agent.model, "encode", record)
+    monkeypatch.setattr(agent.model, "believe", record)
     batch = greedy_episode(agent)
-    context, view = agent.model.episode_context(batch)
-    torch.testing.assert_close(torch.cat(seen, 1), encode(batch, context, view))
+    instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
+    torch.testing.assert_close(torch.cat(seen, 1), believe(batch, instance))
     assert (batch["last_cost"][:, 1:] > 0).all()
+
+
+def test_belief_begins_anew_with_every_episode():
+    agent = hidden_agent(**BELIEF)
+    first = greedy_episode(agent)
+    state = agent.initial_state(2)
+    state["belief"] += 1
+    obs = {key: value[:, 0] for key, value in first.items()}
+    arguments: dict[str, Any] = {"is_first": torch.ones(2, dtype=torch.bool), "any_first": True, "generator": None}
+    _, after = agent.act(obs, agent.initial_state(2), **arguments)
+    _, second = agent.act(obs, state, **arguments)
+    assert after["belief"].equal(second["belief"])
 
 
 def test_acting_encodes_again_with_every_move_that_was_paid_for(monkeypatch: pytest.MonkeyPatch):
