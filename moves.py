@@ -91,7 +91,7 @@ class MoveHead(nn.Module):
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             parts += [nn.Linear(size_in, size_out), nn.SiLU()]
-        self.first, self.rest = nn.Sequential(*parts[:2]), nn.Sequential(*parts[2:])
+        self.hidden = nn.Sequential(*parts)
         self.gate = nn.Linear(latent_size, units) if latent_size else None
         self.output = nn.Linear(units, 2)
         nn.init.zeros_(self.output.weight)
@@ -105,9 +105,9 @@ class MoveHead(nn.Module):
     ) -> Float[Tensor, "*B"]:
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH]
-        hidden = self.first(geometry)
+        hidden = self.hidden[:2](geometry)
         if self.gate is not None:
             assert latent is not None, "this head reads a latent or a belief"
             hidden = hidden * (1 + self.gate(latent))
-        out = self.output(self.rest(hidden))
+        out = self.output(self.hidden[2:](hidden))
         return out[..., 0] * length + out[..., 1]

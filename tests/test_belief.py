@@ -134,7 +134,7 @@ def test_move_head_gives_the_same_for_one_latent_of_many_moves():
     origin, target, latent = torch.rand(3, 7, 2), torch.rand(3, 7, 2), torch.rand(3, 1, 5)
     torch.testing.assert_close(head(origin, target, latent), head(origin, target, latent.expand(3, 7, 5)))
     assert head.gate is not None
-    out = head.output(head.rest(head.first(move_geometry(origin, target)) * (1 + head.gate(latent))))
+    out = head.output(head.hidden[2:](head.hidden[:2](move_geometry(origin, target)) * (1 + head.gate(latent))))
     expected = out[..., 0] * (target - origin).norm(dim=-1) + out[..., 1]
     torch.testing.assert_close(head(origin, target, latent), expected)
 
