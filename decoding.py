@@ -291,12 +291,7 @@ def _static(
     assert model.rules is not None
     # Nobody reads the world model's own embeddings where the actor reads no latent.
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
-    tables = None
-    if isinstance(behavior.actor, TSPPointerActor):
-        # Where costs are hidden, all tours are planned by what is believed before the first move.
-        belief = None if model.belief is None else model.first_belief(instance)
-        tables = behavior.tables(model, instance, belief)
-    return RoutingContext(instance=instance, nodes=nodes), tables
+    return RoutingContext(instance=instance, nodes=nodes), behavior.tables(model, instance, None)
 
 
 def _heads(behavior: ImagBehavior) -> int:

@@ -55,18 +55,21 @@ class Imagination:
         Raises:
             ValueError: one cannot be read, or they do not go together.
         """
+        prefixed = (
+            "mask",
+            "start",
+            "generated",
+            "reward",
+            "gradient",
+            "gradient_mix",
+            "tours",
+            "first",
+            "augment",
+            "penalty",
+        )
         return cls(
-            mask=config.imag_mask,
-            start=config.imag_start,
-            generated=config.imag_generated,
-            reward=config.imag_reward,
-            gradient=config.imag_gradient,
-            gradient_mix=config.imag_gradient_mix,
+            **{name: config[f"imag_{name}"] for name in prefixed},
             horizon=int(config.imag_horizon) if config.imag_horizon.isdigit() else config.imag_horizon,
-            tours=config.imag_tours,
-            first=config.imag_first,
-            augment=config.imag_augment,
-            penalty=config.imag_penalty,
             baseline=config.baseline,
             discount=config.discount,
             lambda_=config.return_lambda,
