@@ -1,12 +1,18 @@
-"""What every test starts from."""
+"""What every test starts from.
+
+Fixtures import inside: the shapes of modules that are imported before the tests are collected are not executed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tests.run_scenes import Reference
 
 # One thread each: the tests' tensors are small, and test processes run side by side.
 torch.set_num_threads(1)
@@ -28,8 +34,14 @@ def denormal_numbers() -> Iterator[None]:
 @pytest.fixture
 def vector_env() -> Iterator[Callable[..., Any]]:
     """Makes environments of `GymVectorEnv`, and closes them in the end."""
-    # The shapes of modules that are imported before the tests are collected are not executed.
     from tests.gym_scenes import vector_envs
 
     with vector_envs() as make:
         yield make
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    from tests.run_scenes import Reference
+
+    return Reference(tmp_path_factory.mktemp("reference") / "run")

@@ -364,3 +364,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dreamer.py: ")
     return line
+
+
+def make_world_model(task: Task, **changes: Any) -> WorldModel:
+    return WorldModel(task, debug_config(**{f"model.{key}": value for key, value in changes.items()}).model)

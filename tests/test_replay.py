@@ -1,87 +1,20 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 
-import checkpoint
-from checkpoint import CheckpointError
 from replay import Replay
-
-CPU = torch.device("cpu")
-SPACES = {"seen": ((2,), torch.float32), "action": ((), torch.int64)}
-Memory = dict[str, tuple[tuple[int, ...], torch.dtype]]
-MEMORY: Memory = {"deter": ((2,), torch.float16), "stoch": ((3,), torch.int16)}
-
-
-class EchoEnv:
-    """Episodes of given lengths whose reward names the action that caused it: action 7 gives reward 7.
-
-    The observation is (environment, column), so that a sampled row tells where it comes from. Environment e takes
-    action 100 * e + column.
-    """
-
-    def __init__(self, *, num_envs: int, episode_rows: list[int]) -> None:
-        self.num_envs = num_envs
-        self.column = 0
-        self.is_first = [
-            position == 0 for rows in episode_rows * (1000 // sum(episode_rows)) for position in range(rows)
-        ]
-
-    def row(self) -> dict[str, Tensor]:
-        env = torch.arange(self.num_envs)
-        first, last = self.is_first[self.column], self.is_first[self.column + 1]
-        caused_by = torch.zeros(self.num_envs) if first else (100 * env + self.column - 1).float()
-        row = {
-            "seen": torch.stack((env, torch.full_like(env, self.column)), -1).float(),
-            "action": 100 * env + self.column,
-            "reward": caused_by,
-            "is_first": torch.full((self.num_envs,), first),
-            "is_last": torch.full((self.num_envs,), last),
-            "is_terminal": torch.full((self.num_envs,), last),
-        }
-        self.column += 1
-        return row
-
-
-def filled(columns: int, *, length: int = 50, num_envs: int = 3, episode_rows: list[int] | None = None) -> Replay:
-    replay = Replay(SPACES, num_envs=num_envs, capacity=num_envs * length, device=CPU)
-    env = EchoEnv(num_envs=num_envs, episode_rows=episode_rows or [5])
-    for _ in range(columns):
-        replay.add(env.row())
-    return replay
-
-
-def remembering(columns: int, *, length: int = 50, memory: Memory = MEMORY) -> tuple[Replay, EchoEnv]:
-    """A replay whose memory is where the row comes from."""
-    replay = Replay(SPACES, num_envs=3, capacity=3 * length, device=CPU, memory=memory)
-    env = EchoEnv(num_envs=3, episode_rows=[5])
-    for _ in range(columns):
-        replay.add(with_memory(env.row()))
-    return replay, env
-
-
-def with_memory(row: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {**row, "deter": row["seen"].half(), "stoch": row["action"][:, None].short() + torch.arange(3).short()}
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator(device=CPU).manual_seed(seed)
-
-
-def reward_bounds(replay: Replay) -> tuple[float, float]:
-    return replay.reward_min.item(), replay.reward_max.item()
-
-
-def assert_equal_rows(left: Replay, right: Replay) -> None:
-    assert (left.total, left.oldest) == (right.total, right.oldest)
-    assert reward_bounds(left) == reward_bounds(right)
-    position = torch.arange(left.oldest, left.total) % left.length
-    for name, value in left.rows.items():
-        torch.testing.assert_close(right.rows[name][:, position], value[:, position], rtol=0, atol=0)
-    torch.testing.assert_close(right.episode_start[:, position], left.episode_start[:, position])
+from tests.replay_scenes import (
+    CPU,
+    MEMORY,
+    SPACES,
+    EchoEnv,
+    filled,
+    generator,
+    remembering,
+    reward_bounds,
+    with_memory,
+)
 
 
 @pytest.mark.parametrize("columns", [30, 50, 173])
@@ -214,123 +147,6 @@ def test_reward_bounds_leave_out_first_rows() -> None:
     assert reward_bounds(replay) == (-2.0, -1.0)
 
 
-@pytest.mark.parametrize("saves", [[0], [7], [7, 20, 20, 49, 55], [30, 260], [50, 100, 150, 173]])
-def test_save_chunks_restores_exactly(tmp_path: Path, saves: list[int]) -> None:
-    replay = filled(0)
-    env = EchoEnv(num_envs=3, episode_rows=[5, 3])
-    for columns in saves:
-        while replay.total < columns:
-            replay.add(env.row())
-        manifest = replay.save_chunks(tmp_path)
-    restored = filled(0)
-    restored.load_chunks(tmp_path, manifest)
-    assert_equal_rows(replay, restored)
-    for _ in range(9):
-        row = env.row()
-        replay.add(row)
-        restored.add(row)
-    assert_equal_rows(replay, restored)
-    left, right = (each.sample_episodes(50, 5, generator=generator()) for each in (replay, restored))
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def test_save_chunks_writes_each_row_once(tmp_path: Path) -> None:
-    replay = filled(0)
-    env = EchoEnv(num_envs=3, episode_rows=[5])
-    written: set[tuple[str, int]] = set()
-    for _ in range(4):
-        for _ in range(10):
-            replay.add(env.row())
-        replay.save_chunks(tmp_path)
-        before, written = written, {(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
-        assert before < written
-        assert len(written) == len(before) + 1
-
-
-def test_save_chunks_after_long_gap_writes_stored_columns_only(tmp_path: Path) -> None:
-    filled(130, length=20).save_chunks(tmp_path)
-    (chunk,) = tmp_path.iterdir()
-    assert chunk.name.startswith("000000000110-000000000130-")
-    assert checkpoint.load(chunk, CPU)["seen"][0, :, 1].tolist() == list(range(110, 130))
-
-
-def test_save_chunks_keeps_what_last_two_manifests_need_through_resumes(tmp_path: Path) -> None:
-    replay = filled(0, length=20)
-    env = EchoEnv(num_envs=3, episode_rows=[5])
-    manifests = []
-    for save in range(30):
-        for _ in range(1 + 5 * save % 13):
-            replay.add(env.row())
-        # Before the new checkpoint replaces them, latest.pt and previous.pt still hold the last two manifests.
-        manifests.append(replay.save_chunks(tmp_path))
-        for manifest in manifests[-3:]:
-            filled(0, length=20).load_chunks(tmp_path, manifest)
-        if save % 4 == 0:
-            replay = filled(0, length=20)
-            replay.load_chunks(tmp_path, manifests[-1])
-    assert 2 <= len(list(tmp_path.iterdir())) < 15
-
-
-def test_save_chunks_after_going_back_spares_newer_manifest(tmp_path: Path) -> None:
-    replay = filled(12)
-    older = replay.save_chunks(tmp_path)
-    env = EchoEnv(num_envs=3, episode_rows=[4])
-    for _ in range(6):
-        replay.add(env.row())
-    newer = replay.save_chunks(tmp_path)
-    other = filled(0)
-    other.load_chunks(tmp_path, older)
-    for _ in range(6):
-        other.add(env.row())
-    other.save_chunks(tmp_path)
-    restored = filled(0)
-    restored.load_chunks(tmp_path, newer)
-    assert_equal_rows(replay, restored)
-
-
-def test_save_chunks_to_another_folder_writes_everything(tmp_path: Path) -> None:
-    replay = filled(30)
-    manifest = replay.save_chunks(tmp_path / "first")
-    resumed = filled(0)
-    resumed.load_chunks(tmp_path / "first", manifest)
-    moved = resumed.save_chunks(tmp_path / "second")
-    restored = filled(0)
-    restored.load_chunks(tmp_path / "second", moved)
-    assert_equal_rows(replay, restored)
-
-
-def test_save_chunks_clears_what_a_kill_left(tmp_path: Path) -> None:
-    left = tmp_path / "000000000000-000000000005-abcdabcd.pt.tmp"
-    left.write_bytes(b"half a chunk")
-    filled(5).save_chunks(tmp_path)
-    assert not left.exists()
-
-
-def test_load_chunks_reports_missing_and_corrupt_chunks(tmp_path: Path) -> None:
-    manifest = filled(30).save_chunks(tmp_path)
-    (chunk,) = tmp_path.iterdir()
-    content = chunk.read_bytes()
-    chunk.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match="truncated") as error:
-        filled(0).load_chunks(tmp_path, manifest)
-    assert "\n" not in str(error.value)
-    chunk.unlink()
-    with pytest.raises(CheckpointError, match="No such file"):
-        filled(0).load_chunks(tmp_path, manifest)
-
-
-def test_load_chunks_refuses_another_replay(tmp_path: Path) -> None:
-    manifest = filled(30).save_chunks(tmp_path)
-    with pytest.raises(CheckpointError, match="3 environments of 50 columns, this run has 4 of 50"):
-        filled(0, num_envs=4).load_chunks(tmp_path, manifest)
-    wider = Replay({**SPACES, "seen": ((3,), torch.float32)}, num_envs=3, capacity=150, device=CPU)
-    with pytest.raises(CheckpointError, match="for 'seen'; this run stores"):
-        wider.load_chunks(tmp_path, manifest)
-    other = Replay({**SPACES, "more": ((), torch.float32)}, num_envs=3, capacity=150, device=CPU)
-    with pytest.raises(CheckpointError, match="this run stores"):
-        other.load_chunks(tmp_path, manifest)
-
-
 # Memory
 
 
@@ -381,44 +197,6 @@ def test_rewritten_memory_is_what_the_next_window_begins_with() -> None:
     assert follows.any() and not follows.all()
     assert ((later["deter"] == 0.5).all(-1) == follows).all()
     assert ((later["stoch"] == 7).all(-1) == follows).all()
-
-
-@pytest.mark.parametrize("columns", [30, 73])
-def test_save_chunks_restores_rewritten_memory_exactly(tmp_path: Path, columns: int) -> None:
-    replay, env = remembering(columns, length=40)
-    replay.save_chunks(tmp_path)
-    for _ in range(3):
-        replay.add(with_memory(env.row()))
-    # Rows of the chunk that is written already are rewritten too.
-    batch = replay.sample_windows(20, 6, generator=generator())
-    draws = {"deter": torch.randn(20, 6, 2).half(), "stoch": torch.randint(99, (20, 6, 3)).short()}
-    replay.rewrite(batch, draws)
-    manifest = replay.save_chunks(tmp_path)
-    checkpoint.save(tmp_path / "latest.pt", {"replay": manifest})
-    restored, _ = remembering(0, length=40)
-    restored.load_chunks(tmp_path, checkpoint.load(tmp_path / "latest.pt", CPU)["replay"])
-    assert_equal_rows(replay, restored)
-    assert restored.memory.keys() == MEMORY.keys()
-    assert all(torch.equal(value, replay.memory[name]) for name, value in restored.memory.items())
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {},
-        {"deter": MEMORY["deter"]},
-        {**MEMORY, "deter": ((3,), torch.float16)},
-        {**MEMORY, "stoch": ((3,), torch.int32)},
-    ],
-    ids=["none", "a key less", "another shape", "another dtype"],
-)
-def test_load_chunks_refuses_another_memory(tmp_path: Path, other: Memory) -> None:
-    replay, _ = remembering(30)
-    manifest = replay.save_chunks(tmp_path)
-    mine, _ = remembering(0, memory=other)
-    with pytest.raises(CheckpointError, match="this run keeps") as error:
-        mine.load_chunks(tmp_path, manifest)
-    assert "\n" not in str(error.value)
 
 
 def test_add_refuses_a_row_without_its_memory() -> None:

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import checkpoint
+from logger import METRICS, RunLock
+from tests.run_scenes import (
+    COMMAND,
+    Reference,
+    read_metrics,
+    train,
+)
+from tests.scenes import refusal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--actor.entrpy", "0.1"], "unknown key 'actor.entrpy'; the nearest is 'actor.entropy'"),
+        (["--steps", "many"], "steps is 'many'; it takes a whole number"),
+        (["--configs", "tsp_atn"], "no section 'tsp_atn'; the nearest is 'tsp_attn'"),
+        (["--imag_mask", "guessed"], "imag_mask is 'guessed'; choose one of rules, predicted"),
+        (["--imag_horizon", "10"], "baseline leave_one_out compares whole tours"),
+        (["--actor.type", "transformer"], "actor.type is 'transformer'"),
+        (["--task", "knapsack"], "task is 'knapsack'; choose one of tsp"),
+        (["--device", "quantum"], "device 'quantum' cannot be used here"),
+        (["--prefill", "10"], "prefill is 10 env steps; 4 environments need 28"),
+        (["--prefill_policy", "farthest"], "prefill_policy is 'farthest'; choose one of random, nearest"),
+        (["--replay_capacity", "40"], "replay_capacity is 40 rows; 4 environments need 52"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--train_ratio", "-1"], "train_ratio is -1; it must be at least 0"),
+        (["--nodes", "2"], "num_nodes is 2; a tour needs at least 3 nodes"),
+        (["--model.rssm.blocks", "3"], "must both be multiples of 3 blocks"),
+        (["--schedule.final_lr", "2"], "final_lr in [0, 1]"),
+        (["--resume", "no/such/file.pt"], "no/such/file.pt cannot be opened"),
+        (["--init", "no/such/file.pt"], "no/such/file.pt cannot be opened"),
+        (["--resume", "a.pt", "--init", "b.pt"], "give one of them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_is_answered_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert message in refusal(capsys, *COMMAND, *arguments, "--logdir", str(tmp_path))
+    assert not (tmp_path / METRICS).exists()
+
+
+def test_checkpoint_of_another_network_is_refused(
+    reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    latest = str(reference.logdir / checkpoint.LATEST)
+    for flag in ("--init", "--resume"):
+        line = refusal(capsys, *COMMAND, flag, latest, "--model.units", "24", "--logdir", str(tmp_path / flag))
+        assert "does not fit this config" in line
+
+
+def test_wrong_config_for_a_run_leaves_the_run_as_it_was(
+    reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    logdir = tmp_path / "run"
+    shutil.copytree(reference.logdir, logdir)
+    files = [logdir / name for name in ("config.yaml", "run.json", METRICS, checkpoint.LATEST)]
+    before = [file.read_bytes() for file in files]
+    assert "does not fit this config" in refusal(capsys, *COMMAND, "--model.units", "24", "--logdir", str(logdir))
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    garbage = tmp_path / "garbage.pt"
+    garbage.write_bytes(b"no checkpoint at all")
+    for flag in ("--init", "--resume"):
+        assert "not a checkpoint" in refusal(capsys, *COMMAND, flag, str(garbage), "--logdir", str(tmp_path / "run"))
+
+
+def test_init_in_a_logdir_with_a_run_is_refused_and_leaves_it_alone(
+    reference: Reference, capsys: pytest.CaptureFixture[str]
+):
+    latest = str(reference.logdir / checkpoint.LATEST)
+    line = refusal(capsys, *COMMAND, "--init", latest, "--logdir", str(reference.logdir))
+    assert "has a run of its own" in line
+    assert read_metrics(reference.logdir) == reference.rows
+
+
+def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    lock = RunLock(tmp_path)
+    try:
+        assert "is in use by process" in refusal(capsys, *COMMAND, "--logdir", str(tmp_path))
+    finally:
+        lock.release()
+    assert train(tmp_path, "--steps", "48")
