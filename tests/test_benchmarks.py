@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+import compare
 import models
-from benchmarks import cost_fields, policy_gradient, sac_speed, speed, worlds
+from benchmarks import cost_fields, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.instances import uniform_coords
@@ -188,3 +189,22 @@ def test_sac_speed_refuses_a_number_of_rounds_that_is_none(capsys):
     with pytest.raises(SystemExit):
         sac_speed.main(["--rounds", "0"])
     assert "--rounds is '0'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_sac_peer_logs_a_run_that_compare_can_read(tmp_path, capsys):
+    pytest.importorskip("stable_baselines3")
+    short = ["--steps", "600", "--prefill", "300", "--eval_every", "300", "--valid_episodes", "1"]
+    sac_peer.main(["--configs", "sac_pendulum", *short, "--eval_episodes", "2", "--logdir", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "valid_return" in row] == [300, 600]
+    assert rows[-1]["step"] == 600 and -2000 < rows[-1]["eval_return"] < 0
+    compare.main([str(tmp_path), "--at-steps", "600"])
+    assert "600" in capsys.readouterr().out
+
+
+def test_sac_peer_refuses_to_run_without_a_folder(capsys):
+    with pytest.raises(SystemExit):
+        sac_peer.main(["--configs", "sac_pendulum"])
+    assert "name a folder that has no run yet" in capsys.readouterr().err
