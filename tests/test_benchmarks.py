@@ -62,6 +62,20 @@ def test_policy_gradient_update_makes_short_tours_likelier(agent, instance):
     assert ((log_probs() - before) * advantage).sum() > 0
 
 
+def test_clipped_gain_by_hand():
+    log_ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]).log().requires_grad_()
+    gain = policy_gradient.clipped_gain(log_ratio, torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0]), clip=0.2)
+    assert gain.tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8, 2.2])
+    (gradient,) = torch.autograd.grad(gain.sum(), log_ratio)
+    assert gradient.tolist() == pytest.approx([0.0, -1.5, 0.5, 0.0, 2.2])
+
+
+def test_policy_gradient_learns_from_a_batch_as_often_as_it_is_told(agent, instance):
+    rollout = roll_out(agent, instance)
+    policy_gradient.update(agent, instance, rollout, progress=0.0, epochs=3)
+    assert agent.behavior.actor_optimizer.updates == 3
+
+
 def test_policy_gradient_learns_and_counts_every_decision(tmp_path):
     options = ["--steps", "60000", "--instances", "4", "--actor.lr", "3e-3", "--schedule.warmup", "10"]
     rows = train(tmp_path / "run", *options, "--valid_instances", "64", "--eval_instances", "64")
