@@ -342,13 +342,17 @@ class Dreamer:
         """Train the move head alone; it needs many more updates than the rest of the model, and they are cheap."""
         assert self.task.rules is not None
         instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
-        feat = None
-        if self.model.reward_latent:
-            with torch.no_grad():
-                feat = self.model.observe(batch, self._noise(batch)).latents.feat()
-        loss = self.model.move_loss(batch, instance, feat)
-        self.model_optimizer.step(self.model.loss_scales["reward"] * loss, progress=progress)
-        return {"move_error": loss.detach().sqrt()}
+
+        def compute() -> tuple[Losses, dict[str, Tensor]]:
+            feat = None
+            if self.model.reward_latent:
+                with torch.no_grad():
+                    feat = self.model.observe(batch, self._noise(batch)).latents.feat()
+            loss = self.model.move_loss(batch, instance, feat)
+            metrics = {"move_error": loss.detach().sqrt()}
+            return [(self.model.loss_scales["reward"] * loss, ("model",))], metrics
+
+        return self.learner.update_alone("model", compute, batch=batch, progress=progress)
 
 
 def main(argv: list[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import checkpoint
@@ -16,7 +17,18 @@ from recovery import Recovery
 
 # Each loss with the names of all the groups that it trains.
 Losses = list[tuple[Tensor, tuple[str, ...]]]
-Compute = Callable[[], tuple[Losses, dict[str, Tensor]]]
+Metrics = dict[str, Tensor]
+Compute = Callable[[], tuple[Losses, Metrics]]
+Batch = Mapping[str, Tensor]
+
+
+class Attempt(NamedTuple):
+    """An update that was tried: its losses, the batch and random numbers they came from, and whether it was applied."""
+
+    compute: Compute
+    batch: Batch
+    draws: dict[str, Tensor]
+    applied: Float[Tensor, ""]
 
 
 class Learner:
@@ -47,8 +59,21 @@ class Learner:
         self.follow = follow
         self.recovery = Recovery(optimizers, modules, guard=guard)
         self.updates = 0
+        self._alone: list[Attempt] = []
 
-    def update(self, compute: Compute, *, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def update_alone(self, name: str, compute: Compute, *, batch: Batch, progress: float) -> Metrics:
+        """Minimise the one loss of `compute` for the group `name`; the next `update` judges how this went, too.
+
+        Its skips are counted for themselves: that it goes well says nothing of updates of all groups together.
+        """
+        draws = checkpoint.generator_state(self.generators)
+        losses, metrics = compute()
+        ((loss, _),) = losses
+        applied, _ = self.optimizers[name].step(loss, progress=progress, stream="alone")
+        self._alone.append(Attempt(compute, batch, draws, applied))
+        return metrics
+
+    def update(self, compute: Compute, *, batch: Batch, progress: float) -> Metrics:
         """Minimise the losses once; if updates keep failing, go back to the last good state.
 
         Args:
@@ -61,10 +86,13 @@ class Learner:
         losses, metrics = compute()
         applied, update_metrics = update_together(self._with_optimizers(losses), progress=progress)
         self.follow(applied)
+        together = Attempt(compute, batch, draws, torch.stack(list(applied.values())).amin())
+        attempts, self._alone = [*self._alone, together], []
 
         # On a GPU it is called some updates later, so it has to know which one it is about.
         def find_cause(update: int = self.updates) -> dict[str, Any]:
-            return self._find_cause(compute, batch=batch, draws=draws, update=update)
+            failed = next((attempt for attempt in attempts if not bool(attempt.applied)), together)
+            return self._find_cause(failed, update=update, take_back=failed is together)
 
         if self.recovery.after_update(self.updates, diagnose=find_cause):
             # Lest the same batches be drawn again.
@@ -76,24 +104,26 @@ class Learner:
     def _with_optimizers(self, losses: Losses) -> list[tuple[Tensor, list[Optimizer]]]:
         return [(loss, [self.optimizers[name] for name in names]) for loss, names in losses]
 
-    def _find_cause(
-        self, compute: Compute, *, batch: Mapping[str, Tensor], draws: dict[str, Tensor], update: int
-    ) -> dict[str, Any]:
-        """Compute an update's losses again with the noise it had, to find what was not finite; changes nothing."""
+    def _find_cause(self, attempt: Attempt, *, update: int, take_back: bool) -> dict[str, Any]:
+        """Compute an update's losses again with the noise it had, to find what was not finite; changes nothing.
+
+        Statistics that the losses move are taken back on request.
+        """
         now = checkpoint.generator_state(self.generators)
-        checkpoint.restore_generators(self.generators, draws)
+        checkpoint.restore_generators(self.generators, attempt.draws)
 
         def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
             return [
                 (loss, {name: p for each in named for name, p in zip(each.names, each.parameters, strict=True)})
-                for loss, named in self._with_optimizers(compute()[0])
+                for loss, named in self._with_optimizers(attempt.compute()[0])
             ]
 
         try:
-            return diagnose(run_again, modules=self.watched, batch=batch, guard=self.guard, update=update)
+            return diagnose(run_again, modules=self.watched, batch=attempt.batch, guard=self.guard, update=update)
         finally:
             checkpoint.restore_generators(self.generators, now)
-            self.follow({name: each.parameters[0].new_zeros(()) for name, each in self.optimizers.items()})
+            if take_back:
+                self.follow({name: each.parameters[0].new_zeros(()) for name, each in self.optimizers.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Optimisers and counters. Call `recovery.mend` before saving parameters."""

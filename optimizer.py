@@ -134,7 +134,8 @@ class Optimizer:
         self.recovering_until = 0
         device = guard.device
         self.skips = torch.zeros((), device=device)
-        self.skips_in_row = torch.zeros((), device=device)
+        # By stream of updates: that one goes well says nothing of another.
+        self.in_row: dict[str, Tensor] = {}
         # Both take `found_inf`, a flag on the device under which they change nothing.
         self.rule: torch.optim.Optimizer
         if algorithm == "adam":
@@ -151,16 +152,30 @@ class Optimizer:
             rate *= 1 - (1 - self.final_lr) * min(1.0, (progress - self.decay_from) / (1 - self.decay_from))
         return rate
 
-    def step(self, loss: Float[Tensor, ""], *, progress: float) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    @property
+    def skips_in_row(self) -> Float[Tensor, ""]:
+        """Updates skipped one after another until now, in the stream that has most of them."""
+        if not self.in_row:
+            return torch.zeros((), device=self.guard.device)
+        return torch.stack(list(self.in_row.values())).amax()
+
+    def step(
+        self, loss: Float[Tensor, ""], *, progress: float, stream: str = "together"
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Minimise `loss` once. Returns whether the update was applied (1 or 0) and metrics.
 
         Only this group's parameters get gradients, whatever else the loss depends on.
         """
-        applied, metrics = update_together([(loss, [self])], progress=progress)
+        applied, metrics = update_together([(loss, [self])], progress=progress, stream=stream)
         return applied[self.name], metrics
 
     def apply(
-        self, gradients: Sequence[Tensor | None], *, losses: Sequence[Float[Tensor, ""]], progress: float
+        self,
+        gradients: Sequence[Tensor | None],
+        *,
+        losses: Sequence[Float[Tensor, ""]],
+        progress: float,
+        stream: str = "together",
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """One update with the gradients of `losses`, if all are finite. Returns what `step` does.
 
@@ -168,6 +183,7 @@ class Optimizer:
             gradients: one for each of `parameters`; those without one are left alone.
             losses: all that these gradients come from.
             progress: the share of the run that is over.
+            stream: in which the updates that are skipped in a row are counted.
         """
         used = [(key, p, g) for key, p, g in zip(self.names, self.parameters, gradients, strict=True) if g is not None]
         assert used, f"no loss reaches a parameter of {self.name}"
@@ -180,7 +196,7 @@ class Optimizer:
         if not self.guard.settings.enabled:
             found_inf = torch.zeros_like(found_inf)
         self.skips = self.skips + found_inf
-        self.skips_in_row = (self.skips_in_row + found_inf) * found_inf
+        self.in_row[stream] = (self.in_row.get(stream, torch.zeros_like(found_inf)) + found_inf) * found_inf
         for parameter in self.parameters:
             parameter.grad = None
         scales = self._scales(parameters, norms)
@@ -213,7 +229,7 @@ class Optimizer:
     def recover(self, updates: int) -> None:
         """Halve the learning rate for the next updates, and count skips anew."""
         self.recovering_until = self.updates + updates
-        self.skips_in_row = torch.zeros_like(self.skips_in_row)
+        self.in_row = {}
 
     def moments(self) -> dict[str, Tensor]:
         """The algorithm's running averages and counts, by parameter and kind, as they are: for copying into."""
@@ -232,7 +248,7 @@ class Optimizer:
             "updates": self.updates,
             "recovering_until": self.recovering_until,
             "skips": self.skips,
-            "skips_in_row": self.skips_in_row,
+            "in_row": dict(self.in_row),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,12 +264,13 @@ class Optimizer:
                 f"choose {other}, or take the weights only"
             )
         self.rule.load_state_dict(state[self.algorithm])
-        for name in ("updates", "recovering_until", "skips", "skips_in_row"):
+        for name in ("updates", "recovering_until", "skips"):
             setattr(self, name, state[name])
+        self.in_row = dict(state["in_row"])
 
 
 def update_together(
-    losses: Sequence[tuple[Float[Tensor, ""], Sequence[Optimizer]]], *, progress: float
+    losses: Sequence[tuple[Float[Tensor, ""], Sequence[Optimizer]]], *, progress: float, stream: str = "together"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Minimise the sum of some losses once, with one backward pass for all the parameter groups that they reach.
 
@@ -263,6 +280,7 @@ def update_together(
         losses: each with the optimisers of all the groups that it is to train. No two optimisers share a parameter,
             and no loss reaches a group that it doesn't name but another does: it would train that one, too.
         progress: the share of the run that is over, for schedules.
+        stream: in which the updates that are skipped in a row are counted.
 
     Returns:
         Whether each group's update was applied (1 or 0), by the optimiser's name, and metrics.
@@ -277,6 +295,7 @@ def update_together(
             [next(gradients) for _ in optimizer.parameters],
             losses=[loss for loss, named in losses if optimizer in named],
             progress=progress,
+            stream=stream,
         )
         metrics |= update_metrics
     return applied, metrics

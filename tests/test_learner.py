@@ -52,6 +52,15 @@ class Scene:
         self.guard.update = self.learner.updates
         return self.learner.update(compute, batch=batch, progress=0.0)
 
+    def update_alone(self, scale: float = 1.0) -> dict[str, Tensor]:
+        rows = torch.zeros(4, 1, dtype=torch.int64)
+        batch = {"alone": torch.full((4, 1, 3), scale), "is_first": rows.bool(), "env": rows, "column": rows}
+
+        def compute() -> tuple[Losses, dict[str, Tensor]]:
+            return [(self.network(batch["alone"]).square().mean(), ("network",))], {}
+
+        return self.learner.update_alone("network", compute, batch=batch, progress=0.0)
+
 
 def test_update_returns_metrics_of_losses_optimisers_and_rollbacks():
     metrics = Scene().update()
@@ -106,3 +115,25 @@ def test_restored_learner_goes_on_like_the_saved_one(updates: int):
     other.update()
     assert other.learner.updates == updates + 1
     assert torch.equal(one.network.weight, other.network.weight)
+
+
+@pytest.mark.parametrize(("alone", "together"), [(math.nan, 1.0), (1.0, math.nan)])
+def test_updates_that_keep_failing_are_not_hidden_by_others_of_their_group(alone: float, together: float):
+    scene = Scene()
+    for update in range(SETTINGS.max_skips):
+        assert scene.learner.recovery.rollbacks == 0, update
+        scene.update_alone(alone)
+        scene.update(together)
+    assert scene.learner.recovery.rollbacks == 1
+
+
+def test_failed_update_of_one_group_alone_is_explained_by_its_own_batch():
+    scene = Scene()
+    scene.update_alone(1.0)
+    scene.update_alone(math.nan)
+    statistic = scene.statistic
+    scene.update()
+    (report,) = scene.guard.reports
+    assert "alone" in culprit(report) and report["update"] == 0
+    # What the update of all groups moved stays moved.
+    assert scene.statistic == statistic + 1
