@@ -291,7 +291,9 @@ def _static(
     assert model.rules is not None
     # Nobody reads the world model's own embeddings where the actor reads no latent.
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
-    return RoutingContext(instance=instance, nodes=nodes), behavior.tables(model, instance, None)
+    # Where costs are hidden, all tours are planned by what is believed before the first move.
+    tables = behavior.tables(model, instance, model.first_belief(instance))
+    return RoutingContext(instance=instance, nodes=nodes), tables
 
 
 def _heads(behavior: ImagBehavior) -> int:

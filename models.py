@@ -21,7 +21,7 @@ from networks import Critic, MaskedActor, PointerTables, TSPPointerActor
 from optimizer import Optimizer
 from returns import Returns, replayed_returns, statistics
 from starts import episode_starts, start_from
-from tools import ReturnScale, SymexpTwoHot, uniform
+from tools import ReturnScale, SymexpTwoHot, follow_slowly, uniform
 from world_model import Metrics, Observed, WorldModel
 
 # tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
@@ -204,9 +204,8 @@ class ImagBehavior(nn.Module):
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
         """Let slow critic and return statistics follow an update that was applied (1) or skipped (0), by optimiser."""
-        torch._foreach_lerp_(
-            list(self.slow_critic.parameters()), list(self.critic.parameters()), self.slow_rate * applied["critic"]
-        )
+        weight = self.slow_rate * applied["critic"]
+        follow_slowly(list(self.slow_critic.parameters()), list(self.critic.parameters()), weight)
         self.scale.revert_unless(applied["actor"])
 
     @torch.no_grad()

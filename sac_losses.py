@@ -64,9 +64,8 @@ class Soft(nn.Module, ABC):
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
         """Let the slow Q functions follow an update that was applied (1) or skipped (0), by optimiser."""
-        slow, fast = list(self.target_values.parameters()), list(self.values.parameters())
-        weight: Any = self.tau * applied["q"]
-        torch._foreach_lerp_(slow, fast, weight)
+        weight = self.tau * applied["q"]
+        follow_slowly(list(self.target_values.parameters()), list(self.values.parameters()), weight)
 
     def _finish(self, device: torch.device) -> None:
         """Move everything to its device and make the slow copies."""

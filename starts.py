@@ -86,8 +86,8 @@ def episode_starts(
     if needs_latent:
         noise = None if generator is None else uniform((*shape, model.rssm.stoch_size), generator)
         latent = model.begin(context, state, noise)
-    belief = None if model.belief is None else model.first_belief(instance).detach()
-    return Start(latent, state, context, torch.ones(shape, device=device), belief)
+    belief = model.first_belief(instance)
+    return Start(latent, state, context, torch.ones(shape, device=device), None if belief is None else belief.detach())
 
 
 def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -315,6 +316,17 @@ def lambda_return(
     return torch.stack(returns[::-1], -1)
 
 
+@torch.no_grad()
+def follow_slowly(slow: Sequence[Tensor], fast: Sequence[Tensor], weight: Float[Tensor, ""]) -> None:
+    """Move each of `slow` towards its partner by a share of the way that the device alone knows.
+
+    `torch._foreach_lerp_` takes the share as a number, for which the host would have to wait.
+    """
+    steps = torch._foreach_sub(list(fast), list(slow))
+    torch._foreach_mul_(steps, weight)
+    torch._foreach_add_(list(slow), steps)
+
+
 def leave_one_out(returns: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
     """For each of the K returns of one start, the mean of the other K - 1 (Kool et al. 2019, "Buy 4 samples")."""
     return (returns.sum(-1, keepdim=True) - returns) / (returns.shape[-1] - 1)
@@ -329,6 +341,7 @@ class ReturnScale(nn.Module):
 
     low: Tensor
     high: Tensor
+    shares: Tensor
     METHODS = ("percentile", "mean_abs", "none")
 
     def __init__(self, method: str, *, floor: float = 1.0, rate: float = 0.01) -> None:
@@ -338,6 +351,8 @@ class ReturnScale(nn.Module):
         self.method, self.floor, self.rate = method, floor, rate
         self.register_buffer("low", torch.zeros((), device="cpu"))
         self.register_buffer("high", torch.zeros((), device="cpu"))
+        # Kept on the device, since making a tensor of numbers there would wait for it.
+        self.register_buffer("shares", torch.tensor([0.05, 0.95], device="cpu"), persistent=False)
         self._before = (self.low.clone(), self.high.clone())
 
     @torch.no_grad()
@@ -345,8 +360,7 @@ class ReturnScale(nn.Module):
         """Move the statistic towards this batch of returns; a batch that is not finite leaves it as it is."""
         self._before = (self.low.clone(), self.high.clone())
         if self.method == "percentile":
-            shares = torch.tensor([0.05, 0.95], device=returns.device, dtype=returns.dtype)
-            low, high = torch.quantile(returns.flatten(), shares).unbind()
+            low, high = torch.quantile(returns.flatten(), self.shares).unbind()
         elif self.method == "mean_abs":
             low, high = torch.zeros_like(self.low), returns.abs().mean()
         else:

@@ -166,9 +166,10 @@ class WorldModel(nn.Module):
         target = take_nodes(instance.coords, obs[CURRENT_NODE])
         return self.belief(origin, target, obs[LAST_COST].squeeze(-1), obs.get(FACTORS), before)
 
-    def first_belief(self, instance: Instance) -> Float[Tensor, "B L"]:
-        """The belief before any move, where nothing was observed."""
-        assert self.belief is not None, "this model keeps no belief"
+    def first_belief(self, instance: Instance) -> Float[Tensor, "B L"] | None:
+        """The belief before any move, where nothing was observed; None where there is none to keep."""
+        if self.belief is None:
+            return None
         here = instance.coords[:, :1]
         return self.belief(here, here, torch.zeros_like(here[..., 0]), None)[:, 0]
 

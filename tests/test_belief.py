@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from decoding import Decoding, best_tours
 from dreamer import Dreamer
 from envs.costs import find_costs
-from envs.routing import TSPRules
+from envs.files import RoutingInstance
+from envs.instances import field_test_coords
+from envs.metrics import EXACT
+from envs.routing import TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from launch import make_generators
@@ -219,6 +223,18 @@ def hidden_agent(**changes: Any) -> Dreamer:
     return agent
 
 
+def test_solver_plans_by_what_is_believed_before_any_move(monkeypatch: pytest.MonkeyPatch):
+    agent = hidden_agent(**{key.replace("__", "."): value for key, value in BELIEF.items()})
+    cases = [RoutingInstance(str(i), "tsp", nodes, EXACT) for i, nodes in enumerate(field_test_coords(NODES, 3))]
+    seen = tables_of(agent, monkeypatch)
+    best_tours(agent.model, agent.behavior, cases, Decoding())
+    instance = TSPInstance(torch.tensor(field_test_coords(NODES, 3)).float())
+    belief = agent.model.first_belief(instance)
+    assert belief is not None
+    torch.testing.assert_close(seen[0], agent.behavior.tables(agent.model, instance, belief).direct)
+    assert not seen[0].isclose(agent.behavior.tables(agent.model, instance, None).direct).all()
+
+
 @torch.no_grad()
 def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
     """What two environments show of an episode, [2, T, ...]."""
@@ -233,8 +249,8 @@ def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
     return {key: torch.stack([row[key] for row in rows], 1) for key in obs}
 
 
-def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The direct scores that every decision of an episode was taken by."""
+def tables_of(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The direct scores that every decision from here on is taken by, as they come."""
     seen: list[Tensor] = []
     forward = agent.behavior.actor.forward
 
@@ -243,6 +259,12 @@ def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list
         return forward(feat, tables, view)
 
     monkeypatch.setattr(agent.behavior.actor, "forward", record)
+    return seen
+
+
+def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The direct scores that every decision of an episode was taken by."""
+    seen = tables_of(agent, monkeypatch)
     greedy_episode(agent)
     return seen
 
