@@ -27,7 +27,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used. The message is one line: which file, the cause, and what would do."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, Any], *, keep_before: bool = True) -> None:
     """Write `state` to `path` atomically; where `path` is latest.pt, the one before is kept as previous.pt.
 
     A kill at any point leaves a whole latest.pt, or (between the two renames) a whole previous.pt.
@@ -35,6 +35,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Args:
         path: the file to write; its folder exists.
         state: nested dicts, lists and tuples of tensors, numbers, strings, booleans and None.
+        keep_before: False lets previous.pt be, as the one before is worth less than that.
 
     Raises:
         TypeError: the state holds a value that `load` would refuse.
@@ -45,7 +46,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         torch.save({"format": FORMAT, "state": dict(state)}, file)
         file.flush()
         os.fsync(file.fileno())
-    if path.name == LATEST and path.exists():
+    if keep_before and path.name == LATEST and path.exists():
         # A rename, not a hard link: some file systems have no links, and previous.pt covers the moment in between.
         os.replace(path, path.with_name(PREVIOUS))
     os.replace(temporary, path)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import runs
-from config import Config, ConfigError, one_line_errors
+from config import ConfigError, one_line_errors
 from curves import draw
 from runs import Run, Series, UnreadableRunError
 from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
@@ -74,10 +74,10 @@ def load(patterns: Sequence[str], left_out: dict[str, str]) -> list[Run]:
 
 
 def group_runs(loaded: Sequence[Run]) -> list[Group]:
-    """Runs in groups whose configs, or names where there is no config, differ in the seed alone."""
+    """Runs of one program in groups whose configs, or names where there is no config, differ in the seed alone."""
     members: dict[str, list[tuple[str, Run]]] = {}
     for name, run in zip(_names(loaded), loaded, strict=True):
-        key = f"name {name}" if run.config is None else json.dumps(_settings(run.config), sort_keys=True, default=str)
+        key = f"name {name}" if run.config is None else json.dumps(_settings(run), sort_keys=True, default=str)
         members.setdefault(key, []).append((name, run))
     groups: list[Group] = []
     for named in members.values():
@@ -105,7 +105,7 @@ def named_groups(arguments: Sequence[str], left_out: dict[str, str]) -> list[Gro
 
 def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
     """Keys whose values are not the same in all configs, with the values of each group that has configs."""
-    flats = {group.name: [_settings(run.config) for run in group.runs if run.config is not None] for group in groups}
+    flats = {group.name: [_settings(run) for run in group.runs if run.config is not None] for group in groups}
     values = {
         key: {name: sorted({str(settings.get(key)) for settings in flat}) for name, flat in flats.items() if flat}
         for key in dict.fromkeys(key for flat in flats.values() for settings in flat for key in settings)
@@ -195,8 +195,10 @@ def _group(name: str, loaded: Sequence[Run]) -> Group:
     return Group(name, tuple(ordered))
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in config.flat().items() if key not in OF_THE_RUN}
+def _settings(run: Run) -> dict[str, Any]:
+    """What makes a run another kind of run: its program, that one's own flags, and the config."""
+    settings = {} if run.config is None else run.config.flat()
+    return {**run.made_by, **{key: value for key, value in settings.items() if key not in OF_THE_RUN}}
 
 
 def _cell(values: Sequence[float | None], form: str) -> str:

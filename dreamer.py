@@ -80,6 +80,8 @@ class Dreamer:
         """
         validate_ranges(config, RANGES)
         self.task, self.device, self.guard = task, device, guard
+        # What rewards were multiplied with before the model saw them.
+        self.reward_scale = config.reward_scale
         self.generators = generators
         validate_choices(config, CHOICES)
         imagination = Imagination.of(config)
@@ -371,7 +373,9 @@ def main(argv: list[str]) -> None:
                 command,
                 argv=["dreamer.py", *argv],
                 make_agent=Dreamer,
-                make_pictures=lambda agent: make_pictures(agent.model, agent.behavior, device=agent.device),
+                make_pictures=lambda agent: make_pictures(
+                    agent.model, agent.behavior, device=agent.device, reward_scale=agent.reward_scale
+                ),
             )
 
 

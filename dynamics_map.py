@@ -16,6 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 
 from envs.longitudinal import TOP_SPEED, acceleration, draw_plants
+from envs.tasks import BAD_INPUT
 
 CONTEXT_KEY = "dynamics_map"
 CONTEXTS = ("none", CONTEXT_KEY)
@@ -144,7 +145,7 @@ class DynamicsMapContext(gymnasium.Wrapper):
     The environment tells of each step it has measured by `info["response"] = (command, state, response)`: a command in
     [-1, 1], a speed in m/s and an acceleration in m/s^2 without gravity's part. Every episode begins with the prior.
 
-    A measurement that is not finite, or makes the context so, is counted in `bad_measurements`, warned of once and not
+    A measurement that is not finite, or makes the context so, is counted in `bad_measurements`, told in `info` and not
     taken in; the context of that step is zero.
     """
 
@@ -171,6 +172,9 @@ class DynamicsMapContext(gymnasium.Wrapper):
         """Step the environment, and learn from what it measured."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         measured = "response" not in info or self._take_in(*info["response"])
+        if not measured:
+            line = f"from a response of {tuple(info['response'])} no finite context follows; the context is 0"
+            info = {**info, BAD_INPUT: ("response", line)}
         return self._with_context(obs, measured=measured), reward, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,11 +197,6 @@ class DynamicsMapContext(gymnasium.Wrapper):
                     return True
         self.posterior.precision, self.posterior.weighted = before
         self.bad_measurements += 1
-        if self.bad_measurements == 1:
-            gymnasium.logger.warn(
-                f"a response was measured as {(command, state, response)}, from which no finite context follows: the"
-                " context of that step is 0, now and whenever it happens again"
-            )
         return False
 
     def _with_context(self, obs: Any, *, measured: bool) -> dict[str, Any]:

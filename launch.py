@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from gymnasium.error import DependencyNotInstalled
 import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
+from config import CommandLine, Config, ConfigError, difference, filled, read, validate_choices, validate_ranges
 from dynamics_map import CONTEXTS, DynamicsMapContext
 from envs.costs import EUCLIDEAN, find_costs
 from envs.gym_tasks import make_gym
@@ -41,6 +42,18 @@ ENTRY_KEYS = {
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
 }
+# A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
+WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale")
+UNREMARKABLE = (
+    "steps",
+    "logdir",
+    "device",
+    "threads",
+    "checkpoint_numbered",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+)
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
 RANGES = {
@@ -263,6 +276,7 @@ def train(
                 f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir"
             ) from error
         state, folder = load_start(command, logdir, device)
+        changes = {} if state is None else _changes_since(folder, config, defaults=command.defaults)
         if command.entry["init"]:
             path = Path(command.entry["init"])
             with _fitting(path):
@@ -285,6 +299,9 @@ def train(
         if state is not None:
             with _fitting(folder):
                 trainer.load(state, folder)
+        if changes:
+            told = ", ".join(f"{key} {now} (was {before})" for key, (before, now) in changes.items())
+            print(f"going on with the run in {folder}, changed: {told}", file=sys.stderr)
         logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
         trainer.run()
 
@@ -429,9 +446,36 @@ def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tupl
     has_run = (logdir / checkpoint.LATEST).exists() or (logdir / checkpoint.PREVIOUS).exists()
     if init and has_run:
         raise ConfigError(f"{logdir} has a run of its own; give --init with another --logdir")
+    if resume and has_run and Path(resume).resolve().parent != logdir.resolve():
+        raise ConfigError(
+            f"{logdir} has a run of its own; give --resume with that run's own checkpoints or another --logdir"
+        )
     if resume:
         return checkpoint.load(Path(resume), device), Path(resume).parent
     return (checkpoint.load_latest(logdir, device), logdir) if has_run else (None, logdir)
+
+
+def _changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings, before and now, in which a run goes on otherwise than it was.
+
+    Raises:
+        ConfigError: what replay holds would not be of the task that goes on.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return {}
+    before = read(folder / CONFIG_FILE, missing_from=defaults)
+    values = before.flat()
+    changes = {
+        key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREMARKABLE
+    }
+    for key in WHAT_REPLAY_HOLDS:
+        if key in changes:
+            was, now = changes[key]
+            raise ConfigError(
+                f"the run in {folder} has {key} {was} and cannot go on with {now}, as what it has lived through would"
+                " not fit; give another --logdir"
+            )
+    return changes
 
 
 def default_logdir(argv: list[str], config: Config) -> Path:

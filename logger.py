@@ -209,7 +209,14 @@ class RunLock:
         self._file.close()
 
 
-def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defaults: Config) -> str:
+def save_run_facts(
+    logdir: Path,
+    resolved: Config,
+    argv: Sequence[str],
+    *,
+    defaults: Config,
+    flags: Mapping[str, str | None] | None = None,
+) -> str:
     """Write config.yaml, and run.json with the command, the commit and the package versions.
 
     Args:
@@ -217,6 +224,7 @@ def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defau
         resolved: the run's config.
         argv: the command, program included.
         defaults: the config to compare with.
+        flags: the program's own, which are no config keys and yet make another kind of run.
 
     Returns:
         A page for TensorBoard's text tab: the command, what differs from the defaults, the resolved config.
@@ -225,6 +233,8 @@ def save_run_facts(logdir: Path, resolved: Config, argv: Sequence[str], *, defau
     command = shlex.join(argv)
     facts = {
         "command": command,
+        "program": argv[0],
+        "flags": {name: value for name, value in (flags or {}).items() if value is not None},
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -94,11 +94,11 @@ class ImagBehavior(nn.Module):
             raise ValueError(
                 f"costs of {costs.name} differ under the square's symmetries: they need imag_augment: false"
             )
-        if model.belief_size and (imagination.start == "replay" or imagination.reward != "head"):
+        if model.belief_size and (imagination.start != "rows" or imagination.reward != "head"):
             raise ValueError(
-                "model.belief is what the head expects and the actor knows where imagined tours begin: it needs"
-                f" imag_reward: head and imag_start: rows, episodes or generated, got {imagination.reward} and"
-                f" {imagination.start}"
+                "model.belief is what the head expects and the actor knows where imagined tours begin, and there is"
+                f" nothing to believe before the first move: it needs imag_reward: head and imag_start: rows, got"
+                f" {imagination.reward} and {imagination.start}"
             )
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")

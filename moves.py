@@ -12,6 +12,8 @@ from torch.nn import functional
 
 # Numbers in a move's geometry, and where among them its length stands.
 GEOMETRY, LENGTH = 9, 6
+# Of cost per distance, as a belief sees it.
+LARGEST_RATE = 20.0
 
 
 def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]) -> Float[Tensor, "*B G"]:
@@ -66,7 +68,9 @@ class Belief(nn.Module):
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH : LENGTH + 1]
         moved = (origin != target).any(-1, keepdim=True)
-        evidence = torch.cat((geometry, cost[..., None], cost[..., None] / length, moved), -1) * moved
+        # A toll between two nodes in one place costs any number of times the distance.
+        rate = (cost[..., None] / length).clamp(-LARGEST_RATE, LARGEST_RATE)
+        evidence = torch.cat((geometry, cost[..., None], rate, moved), -1) * moved
         if self.factors:
             angle = cost.new_zeros(*cost.shape, 0) if factors is None else 2 * math.pi * factors
             circle = torch.cat((torch.cos(angle), torch.sin(angle)), -1)

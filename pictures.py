@@ -17,7 +17,9 @@ from world_model import WorldModel
 OPEN_LOOP_SEEN = 8
 
 
-def make_pictures(model: WorldModel, behavior: ImagBehavior, *, device: torch.device) -> Pictures | None:
+def make_pictures(
+    model: WorldModel, behavior: ImagBehavior, *, device: torch.device, reward_scale: float
+) -> Pictures | None:
     """What draws the imagination of a model and its behaviour; None where there is nothing to draw.
 
     Of a routing task it takes an instance, of any other a replayed sequence, and it gives pictures by name.
@@ -29,7 +31,7 @@ def make_pictures(model: WorldModel, behavior: ImagBehavior, *, device: torch.de
         trajectory, reward = behavior.imagine_greedily(model, instance)
         assert trajectory.state is not None
         tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
-        title = f"imagined: length {-float(reward.sum()):.3f} by the model"
+        title = f"imagined: length {-float(reward.sum()) / reward_scale:.3f} by the model"
         return {"imagined": draw_tour(instance.coords[0].cpu().numpy(), tour.cpu().numpy(), title=title)}
 
     def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from config import Config, ConfigError
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
 LOCK = "lock"
 EVENT_FILES = "*tfevents*"
 FINAL_EVALUATION = ("eval_return", "eval_gap")
@@ -59,6 +60,7 @@ class Run(NamedTuple):
         steps: env steps at the last row.
         minutes: training time at the last row; by the clock, without the pauses between files, for foreign runs.
         config: the resolved config; None for foreign runs.
+        made_by: the program, and those of its flags that are no config keys; empty where it is not known.
         seed: the config's, or the one that the name tells; None where it tells none.
         status: finished, running or stopped; `event files` where only those are there and nobody can tell.
         notes: what could not be read, a line each.
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     steps: float
     minutes: float
     config: Config | None
+    made_by: dict[str, str]
     seed: int | None
     status: str
     notes: tuple[str, ...]
@@ -117,6 +120,7 @@ def read(path: Path) -> Run:
         steps=float(last["step"]),
         minutes=last["seconds"] / 60,
         config=settings,
+        made_by=_made_by(path / RUN_FILE),
         seed=seed,
         status="event files" if foreign else _status(path, last),
         notes=tuple(notes),
@@ -240,3 +244,12 @@ def _scalar(value: Summary.Value) -> float | None:
         if array.size == 1 and np.issubdtype(array.dtype, np.number):
             return float(array.reshape(()))
     return None
+
+
+def _made_by(path: Path) -> dict[str, str]:
+    """Which program made a run, and its own flags; nothing where that was not written down, or cannot be read."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {"program": str(facts["program"]), **{name: str(value) for name, value in facts["flags"].items()}}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}

@@ -61,10 +61,9 @@ class SAC:
         self.soft = self._make_soft(config)
         settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
+        clips = {"q": config.sac.max_grad_norm, "policy": config.sac.max_grad_norm, "alpha": math.inf}
         optimizers = {
-            name: Optimizer(
-                name, {name: module}, guard=guard, lr=config.sac.lr, clip=config.sac.max_grad_norm, **settings
-            )
+            name: Optimizer(name, {name: module}, guard=guard, lr=config.sac.lr, clip=clips[name], **settings)
             for name, module in groups.items()
         }
         self.learner = Learner(

@@ -26,7 +26,7 @@ from sac_networks import (
     TwinMLP,
     relu_mlp,
 )
-from tools import OneHotDist, ReturnScale, uniform
+from tools import OneHotDist, ReturnScale, follow_slowly, uniform
 from views import View, encode_static
 
 Metrics = dict[str, Tensor]

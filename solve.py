@@ -156,6 +156,9 @@ def solve(
             seconds = (time.perf_counter() - begin) / len(group)
             pictured = imagined_tours(agent.model, agent.behavior, group) if imagine else [None] * len(group)
             for index, instance, tour, picture in zip(members, group, tours, pictured, strict=True):
+                if picture is not None:
+                    # The model knows rewards as they were stored.
+                    picture = picture._replace(length=picture.length / agent.reward_scale)
                 check_solution(instance, tour)
                 length = tour_length(instance.coords, tour, instance.metric)
                 outcomes[index] = Solution(instance, tour, length, seconds, imagined=picture)

@@ -34,9 +34,8 @@ WARN_ABOVE = {
     "env_miss_rate": 0.0,
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
-    **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic")},
+    **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},
     # Where model-free training has been seen to run away long before anything was not finite.
-    **{f"train/{group}_grad_norm": 5.0 for group in ("policy", "q")},
     "train/q_mean": 1e4,
     "train/q_std": 5e3,
 }
@@ -96,6 +95,7 @@ class Trainer:
         self.episode_return = torch.zeros(env.num_envs, device=device)
         self.latest: dict[str, float] = {}
         self.finished = False
+        self.emergency = False
         self._stop_signal: str | None = None
 
     def run(self) -> None:
@@ -210,7 +210,7 @@ class Trainer:
                 self.averages.add(self.agent.update(self.replay, progress=progress))
             except NonFinite as error:
                 self._note_guard()
-                self._save()
+                self._save(emergency=True)
                 latest = self.logdir / checkpoint.LATEST
                 raise NonFinite(
                     f"{error}; stopped at step {self.step}. {latest} holds the last good state, and"
@@ -319,8 +319,11 @@ class Trainer:
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = signal.Signals(number).name
 
-    def _save(self) -> None:
-        """Write latest.pt: all that going on exactly needs."""
+    def _save(self, *, emergency: bool = False) -> None:
+        """Write latest.pt: all that going on exactly needs.
+
+        One emergency after another leaves previous.pt as it was before the first.
+        """
         state = {
             "agent": self.agent.state_dict(),
             "replay": self.replay.save_chunks(self.logdir / "replay"),
@@ -338,8 +341,10 @@ class Trainer:
             "seconds": self._elapsed(),
             "latest": self.latest,
             "finished": self.finished,
+            "emergency": emergency,
         }
-        checkpoint.save(self.logdir / checkpoint.LATEST, state)
+        checkpoint.save(self.logdir / checkpoint.LATEST, state, keep_before=not (emergency and self.emergency))
+        self.emergency = emergency
         if self.settings.checkpoint_numbered:
             checkpoint.save(self.logdir / f"step_{self.step:09d}.pt", state)
 
@@ -361,6 +366,7 @@ class Trainer:
             "updates_owed",
             "seconds",
             "latest",
+            "emergency",
         ):
             setattr(self, name, state[name])
         if lost is not None and bool(lost.any()):

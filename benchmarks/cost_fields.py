@@ -51,7 +51,7 @@ def fields(agent: Dreamer, costs: Costs) -> Float[Tensor, "2 D X Y"]:
     origin = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).expand(len(DIRECTIONS), -1, -1, -1)
     turns = torch.tensor([*DIRECTIONS.values()], device=agent.device)[:, None, None].expand(origin.shape[:-1])
     target = short_moves(origin, turns)
-    learnt = -agent.model.predict_move(origin, target, None)
+    learnt = -agent.model.predict_move(origin, target, None) / agent.reward_scale
     return torch.stack((costs.between(origin, target), learnt)) / STEP
 
 
@@ -88,7 +88,11 @@ def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -
 
 @torch.no_grad()
 def draw_belief(
-    agent: Dreamer, costs: Costs, believed: list[Tensor], factors: Float[Tensor, "1 F"], path: Path
+    agent: Dreamer,
+    costs: Costs,
+    believed: list[Tensor],
+    factors: Float[Tensor, "1 F"],
+    path: Path,
 ) -> None:
     """Cost per distance by direction from the middle of the square."""
     turns = torch.linspace(0, 2, 181, device=agent.device)
@@ -100,7 +104,7 @@ def draw_belief(
     axes.plot(angle, costs.between(origin, target, factors.expand(len(turns), -1)).cpu() / STEP, "k--", label="true")
     for moves in MOVES:
         if moves < len(believed):
-            learnt = -agent.model.predict_move(origin, target, believed[moves]) / STEP
+            learnt = -agent.model.predict_move(origin, target, believed[moves]) / (STEP * agent.reward_scale)
             axes.plot(angle, learnt.cpu(), label=f"after {moves} moves")
     axes.set_title("cost per distance")
     axes.legend(loc="lower left", bbox_to_anchor=(0.9, 0.9))
@@ -125,9 +129,14 @@ def planned_tour(agent: Dreamer, instance: Instance, belief: Float[Tensor, "1 F"
 
 
 def draw(agent: Dreamer, out: Path) -> list[Path]:
-    """All pictures that fit the agent's cost world."""
+    """All pictures that fit the agent's cost world.
+
+    Raises:
+        ValueError: there is nothing to be drawn of this run.
+    """
     rules = agent.task.rules
-    assert rules is not None
+    if rules is None:
+        raise ValueError("this run is no routing: there are no costs of moves to be drawn")
     costs = rules.costs
     out.mkdir(parents=True, exist_ok=True)
     if not costs.hidden:

@@ -201,7 +201,8 @@ def main(argv: list[str]) -> None:
     """Read the command line and train."""
     with one_line_errors("policy_gradient", *launch.USER_ERRORS):
         command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
-        config = command.config.replace(**{"actor.pointer.latent": 0})
+        # Without a model there is nothing that could believe.
+        config = command.config.replace(**{"actor.pointer.latent": 0, "model.belief": False})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")
         if config.logdir is None or (Path(config.logdir) / METRICS).exists():
@@ -229,7 +230,13 @@ def main(argv: list[str]) -> None:
         logdir.mkdir(parents=True, exist_ok=True)
         logger = Logger(logdir)
         try:
-            facts = save_run_facts(logdir, config, ["benchmarks/policy_gradient.py", *argv], defaults=command.defaults)
+            facts = save_run_facts(
+                logdir,
+                config,
+                ["benchmarks/policy_gradient.py", *argv],
+                defaults=command.defaults,
+                flags={**entry, **{name: str(value) for name, value in batches._asdict().items()}},
+            )
             logger.text("config", facts)
             train(agent, config, logger=logger, batches=batches, minutes=minutes)
         finally:

@@ -241,7 +241,13 @@ def _require_costs(costs: Costs) -> None:
     generator = torch.Generator("cpu").manual_seed(0)
     origin, target = torch.rand(2, 16, 2, generator=generator, device="cpu")
     factors = torch.rand(16, costs.hidden, generator=generator, device="cpu")
-    moving, staying = costs.function(origin, target, factors), costs.function(origin, origin, factors)
+    try:
+        moving, staying = costs.function(origin, target, factors), costs.function(origin, origin, factors)
+    except (TypeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"cost {costs.name} cannot be called with origins [16, 2], targets [16, 2] and the {costs.hidden} hidden"
+            f" factors that @hides declares [16, {costs.hidden}]: {' '.join(str(error).split())}"
+        ) from error
     given = tuple(moving.shape) if isinstance(moving, Tensor) else type(moving).__name__
     if given != (16,):
         raise ValueError(f"cost {costs.name} gives {given} for 16 moves; it needs to give a tensor of shape (16,)")

@@ -326,13 +326,16 @@ class GymVectorEnv:
         """Reward, terminated and truncated; at most one of the flags holds."""
         self._lengths[row] += 1
         try:
-            obs, reward, terminated, truncated = self._workers[row].receive()
+            obs, reward, terminated, truncated, bad_input = self._workers[row].receive()
         except WorkerFailure as failure:
             self._replace(row, failure)
             self._keep_observation(row)
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
+        if bad_input is not None:
+            key, line = bad_input
+            self._note_bad_input(key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
@@ -395,9 +398,13 @@ class GymVectorEnv:
             else:
                 drop = True
                 remedy = "the rest of the episode is dropped"
-            self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
-            self._notice_once(f"bad {key}", f"{fault}; {remedy}, now and whenever it happens again")
+            self._note_bad_input(key, f"{fault}; {remedy}")
         return drop
+
+    def _note_bad_input(self, key: str, line: str) -> None:
+        """Count what was not finite, and say so the first time."""
+        self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
+        self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
 
     def _replace(self, row: int, failure: WorkerFailure) -> None:
         """Put a new environment in the place of one that crashed; it is made when its episode begins."""

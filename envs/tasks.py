@@ -12,6 +12,8 @@ from torch import Tensor
 from envs.rules import Rules
 
 ACTION_MASK = "action_mask"
+# Under this key of `info` a wrapper says what it met that was not finite and has seen to: a name, and a line to read.
+BAD_INPUT = "bad_input"
 
 
 class ObservationKey(NamedTuple):

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.tasks import BAD_INPUT
+
 MakeEnv = Callable[[], gymnasium.Env]
 
 # How long an environment's process may take to close by itself.
@@ -81,10 +83,10 @@ class Host:
     def reset(self, seed: int) -> Any:
         return self._env.reset(seed=seed)[0]
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool]:
-        obs, reward, terminated, truncated, _ = self._env.step(action)
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, tuple[str, str] | None]:
+        obs, reward, terminated, truncated, info = self._env.step(action)
         # Some environments reward with an array of one number.
-        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated)
+        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), info.get(BAD_INPUT)
 
     def state(self) -> dict[str, Any] | None:
         """The states of environment and wrappers, and the steps that time limits counted; None where it gives none."""

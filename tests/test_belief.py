@@ -231,8 +231,10 @@ def test_solver_plans_by_what_is_believed_before_any_move(monkeypatch: pytest.Mo
     instance = TSPInstance(torch.tensor(field_test_coords(NODES, 3)).float())
     belief = agent.model.first_belief(instance)
     assert belief is not None
-    torch.testing.assert_close(seen[0], agent.behavior.tables(agent.model, instance, belief).direct)
-    assert not seen[0].isclose(agent.behavior.tables(agent.model, instance, None).direct).all()
+    by_belief, without = (agent.behavior.tables(agent.model, instance, each) for each in (belief, None))
+    assert by_belief is not None and without is not None
+    torch.testing.assert_close(seen[0], by_belief.direct)
+    assert not seen[0].isclose(without.direct).all()
 
 
 @torch.no_grad()

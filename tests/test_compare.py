@@ -14,7 +14,7 @@ import compare
 import config
 import curves
 from config import Config
-from logger import Logger
+from logger import Logger, save_run_facts
 from runs import CONFIG_FILE, Series
 
 ROOT = Path(compare.__file__).parent
@@ -230,3 +230,22 @@ def test_curve_passes_over_what_is_not_finite():
 def test_curve_of_seeds_apart_from_each_other_is_empty():
     grid, mean, _, _ = curves.curve([series([0.0, 1.0], [1.0, 2.0]), series([5.0, 6.0], [1.0, 2.0])], "steps")
     assert len(grid) == len(mean) == 0
+
+
+def test_runs_of_another_program_or_of_other_flags_are_no_seeds_of_ours(tmp_path: Path):
+    settings = config.load(Path(compare.__file__).with_name("configs.yaml"), ["debug"], {})
+    made = [
+        ("ours", ["dreamer.py"], {}),
+        ("again", ["dreamer.py"], {}),
+        ("theirs", ["peer.py"], {}),
+        ("tuned", ["peer.py"], {"epochs": "4"}),
+    ]
+    for seed, (name, argv, flags) in enumerate(made):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text('{"step": 10, "seconds": 1.0, "valid_return": 1.0}\n')
+        save_run_facts(folder, settings.replace(seed=seed), argv, defaults=settings, flags=flags)
+    groups = compare.group_runs(compare.load([str(tmp_path)], {}))
+    assert sorted(sorted(map(str, group.seeds)) for group in groups) == [["0", "1"], ["2"], ["3"]]
+    differences = compare.config_differences(groups)
+    assert set(differences) == {"program", "epochs"}

@@ -16,6 +16,7 @@ from benchmarks.faults import KINDS
 from diagnosis import MOST_ENTRIES, bad_tensors, diagnose
 from guard import Guard, GuardSettings, culprit
 from launch import make_task
+from learner import Attempt
 from replay import Replay
 
 NAN, INF = math.nan, math.inf
@@ -189,7 +190,8 @@ def test_diagnosis_changes_nothing_of_the_agent(agent: dreamer.Dreamer, replay: 
         reward_range = (replay.reward_min, replay.reward_max)
         return agent._losses(batch, with_model=True, progress=0.0, reward_range=reward_range)[:2]
 
-    agent.learner._find_cause(compute, batch=batch, draws=draws, update=1)
+    attempt = Attempt(compute, batch, draws, torch.zeros(()))
+    agent.learner._find_cause(attempt, update=1, take_back=True)
     after = agent.learner.recovery._state()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(torch.equal(value, agent.generators[name].get_state()) for name, value in now.items())

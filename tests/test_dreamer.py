@@ -199,7 +199,7 @@ def test_weights_alone_leave_the_counters():
 
 def test_make_pictures_draws_the_imagined_tour():
     shown = agent()
-    pictures: Any = make_pictures(shown.model, shown.behavior, device=CPU)
+    pictures: Any = make_pictures(shown.model, shown.behavior, device=CPU, reward_scale=1.0)
     drawn = pictures(TSPInstance(torch.rand(1, NODES, 2)))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]

@@ -91,3 +91,26 @@ def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: 
     finally:
         lock.release()
     assert train(tmp_path, "--steps", "48")
+
+
+@pytest.mark.parametrize(("key", "value"), [("reward_scale", "0.5"), ("cost", "lanes"), ("task", "cvrp")])
+def test_run_of_another_task_is_refused_before_it_is_touched(
+    key: str, value: str, reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    logdir = tmp_path / "run"
+    shutil.copytree(reference.logdir, logdir)
+    before = (logdir / "config.yaml").read_bytes()
+    more = ["--imag_first", "stored", "--prefill", "96"] if key == "task" else []
+    line = refusal(capsys, *COMMAND, f"--{key}", value, *more, "--logdir", str(logdir))
+    assert f"has {key} " in line and "give another --logdir" in line
+    assert (logdir / "config.yaml").read_bytes() == before
+
+
+def test_resume_into_another_run_is_refused_and_leaves_it_alone(
+    reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    train(tmp_path, "--steps", "100", "--seed", "5")
+    rows = read_metrics(tmp_path)
+    start = str(reference.logdir / checkpoint.LATEST)
+    assert "has a run of its own" in refusal(capsys, *COMMAND, "--resume", start, "--logdir", str(tmp_path))
+    assert read_metrics(tmp_path) == rows

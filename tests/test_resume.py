@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import checkpoint
 from logger import METRICS
 from tests.run_scenes import (
@@ -120,3 +122,13 @@ def test_numbered_checkpoints_are_kept_on_request(reference: Reference, tmp_path
     assert names == ["step_000000200.pt", "step_000000400.pt"]
     train(tmp_path, "--steps", "100")
     assert not list(tmp_path.glob("step_*.pt"))
+
+
+def test_changed_setting_of_a_run_that_goes_on_is_told(
+    reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    logdir = tmp_path / "run"
+    shutil.copytree(reference.logdir, logdir)
+    train(logdir, "--steps", str(STEPS + 48), "--actor.entropy", "0.5")
+    told = capsys.readouterr().err
+    assert f"going on with the run in {logdir}, changed: actor.entropy 0.5 (was 0.0003)" in told

@@ -80,6 +80,12 @@ def test_two_hot_values_begin_at_zero_and_are_fitted_to_large_returns():
     assert torch.equal(values.mean(outputs), torch.zeros(2, 4))
     # Uniform over 63 bins, for each of the twins.
     torch.testing.assert_close(values.loss(outputs, target), torch.full((4,), 2 * math.log(63)))
+    optimizer = torch.optim.Adam(values.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        values.loss(values(obs, action), target).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(values.mean(values(obs, action)), torch.full((2, 4), -2e6), rtol=0.02, atol=0.0)
 
 
 def test_squared_error_of_both_twins_by_hand():

@@ -29,7 +29,7 @@ def series(steps: list[float], values: list[float]) -> Series:
 
 def run(**metrics: Series) -> Run:
     steps = max(one.steps[-1] for one in metrics.values())
-    return Run(Path("logdir/a"), metrics, steps, steps / 100, None, None, "stopped", ())
+    return Run(Path("logdir/a"), metrics, steps, steps / 100, None, {}, None, "stopped", ())
 
 
 def told(one: Run, asked: Asked | None = None) -> dict[str, float | None]:

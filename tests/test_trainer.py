@@ -234,3 +234,17 @@ def test_nan_everywhere_stops_the_run_and_leaves_finite_weights(
     assert finite_weights(tmp_path)
     agent, _ = debug_agent()
     agent.load_state_dict(state["agent"])
+
+
+def test_one_emergency_after_another_leaves_the_last_regular_checkpoint(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    train(tmp_path, "--steps", "200")
+    plant_nan(monkeypatch, columns=range(10**9))
+    fragile = ["--guard.max_skips", "1", "--guard.max_rollbacks", "0", "--replay_capacity", "56"]
+    regular = loaded(tmp_path / checkpoint.LATEST)["step"]
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            train(tmp_path, "--steps", "400", *fragile)
+        assert loaded(tmp_path / checkpoint.PREVIOUS)["step"] == regular == 200
+        assert loaded(tmp_path / checkpoint.LATEST)["emergency"]
