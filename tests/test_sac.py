@@ -212,7 +212,6 @@ def test_rewards_are_scaled_as_they_are_stored_and_returns_logged_both_ways(tmp_
 @pytest.mark.parametrize(
     ("arguments", "warning"),
     [
-        (["--reward_scale", "1e6"], "warning: train/q_std is"),
         (["--reward_scale", "1e6", "--sac.max_grad_norm", "5"], "warning: q_clip_rate is 1, above 0.99"),
         ([], None),
     ],

@@ -79,13 +79,13 @@ def test_full_disk_stops_the_run_and_keeps_its_last_checkpoint(
     filled: list[Path] = []
     save = checkpoint.save
 
-    def on_a_full_disk(path: Path, state: dict) -> None:
+    def on_a_full_disk(path: Path, state: dict, **how: bool) -> None:
         if path.name == checkpoint.LATEST and path.exists() and not filled:
             filled.append(path)
             with suppress(OSError), fill.open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
-        save(path, state)
+        save(path, state, **how)
 
     monkeypatch.setattr(checkpoint, "save", on_a_full_disk)
     line = runner.refused(*routing)
