@@ -11,17 +11,12 @@ import pytest
 import torch
 
 import checkpoint
-import config
-import launch
 import sac
 from agent import Agent
-from guard import Guard, GuardSettings
 from logger import METRICS
-from replay import Replay
 from sac import SAC
+from tests.sac_scenes import CPU, pendulum_agent
 
-CPU = torch.device("cpu")
-CONFIG_PATH = Path(sac.__file__).with_name("configs.yaml")
 SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
 SHORT += ["--valid_episodes", "1", "--eval_episodes", "1"]
 MONITORED = {f"train/{name}" for name in ("policy_grad_norm", "q_grad_norm", "q_mean", "q_std", "alpha")}
@@ -40,22 +35,6 @@ def train(logdir: Path, section: str, *arguments: str) -> Rows:
 
 def values_of(rows: Rows, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
-
-
-def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
-    """An agent with small networks, and a replay of made-up rows."""
-    torch.manual_seed(0)
-    settings = config.load(CONFIG_PATH, ["sac", "sac_pendulum", "debug"], {}).replace(**{"sac.units": 16, **changes})
-    task = launch.make_world(settings, CPU).task
-    guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
-    agent = SAC(task, settings, device=CPU, generators=launch.make_generators(0, CPU), guard=guard)
-    replay = Replay(task.spaces, num_envs=2, capacity=100, device=CPU)
-    no = torch.zeros(2, dtype=torch.bool)
-    for step in range(40):
-        flags = {"is_first": torch.full((2,), step == 0), "is_last": no, "is_terminal": no}
-        row = {"observation": torch.randn(2, 3), "action": torch.rand(2, 1) * 2 - 1, "reward": torch.randn(2)}
-        replay.add({**row, **flags})
-    return agent, replay
 
 
 def parameters_of(agent: SAC) -> list[torch.Tensor]:
