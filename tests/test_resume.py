@@ -84,9 +84,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference: Reference, tmp_pa
     assert without_times(train(logdir)) == without_times(reference.rows)
 
 
-def test_signal_handlers_are_the_callers_again_after_a_run(reference: Reference):
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_signal_handlers_are_the_callers_again_after_a_run(tmp_path: Path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(tmp_path, "--steps", "48")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_run_that_has_ended_learns_nothing_more(reference: Reference, tmp_path: Path):

@@ -241,7 +241,7 @@ def test_one_emergency_after_another_leaves_the_last_regular_checkpoint(
 ):
     train(tmp_path, "--steps", "200")
     plant_nan(monkeypatch, columns=range(10**9))
-    fragile = ["--guard.max_skips", "1", "--guard.max_rollbacks", "0", "--replay_capacity", "56"]
+    fragile = ["--guard.max_skips", "1", "--guard.max_rollbacks", "0"]
     regular = loaded(tmp_path / checkpoint.LATEST)["step"]
     for _ in range(2):
         with pytest.raises(SystemExit):
