@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from gymnasium.error import DependencyNotInstalled
 import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, difference, filled, read, validate_choices, validate_ranges
+from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
 from dynamics_map import CONTEXTS, DynamicsMapContext
 from envs.costs import EUCLIDEAN, find_costs
 from envs.gym_tasks import make_gym
@@ -32,6 +31,7 @@ from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, fi
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay
+from resuming import changes_since, fitting, load_start
 from trainer import Settings, Trainer
 
 USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
@@ -42,18 +42,6 @@ ENTRY_KEYS = {
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
 }
-# A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
-WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale")
-UNREMARKABLE = (
-    "steps",
-    "logdir",
-    "device",
-    "threads",
-    "checkpoint_numbered",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-)
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
 RANGES = {
@@ -276,10 +264,10 @@ def train(
                 f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir"
             ) from error
         state, folder = load_start(command, logdir, device)
-        changes = {} if state is None else _changes_since(folder, config, defaults=command.defaults)
+        changes = {} if state is None else changes_since(folder, config, defaults=command.defaults)
         if command.entry["init"]:
             path = Path(command.entry["init"])
-            with _fitting(path):
+            with fitting(path):
                 agent.load_weights(checkpoint.load(path, device)["agent"])
         logger = Logger(logdir, resume_step=None if state is None else state["step"])
         stack.callback(logger.close)
@@ -297,7 +285,7 @@ def train(
             device=device,
         )
         if state is not None:
-            with _fitting(folder):
+            with fitting(folder):
                 trainer.load(state, folder)
         if changes:
             told = ", ".join(f"{key} {now} (was {before})" for key, (before, now) in changes.items())
@@ -377,7 +365,7 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
     )
-    with _fitting(run):
+    with fitting(run):
         agent.load_weights(state["agent"])
     return Run(config, world, agent, state["step"])
 
@@ -416,66 +404,6 @@ def _require_episodes(config: Config, rows: int) -> None:
             f"replay_capacity is {config.replay_capacity} rows; {config.envs} environments need"
             f" {config.envs * columns} to keep whole episodes of {rows} rows"
         )
-
-
-@contextmanager
-def _fitting(source: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint was made with another config."""
-    try:
-        yield
-    except (RuntimeError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        lines = str(error).splitlines()
-        cause = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ...")
-        raise CheckpointError(
-            f"{source} does not fit this config ({cause}); give the config that it was made with, or another --logdir"
-        ) from error
-
-
-def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tuple[dict[str, Any] | None, Path]:
-    """The checkpoint to go on from, if any, and the folder it stands in.
-
-    Raises:
-        ConfigError: `--resume` or `--init` in a logdir that has a run of its own.
-        CheckpointError: the file cannot be used.
-    """
-    resume, init = command.entry["resume"], command.entry["init"]
-    if resume and init:
-        raise ConfigError("--resume goes on with a run and --init begins one; give one of them")
-    has_run = (logdir / checkpoint.LATEST).exists() or (logdir / checkpoint.PREVIOUS).exists()
-    if init and has_run:
-        raise ConfigError(f"{logdir} has a run of its own; give --init with another --logdir")
-    if resume and has_run and Path(resume).resolve().parent != logdir.resolve():
-        raise ConfigError(
-            f"{logdir} has a run of its own; give --resume with that run's own checkpoints or another --logdir"
-        )
-    if resume:
-        return checkpoint.load(Path(resume), device), Path(resume).parent
-    return (checkpoint.load_latest(logdir, device), logdir) if has_run else (None, logdir)
-
-
-def _changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings, before and now, in which a run goes on otherwise than it was.
-
-    Raises:
-        ConfigError: what replay holds would not be of the task that goes on.
-    """
-    if not (folder / CONFIG_FILE).exists():
-        return {}
-    before = read(folder / CONFIG_FILE, missing_from=defaults)
-    values = before.flat()
-    changes = {
-        key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREMARKABLE
-    }
-    for key in WHAT_REPLAY_HOLDS:
-        if key in changes:
-            was, now = changes[key]
-            raise ConfigError(
-                f"the run in {folder} has {key} {was} and cannot go on with {now}, as what it has lived through would"
-                " not fit; give another --logdir"
-            )
-    return changes
 
 
 def default_logdir(argv: list[str], config: Config) -> Path:

@@ -1,0 +1,89 @@
+"""What a run goes on from: a checkpoint that fits its config, in a folder that is its own, of the same task."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import checkpoint
+from checkpoint import CheckpointError
+from config import CommandLine, Config, ConfigError, difference, read
+from logger import CONFIG_FILE
+
+# A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
+WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale")
+UNREMARKABLE = (
+    "steps",
+    "logdir",
+    "device",
+    "threads",
+    "checkpoint_numbered",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+)
+
+
+@contextmanager
+def fitting(source: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint was made with another config."""
+    try:
+        yield
+    except (RuntimeError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        lines = str(error).splitlines()
+        cause = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ...")
+        raise CheckpointError(
+            f"{source} does not fit this config ({cause}); give the config that it was made with, or another --logdir"
+        ) from error
+
+
+def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tuple[dict[str, Any] | None, Path]:
+    """The checkpoint to go on from, if any, and the folder it stands in.
+
+    Raises:
+        ConfigError: `--resume` or `--init` in a logdir that has a run of its own.
+        CheckpointError: the file cannot be used.
+    """
+    resume, init = command.entry["resume"], command.entry["init"]
+    if resume and init:
+        raise ConfigError("--resume goes on with a run and --init begins one; give one of them")
+    has_run = (logdir / checkpoint.LATEST).exists() or (logdir / checkpoint.PREVIOUS).exists()
+    if init and has_run:
+        raise ConfigError(f"{logdir} has a run of its own; give --init with another --logdir")
+    if resume and has_run and Path(resume).resolve().parent != logdir.resolve():
+        raise ConfigError(
+            f"{logdir} has a run of its own; give --resume with that run's own checkpoints or another --logdir"
+        )
+    if resume:
+        return checkpoint.load(Path(resume), device), Path(resume).parent
+    return (checkpoint.load_latest(logdir, device), logdir) if has_run else (None, logdir)
+
+
+def changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings, before and now, in which a run goes on otherwise than it was.
+
+    Raises:
+        ConfigError: what replay holds would not be of the task that goes on.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        return {}
+    before = read(folder / CONFIG_FILE, missing_from=defaults)
+    values = before.flat()
+    changes = {
+        key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREMARKABLE
+    }
+    for key in WHAT_REPLAY_HOLDS:
+        if key in changes:
+            was, now = changes[key]
+            raise ConfigError(
+                f"the run in {folder} has {key} {was} and cannot go on with {now}, as what it has lived through would"
+                " not fit; give another --logdir"
+            )
+    return changes
