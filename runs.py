@@ -113,6 +113,7 @@ def read(path: Path) -> Run:
         except ConfigError as error:
             notes.append(str(error))
     seed = settings.get("seed") if settings is not None else without_seed(path.as_posix())[1]
+    made_by = _made_by(path / RUN_FILE, notes)
     last = rows[-1]
     return Run(
         path=path,
@@ -120,7 +121,7 @@ def read(path: Path) -> Run:
         steps=float(last["step"]),
         minutes=last["seconds"] / 60,
         config=settings,
-        made_by=_made_by(path / RUN_FILE),
+        made_by=made_by,
         seed=seed,
         status="event files" if foreign else _status(path, last),
         notes=tuple(notes),
@@ -246,10 +247,15 @@ def _scalar(value: Summary.Value) -> float | None:
     return None
 
 
-def _made_by(path: Path) -> dict[str, str]:
-    """Which program made a run, and its own flags; nothing where that was not written down, or cannot be read."""
+def _made_by(path: Path, notes: list[str]) -> dict[str, str]:
+    """Which program made a run, and its own flags; nothing where that was not written down, and a note if unreadable."""
+    if not path.exists():
+        return {}
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
+        if "program" not in facts:
+            return {}
         return {"program": str(facts["program"]), **{name: str(value) for name, value in facts["flags"].items()}}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        notes.append(f"{path.name} cannot be read ({error}), so that nobody knows which program made this run")
         return {}

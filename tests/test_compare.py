@@ -249,3 +249,11 @@ def test_runs_of_another_program_or_of_other_flags_are_no_seeds_of_ours(tmp_path
     assert sorted(sorted(map(str, group.seeds)) for group in groups) == [["0", "1"], ["2"], ["3"]]
     differences = compare.config_differences(groups)
     assert set(differences) == {"program", "epochs"}
+
+
+def test_run_whose_program_cannot_be_read_is_told_of(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "seconds": 1.0, "valid_return": 1.0}\n')
+    (tmp_path / "run.json").write_text("{")
+    (run,) = compare.load([str(tmp_path)], {})
+    assert run.made_by == {}
+    assert "run.json cannot be read" in run.notes[0]
