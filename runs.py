@@ -248,7 +248,7 @@ def _scalar(value: Summary.Value) -> float | None:
 
 
 def _made_by(path: Path, notes: list[str]) -> dict[str, str]:
-    """Which program made a run, and its own flags; nothing where that was not written down, and a note if unreadable."""
+    """Which program made a run, and its own flags; nothing where that was not written down; a note if unreadable."""
     if not path.exists():
         return {}
     try:
