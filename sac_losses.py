@@ -40,10 +40,10 @@ class Soft(nn.Module, ABC):
     values: Any
     target_values: Any
 
-    def __init__(self, *, discount: float, tau: float, device: torch.device) -> None:
+    def __init__(self, settings: Any, *, discount: float, device: torch.device) -> None:
         super().__init__()
-        self.discount, self.tau = discount, tau
-        self.temperature = Temperature(device=device)
+        self.discount, self.tau = discount, settings.tau
+        self.temperature = Temperature(settings.initial_alpha[settings.critic], device=device)
 
     @abstractmethod
     def act(
@@ -91,7 +91,7 @@ class ContinuousSoft(Soft):
     """
 
     def __init__(self, task: Task, settings: Any, *, discount: float, device: torch.device) -> None:
-        super().__init__(discount=discount, tau=settings.tau, device=device)
+        super().__init__(settings, discount=discount, device=device)
         self.read = ObservationVector(task.observations)
         (actions,) = task.actions.sizes
         sizes = {"units": settings.units, "layers": settings.layers}
@@ -157,7 +157,7 @@ class DiscreteSoft(Soft):
     """
 
     def __init__(self, task: Task, settings: Any, *, pointer: Any, discount: float, device: torch.device) -> None:
-        super().__init__(discount=discount, tau=settings.tau, device=device)
+        super().__init__(settings, discount=discount, device=device)
         if settings.critic != "mse":
             raise ValueError(f"sac.critic is {settings.critic!r}, which is for continuous actions; this task needs mse")
         self.task, self.entropy_share = task, settings.entropy_share

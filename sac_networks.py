@@ -189,10 +189,10 @@ class PointerValues(nn.Module):
 class Temperature(nn.Module):
     """alpha, what a nat of entropy is worth, kept as its logarithm."""
 
-    def __init__(self, *, device: torch.device) -> None:
-        """Begin at 1, on `device`: moved there later, the optimiser might hold another tensor."""
+    def __init__(self, initial: float, *, device: torch.device) -> None:
+        """Begin at `initial`, on `device`: moved there later, the optimiser might hold another tensor."""
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.zeros((), device=device))
+        self.log_alpha = nn.Parameter(torch.full((), math.log(initial), device=device))
 
     def forward(self) -> Float[Tensor, ""]:
         return self.log_alpha.exp()

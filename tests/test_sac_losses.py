@@ -14,7 +14,10 @@ from envs.vector import RoutingVectorEnv
 from sac_losses import ContinuousSoft, DiscreteSoft
 
 CPU = torch.device("cpu")
-SETTINGS = {"critic": "mse", "units": 8, "layers": 1, "bins": 63, "tau": 0.5, "entropy_share": 0.98}
+SETTINGS = {
+    **{"critic": "mse", "units": 8, "layers": 1, "bins": 63, "tau": 0.5, "entropy_share": 0.98},
+    "initial_alpha": {"mse": 1.0, "symlog_disc": 0.03},
+}
 POINTER = Config({"width": 16, "layers": 1, "heads": 2, "hidden": 32, "latent": 0, "clip": 10.0})
 OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 
@@ -22,6 +25,11 @@ OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 def continuous(**changes: Any) -> ContinuousSoft:
     task = Task(rules=None, actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
     return ContinuousSoft(task, Config({**SETTINGS, **changes}), discount=0.9, device=CPU)
+
+
+def test_temperature_begins_lower_where_values_are_divided_by_their_scale():
+    assert continuous().temperature().item() == 1
+    assert continuous(critic="symlog_disc").temperature().item() == pytest.approx(0.03)
 
 
 def noise(seed: int = 0) -> torch.Generator:
@@ -114,7 +122,8 @@ def test_two_hot_policy_objective_is_divided_by_the_scale_of_q():
     soft.scale.high.fill_(2e6)
     farther, _ = soft.losses(batch, noise())
     _, log_prob = soft.policy(batch["x"][:, 0]).sample(torch.randn(2, 4, 1, generator=noise())[1])
-    torch.testing.assert_close(far["policy"] - log_prob.mean(), 2 * (farther["policy"] - log_prob.mean()))
+    bonus = soft.temperature() * log_prob.mean()
+    torch.testing.assert_close(far["policy"] - bonus, 2 * (farther["policy"] - bonus))
 
 
 def test_target_values_follow_by_tau_and_only_applied_updates():

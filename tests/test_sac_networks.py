@@ -110,4 +110,5 @@ def test_observation_vector_refuses_an_image():
 
 
 def test_temperature_begins_at_one():
-    assert Temperature(device=CPU)().item() == 1
+    assert Temperature(1.0, device=CPU)().item() == 1
+    assert Temperature(0.03, device=CPU)().item() == pytest.approx(0.03)
