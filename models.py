@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from envs.rules import Instance
@@ -17,16 +17,12 @@ from envs.tasks import Task
 from guard import Guard
 from imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from layers import initialise, use_layer_norm
-from networks import Critic, MaskedActor, PointerTables, TSPPointerActor
+from networks import Critic, MaskedActor, PointerTables, TSPPointerActor, saturation
 from optimizer import Optimizer
 from returns import Returns, replayed_returns, statistics
 from starts import episode_starts, start_from
 from tools import ReturnScale, SymexpTwoHot, follow_slowly, uniform
 from world_model import Metrics, Observed, WorldModel
-
-# tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
-SATURATED = 4.0
-SATURATION_PENALTY = 0.01
 
 __all__ = ["ImagBehavior", "WorldModel", "make_actor"]
 
@@ -403,19 +399,6 @@ class ImagBehavior(nn.Module):
             latent=uniform((horizon, *shape, latent_size), generator),
             action=uniform((horizon, *shape, *self.task.actions.shape), generator),
         )
-
-
-def saturation(
-    scores: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """A penalty on scores far out on the tanh that clips a pointer's logits, and the share of legal ones out there.
-
-    Where a tanh is flat no gradient passes, and a pointer whose scores have all run away stays uniform for ever. The
-    penalty's gradient grows with the distance, so it leads back; within `SATURATED` it is exactly 0.
-    """
-    excess = (scores.abs() - SATURATED).clamp(min=0) * mask
-    legal = mask.sum().clamp(min=1)
-    return SATURATION_PENALTY * excess.square().sum() / legal, (excess.detach() > 0).sum() / legal
 
 
 @contextmanager

@@ -17,6 +17,9 @@ from views import View, summarise, take_nodes
 
 # Of the predicted rewards in a pointer's scores, before it learns better: enough to prefer what is cheap.
 MOVES_WEIGHT = 0.5
+# tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
+SATURATED = 4.0
+SATURATION_PENALTY = 0.01
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
@@ -341,6 +344,19 @@ class TSPPointerActor(nn.Module):
 
     def _scores(self, query: Float[Tensor, "B M E"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B M G"]:
         return (self._split(query) @ key).transpose(1, 2).flatten(-2)
+
+
+def saturation(
+    scores: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """A penalty on scores far out on the tanh that clips a pointer's logits, and the share of legal ones out there.
+
+    Where a tanh is flat no gradient passes, and a pointer whose scores have all run away stays uniform for ever. The
+    penalty's gradient grows with the distance, so it leads back; within `SATURATED` it is exactly 0.
+    """
+    excess = (scores.abs() - SATURATED).clamp(min=0) * mask
+    legal = mask.sum().clamp(min=1)
+    return SATURATION_PENALTY * excess.square().sum() / legal, (excess.detach() > 0).sum() / legal
 
 
 class MaskedActor(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from envs.rules import Instance
 from envs.tasks import ACTION_MASK, Task
-from networks import PointerTables, TSPPointerActor
+from networks import PointerTables, TSPPointerActor, saturation
 from sac_networks import (
     ActionValues,
     ObservationVector,
@@ -72,11 +72,13 @@ class Soft(nn.Module, ABC):
         self.to(device)
         self.target_values = copy.deepcopy(self.values).requires_grad_(False)
 
-    def _metrics(self, q: Float[Tensor, "2 *B"], entropy: Float[Tensor, ""]) -> Metrics:
+    def _metrics(self, q: Float[Tensor, "2 *B"], weight: Float[Tensor, "*B"], entropy: Float[Tensor, ""]) -> Metrics:
+        """Of the rows that count: `weight` sums to 1 over them."""
         q = q.detach()
+        mean = 0.5 * (weight * q).sum()
         return {
-            "train/q_mean": q.mean(),
-            "train/q_std": q.std(),
+            "train/q_mean": mean,
+            "train/q_std": (0.5 * (weight * (q - mean).square()).sum()).sqrt(),
             "train/alpha": self.temperature().detach(),
             "actor_entropy": entropy.detach(),
         }
@@ -135,18 +137,30 @@ class ContinuousSoft(Soft):
         if self.two_hot:
             self.scale.update(chosen_value.detach())
         entropy = -(weight * log_prob).sum()
+        # Where no row counts there is no entropy to miss either.
+        missing = entropy.detach() - weight.sum() * self.target_entropy
         losses = {
             "q": (weight * self.values.loss(outputs, target)).sum(),
             "policy": -alpha * entropy - (weight * chosen_value).sum() / self.scale.scale(),
-            "alpha": self.temperature.log_alpha * (entropy.detach() - self.target_entropy),
+            "alpha": self.temperature.log_alpha * missing,
         }
-        return losses, self._metrics(self.values.mean(outputs.detach()), entropy)
+        return losses, self._metrics(self.values.mean(outputs.detach()), weight, entropy)
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
         super().follow(applied)
         if self.two_hot:
             self.scale.revert_unless(applied["policy"])
+
+
+class Judged(NamedTuple):
+    """What policy and Q functions make of the rows of a batch."""
+
+    dist: OneHotDist
+    scores: Float[Tensor, "B T N"] | None  # of a pointer, before its tanh
+    mask: Bool[Tensor, "B T N"]
+    value: Float[Tensor, "2 B T N"]  # 0 for an illegal action
+    slow_value: Float[Tensor, "2 B T N"]  # likewise
 
 
 class DiscreteSoft(Soft):
@@ -201,7 +215,7 @@ class DiscreteSoft(Soft):
         return dist.sample(uniform(is_first.shape, generator)), static
 
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Metrics]:
-        dist, mask, value, slow_value = self._evaluate(batch)
+        dist, scores, mask, value, slow_value = self._judge(batch)
         alpha = self.temperature().detach()
         entropy = dist.entropy()  # [B, T]
         with torch.no_grad():
@@ -215,30 +229,32 @@ class DiscreteSoft(Soft):
         expected = (dist.probs * value.detach().amin(0)).sum(-1)
         legal = mask[:, :-1].sum(-1)
         choice = _share((weight > 0) & (legal > 1))
+        metrics: Metrics = {}
+        penalty = torch.zeros((), device=q.device)
+        if scores is not None:
+            penalty, metrics["actor_saturation"] = saturation(scores[:, :-1], mask[:, :-1] & (weight > 0)[..., None])
         missing = entropy[:, :-1].detach() - self.entropy_share * legal.clamp(min=1).log()
         losses = {
             "q": (weight * 0.5 * (q - target).square().sum(0)).sum(),
-            "policy": -(weight * (expected + alpha * entropy)[:, :-1]).sum(),
+            "policy": penalty - (weight * (expected + alpha * entropy)[:, :-1]).sum(),
             "alpha": self.temperature.log_alpha * (choice * missing).sum(),
         }
-        metrics = self._metrics(q, (choice * entropy[:, :-1]).sum())
+        metrics |= self._metrics(q, weight, (choice * entropy[:, :-1]).sum())
         return losses, metrics | {"target_entropy": (choice * self.entropy_share * legal.clamp(min=1).log()).sum()}
 
-    def _evaluate(
-        self, batch: dict[str, Tensor]
-    ) -> tuple[OneHotDist, Bool[Tensor, "B T N"], Float[Tensor, "2 B T N"], Float[Tensor, "2 B T N"]]:
-        """The policy in every row, which actions are legal there, and both Q functions; 0 for an illegal action."""
+    def _judge(self, batch: dict[str, Tensor]) -> Judged:
         if self.task.rules is not None:
             instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
             nodes, view = self.task.rules.node_features(instance), self._view(batch)
             mask = view.action_mask
-            dist = self.policy(None, self.policy.encode(nodes, valid=instance.valid), view)
+            scores = self.policy.scores(None, self.policy.encode(nodes, valid=instance.valid), view)
+            dist = self.policy.distribution(scores, view)
             value = self.values(nodes, view, instance.valid)
             with torch.no_grad():
                 slow_value = self.target_values(nodes, view, instance.valid)
         else:
             assert self.read is not None
-            obs = self.read(batch)
+            scores, obs = None, self.read(batch)
             logits = self.policy(obs)
             mask = batch.get(ACTION_MASK, torch.ones_like(logits, dtype=torch.bool))
             dist = OneHotDist(logits, mask=mask)
@@ -246,7 +262,7 @@ class DiscreteSoft(Soft):
             value = self.values(flat).unflatten(1, obs.shape[:2])
             with torch.no_grad():
                 slow_value = self.target_values(flat).unflatten(1, obs.shape[:2])
-        return dist, mask, value.masked_fill(~mask, 0.0), slow_value.masked_fill(~mask, 0.0)
+        return Judged(dist, scores, mask, value.masked_fill(~mask, 0.0), slow_value.masked_fill(~mask, 0.0))
 
     def _view(self, obs: dict[str, Tensor]) -> View:
         """What the pointer sees of rows [B, T] of replay."""

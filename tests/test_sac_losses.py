@@ -213,8 +213,35 @@ def test_discrete_sac_refuses_a_two_hot_critic():
         DiscreteSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), pointer=POINTER, discount=1.0, device=CPU)
 
 
-def test_routing_values_learn_what_is_left_of_a_tour():
-    generator, nodes = noise(1), 5
+def test_windows_across_the_end_of_an_episode_count_nowhere():
+    soft, batch = continuous(), transitions()
+    counted, _ = soft.losses({name: value[:3] for name, value in batch.items()}, noise())
+    crossing = with_row(batch, "is_first", 3, True)
+    crossing["x"][3] = 1e3
+    losses, metrics = soft.losses(crossing, noise())
+    q = soft.values.mean(soft.values(batch["x"][:3, 0], batch["action"][:3, 0]))
+    assert metrics["train/q_mean"].item() == pytest.approx(q.mean().item(), rel=1e-4)
+    assert metrics["train/q_std"].item() == pytest.approx(q.std(correction=0).item(), rel=1e-4)
+    none, _ = soft.losses({**batch, "is_first": torch.ones(4, 2, dtype=torch.bool)}, noise())
+    (gradient,) = torch.autograd.grad(none["alpha"], [soft.temperature.log_alpha])
+    assert gradient.item() == 0
+    (gradient,) = torch.autograd.grad(counted["alpha"], [soft.temperature.log_alpha])
+    assert gradient.item() != 0
+
+
+def test_saturated_pointer_of_the_policy_gets_a_gradient():
+    soft, batch = routing_batch(noise(1))
+    with torch.no_grad():
+        for parameter in soft.policy.parameters():
+            parameter.mul_(30)
+    losses, metrics = soft.losses(batch, noise(1))
+    gradients = torch.autograd.grad(losses["policy"], list(soft.policy.parameters()), allow_unused=True)
+    assert metrics["actor_saturation"].item() > 0.5
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0.1
+
+
+def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[DiscreteSoft, dict[str, Tensor]]:
+    """A fresh agent, and tours that it walked."""
     task = Task(rules=TSPRules, actions=ActionSpec("discrete", (nodes,), masked=True), observations={})
     soft = DiscreteSoft(task, Config(SETTINGS), pointer=POINTER, discount=1.0, device=CPU)
     env = RoutingVectorEnv(TSPRules, num_envs=3, num_nodes=nodes, device=CPU, generator=generator, check_actions=True)
@@ -227,7 +254,12 @@ def test_routing_values_learn_what_is_left_of_a_tour():
         )
         rows.append({**obs, "action": action, "reward": reward, "is_first": info["is_first"], "is_terminal": ended})
         obs, reward, ended, _, info = env.step(action)
-    batch = {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
+    return soft, {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
+
+
+def test_routing_values_learn_what_is_left_of_a_tour():
+    generator = noise(1)
+    soft, batch = routing_batch(generator)
     losses, metrics = soft.losses(batch, generator)
     assert all(loss.isfinite() for loss in losses.values())
     # The entropy aimed at, over the states with a choice: 4, 3 and 2 open nodes.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
-import models
+import networks
 from benchmarks.faults import KINDS, LASTING, PASSING, injecting, is_finite
 from dreamer import Dreamer
 from guard import main as print_reports
@@ -197,7 +197,7 @@ SATURATED = [
 
 
 def test_saturated_pointer_stays_so_without_the_penalty(runner, routing: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(models, "SATURATION_PENALTY", 0.0)
+    monkeypatch.setattr(networks, "SATURATION_PENALTY", 0.0)
     with at_update(2, saturate):
         run = runner.train(*routing, *SATURATED, "--steps", "150")
     assert [row["actor_grad_norm_max"] for row in run.rows if row["step"] >= 100 and "actor_grad_norm_max" in row] == [
