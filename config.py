@@ -95,11 +95,13 @@ class CommandLine(NamedTuple):
         config: the resolved config.
         defaults: the config without any named section or override, to tell what differs.
         entry: the entry point's own flags; None for those not given.
+        sections: the sections that it names, in order.
     """
 
     config: Config
     defaults: Config
     entry: dict[str, str | None]
+    sections: list[str]
 
 
 def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
@@ -134,7 +136,12 @@ def _resolved(path: Path, sections: dict[str, Any], names: Sequence[str], overri
 
 
 def parse_command_line(
-    argv: Sequence[str], *, config_path: Path, description: str, entry_keys: Mapping[str, str]
+    argv: Sequence[str],
+    *,
+    config_path: Path,
+    description: str,
+    entry_keys: Mapping[str, str],
+    base: Sequence[str] = (),
 ) -> CommandLine:
     """Read `--configs a b`, `--any.nested.key value` (or `=value`) and the entry point's own flags.
 
@@ -143,6 +150,7 @@ def parse_command_line(
         config_path: the YAML file with the sections.
         description: first lines of the help page.
         entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
+        base: sections that lie under those that are named.
 
     Raises:
         ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag.
@@ -177,7 +185,9 @@ def parse_command_line(
     defaults = load(config_path, [], {})
     for key in overrides:
         _lookup(key, defaults, where=COMMAND_LINE, other_keys=("configs", *entry_keys))
-    return CommandLine(config=load(config_path, names, overrides), defaults=defaults, entry=entry)
+    return CommandLine(
+        config=load(config_path, [*base, *names], overrides), defaults=defaults, entry=entry, sections=names
+    )
 
 
 @contextmanager

@@ -143,7 +143,8 @@ class Start(NamedTuple):
 
     `latent` is None where nobody reads it; `context` is None for any task but routing, and `state` for one without
     rules. `weight` is 0 for starts that must not count (rows beyond an episode's end). `belief` is what the model knows
-    of hidden costs where all of an instance's trajectories begin; None where it keeps no belief.
+    of hidden costs where all of an instance's trajectories begin; None where it keeps no belief. `mask` is what was
+    observed to be legal, of a task without batched rules.
     """
 
     latent: Latent | None
@@ -151,6 +152,7 @@ class Start(NamedTuple):
     context: RoutingContext | None
     weight: Float[Tensor, "B Q"]
     belief: Float[Tensor, "B L"] | None = None
+    mask: Bool[Tensor, "B Q N"] | None = None
 
     @property
     def instance(self) -> Instance | None:
@@ -280,7 +282,12 @@ def imagine(
             if model.task.actions.masked:
                 if state is not None:
                     true_masks.append(known.action_mask(state))
-                masks.append(true_masks[-1] if mask == "rules" else model.predict_mask(feats[-1], context))
+                if mask == "rules":
+                    masks.append(true_masks[-1])
+                elif step == 0 and start.mask is not None:
+                    masks.append(start.mask)
+                else:
+                    masks.append(model.predict_mask(feats[-1], context))
                 view = View(masks[-1])
             if rules is not None:
                 states.append(state)

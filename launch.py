@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -36,6 +37,7 @@ from trainer import Settings, Trainer
 
 USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 GYM_PREFIX = "gym_"
+DREAMER = "dreamer.py"
 ENTRY_KEYS = {
     "evaluate": "evaluate the latest checkpoint of this logdir instead of training",
     "video": "with --evaluate: write a film of the first episodes into this folder",
@@ -197,6 +199,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
         timeout=config.env_timeout,
         **bad_inputs,
     )
+    _require_mask_rules(env)
     task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
 
     def make_evaluator(pictures: Any) -> GymEvaluator:
@@ -255,7 +258,7 @@ def train(
         _require_windows(config, agent.batch_length)
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
         # Nothing is written before everything that can be wrong with the config has been looked at.
-        logdir = Path(str(config.logdir or default_logdir(argv, config)))
+        logdir = Path(str(config.logdir or default_logdir(argv[0], command)))
         try:
             logdir.mkdir(parents=True, exist_ok=True)
             stack.callback(RunLock(logdir).release)
@@ -323,6 +326,21 @@ def _require_windows(config: Config, rows: int) -> None:
             raise ConfigError(
                 f"{key} is {config[key]}; {config.envs} environments need {needed} for a window of {rows} rows each"
             )
+
+
+def _require_mask_rules(env: GymVectorEnv) -> None:
+    """Check that the rules an environment gives for its mask, if any, have their methods, and a mask to be about.
+
+    Raises:
+        ConfigError: a method is missing, or the actions are not masked.
+    """
+    if env.mask_rules is None:
+        return
+    missing = [name for name in ("restore", "action_mask", "step") if not callable(getattr(env.mask_rules, name, None))]
+    problem = f"have no {', '.join(missing)}" if missing else "are given, but no action_mask is observed"
+    if missing or not env.actions.masked:
+        env.close()
+        raise ConfigError(f"the environment's mask_rules {problem}; docs/your-environment.md says what they need")
 
 
 class Run(NamedTuple):
@@ -406,12 +424,8 @@ def _require_episodes(config: Config, rows: int) -> None:
         )
 
 
-def default_logdir(argv: list[str], config: Config) -> Path:
-    """logdir/<sections>-seed<seed>, so that the same command goes on with its own run."""
-    names = []
-    if "--configs" in argv:
-        for argument in argv[argv.index("--configs") + 1 :]:
-            if argument.startswith("--"):
-                break
-            names.append(argument)
-    return Path("logdir") / f"{'-'.join(names) or 'defaults'}-seed{config.seed}"
+def default_logdir(program: str, command: CommandLine) -> Path:
+    """logdir/<sections, or else the task>-seed<seed>, so that the same command goes on with its own run."""
+    of_task = command.config.task if program == DREAMER else f"{Path(program).stem}-{command.config.task}"
+    name = re.sub("[^A-Za-z0-9_.-]+", "_", "-".join(command.sections) or of_task)
+    return Path("logdir") / f"{name}-seed{command.config.seed}"

@@ -183,10 +183,11 @@ def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("sac.py", *launch.USER_ERRORS):
         command = parse_command_line(
-            ["--configs", SECTION, *argv],
+            argv,
             config_path=Path(__file__).with_name("configs.yaml"),
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
+            base=[SECTION],
         )
         if command.entry["evaluate"]:
             launch.evaluate_run(command, make_agent=SAC)

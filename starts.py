@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from envs.rules import Instance, Rules, each_part
+from envs.tasks import ACTION_MASK
 from imagination import Imagination, Start, expand_instance
 from networks import Latent
 from tools import uniform
@@ -181,4 +182,5 @@ def replayed_starts(
     context = observed.context
     if context is not None:
         context = context._replace(nodes=context.nodes.detach())
-    return Start(latent, state, context, weight.repeat_interleave(tours, 1))
+    mask = batch[ACTION_MASK].repeat_interleave(tours, 1) if model.rules is None and model.task.actions.masked else None
+    return Start(latent, state, context, weight.repeat_interleave(tours, 1), mask=mask)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.rules import CURRENT_NODE, Instance, State
-from envs.tasks import ACTION_MASK, Task
+from envs.tasks import ACTION_MASK, Task, wrong_share
 from layers import MLP, embed_actions, initialise, use_layer_norm
 from moves import Belief, MoveHead
 from networks import RSSM, Latent, NodeHead, RoutingEncoder
@@ -71,7 +71,7 @@ class WorldModel(nn.Module):
         self.decoder: ObservationDecoder | None = None
         self.routing_encoder: RoutingEncoder | None = None
         if self.rules is None:
-            encoded = select(task.observations, settings.encode_keys)
+            encoded = select(task.encoded, settings.encode_keys)
             self.encoder = ObservationEncoder(encoded, units=units, layers=layers, depth=settings.depth)
             action_size, embed_size, node_size = task.actions.embed_size, self.encoder.embed_size, 0
             for name in ("current_node", "current_pos", "coords"):
@@ -269,6 +269,8 @@ class WorldModel(nn.Module):
         if context is None and "mask" in self.heads:
             dist = BernoulliDist(self.heads["mask"](feat))
             losses["mask"] = mean(-dist.log_prob(batch[ACTION_MASK]).mean(-1))
+            if self.task.mask_rules is not None:
+                metrics["mask_rules_wrong"] = wrong_share(self.task.mask_rules, batch)
             # Seen from the observation itself, and from the step before it, as imagination sees it.
             imagined = Latent(latents.deter, prior.one_hot(prior.mode())).feat()
             for name, basis in (("mask", feat), ("mask_imagined", imagined)):

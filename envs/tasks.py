@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from envs.rules import Rules
@@ -65,6 +65,7 @@ class ActionSpec(NamedTuple):
         return sum(self.sizes)
 
 
+@runtime_checkable
 class MaskRules(Protocol):
     """Rules of legality that a user supplies for a task of discrete actions, as pure functions over tensors.
 
@@ -79,6 +80,23 @@ class MaskRules(Protocol):
 
     def step(self, state: Any, action: Int[Tensor, "*B"]) -> Any:
         """The state after a legal action."""
+
+
+def wrong_share(rules: MaskRules, batch: dict[str, Tensor]) -> Float[Tensor, ""]:
+    """The share of replayed rows whose mask is not what the rules say, of the row itself or of the one before it.
+
+    The last rows of episodes do not count: nothing is done there.
+
+    Args:
+        rules: held against what happened.
+        batch: replayed sequences [B, T, ...].
+    """
+    mask, counts = batch[ACTION_MASK], ~batch["is_last"]
+    wrong = (rules.action_mask(rules.restore(batch)) != mask).any(-1)
+    before = {name: value[:, :-1] for name, value in batch.items()}
+    foreseen = rules.action_mask(rules.step(rules.restore(before), before["action"]))
+    wrong[:, 1:] |= (foreseen != mask[:, 1:]).any(-1) & ~batch["is_first"][:, 1:]
+    return (wrong & counts).sum() / counts.sum().clamp(min=1)
 
 
 class Task(NamedTuple):
@@ -103,6 +121,13 @@ class Task(NamedTuple):
         """How many discrete actions there are."""
         assert self.actions.kind == "discrete", f"{self.actions.kind} actions cannot be counted"
         return self.actions.sizes[0]
+
+    @property
+    def encoded(self) -> dict[str, ObservationKey]:
+        """What a world model sees: the observations and, since legality may show nowhere else, the action mask."""
+        if self.rules is not None or not self.actions.masked:
+            return self.observations
+        return {**self.observations, ACTION_MASK: ObservationKey("vector", self.spaces[ACTION_MASK][0], torch.bool)}
 
     @property
     def spaces(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

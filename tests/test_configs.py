@@ -155,3 +155,19 @@ def test_every_actor_type_acts_and_updates(actor_type: str, expected: type):
 def test_every_baseline_goes_with_every_scaling(baseline: str, scaling: str):
     _, metrics = act_and_update(section("debug", baseline=baseline, **{"actor.advantage_scale": scaling}))
     assert all(metric.isfinite() for metric in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("program", "base", "argv", "name"),
+    [
+        ("dreamer.py", [], [], "tsp-seed0"),
+        ("dreamer.py", [], ["--configs=tsp_attn", "--seed", "2"], "tsp_attn-seed2"),
+        ("dreamer.py", [], ["--configs", "tsp_few_steps", "tsp_river"], "tsp_few_steps-tsp_river-seed0"),
+        ("dreamer.py", [], ["--task", "gym_ALE/Pong-v5"], "gym_ALE_Pong-v5-seed0"),
+        ("sac.py", ["sac"], ["--task", "gym_Pendulum-v1"], "sac-gym_Pendulum-v1-seed0"),
+        ("sac.py", ["sac"], ["--configs", "sac_pendulum"], "sac_pendulum-seed0"),
+    ],
+)
+def test_run_is_named_after_its_sections_or_its_task(program: str, base: list[str], argv: list[str], name: str):
+    command = config.parse_command_line(argv, config_path=CONFIG_PATH, description="", entry_keys={}, base=base)
+    assert launch.default_logdir(program, command) == Path("logdir") / name

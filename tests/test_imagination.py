@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import networks
-from envs.examples import SwitchesState
+from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPEnv, TSPInstance, TSPRules, TSPState
-from envs.tasks import ActionSpec, Task
+from envs.tasks import ActionSpec, Task, wrong_share
 from envs.vector import RoutingVectorEnv
 from imagination import Imagination, Trajectory, expand_instance
 from layers import MLP
@@ -135,6 +135,34 @@ def test_predicted_mask_is_held_against_mask_rules():
     assert scene.update(batch)["miss_rate"] > 0.05
 
 
+class NothingChanges(SwitchesRules):
+    """Every switch can be pressed at any time."""
+
+    def action_mask(self, state: SwitchesState) -> Tensor:
+        return torch.ones_like(state.pressed)
+
+
+class Forgetful(SwitchesRules):
+    """The mask is right, and what a press does to it is not."""
+
+    def step(self, state: SwitchesState, action: Tensor) -> SwitchesState:
+        return state
+
+
+def test_mask_rules_are_held_against_what_happened():
+    batch = switches_episodes(16)
+    assert wrong_share(SwitchesRules(), batch) == 0
+    # Of the four rows of an episode in which something is done, all but the first have a closed switch.
+    assert wrong_share(NothingChanges(), batch) == 0.75
+    assert wrong_share(Forgetful(), batch) == 0.75
+
+
+def test_action_mask_is_seen_by_the_world_model():
+    scene, batch = Scene(SWITCHING), switches_episodes(2)
+    changed = {**batch, "action_mask": ~batch["action_mask"]}
+    assert not torch.allclose(scene.model.encode(batch, None, None), scene.model.encode(changed, None, None))
+
+
 def test_mask_without_rules_is_predicted_and_keeps_its_best_action_open():
     scene, batch = Scene(SWITCHING._replace(mask_rules=None)), switches_episodes(8)
     assert scene.behavior.mask_from == "predicted"
@@ -146,8 +174,11 @@ def test_mask_without_rules_is_predicted_and_keeps_its_best_action_open():
     assert start.state is None and trajectory.true_mask is None
     assert trajectory.mask is not None and trajectory.feat is not None
     best = head(trajectory.feat).argmax(-1, keepdim=True)
-    assert torch.equal(trajectory.mask, torch.zeros_like(trajectory.mask).scatter(-1, best, True))
-    assert torch.equal(trajectory.action, best[:, :, :-1, 0])
+    predicted = torch.zeros_like(trajectory.mask).scatter(-1, best, True)
+    assert torch.equal(trajectory.mask[:, :, 1:], predicted[:, :, 1:])
+    assert torch.equal(trajectory.action[:, :, 1:], best[:, :, 1:-1, 0])
+    # Where imagination starts the mask was seen.
+    assert torch.equal(trajectory.mask[:, :, 0], batch["action_mask"])
 
 
 def test_task_without_masks_needs_no_mask_head():

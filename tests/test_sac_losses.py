@@ -218,7 +218,7 @@ def test_windows_across_the_end_of_an_episode_count_nowhere():
     counted, _ = soft.losses({name: value[:3] for name, value in batch.items()}, noise())
     crossing = with_row(batch, "is_first", 3, True)
     crossing["x"][3] = 1e3
-    losses, metrics = soft.losses(crossing, noise())
+    _, metrics = soft.losses(crossing, noise())
     q = soft.values.mean(soft.values(batch["x"][:3, 0], batch["action"][:3, 0]))
     assert metrics["train/q_mean"].item() == pytest.approx(q.mean().item(), rel=1e-4)
     assert metrics["train/q_std"].item() == pytest.approx(q.std(correction=0).item(), rel=1e-4)

@@ -275,6 +275,7 @@ def test_mask_head_is_built_and_taught_where_actions_are_masked():
     agreed = predicted == batch["action_mask"]
     torch.testing.assert_close(metrics["mask_accuracy"], agreed.float().mean())
     torch.testing.assert_close(metrics["mask_exact"], agreed.all(-1).float().mean())
+    assert metrics["mask_rules_wrong"] == 0
 
 
 def test_open_loop_observes_first_and_imagines_then():
