@@ -178,7 +178,8 @@ def test_mask_without_rules_is_predicted_and_keeps_its_best_action_open():
     assert torch.equal(trajectory.mask[:, :, 1:], predicted[:, :, 1:])
     assert torch.equal(trajectory.action[:, :, 1:], best[:, :, 1:-1, 0])
     # Where imagination starts the mask was seen.
-    assert torch.equal(trajectory.mask[:, :, 0], batch["action_mask"])
+    tours = start.weight.shape[1] // (SWITCHES + 1)
+    assert torch.equal(trajectory.mask[:, :, 0], batch["action_mask"].repeat_interleave(tours, 1))
 
 
 def test_task_without_masks_needs_no_mask_head():
