@@ -121,7 +121,13 @@ def make_world(config: Config, device: torch.device) -> World:
 
 
 def make_task(config: Config) -> Task:
-    """The routing task that the config names."""
+    """The routing task that the config names.
+
+    Raises:
+        ConfigError: it names another.
+    """
+    if config.task not in RULES:
+        raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
     rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
     return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
 

@@ -96,6 +96,8 @@ class ImagBehavior(nn.Module):
                 f" nothing to believe before the first move: it needs imag_reward: head and imag_start: rows, got"
                 f" {imagination.reward} and {imagination.start}"
             )
+        if model.belief is not None and actor.type != "tsp_pointer":
+            raise ValueError(f"only actor.type: tsp_pointer reads a belief, got {actor.type}: set model.belief: false")
         if imagination.reward == "head" and "reward" not in model.heads:
             raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination

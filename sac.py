@@ -33,7 +33,7 @@ RANGES = {
     **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
     **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
     "actor.pointer.clip": (1e-3, math.inf),
-    **{f"sac.initial_alpha.{critic}": (1e-6, math.inf) for critic in CRITICS},
+    **{f"sac.initial_alpha.{critic}": (1e-6, 1e6) for critic in CRITICS},
 }
 CHOICES = {"sac.critic": CRITICS}
 

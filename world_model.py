@@ -91,6 +91,8 @@ class WorldModel(nn.Module):
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
         self.belief: Belief | None = None
         self.belief_size = 0
+        if self.rules is not None and self.rules.costs.shown == "factors" and not settings.belief:
+            raise ValueError("cost_shown: factors is read by a belief alone: set model.belief: true")
         if settings.belief:
             if self.rules is None or not self.rules.costs.hidden:
                 raise ValueError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")

@@ -153,7 +153,8 @@ class Costs(NamedTuple):
         if factors is None:
             assert not self.hidden, f"costs of {self.name} depend on {self.hidden} factors"
             factors = origin.new_zeros(*origin.shape[:-1], 0)
-        return self.function(origin, target, factors)
+        # A function that goes by way of numpy may come back in double precision.
+        return self.function(origin, target, factors).to(origin.dtype)
 
     def matrix(
         self, coords: Float[Tensor, "*B N 2"], factors: Float[Tensor, "*B F"] | None = None

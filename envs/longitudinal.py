@@ -96,7 +96,7 @@ class LongitudinalEnv(gymnasium.Env):
     to 6 % and a reference, and lasts 512 steps of 0.1 s; then it is truncated.
 
     The reward is -(10 * error^2 + jerk^2), with the speed error in m/s and the jerk in m/s^3: hundreds of thousands
-    below zero for an agent that knows nothing, -2 million for a bad one, some thousands for a good one.
+    below zero for an agent that knows nothing, millions for a bad one, some thousands for a good one.
 
     Observation: measured speed now and at the two steps before, the last command, the speed error, the grade, and the
     reference of the next 3 s less the measured speed at every third step; speeds over 20 m/s, errors over 5 m/s, the

@@ -79,6 +79,11 @@ def test_blank_costs_tell_the_belief_nothing():
     assert beliefs(scene, blank).equal(beliefs(scene, other))
 
 
+def test_shown_factors_need_a_belief_to_read_them():
+    with pytest.raises(ValueError, match="cost_shown: factors is read by a belief alone"):
+        Scene(routing("stretch", shown="factors"))
+
+
 def test_shown_factors_reach_the_belief_at_the_first_row():
     scene, batch = believing(shown="factors"), stretched(shown="factors")
     other = batch | {"factors": (batch["factors"] + 0.5) % 1}

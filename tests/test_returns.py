@@ -141,6 +141,11 @@ def test_simulated_reward_asks_for_the_true_cost(replay: Replay, cost_refused: N
             {"model__belief": True, "imag_start": "replay", "imag_first": "stored"},
             "needs .*imag_start: rows",
         ),
+        (
+            "stretch",
+            {"model__belief": True, "imag_start": "rows", "imag_first": "stored", "actor__type": "masked"},
+            "only actor.type: tsp_pointer reads a belief",
+        ),
     ],
 )
 def test_imagination_that_does_not_go_with_the_costs_is_refused(cost: str, choices: dict[str, Any], message: str):

@@ -194,12 +194,14 @@ def test_fixed_factors_are_the_first_of_more_and_not_the_coordinates():
 def test_users_world_is_one_function(tmp_path, monkeypatch):
     (tmp_path / "tolls.py").write_text(
         "def toll(origin, target, factors):\n    return 2 * (target - origin).norm(dim=-1)\n"
+        "def by_numpy(origin, target, factors):\n    return (target - origin).double().norm(dim=-1)\n"
         "def negative(origin, target, factors):\n    return origin[..., 0] + 1\n"
         "def flat(origin, target, factors):\n    return origin.sum()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     coords, _ = coords_and_factors(EUCLIDEAN)
     torch.testing.assert_close(find_costs("tolls:toll").matrix(coords), 2 * EUCLIDEAN.matrix(coords))
+    assert find_costs("tolls:by_numpy").matrix(coords).dtype == torch.float32
     with pytest.raises(ValueError, match="tolls:negative is not 0 for staying"):
         find_costs("tolls:negative")
     with pytest.raises(ValueError, match="tolls:flat gives .* for 16 moves"):
