@@ -378,7 +378,7 @@ class WorldModel(nn.Module):
         The actions are those of the sequence throughout.
         """
         assert self.decoder is not None, "what is not decoded cannot be shown"
-        keys = {*self.task.observations, "prev_action", "is_first"}
+        keys = {*self.task.encoded, "prev_action", "is_first"}
         shown = {name: sequence[name][:, :seen] for name in keys}
         latents = self.observe(shown, noise[:, :seen]).latents
         action = self.embed_action(sequence["prev_action"], None)

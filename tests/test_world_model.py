@@ -278,6 +278,12 @@ def test_mask_head_is_built_and_taught_where_actions_are_masked():
     assert metrics["mask_rules_wrong"] == 0
 
 
+def test_open_loop_of_a_masked_task_sees_the_mask():
+    model, batch = make_world_model(SWITCHING), switches_episodes(2)
+    noise = torch.rand(2, SWITCHES + 1, model.rssm.stoch_size)
+    assert model.open_loop(batch, seen=2, noise=noise)["values"].shape == batch["values"].shape
+
+
 def test_open_loop_observes_first_and_imagines_then():
     model, batch = make_world_model(SCRIPTED), random_rows(SCRIPTED, rows=7)
     assert model.decoder is not None
