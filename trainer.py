@@ -310,6 +310,8 @@ class Trainer:
         self._progress.say(f"final evaluation: {report.summary}")
 
     def _report(self, name: str, prefix: str, report: Report) -> None:
+        for line in report.notices:
+            self._progress.say(f"{name}: {line}")
         values = {f"{prefix}_{key}": value for key, value in report.values.items()}
         self.latest |= values
         self.logger.scalars(self.step, self._elapsed(), values)

@@ -44,7 +44,9 @@ class GymVectorEnv:
     - `is_first`: a bool tensor, and `action_mask` where actions are masked (it is in the observation as well);
     - `decisions`: int, the rows that took an action in this step (rows that were reset did not);
     - `any_first`: bool, whether any observation is the first of its episode;
-    - `returns` and `lengths`: undiscounted returns and decisions of the episodes that ended in this step.
+    - `returns` and `lengths`: undiscounted returns and decisions of the episodes that ended in this step;
+    - `crashed` and `bad_inputs`: the rows whose episode a crash ended in this step, and those that gave a number that
+      was set to 0 or dropped.
 
     An environment that raises, or whose process dies, is replaced by a new one: its episode ends as truncated with
     the last observation and reward 0, and the next step begins another. Every episode begins with
@@ -136,6 +138,8 @@ class GymVectorEnv:
         self._returns = np.zeros(num_envs)
         self._lengths = [0] * num_envs
         self._crashes = [0] * num_envs
+        self._crashed: list[int] = []
+        self._bad_rows: set[int] = set()
         self._noticed: set[str] = set()
 
     def reset(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,6 +150,7 @@ class GymVectorEnv:
             BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
             ValueError: an observation does not fit its space.
         """
+        self._crashed, self._bad_rows = [], set()
         for row in range(self.num_envs):
             self._ask_reset(row)
         for row in range(self.num_envs):
@@ -172,6 +177,7 @@ class GymVectorEnv:
         if not self._begun:
             raise ResetNeeded("step() before the first episode: call reset()")
         self._settled = False
+        self._crashed, self._bad_rows = [], set()
         self._buffers, self._buffers_before = self._buffers_before, self._buffers
         is_first = self._ended
         rewards = [0.0] * self.num_envs
@@ -330,12 +336,13 @@ class GymVectorEnv:
         except WorkerFailure as failure:
             self._replace(row, failure)
             self._keep_observation(row)
+            self._crashed.append(row)
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
         if bad_input is not None:
             key, line = bad_input
-            self._note_bad_input(key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
+            self._note_bad_input(row, key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
@@ -398,11 +405,12 @@ class GymVectorEnv:
             else:
                 drop = True
                 remedy = "the rest of the episode is dropped"
-            self._note_bad_input(key, f"{fault}; {remedy}")
+            self._note_bad_input(row, key, f"{fault}; {remedy}")
         return drop
 
-    def _note_bad_input(self, key: str, line: str) -> None:
+    def _note_bad_input(self, row: int, key: str, line: str) -> None:
         """Count what was not finite, and say so the first time."""
+        self._bad_rows.add(row)
         self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
         self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
 
@@ -432,6 +440,8 @@ class GymVectorEnv:
             "any_first": bool(is_first.any()),
             "returns": returns,
             "lengths": lengths,
+            "crashed": self._crashed,
+            "bad_inputs": sorted(self._bad_rows),
         }
         return info | ({ACTION_MASK: obs[ACTION_MASK]} if self.actions.masked else {})
 

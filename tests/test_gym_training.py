@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import dreamer
+import evaluation
 from envs.gym_vector import BadInput, GymVectorEnv
 from logger import METRICS
 from replay import Replay
@@ -239,6 +240,20 @@ def test_evaluate_prints_mean_and_interval_and_films(run_of, tmp_path: Path, cap
     with Image.open(folder / "episodes.gif") as gif:
         assert gif.size == (64, 64)
     assert {path: path.stat().st_mtime_ns for path in run.logdir.rglob("*")} == before
+
+
+def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(evaluation, "_shortened", lambda _notices: ("environment 0 crashed",))
+    train(tmp_path, "TMaze-v0", "--steps", "48")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "crashed" in line] == [
+        "validation: environment 0 crashed",
+        "test: environment 0 crashed",
+    ]
+    dreamer.main(["--evaluate", str(tmp_path), "--device", "cpu"])
+    assert capsys.readouterr().err.splitlines() == ["environment 0 crashed"]
 
 
 def test_evaluate_takes_a_checkpoint_file_and_a_config_of_an_older_version(run_of, tmp_path: Path, capsys):
