@@ -244,6 +244,7 @@ class GymEvaluator:
             num_envs=count,
             device=self.device,
             seed=seed,
+            evaluation=True,
             zero_keys=self.zero_keys,
             drop_keys=self.drop_keys,
         )
@@ -286,7 +287,7 @@ def film(
         for row in running.nonzero()[:, 0].tolist():
             films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED)
+    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True)
     try:
         if made[0].render_mode != "rgb_array":
             raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")

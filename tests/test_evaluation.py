@@ -381,7 +381,10 @@ def test_film_shows_the_first_test_episode_first(tmp_path: Path):
     gym_evaluator(make, eval_episodes=1).test(ScriptedAgent())
     film(ScriptedAgent(), make, folder=tmp_path, device=CPU, episodes=1)
     assert made[0].seeds == made[1].seeds
-    assert GymVectorEnv(make, num_envs=1, device=CPU, seed=TEST_SEED).reset() and made[2].seeds == made[0].seeds
+    assert (
+        GymVectorEnv(make, num_envs=1, device=CPU, seed=TEST_SEED, evaluation=True).reset()
+        and made[2].seeds == made[0].seeds
+    )
 
 
 def test_film_of_pixels_shows_what_the_environment_draws(tmp_path: Path):
