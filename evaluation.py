@@ -25,14 +25,17 @@ from envs.vector import RoutingVectorEnv
 Pictures = Callable[[Instance], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
 # An episode that has not ended by then is counted as it stands.
 LONGEST_EPISODE = 10_000
+# Of the lines about misbehaving environments; each environment that crashed has one.
+MOST_NOTICES = 3
 
 
 class Report(NamedTuple):
-    """The outcome of an evaluation: figures and pictures by name, and one line to read."""
+    """The outcome of an evaluation: figures and pictures by name, one line to read, and lines about what went wrong."""
 
     values: dict[str, float]
     pictures: dict[str, np.ndarray]
     summary: str
+    notices: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -146,11 +149,16 @@ class RoutingEvaluator:
 
 
 class Episodes(NamedTuple):
-    """Episodes of a gymnasium task, one for each row of a vector environment, and the first of them step by step."""
+    """Episodes of a gymnasium task, one for each row of a vector environment, and the first of them step by step.
+
+    `crashed` is how many of them a crash cut short, `bad_inputs` how many gave numbers that were not finite.
+    """
 
     returns: Float[Tensor, " I"]
     lengths: Int[Tensor, " I"]
     first: dict[str, Tensor]
+    crashed: int
+    bad_inputs: int
 
 
 @torch.no_grad()
@@ -171,6 +179,8 @@ def play(
     lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
     prev_action = torch.zeros((1, *env.actions.shape), dtype=env.actions.dtype, device=env.device)
     rows: list[dict[str, Tensor]] = []
+    crashed: set[int] = set()
+    bad_inputs = set(info["bad_inputs"])
     for _ in range(LONGEST_EPISODE):
         if after_step is not None:
             after_step(running)
@@ -182,11 +192,13 @@ def play(
         obs, reward, terminated, truncated, info = env.step(action)
         returns += reward.masked_fill(~running, 0.0)
         lengths += running
+        for found, name in ((crashed, "crashed"), (bad_inputs, "bad_inputs")):
+            found.update(row for row in info[name] if bool(running[row]))
         running = running & ~(terminated | truncated)
         if not bool(running.any()):
             break
     first_episode = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
-    return Episodes(returns, lengths, first_episode)
+    return Episodes(returns, lengths, first_episode, len(crashed), len(bad_inputs))
 
 
 class GymEvaluator:
@@ -232,6 +244,7 @@ class GymEvaluator:
             num_envs=count,
             device=self.device,
             seed=seed,
+            evaluation=True,
             zero_keys=self.zero_keys,
             drop_keys=self.drop_keys,
         )
@@ -246,7 +259,13 @@ class GymEvaluator:
             f"{count} episodes, mean return {mean:.4g}{_interval(episodes.returns)},"
             f" from {float(episodes.returns.min()):.4g} to {float(episodes.returns.max()):.4g}"
         )
-        return Report(values, pictures, summary)
+        if episodes.crashed:
+            values["restarts"] = episodes.crashed
+            summary += f"; {episodes.crashed} cut short by crashes"
+        if episodes.bad_inputs:
+            values["bad_inputs"] = episodes.bad_inputs
+            summary += f"; {episodes.bad_inputs} with numbers that were not finite"
+        return Report(values, pictures, summary, _shortened(env.notices))
 
 
 def film(
@@ -268,7 +287,7 @@ def film(
         for row in running.nonzero()[:, 0].tolist():
             films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED)
+    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True)
     try:
         if made[0].render_mode != "rgb_array":
             raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
@@ -281,6 +300,11 @@ def film(
     path = folder / "episodes.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
     return path
+
+
+def _shortened(notices: list[str]) -> tuple[str, ...]:
+    more = len(notices) - MOST_NOTICES
+    return (*notices[:MOST_NOTICES], *([f"and {more} more lines like these"] if more > 0 else []))
 
 
 def _interval(values: Float[Tensor, " I"]) -> str:

@@ -405,7 +405,10 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults)
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
-    print(f"{path} at step {run.step}: {run.world.make_evaluator(None).test(run.agent).summary}")
+    report = run.world.make_evaluator(None).test(run.agent)
+    for line in report.notices:
+        print(line, file=sys.stderr)
+    print(f"{path} at step {run.step}: {report.summary}")
     if video:
         make_one = _make_one(run.config, render_mode="rgb_array")
         print(f"film: {film(run.agent, make_one, folder=Path(video), device=device)}")

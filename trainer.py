@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
 from config import Config
-from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.rules import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
@@ -117,7 +119,8 @@ class Trainer:
                 if self._crossed("log_every", before):
                     self._log()
                 if self._crossed("eval_every", before):
-                    self._evaluate()
+                    with self._saving():
+                        self._evaluate()
                 if self._crossed("checkpoint_every", before):
                     self._save()
             if self.finished:
@@ -141,6 +144,15 @@ class Trainer:
                 file=sys.stderr,
             )
 
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save the run before an environment ends it: one that crashes, or gives what cannot be taken."""
+        try:
+            yield
+        except (ValueError, EnvironmentCrashed):
+            self._save()
+            raise
+
     def _collect(self) -> None:
         """One step of every environment."""
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
@@ -160,12 +172,9 @@ class Trainer:
             if "action" in acting:
                 acting = {**acting, "action": action}
         ended = self.row["is_last"]
-        try:
+        # Where it raises, nothing has moved on: the run takes this step anew when it goes on, its episodes lost.
+        with self._saving():
             obs, reward, terminated, truncated, info = self.env.step(action)
-        except (BadInput, EnvironmentCrashed):
-            # Nothing has moved on: the run takes this step anew when it goes on, its environments' episodes lost.
-            self._save()
-            raise
         scaled = {"reward": self.settings.reward_scale * self.row["reward"], "action": action}
         self.replay.add({**self.row, **scaled, **self.agent.memory(acting)})
         self.acting = acting
@@ -304,12 +313,15 @@ class Trainer:
         """The test set, once."""
         if self.step > self._logged_at[0]:
             self._log()
-        report = self.evaluator.test(self.agent)
+        with self._saving():
+            report = self.evaluator.test(self.agent)
         self._report("test", "eval", report)
         self.finished = True
         self._progress.say(f"final evaluation: {report.summary}")
 
     def _report(self, name: str, prefix: str, report: Report) -> None:
+        for line in report.notices:
+            self._progress.say(f"{name}: {line}")
         values = {f"{prefix}_{key}": value for key, value in report.values.items()}
         self.latest |= values
         self.logger.scalars(self.step, self._elapsed(), values)

@@ -145,10 +145,13 @@ def _frame_strips(
     difference = np.abs(truth.astype(np.int16) - predicted).astype(np.uint8)
     figure = Figure(figsize=(1.0 * len(chosen) + 1.2, 3.6), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     panels = figure.subplots(3, len(chosen), squeeze=False)
+    # Of more channels than a picture has, the last: of stacked frames they are the latest.
+    colored = truth.shape[-1] % 3 == 0
     for row, (name, frames) in enumerate((("happened", truth), ("model", predicted), ("difference", difference))):
         for column, step in enumerate(chosen):
             axes = panels[row, column]
-            axes.imshow(frames[step].squeeze(), cmap="gray" if frames.shape[-1] == 1 else None, interpolation="nearest")
+            pixels = frames[step][..., -3:] if colored else frames[step][..., -1]
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             if row == 0:

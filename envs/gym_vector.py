@@ -23,6 +23,9 @@ Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], B
 # The key that stands for rewards where observations are chosen by key.
 REWARD = "reward"
 
+# Begins the spawn keys of the seeds of training, so that they are none of an evaluation, whatever the run's seed.
+TRAINING = 1
+
 # Crashes of one environment, with no completed step in between, that end the run.
 MAX_CRASHES = 5
 
@@ -44,11 +47,13 @@ class GymVectorEnv:
     - `is_first`: a bool tensor, and `action_mask` where actions are masked (it is in the observation as well);
     - `decisions`: int, the rows that took an action in this step (rows that were reset did not);
     - `any_first`: bool, whether any observation is the first of its episode;
-    - `returns` and `lengths`: undiscounted returns and decisions of the episodes that ended in this step.
+    - `returns` and `lengths`: undiscounted returns and decisions of the episodes that ended in this step;
+    - `crashed` and `bad_inputs`: the rows whose episode a crash ended in this step, and those that gave a number that
+      was set to 0 or dropped.
 
     An environment that raises, or whose process dies, is replaced by a new one: its episode ends as truncated with
     the last observation and reward 0, and the next step begins another. Every episode begins with
-    `env.reset(seed=...)`; the seed comes from (seed, environment, episode number).
+    `env.reset(seed=...)`; the seed comes from (seed, environment, episode number), and is another in an evaluation.
 
     No number that is NaN, infinite or beyond float32 comes out of here: one in an observation of floats or in a reward
     is refused, set to 0, or dropped with the rest of its episode, which then ends as one that crashed does, in an
@@ -59,6 +64,7 @@ class GymVectorEnv:
         num_envs: rows.
         device: where the tensors live.
         seed: not negative.
+        evaluation: begin the episodes of an evaluation, which no training has, whatever its seed.
         processes: run each environment in a process of its own.
         timeout: seconds after which a process that has not answered counts as dead (5 times as many for its first
             answer); 0: none. In this process a call that never returns cannot be ended.
@@ -87,6 +93,7 @@ class GymVectorEnv:
         num_envs: int,
         device: torch.device | str,
         seed: int,
+        evaluation: bool = False,
         processes: bool = False,
         timeout: float = 60.0,
         zero_keys: str = "",
@@ -103,6 +110,7 @@ class GymVectorEnv:
         self.notices: list[str] = []
         self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
         self._seed = seed
+        self._spawn_key: tuple[int, ...] = () if evaluation else (TRAINING,)
         self._new_worker: Callable[[], Worker] = (
             functools.partial(ProcessWorker, make_env, timeout=timeout)
             if processes
@@ -133,9 +141,12 @@ class GymVectorEnv:
         self._settled = True
         self._ended = np.ones(num_envs, np.bool_)
         self._episodes = [0] * num_envs
+        self._seeds = [0] * num_envs
         self._returns = np.zeros(num_envs)
         self._lengths = [0] * num_envs
         self._crashes = [0] * num_envs
+        self._crashed: list[int] = []
+        self._bad_rows: set[int] = set()
         self._noticed: set[str] = set()
 
     def reset(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -146,6 +157,7 @@ class GymVectorEnv:
             BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
             ValueError: an observation does not fit its space.
         """
+        self._crashed, self._bad_rows = [], set()
         for row in range(self.num_envs):
             self._ask_reset(row)
         for row in range(self.num_envs):
@@ -172,6 +184,7 @@ class GymVectorEnv:
         if not self._begun:
             raise ResetNeeded("step() before the first episode: call reset()")
         self._settled = False
+        self._crashed, self._bad_rows = [], set()
         self._buffers, self._buffers_before = self._buffers_before, self._buffers
         is_first = self._ended
         rewards = [0.0] * self.num_envs
@@ -248,6 +261,7 @@ class GymVectorEnv:
             "obs": {name: torch.from_numpy(buffer.copy()) for name, buffer in buffers.items()},
             "ended": self._ended.tolist(),
             "episodes": list(self._episodes),
+            "seeds": list(self._seeds),
             "returns": self._returns.tolist(),
             "lengths": list(self._lengths),
             "restarts": self.restarts,
@@ -270,9 +284,12 @@ class GymVectorEnv:
         for name, value in state_dict["obs"].items():
             self._buffers[name][:] = value.cpu().numpy()
         saved = state_dict["environments"]
+        # Older states have no seeds: their episodes began with those that only evaluations have now.
+        old = [self._seed_of(row, episode) for row, episode in enumerate(self._episodes)]
+        self._seeds = list(state_dict.get("seeds", old))
         for row, state in enumerate(saved):
             if state is not None:
-                self._workers[row].send("load", self._episode_seed(row), state)
+                self._workers[row].send("load", self._seeds[row], state)
         restored = np.array([state is not None and self._finish_load(row) for row, state in enumerate(saved)])
         ended = np.array(state_dict["ended"])
         lost = ~ended & ~restored
@@ -289,14 +306,13 @@ class GymVectorEnv:
         for worker in self._workers:
             worker.close()
 
-    def _episode_seed(self, row: int) -> int:
-        """The seed of the row's running episode, the first being number 1."""
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(row, self._episodes[row]))
-        return int(sequence.generate_state(1)[0])
+    def _seed_of(self, *spawn_key: int) -> int:
+        return int(np.random.SeedSequence(self._seed, spawn_key=spawn_key).generate_state(1)[0])
 
     def _ask_reset(self, row: int) -> None:
         self._episodes[row] += 1
-        self._workers[row].send("reset", self._episode_seed(row))
+        self._seeds[row] = self._seed_of(*self._spawn_key, row, self._episodes[row])
+        self._workers[row].send("reset", self._seeds[row])
 
     def _finish_reset(self, row: int) -> None:
         while True:
@@ -330,12 +346,13 @@ class GymVectorEnv:
         except WorkerFailure as failure:
             self._replace(row, failure)
             self._keep_observation(row)
+            self._crashed.append(row)
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
         if bad_input is not None:
             key, line = bad_input
-            self._note_bad_input(key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
+            self._note_bad_input(row, key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
@@ -398,11 +415,12 @@ class GymVectorEnv:
             else:
                 drop = True
                 remedy = "the rest of the episode is dropped"
-            self._note_bad_input(key, f"{fault}; {remedy}")
+            self._note_bad_input(row, key, f"{fault}; {remedy}")
         return drop
 
-    def _note_bad_input(self, key: str, line: str) -> None:
+    def _note_bad_input(self, row: int, key: str, line: str) -> None:
         """Count what was not finite, and say so the first time."""
+        self._bad_rows.add(row)
         self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
         self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
 
@@ -432,6 +450,8 @@ class GymVectorEnv:
             "any_first": bool(is_first.any()),
             "returns": returns,
             "lengths": lengths,
+            "crashed": self._crashed,
+            "bad_inputs": sorted(self._bad_rows),
         }
         return info | ({ACTION_MASK: obs[ACTION_MASK]} if self.actions.masked else {})
 

@@ -23,7 +23,7 @@ IMAGE_MULTIPLE = 16
 # What a replayed batch holds besides observations.
 RESERVED_KEYS = frozenset(
     {"reward", "is_first", "is_last", "is_terminal", "action", "prev_action", "episode_start"}
-    | {"context_deter", "context_stoch"}
+    | {"context_deter", "context_stoch", "env", "column"}
 )
 
 NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
@@ -180,7 +180,7 @@ def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
         return ObservationKey("classes", (size,), torch.int64, classes=tuple(space.nvec.ravel().tolist()))
     if isinstance(space, spaces.MultiBinary):
         return ObservationKey("classes", (size,), torch.int64, classes=(2,) * size)
-    if space.dtype == np.uint8 and len(shape) == 3:
+    if space.dtype == np.uint8 and (len(shape) == 3 or _is_grey_image(space)):
         return ObservationKey("image", _image_shape(name, shape), torch.uint8)
     if _is_validity(f"{name}_mask", leaves):
         return ObservationKey("set", shape, torch.float32, validity=f"{name}_mask")
@@ -206,8 +206,16 @@ def _is_validity(name: str, leaves: dict[str, _Leaf]) -> bool:
     )
 
 
+def _is_grey_image(space: spaces.Box) -> bool:
+    """Whether bytes [H, W] are pixels: they take all values, and the size is one of images."""
+    sized = len(space.shape) == 2 and not any(side % IMAGE_MULTIPLE for side in space.shape)
+    return sized and bool((space.low == 0).all() and (space.high == 255).all())
+
+
 def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels, from an image's shape in either order."""
+    """Height, width and channels, from an image's shape in either order; grey ones may have no channels."""
+    if len(shape) == 2:
+        return *shape, 1
     channels_first = shape[0] <= 4 < shape[2]
     height, width, channels = (*shape[1:], shape[0]) if channels_first else shape
     if height % IMAGE_MULTIPLE or width % IMAGE_MULTIPLE:
@@ -230,7 +238,7 @@ def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
 
 def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
     value = _value(name, leaf, obs)
-    if key.kind == "image" and value.shape != key.shape:
+    if key.kind == "image" and value.ndim == 3 and value.shape != key.shape:
         value = value.transpose(1, 2, 0)
     elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         value = np.asarray(value - leaf.space.start)

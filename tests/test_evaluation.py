@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,61 @@ def test_gym_evaluator_has_no_interval_of_one_episode():
     assert report.summary == "1 episodes, mean return 4, from 4 to 4"
 
 
+class Failing(Scripted):
+    """In the last step of its episode it crashes, or gives nothing but NaN."""
+
+    def __init__(self, *, crash: bool, length: int) -> None:
+        super().__init__(length=length)
+        self.crash = crash
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated and self.crash:
+            raise RuntimeError("the simulator is gone")
+        if terminated:
+            return np.full(2, np.nan, np.float32), np.nan, terminated, truncated, info
+        return obs, reward, terminated, truncated, info
+
+
+def failing(*arguments: tuple[bool, int]) -> Callable[[], Failing]:
+    rows = itertools.cycle(arguments)
+
+    def make() -> Failing:
+        crash, length = next(rows)
+        return Failing(crash=crash, length=length)
+
+    return make
+
+
+def test_gym_evaluator_tells_of_environments_that_crash_every_time():
+    report = gym_evaluator(failing((True, 1)), valid_episodes=5).validate(ScriptedAgent())
+    assert report.summary == "5 episodes, mean return 0 +- 0 (95 %), from 0 to 0; 5 cut short by crashes"
+    assert report.values == {"return": 0, "length": 1, "restarts": 5}
+    crash = "crashed and is restarted: RuntimeError: the simulator is gone"
+    expected = (*(f"environment {row} {crash}" for row in range(3)), "and 2 more lines like these")
+    assert report.notices == expected
+
+
+@pytest.mark.parametrize("remedy", ["zero_keys", "drop_keys"])
+def test_gym_evaluator_tells_of_numbers_that_were_not_finite(remedy: str):
+    report = gym_evaluator(failing((False, 9), (False, 3)), eval_episodes=2, **{remedy: ".*"}).test(ScriptedAgent())
+    assert report.values == {"return": 5, "length": 6, "bad_inputs": 2}
+    assert report.summary.endswith("from 2 to 8; 2 with numbers that were not finite")
+    assert len(report.notices) == 2 and "'observation' has 2 of 2 entries that are NaN" in report.notices[0]
+
+
+def test_gym_evaluator_counts_faults_of_the_episodes_that_count_only():
+    # The second environment goes on, with bad numbers, until the first has ended.
+    class Later(Failing):
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            return super().step(action) if len(self.seeds) > 1 else Scripted.step(self, action)
+
+    lengths = itertools.cycle([6, 2])
+    evaluator = gym_evaluator(lambda: Later(crash=False, length=next(lengths)), valid_episodes=2, zero_keys=".*")
+    report = evaluator.validate(ScriptedAgent())
+    assert report.values == {"return": 4, "length": 4}
+
+
 def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test():
     make, made = factory({})
     evaluator = gym_evaluator(make)
@@ -325,7 +381,10 @@ def test_film_shows_the_first_test_episode_first(tmp_path: Path):
     gym_evaluator(make, eval_episodes=1).test(ScriptedAgent())
     film(ScriptedAgent(), make, folder=tmp_path, device=CPU, episodes=1)
     assert made[0].seeds == made[1].seeds
-    assert GymVectorEnv(make, num_envs=1, device=CPU, seed=TEST_SEED).reset() and made[2].seeds == made[0].seeds
+    assert (
+        GymVectorEnv(make, num_envs=1, device=CPU, seed=TEST_SEED, evaluation=True).reset()
+        and made[2].seeds == made[0].seeds
+    )
 
 
 def test_film_of_pixels_shows_what_the_environment_draws(tmp_path: Path):

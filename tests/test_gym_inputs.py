@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.gym_vector import BadInput
+from envs.gym_vector import TRAINING, BadInput
 from tests.gym_scenes import MODES, Faulty, Scripted, take, through_file, wild
 
 
@@ -80,7 +80,7 @@ def test_gym_vector_drops_the_rest_of_an_episode_by_key(vector_env, processes, a
     ]
     obs, _, _, truncated, info = env.step(torch.tensor([0, 0]))
     assert wild(obs) == [[0, 0, 0]] * 2 and info["is_first"].all() and not truncated.any()
-    assert obs["calm"][0] == np.float32(np.random.SeedSequence(0, spawn_key=(0, 2)).generate_state(1)[0])
+    assert obs["calm"][0] == np.float32(np.random.SeedSequence(0, spawn_key=(TRAINING, 0, 2)).generate_state(1)[0])
 
 
 @pytest.mark.parametrize("key", ["wil", "eward", ""])
@@ -109,7 +109,7 @@ def test_gym_vector_begins_another_episode_where_the_first_observation_is_droppe
     env = make(5)
     obs, info = begin(env)
     # The environment went through five seeds more.
-    expected = np.random.SeedSequence(0, spawn_key=(0, 6 + begun)).generate_state(1)[0]
+    expected = np.random.SeedSequence(0, spawn_key=(TRAINING, 0, 6 + begun)).generate_state(1)[0]
     assert obs["calm"].item() == np.float32(expected) and wild(obs) == [[0, 0, 0]] and info["is_first"].all()
     assert env.bad_inputs == {"wild": 5 + 10 * begun} and len([line for line in env.notices if "wild" in line]) == 1
     assert env.step(torch.tensor([0]))[1].tolist() == [2]

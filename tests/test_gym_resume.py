@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.gym_vector import BadInput, EnvironmentCrashed
+from envs.gym_vector import TRAINING, BadInput, EnvironmentCrashed
 from tests.gym_scenes import MODES, Faulty, Resumable, seeds, take, through_file
 
 
@@ -57,6 +57,29 @@ def test_gym_vector_goes_on_exactly_where_environments_have_a_state(vector_env, 
             assert found[4][name] == expected[4][name]
 
 
+class Seeded(Resumable):
+    """What follows from the seed alone is no part of its state."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict({**state, "seed": self.seed})
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_gym_vector_takes_an_episode_up_with_the_seed_that_it_began_with(vector_env, older):
+    # Older versions began their training with the seeds of evaluations, and did not save them.
+    env = vector_env(Seeded, num_envs=2, evaluation=older)
+    env.reset()
+    state = env.state_dict()
+    expected = env.step(torch.tensor([3, 4]))
+    if older:
+        del state["seeds"]
+    for _ in range(2):
+        restored = vector_env(Seeded, num_envs=2, seed=0 if older else 7)
+        assert not restored.load_state_dict(state).any()
+        state = restored.state_dict()
+    assert restored.step(torch.tensor([3, 4]))[0]["observation"].equal(expected[0]["observation"])
+
+
 @MODES
 def test_gym_vector_loses_only_running_episodes_without_a_state(vector_env, tmp_path, processes):
     env = vector_env(num_envs=2, processes=processes)
@@ -70,7 +93,7 @@ def test_gym_vector_loses_only_running_episodes_without_a_state(vector_env, tmp_
     assert restored.observe()["observation"].equal(env.observe()["observation"])
     # Both rows begin their second episode, with the seeds that it would have had.
     obs, *_, info = restored.step(torch.tensor([0, 0]))
-    expected = [np.random.SeedSequence(0, spawn_key=(row, 2)).generate_state(1)[0] for row in range(2)]
+    expected = [np.random.SeedSequence(0, spawn_key=(TRAINING, row, 2)).generate_state(1)[0] for row in range(2)]
     assert seeds(obs) == [np.float32(seed) for seed in expected] and info["decisions"] == 0
     for _ in range(3):
         *_, info = take(restored, 1, 1)

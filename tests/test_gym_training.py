@@ -18,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import dreamer
-from envs.gym_vector import BadInput, GymVectorEnv
+import evaluation
+from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
+from evaluation import GymEvaluator
 from logger import METRICS
 from replay import Replay
 from tests.scenes import decisions_in, refusal, stored_rows, without_times
@@ -216,6 +218,57 @@ def test_step_that_bad_input_stopped_is_stored_once_when_the_run_goes_on(tmp_pat
     assert (stored["observation"] == pending).flatten(2).all(-1).sum(1).tolist() == [1] * ENVS
 
 
+def refuse(*_arguments: Any) -> Any:
+    raise ValueError("observation 'speed' has shape (3,), but its space is Box(2)")
+
+
+def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        add = Replay.add
+
+        def add_and_break(self: Replay, row: dict[str, torch.Tensor]) -> None:
+            add(self, row)
+            if self.total == 10:
+                monkeypatch.setattr(GymVectorEnv, "_finish_step", refuse)
+
+        monkeypatch.setattr(Replay, "add", add_and_break)
+        with pytest.raises(SystemExit):
+            train(tmp_path, "CartPole-v1", "--train_ratio", "0")
+    state, stored = stored_rows(tmp_path, {"observation": ((4,), torch.float32), "action": ((), torch.int64)})
+    assert stored["action"].shape[1] == 10 and 0 < state["step"] == decisions_in(state, stored) < 48
+
+
+@pytest.mark.parametrize(
+    ("error", "begun"),
+    [
+        (BadInput("no number"), "step 56"),
+        (EnvironmentCrashed("crashed 5 times"), "test"),
+        (ValueError("shape"), "test"),
+    ],
+)
+def test_evaluation_that_an_environment_ends_saves_the_run(tmp_path: Path, error: Exception, begun: str):
+    validate, calls = GymEvaluator.validate, []
+
+    def stop(*_arguments: Any) -> Any:
+        raise error
+
+    def stop_the_second(self: GymEvaluator, agent: Any) -> Any:
+        calls.append(self)
+        return validate(self, agent) if len(calls) == 1 else stop()
+
+    command = ("--train_ratio", "0", "--eval_every", "56", "--checkpoint_every", "200", "--steps", "64")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if begun == "test":
+            monkeypatch.setattr(GymEvaluator, "test", stop)
+        else:
+            monkeypatch.setattr(GymEvaluator, "validate", stop_the_second)
+        with pytest.raises(SystemExit):
+            train(tmp_path, "CartPole-v1", *command)
+    stopped = loaded(tmp_path)
+    assert stopped["step"] >= (64 if begun == "test" else 56) and not stopped["finished"]
+    assert "eval_return" in train(tmp_path, "CartPole-v1", *command)[-1]
+
+
 @pytest.mark.slow
 def test_environments_in_processes_train_and_resume_like_those_in_one(run_of, tmp_path: Path):
     logdir = tmp_path / "run"
@@ -239,6 +292,20 @@ def test_evaluate_prints_mean_and_interval_and_films(run_of, tmp_path: Path, cap
     with Image.open(folder / "episodes.gif") as gif:
         assert gif.size == (64, 64)
     assert {path: path.stat().st_mtime_ns for path in run.logdir.rglob("*")} == before
+
+
+def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(evaluation, "_shortened", lambda _notices: ("environment 0 crashed",))
+    train(tmp_path, "TMaze-v0", "--steps", "48")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "crashed" in line] == [
+        "validation: environment 0 crashed",
+        "test: environment 0 crashed",
+    ]
+    dreamer.main(["--evaluate", str(tmp_path), "--device", "cpu"])
+    assert capsys.readouterr().err.splitlines() == ["environment 0 crashed"]
 
 
 def test_evaluate_takes_a_checkpoint_file_and_a_config_of_an_older_version(run_of, tmp_path: Path, capsys):

@@ -8,7 +8,8 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from envs.gym_tasks import make_gym
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import TRAINING, GymVectorEnv
+from envs.instances import TEST_SEED
 from envs.spaces import observation_keys
 from tests.gym_scenes import MODES, Scripted, seeds, take, times
 
@@ -83,8 +84,23 @@ def test_gym_vector_seeds_differ_by_environment_episode_and_seed_and_repeat(vect
     first = episodes(0)
     assert len({*first, *episodes(1)}) == 12
     assert episodes(0) == first
-    expected = np.random.SeedSequence(0, spawn_key=(1, 1)).generate_state(1)[0]
+    expected = np.random.SeedSequence(0, spawn_key=(TRAINING, 1, 1)).generate_state(1)[0]
     assert first[1] == np.float32(expected)
+
+
+def test_gym_vector_begins_no_episode_of_an_evaluation_in_training_whatever_the_seed(vector_env):
+    def episodes(evaluation):
+        env = vector_env(lambda: Scripted(length=1), num_envs=3, seed=TEST_SEED, evaluation=evaluation)
+        found = [*seeds(env.reset()[0])]
+        for _ in range(5):
+            env.step(torch.zeros(3, dtype=torch.long))
+            found += seeds(env.step(torch.zeros(3, dtype=torch.long))[0])
+        return found
+
+    evaluated = episodes(True)
+    assert len({*episodes(False), *evaluated}) == 36
+    # The first test episode, as it has always been.
+    assert evaluated[0] == np.float32(np.random.SeedSequence(1234, spawn_key=(0, 1)).generate_state(1)[0])
 
 
 def test_gym_vector_gives_the_mask_and_all_observations(vector_env):

@@ -41,6 +41,9 @@ def points(validity, *, low=-1.0):
         (IMAGE, {"observation": image(32, 48, 3)}),
         (spaces.Box(0, 255, (3, 32, 48), np.uint8), {"observation": image(32, 48, 3)}),
         (spaces.Box(0, 255, (16, 16, 12), np.uint8), {"observation": image(16, 16, 12)}),
+        (spaces.Box(0, 255, (32, 48), np.uint8), {"observation": image(32, 48, 1)}),
+        (spaces.Box(0, 255, (32, 40), np.uint8), {"observation": vector(1280)}),
+        (spaces.Box(0, 9, (16, 16), np.uint8), {"observation": vector(256)}),
         (spaces.Discrete(5, start=2), {"observation": classes(5)}),
         (spaces.MultiDiscrete([2, 3]), {"observation": classes(2, 3)}),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), {"observation": classes(2, 3, 4, 5)}),
@@ -94,6 +97,7 @@ def test_observation_keys_sees_no_set_without_flags_that_fit(space, kinds):
         (spaces.OneOf((MOVES, MOVES)), r"'observation' has the space OneOf"),
         (spaces.Dict(reward=MOVES, is_last=MOVES), r"may not be called is_last, reward.*rename"),
         (spaces.Dict(context_stoch=MOVES), "context_stoch"),
+        (spaces.Dict(env=MOVES, column=MOVES), "may not be called column, env: replay"),
         (spaces.Dict(eye=spaces.Box(0, 255, (84, 84, 3), np.uint8)), r"'eye' is an image of 84 x 84.*ResizeObs"),
         (spaces.Box(0, 255, (1, 8, 64), np.uint8), r"image of 8 x 64; both must be multiples of 16"),
         (spaces.Dict({"a/b": MOVES, "a": spaces.Dict(b=MOVES)}), "two observations are called 'a/b'"),
@@ -126,6 +130,12 @@ def test_flattener_puts_channels_last():
     pixels = np.arange(3 * 32 * 48).reshape(3, 32, 48).astype(np.uint8)
     flat = flattener(spaces.Box(0, 255, (3, 32, 48), np.uint8))(pixels)["observation"]
     np.testing.assert_array_equal(flat[5, 7], pixels[:, 5, 7])
+
+
+def test_flattener_gives_grey_pixels_a_channel():
+    pixels = np.arange(32 * 48).reshape(32, 48).astype(np.uint8)
+    flat = flattener(spaces.Box(0, 255, (32, 48), np.uint8))(pixels)["observation"]
+    np.testing.assert_array_equal(flat, pixels[..., None], strict=True)
 
 
 @pytest.mark.parametrize("space", [IMAGE, points(spaces.MultiBinary(4)), spaces.Dict(a=spaces.Tuple((MOVES, IMAGE)))])

@@ -67,6 +67,23 @@ def test_draw_open_loop_draws_every_kind_of_key(truth):
     assert picture.std() > 0
 
 
+@pytest.mark.parametrize(("channels", "drawn"), [(2, 1), (4, 1), (5, 1), (6, 3), (9, 3), (12, 3)])
+def test_draw_open_loop_draws_the_last_channels_of_stacked_frames(channels, drawn):
+    stacked = np.random.default_rng(0).integers(0, 256, (20, 16, 16, channels), dtype=np.uint8)
+    expected = draw_open_loop(stacked[..., -drawn:], stacked[..., -drawn:], seen=8)
+    np.testing.assert_array_equal(draw_open_loop(stacked, stacked, seen=8), expected)
+
+
+def test_draw_open_loop_draws_a_small_difference_of_grey_faintly():
+    truth = np.full((4, 16, 16, 1), 100, np.uint8)
+    truth[:, :8] = 200
+    slight, great = truth.copy(), truth.copy()
+    slight[:, 4], great[:, 4] = 199, 0
+    strips = [draw_open_loop(truth, predicted, seen=2) for predicted in (slight, great)]
+    height = len(strips[0])
+    assert (strips[0][-height // 3 :] < 5).sum() > (strips[1][-height // 3 :] < 5).sum()
+
+
 @pytest.mark.parametrize("truth", [VECTORS, IMAGES], ids=["lines", "strips"])
 def test_draw_open_loop_shows_where_the_model_differs(truth):
     predicted = truth.copy()
