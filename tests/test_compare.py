@@ -201,6 +201,22 @@ def test_compare_takes_runs_without_any_return(tmp_path, capsys):
     assert row_of(capsys.readouterr().out, "env steps") == ["1"]
 
 
+def test_compare_takes_seeds_that_are_no_numbers(tmp_path, capsys):
+    for index, seed in enumerate(["words", 1, {"a": 1}, {"a": 1}]):
+        logdir = write_run(tmp_path / "logdir" / str(index), [1.0], seed=0)
+        config.save(Config({"seed": seed, "rate": 1}), logdir / CONFIG_FILE)
+    compare.main(["--group", f"all={tmp_path}/logdir", "--out", str(tmp_path / "a.png")])
+    out = capsys.readouterr().out
+    assert row_of(out, "seeds") == ["1, ?, ?, ?"]
+    assert "seed is 'words', which is no whole number" in out
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", "$", r"a\$b$c", "$x_1$"])
+def test_draw_takes_dollars_in_a_name_as_they_stand(tmp_path, name):
+    curves.draw({name: [series([0.0, 100.0], [9.0, 1.0])]}, tmp_path / "a.png", label="return", log_scale=False)
+    assert (tmp_path / "a.png").exists()
+
+
 def test_draw_writes_a_picture_with_both_axes(tmp_path):
     groups = {"a": [series([0.0, 100.0], [9.0, 1.0]), series([0.0, 100.0], [7.0, 1.0])], "none": []}
     curves.draw(groups, tmp_path / "a.png", label="gap, %", log_scale=True)
