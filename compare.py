@@ -341,16 +341,36 @@ def main(argv: list[str]) -> None:
         )
         rows = quantities([run for group in groups for run in group.runs], asked)
         differences, notes = config_differences(groups), remarks(groups)
-        _draw(groups, arguments.out)
         if arguments.json:
-            facts = {"config_differences": differences, "notes": notes, "left_out": left_out}
-            picture = str(arguments.out)
-            print(json.dumps({"groups": as_json(groups, rows), **facts, "picture": picture}, indent=2, allow_nan=False))
+            _print_json(groups, rows, {"config_differences": differences, "left_out": left_out}, notes, arguments.out)
             return
         print(table(groups, rows, differences))
         if len(differences) > MOST_DIFFERENCES:
             notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
-        print("".join(f"\nNote: {note}." for note in notes) + f"\nPicture: {arguments.out}")
+        print("".join(f"\nNote: {note}." for note in notes), flush=True)
+        # Whatever comes of the picture, the table is there.
+        _draw(groups, arguments.out)
+        print(f"Picture: {arguments.out}")
+
+
+def _print_json(
+    groups: Sequence[Group], rows: Sequence[Quantity], facts: dict[str, Any], notes: Sequence[str], out: Path
+) -> None:
+    """Draw, and print the comparison as one object, which tells of a picture that could not be drawn.
+
+    Raises:
+        ConfigError, OSError: it could not be drawn.
+    """
+    failure: ConfigError | OSError | None = None
+    try:
+        _draw(groups, out)
+    except (ConfigError, OSError) as error:
+        failure, notes = error, [*notes, f"there is no picture: {error}"]
+    picture = str(out) if failure is None else None
+    told = {"groups": as_json(groups, rows), **facts, "notes": list(notes), "picture": picture}
+    print(json.dumps(told, indent=2, allow_nan=False), flush=True)
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

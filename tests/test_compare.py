@@ -125,6 +125,26 @@ def test_compare_refuses_in_one_line(six, tmp_path, capsys, monkeypatch, argumen
     assert last.startswith("compare.py: ") and message in last
 
 
+@pytest.mark.parametrize("out", ["none/a.png", "a.txt"])
+def test_compare_prints_the_table_though_there_is_no_picture(six, tmp_path, capsys, out):
+    with pytest.raises(SystemExit):
+        compare.main([str(six), "--out", str(tmp_path / out)])
+    told, error = capsys.readouterr()
+    assert row_of(told, "last gap, %") == ["2.00", "7.00 [6.00 to 8.00]"]
+    assert "Picture:" not in told and out in error
+
+
+@pytest.mark.parametrize("out", ["none/a.png", "a.txt"])
+def test_compare_prints_json_though_there_is_no_picture(six, tmp_path, capsys, out):
+    with pytest.raises(SystemExit):
+        compare.main([str(six), "--json", "--out", str(tmp_path / out)])
+    text, error = capsys.readouterr()
+    told = json.loads(text)
+    assert len(told["groups"]) == 2 and told["picture"] is None
+    assert "there is no picture" in told["notes"][-1] and out in told["notes"][-1]
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arguments", [["--gaps", "5;2"], ["--bands", "nan"], ["--phases", "0"]])
 def test_compare_refuses_numbers_that_are_none(capsys, arguments):
     with pytest.raises(SystemExit):
