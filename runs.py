@@ -5,9 +5,9 @@ Nothing here needs PyTorch, whose import takes longer than reading many runs.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -164,13 +164,22 @@ def _has_run(path: Path) -> bool:
 def _status(path: Path, last: dict[str, Any]) -> str:
     if any(name in last for name in FINAL_EVALUATION):
         return "finished"
+    return "running" if _is_locked(path / LOCK) else "stopped"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a live process holds the lock. The process id in it may be another's by now, or of another container."""
     try:
-        os.kill(int((path / LOCK).read_text()), 0)
-    except PermissionError:
-        return "running"
-    except (OSError, ValueError, OverflowError):
-        return "stopped"
-    return "running"
+        with path.open("rb") as file:
+            # An empty one was released. A shared lock for a moment is in nobody's way but one's who begins just then.
+            if not file.read(1):
+                return False
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -59,8 +59,24 @@ def test_read_tells_a_running_run_from_a_stopped_one(tmp_path):
     lock = RunLock(logdir)
     assert runs.read(logdir).status == "running"
     lock.release()
+    assert runs.read(logdir).status == "stopped"
     (logdir / "lock").write_text("999999999\n")
     assert runs.read(logdir).status == "stopped"
+
+
+def test_read_is_not_misled_by_a_process_that_has_got_the_id_of_a_dead_one(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    (logdir / "lock").write_text(f"{os.getpid()}\n")
+    assert runs.read(logdir).status == "stopped"
+
+
+def test_read_knows_a_running_run_whose_process_cannot_be_seen(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    lock = RunLock(logdir)
+    (logdir / "lock").write_text("999999999\n")
+    assert runs.read(logdir).status == "running"
+    lock.release()
+    assert (logdir / "lock").read_text() == ""
 
 
 def test_read_passes_over_a_row_that_is_being_written(tmp_path):
