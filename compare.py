@@ -2,7 +2,8 @@
 
     python compare.py logdir/tsp_attn-seed* logdir/tsp_few_steps-seed*
 
-Runs whose configs differ in the seed alone are one group; of runs without config the names tell. A cell is the
+Runs whose configs differ in the seed alone are one group; keys that only the one of two configs has are not compared.
+Of runs without config the names tell. A cell is the
 interquartile mean over a group's seeds (of fewer than four seeds the mean) and, in brackets, its 95 % bootstrap
 interval. "(2 of 3)" after it: only two of three seeds have a value.
 """
@@ -29,6 +30,8 @@ from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities,
 # What may differ within a group.
 OF_THE_RUN = ("seed", "logdir")
 MOST_DIFFERENCES = 12
+# The share of their keys that two configs have in common at least, if their runs may be of one group.
+LEAST_COMMON = 0.5
 
 
 class Group(NamedTuple):
@@ -53,6 +56,25 @@ class Group(NamedTuple):
         return sorted({name for run in self.runs if (name := return_name(run)) is not None})
 
 
+class Member(NamedTuple):
+    """A run that waits for its group: its place on the command line, its name without the seed, its config as texts."""
+
+    place: int
+    name: str
+    run: Run
+    settings: dict[str, str]
+
+    def is_of_one_kind(self, other: Member) -> bool:
+        """Whether the two differ in their seeds alone, as far as one can tell."""
+        if self.run.config is None or other.run.config is None:
+            return self.run.config is other.run.config and self.name == other.name
+        common = self.settings.keys() & other.settings.keys()
+        # Configs of which either lacks most of the other's keys are those of different codes.
+        related = len(common) >= LEAST_COMMON * len(self.settings.keys() | other.settings.keys())
+        equal = all(self.settings[key] == other.settings[key] for key in common)
+        return related and equal and self.run.made_by == other.run.made_by
+
+
 def load(patterns: Sequence[str], left_out: dict[str, str]) -> list[Run]:
     """The runs that paths and globs lead to, each once; what leads to none is entered in `left_out` with the reason."""
     found: dict[Path, Run] = {}
@@ -74,17 +96,31 @@ def load(patterns: Sequence[str], left_out: dict[str, str]) -> list[Run]:
 
 
 def group_runs(loaded: Sequence[Run]) -> list[Group]:
-    """Runs of one program in groups whose configs, or names where there is no config, differ in the seed alone."""
-    members: dict[str, list[tuple[str, Run]]] = {}
-    for name, run in zip(_names(loaded), loaded, strict=True):
-        key = f"name {name}" if run.config is None else json.dumps(_settings(run), sort_keys=True, default=str)
-        members.setdefault(key, []).append((name, run))
+    """Runs of one program in groups whose configs, or names where there is no config, differ in the seed alone.
+
+    A key that a config lacks, being older, may have had any value. Where that leaves several groups to choose from, the
+    name decides, or the run has a group of its own.
+    """
+    members = [
+        Member(place, name, run, {key: json.dumps(value, default=str) for key, value in _config(run).items()})
+        for place, (name, run) in enumerate(zip(_names(loaded), loaded, strict=True))
+    ]
+    kinds: list[list[Member]] = []
+    # Those with the most keys come first, since these tell most kinds apart.
+    for member in sorted(members, key=lambda member: -len(member.settings)):
+        fitting = [kind for kind in kinds if all(map(member.is_of_one_kind, kind))]
+        equal = [kind for kind in fitting if any(other.settings == member.settings for other in kind)]
+        namesakes = [kind for kind in fitting if any(other.name == member.name for other in kind)]
+        chosen = equal or namesakes or fitting
+        if len(chosen) == 1:
+            chosen[0].append(member)
+        else:
+            kinds.append([member])
     groups: list[Group] = []
-    for named in members.values():
-        names = [name for name, _ in named]
-        label = " = ".join(dict.fromkeys(names))
+    for kind in sorted(map(sorted, kinds), key=lambda kind: kind[0].place):
+        label = " = ".join(dict.fromkeys(member.name for member in kind))
         others = sum(group.name == label or group.name.startswith(f"{label} (") for group in groups)
-        groups.append(_group(f"{label} ({others + 1})" if others else label, [run for _, run in named]))
+        groups.append(_group(f"{label} ({others + 1})" if others else label, [member.run for member in kind]))
     return groups
 
 
@@ -104,10 +140,21 @@ def named_groups(arguments: Sequence[str], left_out: dict[str, str]) -> list[Gro
 
 
 def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
-    """Keys whose values are not the same in all configs, with the values of each group that has configs."""
-    flats = {group.name: [_settings(run) for run in group.runs if run.config is not None] for group in groups}
+    """Keys whose values are not the same in all configs that have them, with the values of each group that has any.
+
+    A program's own flag that a run was not given is a value of its own.
+    """
+    not_given = dict.fromkeys(flag for group in groups for run in group.runs for flag in run.made_by)
+    flats = {
+        group.name: [{**not_given, **run.made_by, **_config(run)} for run in group.runs if run.config is not None]
+        for group in groups
+    }
     values = {
-        key: {name: sorted({str(settings.get(key)) for settings in flat}) for name, flat in flats.items() if flat}
+        key: {
+            name: sorted({str(settings[key]) for settings in flat if key in settings})
+            for name, flat in flats.items()
+            if any(key in settings for settings in flat)
+        }
         for key in dict.fromkeys(key for flat in flats.values() for settings in flat for key in settings)
     }
     return {
@@ -115,6 +162,13 @@ def config_differences(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
         for key, of_groups in values.items()
         if len({text for texts in of_groups.values() for text in texts}) > 1
     }
+
+
+def uncompared(groups: Sequence[Group]) -> list[str]:
+    """Config keys that some configs have and some have not."""
+    configs = [_config(run) for group in groups for run in group.runs if run.config is not None]
+    counts = Counter(key for settings in configs for key in settings)
+    return [key for key, count in counts.items() if count < len(configs)]
 
 
 def remarks(groups: Sequence[Group]) -> list[str]:
@@ -128,6 +182,10 @@ def remarks(groups: Sequence[Group]) -> list[str]:
     metrics = {name for group in groups for name in group.return_names}
     if len(metrics) > 1:
         lines.append(f"returns are taken from different metrics: {', '.join(sorted(metrics))}")
+    if keys := uncompared(groups):
+        shown = ", ".join(keys[:MOST_DIFFERENCES])
+        more = f" and {len(keys) - MOST_DIFFERENCES} more" if len(keys) > MOST_DIFFERENCES else ""
+        lines.append(f"not compared where a run's config lacks them, being older perhaps: {shown}{more}")
     return lines
 
 
@@ -195,10 +253,10 @@ def _group(name: str, loaded: Sequence[Run]) -> Group:
     return Group(name, tuple(ordered))
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """What makes a run another kind of run: its program, that one's own flags, and the config."""
+def _config(run: Run) -> dict[str, Any]:
+    """What of the config makes a run another kind of run."""
     settings = {} if run.config is None else run.config.flat()
-    return {**run.made_by, **{key: value for key, value in settings.items() if key not in OF_THE_RUN}}
+    return {key: value for key, value in settings.items() if key not in OF_THE_RUN}
 
 
 def _cell(values: Sequence[float | None], form: str) -> str:
@@ -283,16 +341,36 @@ def main(argv: list[str]) -> None:
         )
         rows = quantities([run for group in groups for run in group.runs], asked)
         differences, notes = config_differences(groups), remarks(groups)
-        _draw(groups, arguments.out)
         if arguments.json:
-            facts = {"config_differences": differences, "notes": notes, "left_out": left_out}
-            picture = str(arguments.out)
-            print(json.dumps({"groups": as_json(groups, rows), **facts, "picture": picture}, indent=2, allow_nan=False))
+            _print_json(groups, rows, {"config_differences": differences, "left_out": left_out}, notes, arguments.out)
             return
         print(table(groups, rows, differences))
         if len(differences) > MOST_DIFFERENCES:
             notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
-        print("".join(f"\nNote: {note}." for note in notes) + f"\nPicture: {arguments.out}")
+        print("".join(f"\nNote: {note}." for note in notes), flush=True)
+        # Whatever comes of the picture, the table is there.
+        _draw(groups, arguments.out)
+        print(f"Picture: {arguments.out}")
+
+
+def _print_json(
+    groups: Sequence[Group], rows: Sequence[Quantity], facts: dict[str, Any], notes: Sequence[str], out: Path
+) -> None:
+    """Draw, and print the comparison as one object, which tells of a picture that could not be drawn.
+
+    Raises:
+        ConfigError, OSError: it could not be drawn.
+    """
+    failure: ConfigError | OSError | None = None
+    try:
+        _draw(groups, out)
+    except (ConfigError, OSError) as error:
+        failure, notes = error, [*notes, f"there is no picture: {error}"]
+    picture = str(out) if failure is None else None
+    told = {"groups": as_json(groups, rows), **facts, "notes": list(notes), "picture": picture}
+    print(json.dumps(told, indent=2, allow_nan=False), flush=True)
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def _draw_group(axes: Axes, series: Sequence[Series], axis: str, *, name: str, i
             axes.plot(*_points(one, axis), color=color, linestyle=line, linewidth=0.7, alpha=0.35)
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
     seeds = "1 seed" if len(series) == 1 else f"{len(series)} seeds"
-    axes.plot(grid, mean, color=color, linestyle=line, linewidth=1.8, label=f"{name} ({seeds})")
+    # Between two dollars would be mathematics.
+    label = f"{name} ({seeds})".replace("$", r"\$")
+    axes.plot(grid, mean, color=color, linestyle=line, linewidth=1.8, label=label)
 
 
 def _dress(axes: Axes, axis: str, series: Sequence[Series], *, log_scale: bool) -> None:

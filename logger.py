@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -205,7 +206,9 @@ class RunLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Let the next process in."""
+        """Let the next process in, and leave no process id behind, since another process may get the same one."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
         self._file.close()
 
 

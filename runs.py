@@ -5,8 +5,9 @@ Nothing here needs PyTorch, whose import takes longer than reading many runs.
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,11 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 import config
-from config import Config, ConfigError
+from config import Config
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -36,7 +38,9 @@ SEEDS = (
     re.compile(r"__(\d+)__\d{9,}$"),
 )
 # A record of an event file: its length, that number's checksum, the event, and the event's checksum.
-HEADER, FOOTER = struct.Struct("<QI"), 4
+HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
+# Larger ones, pictures and the like, hold no scalars, and a checksum takes a second for every four megabytes.
+LARGEST_CHECKED = 2**16
 
 
 class UnreadableRunError(ValueError):
@@ -106,13 +110,8 @@ def read(path: Path) -> Run:
         notes += event_notes
     if not rows:
         raise UnreadableRunError("; ".join(notes) or "nothing is logged yet")
-    settings = None
-    if (path / CONFIG_FILE).exists():
-        try:
-            settings = config.read(path / CONFIG_FILE)
-        except ConfigError as error:
-            notes.append(str(error))
-    seed = settings.get("seed") if settings is not None else without_seed(path.as_posix())[1]
+    settings = _config(path / CONFIG_FILE, notes)
+    seed = without_seed(path.as_posix())[1] if settings is None else _seed(settings, notes)
     made_by = _made_by(path / RUN_FILE, notes)
     last = rows[-1]
     return Run(
@@ -137,6 +136,27 @@ def without_seed(name: str) -> tuple[str, int | None]:
     return name, None
 
 
+def _config(path: Path, notes: list[str]) -> Config | None:
+    """The config; None where there is none, or none that can be read, which is noted."""
+    if not path.exists():
+        return None
+    try:
+        return config.read(path)
+    # Of files by others: a date or a number that is none, and a mapping that contains itself.
+    except (ValueError, RecursionError) as error:
+        notes.append(str(error) if str(path) in str(error) else f"{path.name} cannot be read ({error})")
+        return None
+
+
+def _seed(settings: Config, notes: list[str]) -> int | None:
+    """The config's seed; None, and a note, where that is no whole number."""
+    seed = settings.get("seed")
+    if seed is None or type(seed) is int:
+        return seed
+    notes.append(f"{CONFIG_FILE}: seed is {seed!r}, which is no whole number, and so does not count as one")
+    return None
+
+
 def _has_run(path: Path) -> bool:
     return (path / METRICS).exists() or any(path.glob(EVENT_FILES))
 
@@ -144,13 +164,22 @@ def _has_run(path: Path) -> bool:
 def _status(path: Path, last: dict[str, Any]) -> str:
     if any(name in last for name in FINAL_EVALUATION):
         return "finished"
+    return "running" if _is_locked(path / LOCK) else "stopped"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a live process holds the lock. The process id in it may be another's by now, or of another container."""
     try:
-        os.kill(int((path / LOCK).read_text()), 0)
-    except PermissionError:
-        return "running"
-    except (OSError, ValueError, OverflowError):
-        return "stopped"
-    return "running"
+        with path.open("rb") as file:
+            # An empty one was released. A shared lock for a moment is in nobody's way but one's who begins just then.
+            if not file.read(1):
+                return False
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -177,9 +206,12 @@ def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _metric_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-        numbers = all(value is None or isinstance(value, (int, float)) for value in row.values())
-        return row if numbers and row["step"] is not None and row["seconds"] is not None else None
-    except (ValueError, KeyError, AttributeError):
+        if not all(value is None or isinstance(value, (int, float)) for value in row.values()):
+            return None
+        row = {name: None if value is None else float(value) for name, value in row.items()}
+        return row if math.isfinite(row["step"]) and math.isfinite(row["seconds"]) else None
+    # Also a number too large for a float, and lists in lists without end.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -210,7 +242,11 @@ def _event_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]
             # A run that was taken up again at a checkpoint writes anew what it had logged after it.
             if event.session_log.status == SessionLog.START:
                 rows = [row for row in rows if row["step"] < event.step]
-            values = {value.tag: number for value in event.summary.value if (number := _scalar(value)) is not None}
+            try:
+                values = {value.tag: number for value in event.summary.value if (number := _scalar(value)) is not None}
+            except (TypeError, ValueError) as error:
+                notes.append(f"{file.name} is broken at step {event.step} ({_first_line(error)})")
+                continue
             if values:
                 rows.append({**values, "step": event.step, "seconds": event.wall_time - begin - pauses})
     rows.sort(key=lambda row: row["step"])
@@ -224,11 +260,17 @@ def _events(file: Path, notes: list[str]) -> Iterator[Event]:
     while place < len(content):
         length = HEADER.unpack_from(content, place)[0] if len(content) - place >= HEADER.size else len(content)
         begin = place + HEADER.size
-        place = begin + length + FOOTER
+        place = begin + length + FOOTER.size
         try:
             if place > len(content):
                 raise DecodeError
-            event = Event.FromString(bytes(content[begin : begin + length]))
+            record = bytes(content[begin : begin + length])
+            (checksum,) = FOOTER.unpack_from(content, begin + length)
+            if length <= LARGEST_CHECKED and masked_crc32c(record) != checksum:
+                raise DecodeError
+            event = Event.FromString(record)
+            if not math.isfinite(event.wall_time):
+                raise DecodeError
         except DecodeError:
             notes.append(f"{file.name} is broken from byte {begin - HEADER.size} on")
             return
@@ -236,15 +278,24 @@ def _events(file: Path, notes: list[str]) -> Iterator[Event]:
 
 
 def _scalar(value: Summary.Value) -> float | None:
-    """The number in either of the two forms that writers use; None for pictures, text and the like."""
+    """The number in either of the two forms that writers use; None for pictures, text and the like.
+
+    Raises:
+        TypeError, ValueError: it is a tensor that contradicts itself.
+    """
     kind = value.WhichOneof("value")
     if kind == "simple_value":
         return value.simple_value
-    if kind == "tensor" and not value.tensor.string_val:
+    is_one = math.prod(dim.size for dim in value.tensor.tensor_shape.dim) == 1
+    if kind == "tensor" and is_one and not value.tensor.string_val:
         array = tensor_util.make_ndarray(value.tensor)
-        if array.size == 1 and np.issubdtype(array.dtype, np.number):
+        if array.dtype.kind in "iuf":
             return float(array.reshape(()))
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _made_by(path: Path, notes: list[str]) -> dict[str, str]:

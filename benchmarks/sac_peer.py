@@ -1,28 +1,62 @@
 """stable-baselines3's SAC on the task of a config, logged as a run of ours, for compare.py to lay beside it.
 
-    pip install -e ".[peers]" && python -m benchmarks.sac_peer --configs sac_halfcheetah --logdir logdir/peer
+    pip install -e ".[peers,mujoco]" && python -m benchmarks.sac_peer --configs sac_halfcheetah --logdir logdir/peer
 
-Steps, prefill, batch, networks, discount, tau and learning rate are the config's; everything else is theirs. Their
-policy plays its mean for `valid_return` and, over `eval_episodes` episodes, for `eval_return`, as ours does.
+HalfCheetah is of `mujoco`; `sac_pendulum` needs `peers` alone. Steps, prefill, batch, networks, discount, tau and
+learning rate are the config's; everything else is theirs. `train_return` is the mean of the episodes that ended since
+the last row, if any did. Their policy plays its mean for `valid_return` and, over `eval_episodes` episodes, for
+`eval_return`, as ours does.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 
 import launch
 from benchmarks.speed import CONFIGS
-from config import Config, ConfigError, one_line_errors, parse_command_line
+from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices
 from envs.gym_tasks import make_gym
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from logger import METRICS, Logger, ProgressBar, save_run_facts
+
+# What would make another task of it, and is not done for the peer.
+CHOICES = {"reward_scale": (1.0,), "context": ("none",)}
+
+
+class Returns(gymnasium.Wrapper):
+    """Notes what the episodes return."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        """Begin with no episode."""
+        super().__init__(env)
+        self._running = 0.0
+        self._ended: list[float] = []
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode. One that is under way is not counted."""
+        self._running = 0.0
+        return super().reset(**options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        self._running += float(reward)
+        if terminated or truncated:
+            self._ended.append(self._running)
+        return obs, reward, terminated, truncated, info
+
+    def fetch(self) -> dict[str, float]:
+        """`train_return`, the mean of the episodes that ended since the last call; nothing where none did."""
+        ended, self._ended = self._ended, []
+        return {"train_return": statistics.fmean(ended)} if ended else {}
 
 
 def make_peer(config: Config, env: gymnasium.Env) -> Any:
@@ -64,27 +98,28 @@ def mean_return(peer: Any, env: gymnasium.Env, *, episodes: int, seed: int) -> f
     return total / episodes
 
 
-def train(config: Config, logger: Logger) -> None:
-    """Train, validate as often as the config says, and play the final episodes."""
-    make_env = make_gym(config.task, imports=config["import"], render_mode=None)
-    env, other = make_env(), make_env()
-    peer = make_peer(config, env)
+def train(config: Config, logger: Logger, *, peer: Any, env: Returns, other: gymnasium.Env) -> None:
+    """Train, validate as often as the config says, and play the final episodes.
+
+    Args:
+        config: the resolved config.
+        logger: where the rows go.
+        peer: from `make_peer`.
+        env: what the peer plays to learn.
+        other: another one of the kind, for validation.
+    """
     bar = ProgressBar(config.steps)
     # Evaluation is part of the time, as it is in our runs.
     begin = time.monotonic()
     for step in range(config.eval_every, config.steps + config.eval_every, config.eval_every):
         peer.learn(min(step, config.steps) - peer.num_timesteps, reset_num_timesteps=False)
         value = mean_return(peer, other, episodes=config.valid_episodes, seed=VALIDATION_SEED)
-        returns = [episode["r"] for episode in peer.ep_info_buffer]
-        values = {"train_return": float(np.mean(returns)), "valid_return": value}
-        logger.scalars(peer.num_timesteps, time.monotonic() - begin, values)
+        logger.scalars(peer.num_timesteps, time.monotonic() - begin, {**env.fetch(), "valid_return": value})
         bar.update(peer.num_timesteps, {"valid": value})
     final = mean_return(peer, other, episodes=config.eval_episodes, seed=TEST_SEED)
     logger.scalars(peer.num_timesteps, time.monotonic() - begin, {"eval_return": final})
     bar.say(f"final evaluation: {config.eval_episodes} episodes, mean return {final:.4g}")
     bar.close()
-    env.close()
-    other.close()
 
 
 def main(argv: list[str]) -> None:
@@ -96,16 +131,22 @@ def main(argv: list[str]) -> None:
         config = command.config
         if config.logdir is None or (Path(config.logdir) / METRICS).exists():
             raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
+        validate_choices(config, CHOICES)
         torch.set_num_threads(config.threads)
         logdir = Path(config.logdir)
-        logdir.mkdir(parents=True, exist_ok=True)
-        logger = Logger(logdir)
-        try:
+        with ExitStack() as stack:
+            # Nothing is written before the peer is there: a package may be missing.
+            make_env = make_gym(config.task, imports=config["import"], render_mode=None)
+            env, other = Returns(make_env()), make_env()
+            stack.callback(env.close)
+            stack.callback(other.close)
+            peer = make_peer(config, env)
+            logdir.mkdir(parents=True, exist_ok=True)
+            logger = Logger(logdir)
+            stack.callback(logger.close)
             facts = save_run_facts(logdir, config, ["benchmarks/sac_peer.py", *argv], defaults=command.defaults)
             logger.text("config", facts)
-            train(config, logger)
-        finally:
-            logger.close()
+            train(config, logger, peer=peer, env=env, other=other)
 
 
 if __name__ == "__main__":

@@ -125,6 +125,26 @@ def test_compare_refuses_in_one_line(six, tmp_path, capsys, monkeypatch, argumen
     assert last.startswith("compare.py: ") and message in last
 
 
+@pytest.mark.parametrize("out", ["none/a.png", "a.txt"])
+def test_compare_prints_the_table_though_there_is_no_picture(six, tmp_path, capsys, out):
+    with pytest.raises(SystemExit):
+        compare.main([str(six), "--out", str(tmp_path / out)])
+    told, error = capsys.readouterr()
+    assert row_of(told, "last gap, %") == ["2.00", "7.00 [6.00 to 8.00]"]
+    assert "Picture:" not in told and out in error
+
+
+@pytest.mark.parametrize("out", ["none/a.png", "a.txt"])
+def test_compare_prints_json_though_there_is_no_picture(six, tmp_path, capsys, out):
+    with pytest.raises(SystemExit):
+        compare.main([str(six), "--json", "--out", str(tmp_path / out)])
+    text, error = capsys.readouterr()
+    told = json.loads(text)
+    assert len(told["groups"]) == 2 and told["picture"] is None
+    assert "there is no picture" in told["notes"][-1] and out in told["notes"][-1]
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize("arguments", [["--gaps", "5;2"], ["--bands", "nan"], ["--phases", "0"]])
 def test_compare_refuses_numbers_that_are_none(capsys, arguments):
     with pytest.raises(SystemExit):
@@ -164,6 +184,46 @@ def test_group_runs_gives_every_group_a_name_of_its_own(tmp_path):
     assert [group.name for group in compare.group_runs(loaded(*runs))] == ["a", "a (2)", "a (3)"]
 
 
+def with_config(logdir: Path, seed: int, **settings: object) -> Path:
+    write_run(logdir, [1.0], seed=seed)
+    whole = {"seed": seed, "logdir": str(logdir), "task": "tsp", "lr": 1.0, **settings}
+    config.save(Config(whole), logdir / CONFIG_FILE)
+    return logdir
+
+
+def test_group_runs_takes_a_config_from_before_a_key_came_as_equal(tmp_path, capsys):
+    old = with_config(tmp_path / "a-seed0", 0)
+    new = with_config(tmp_path / "a-seed1", 1, tau=0.5)
+    groups = compare.group_runs(loaded(old, new))
+    assert [(group.name, group.seeds) for group in groups] == [("a", [0, 1])]
+    assert compare.config_differences(groups) == {}
+    compare.main([str(old), str(new), "--out", str(tmp_path / "a.png")])
+    assert "Note: not compared where a run's config lacks them, being older perhaps: tau." in capsys.readouterr().out
+
+
+def test_group_runs_still_tells_values_of_the_new_key_apart(tmp_path):
+    old = [with_config(tmp_path / f"base-seed{seed}", seed) for seed in range(2)]
+    new = with_config(tmp_path / "base-seed2", 2, tau=0.5)
+    other = with_config(tmp_path / "tau-seed0", 0, tau=0.9)
+    groups = compare.group_runs(loaded(*old, other, new))
+    assert [(group.name, group.seeds) for group in groups] == [("base", [0, 1, 2]), ("tau", [0])]
+    assert compare.config_differences(groups) == {"tau": {"base": "0.5", "tau": "0.9"}}
+
+
+def test_group_runs_keeps_a_run_apart_that_fits_several_groups(tmp_path):
+    old = [with_config(tmp_path / f"old-seed{seed}", seed) for seed in range(2)]
+    new = [with_config(tmp_path / f"tau{tau}", 2, tau=tau) for tau in (5, 9)]
+    groups = compare.group_runs(loaded(*new, *old))
+    assert [(group.name, group.seeds) for group in groups] == [("tau5", [2]), ("tau9", [2]), ("old", [0, 1])]
+
+
+def test_group_runs_does_not_mix_configs_of_different_codes(tmp_path):
+    ours = with_config(tmp_path / "ours", 0)
+    theirs = write_run(tmp_path / "theirs", [1.0], seed=1)
+    config.save(Config({"seed": 1, "env": "tsp", "rate": 1.0}), theirs / CONFIG_FILE)
+    assert len(compare.group_runs(loaded(ours, theirs))) == 2
+
+
 def test_group_runs_goes_by_name_where_there_is_no_config(tmp_path):
     names = ("ppo_seed1", "ppo_seed2", "dqn_20", "dqn_50")
     groups = compare.group_runs(loaded(*[write_foreign(tmp_path / name, {"loss": [1.0]}) for name in names]))
@@ -199,6 +259,22 @@ def test_compare_says_that_returns_are_of_different_metrics(tmp_path, capsys):
 def test_compare_takes_runs_without_any_return(tmp_path, capsys):
     compare.main([str(write_foreign(tmp_path / "a", {"loss": [1.0, 2.0]})), "--out", str(tmp_path / "a.png")])
     assert row_of(capsys.readouterr().out, "env steps") == ["1"]
+
+
+def test_compare_takes_seeds_that_are_no_numbers(tmp_path, capsys):
+    for index, seed in enumerate(["words", 1, {"a": 1}, {"a": 1}]):
+        logdir = write_run(tmp_path / "logdir" / str(index), [1.0], seed=0)
+        config.save(Config({"seed": seed, "rate": 1}), logdir / CONFIG_FILE)
+    compare.main(["--group", f"all={tmp_path}/logdir", "--out", str(tmp_path / "a.png")])
+    out = capsys.readouterr().out
+    assert row_of(out, "seeds") == ["1, ?, ?, ?"]
+    assert "seed is 'words', which is no whole number" in out
+
+
+@pytest.mark.parametrize("name", [r"$\foo$", "$", r"a\$b$c", "$x_1$"])
+def test_draw_takes_dollars_in_a_name_as_they_stand(tmp_path, name):
+    curves.draw({name: [series([0.0, 100.0], [9.0, 1.0])]}, tmp_path / "a.png", label="return", log_scale=False)
+    assert (tmp_path / "a.png").exists()
 
 
 def test_draw_writes_a_picture_with_both_axes(tmp_path):

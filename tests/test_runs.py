@@ -59,8 +59,24 @@ def test_read_tells_a_running_run_from_a_stopped_one(tmp_path):
     lock = RunLock(logdir)
     assert runs.read(logdir).status == "running"
     lock.release()
+    assert runs.read(logdir).status == "stopped"
     (logdir / "lock").write_text("999999999\n")
     assert runs.read(logdir).status == "stopped"
+
+
+def test_read_is_not_misled_by_a_process_that_has_got_the_id_of_a_dead_one(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    (logdir / "lock").write_text(f"{os.getpid()}\n")
+    assert runs.read(logdir).status == "stopped"
+
+
+def test_read_knows_a_running_run_whose_process_cannot_be_seen(tmp_path):
+    logdir = write_run(tmp_path / "a")
+    lock = RunLock(logdir)
+    (logdir / "lock").write_text("999999999\n")
+    assert runs.read(logdir).status == "running"
+    lock.release()
+    assert (logdir / "lock").read_text() == ""
 
 
 def test_read_passes_over_a_row_that_is_being_written(tmp_path):
@@ -129,6 +145,68 @@ def test_read_keeps_what_stands_before_a_torn_record(tmp_path, cut):
     run = runs.read(tmp_path / "a")
     assert run.series["loss"].values.tolist() == [1.0]
     assert "is broken from byte" in run.notes[0]
+
+
+def test_read_of_events_with_bytes_flipped_at_random_gives_no_other_value(tmp_path):
+    values = [Summary.Value(tag="return", tensor=make_tensor_proto(np.float32(2.5)))]
+    event = Event(step=1, wall_time=time.time(), summary=Summary(value=values))
+    path = write_events(tmp_path / "a", [scalar(0, 1.0), event, scalar(2, 3.0), scalar(3, 4.0)])
+    content, draws = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(content)
+        broken[draws.integers(len(content))] ^= int(draws.integers(1, 256))
+        path.write_bytes(broken)
+        try:
+            run = runs.read(tmp_path / "a")
+        except UnreadableRunError:  # nothing stands before the first record
+            continue
+        assert run.series["loss"].values.tolist() == [1.0, 3.0, 4.0][: len(run.series["loss"].values)]
+        assert run.steps == 3 or "is broken from byte" in run.notes[0]
+
+
+def test_read_names_a_tensor_that_contradicts_itself(tmp_path):
+    torn = make_tensor_proto(np.float32(2.5))
+    torn.ClearField("float_val")
+    torn.tensor_content = b"abc"
+    event = Event(step=1, wall_time=time.time(), summary=Summary(value=[Summary.Value(tag="return", tensor=torn)]))
+    write_events(tmp_path / "a", [event, scalar(2, 3.0)])
+    run = runs.read(tmp_path / "a")
+    assert run.series["loss"].values.tolist() == [3.0]
+    assert "is broken at step 1" in run.notes[0]
+
+
+@pytest.mark.parametrize("seed", ["words", {"a": 1}, [1, 2], 1.5])
+def test_read_knows_no_seed_that_is_no_whole_number(tmp_path, seed):
+    run = runs.read(write_run(tmp_path / "a", **{"seed": seed}))
+    assert run.seed is None
+    assert "seed is" in run.notes[0] and "no whole number" in run.notes[0]
+
+
+@pytest.mark.parametrize("content", ["when: 2020-13-45", "a: &a [*a]", f"seed: {'9' * 5000}"])
+def test_read_names_a_config_of_others_that_cannot_be_one(tmp_path, content):
+    (write_run(tmp_path / "a") / CONFIG_FILE).write_text(content)
+    run = runs.read(tmp_path / "a")
+    assert run.config is None and CONFIG_FILE in run.notes[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'{{"step": 1{"0" * 400}, "seconds": 1.0}}',
+        f'{{"step": 1, "seconds": 1.0, "loss": 1{"0" * 400}}}',
+        '{"step": NaN, "seconds": 1.0}',
+        '{"step": 1, "seconds": 1e999}',
+        '{"step": null, "seconds": 1.0}',
+        "[" * 100_000,
+    ],
+)
+def test_read_leaves_out_numbers_without_a_place(tmp_path, line):
+    logdir = write_run(tmp_path / "a")
+    with (logdir / METRICS).open("a") as file:
+        file.write(f"{line}\n")
+    run = runs.read(logdir)
+    assert run.steps == 100
+    assert run.notes == ("metrics.jsonl: 1 of 3 lines left out, the first is line 3",)
 
 
 def test_read_refuses_what_holds_nothing(tmp_path):
