@@ -96,12 +96,14 @@ class CommandLine(NamedTuple):
         defaults: the config without any named section or override, to tell what differs.
         entry: the entry point's own flags; None for those not given.
         sections: the sections that it names, in order.
+        overrides: the config keys that it gives values.
     """
 
     config: Config
     defaults: Config
     entry: dict[str, str | None]
     sections: list[str]
+    overrides: list[str]
 
 
 def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
@@ -185,9 +187,8 @@ def parse_command_line(
     defaults = load(config_path, [], {})
     for key in overrides:
         _lookup(key, defaults, where=COMMAND_LINE, other_keys=("configs", *entry_keys))
-    return CommandLine(
-        config=load(config_path, [*base, *names], overrides), defaults=defaults, entry=entry, sections=names
-    )
+    settings = load(config_path, [*base, *names], overrides)
+    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator, fi
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay
-from resuming import changes_since, fitting, load_start
+from resuming import changes_since, fitting, load_start, require_class
 from trainer import Settings, Trainer
 
 USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
@@ -44,6 +44,9 @@ ENTRY_KEYS = {
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
 }
+# What --evaluate takes from the command line; all else is the run's own.
+OF_EVALUATION = ("eval_episodes", "eval_instances", "import")
+OF_THE_MACHINE = ("device", "threads")
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
 RANGES = {
@@ -276,8 +279,10 @@ def train(
         changes = {} if state is None else changes_since(folder, config, defaults=command.defaults)
         if command.entry["init"]:
             path = Path(command.entry["init"])
+            weights = checkpoint.load(path, device)
+            require_class(weights, make_agent, path)
             with fitting(path):
-                agent.load_weights(checkpoint.load(path, device)["agent"])
+                agent.load_weights(weights["agent"])
         logger = Logger(logdir, resume_step=None if state is None else state["step"])
         stack.callback(logger.close)
         trainer = Trainer(
@@ -294,6 +299,7 @@ def train(
             device=device,
         )
         if state is not None:
+            require_class(state, make_agent, folder)
             with fitting(folder):
                 trainer.load(state, folder)
         if changes:
@@ -358,7 +364,14 @@ class Run(NamedTuple):
     step: int
 
 
-def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.device, defaults: Config) -> Run:
+def load_run(
+    run: Path,
+    *,
+    make_agent: Callable[..., Agent],
+    device: torch.device,
+    defaults: Config,
+    changes: dict[str, Any] | None = None,
+) -> Run:
     """The agent of a run as its checkpoint has it, in its world.
 
     Args:
@@ -367,6 +380,7 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
         make_agent: as for `train`.
         device: where the agent will act.
         defaults: gives the keys that did not exist when the run was made.
+        changes: what the config is to have otherwise than the run's, by dotted key.
 
     Raises:
         ConfigError: there is no such run.
@@ -385,6 +399,8 @@ def load_run(run: Path, *, make_agent: Callable[..., Agent], device: torch.devic
             config = filled(state["config"], defaults)
         else:
             config = read(run.parent / CONFIG_FILE, missing_from=defaults)
+    require_class(state, make_agent, run)
+    config = config.replace(**(changes or {}))
     world = make_world(config.replace(envs=1, env_processes=False), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
@@ -402,9 +418,14 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     """
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
     device = prepare_torch(command.config)
-    run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults)
+    changes = {key: command.config[key] for key in command.overrides if key in OF_EVALUATION}
+    run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults, changes=changes)
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
+    others = [f"--{key}" for key in command.overrides if key not in (*OF_EVALUATION, *OF_THE_MACHINE)]
+    if others or command.sections:
+        ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
+        print(f"the run has a config of its own: {ignored} changes nothing", file=sys.stderr)
     report = run.world.make_evaluator(None).test(run.agent)
     for line in report.notices:
         print(line, file=sys.stderr)

@@ -44,6 +44,17 @@ def fitting(source: Path) -> Iterator[None]:
         ) from error
 
 
+def require_class(state: dict[str, Any], needed: object, source: Path) -> None:
+    """Check that a checkpoint is of this kind of agent; older ones do not say.
+
+    Raises:
+        CheckpointError: it is of another.
+    """
+    was, now = state.get("agent_class"), getattr(needed, "__name__", None)
+    if None not in (was, now) and was != now:
+        raise CheckpointError(f"{source} holds a {was}, where a {now} is needed; give it to the program that made it")
+
+
 def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tuple[dict[str, Any] | None, Path]:
     """The checkpoint to go on from, if any, and the folder it stands in.
 

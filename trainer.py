@@ -34,6 +34,7 @@ WARN_ABOVE = {
     "target_clip_rate": 0.01,
     "miss_rate": 0.0,
     "env_miss_rate": 0.0,
+    "mask_rules_wrong": 0.0,
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
     **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},
@@ -338,6 +339,7 @@ class Trainer:
         """
         state = {
             "agent": self.agent.state_dict(),
+            "agent_class": type(self.agent).__name__,
             "replay": self.replay.save_chunks(self.logdir / "replay"),
             "env": self.env.state_dict(),
             "generators": checkpoint.generator_state(self.generators),

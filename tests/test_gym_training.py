@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoint
 import dreamer
 import evaluation
+import sac
 from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
 from evaluation import GymEvaluator
 from logger import METRICS
@@ -306,6 +307,22 @@ def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
     ]
     dreamer.main(["--evaluate", str(tmp_path), "--device", "cpu"])
     assert capsys.readouterr().err.splitlines() == ["environment 0 crashed"]
+
+
+def test_evaluate_takes_the_number_of_episodes_and_says_what_it_does_not_take(run_of, capsys):
+    run = run_of("CartPole-v1")
+    dreamer.main(["--evaluate", str(run.logdir), "--device", "cpu", "--eval_episodes", "3", "--discount", "0.5"])
+    printed = capsys.readouterr()
+    assert ": 3 episodes, mean return" in printed.out
+    assert "--discount changes nothing" in printed.err
+
+
+def test_run_of_another_program_is_refused(run_of, tmp_path: Path, capsys):
+    run = run_of("CartPole-v1")
+    for arguments in (["--evaluate", str(run.logdir)], ["--task", "gym_CartPole-v1", "--logdir", str(run.logdir)]):
+        with pytest.raises(SystemExit):
+            sac.main([*arguments, "--device", "cpu"])
+        assert "holds a Dreamer, where a SAC is needed" in capsys.readouterr().err
 
 
 def test_evaluate_takes_a_checkpoint_file_and_a_config_of_an_older_version(run_of, tmp_path: Path, capsys):
