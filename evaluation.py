@@ -304,7 +304,7 @@ def film(
 
 def _shortened(notices: list[str]) -> tuple[str, ...]:
     more = len(notices) - MOST_NOTICES
-    return (*notices[:MOST_NOTICES], *([f"and {more} more lines like these"] if more > 0 else []))
+    return (*notices[:MOST_NOTICES], *([f"and {more} more like these"] if more > 0 else []))
 
 
 def _interval(values: Float[Tensor, " I"]) -> str:

@@ -289,7 +289,7 @@ def test_gym_evaluator_tells_of_environments_that_crash_every_time():
     assert report.summary == "5 episodes, mean return 0 +- 0 (95 %), from 0 to 0; 5 cut short by crashes"
     assert report.values == {"return": 0, "length": 1, "restarts": 5}
     crash = "crashed and is restarted: RuntimeError: the simulator is gone"
-    expected = (*(f"environment {row} {crash}" for row in range(3)), "and 2 more lines like these")
+    expected = (*(f"environment {row} {crash}" for row in range(3)), "and 2 more like these")
     assert report.notices == expected
 
 

@@ -107,7 +107,8 @@ def test_replay_holds_the_goals_that_were_reached(run_of):
     spaces = {"observation": ((64, 64, 3), torch.uint8), "action": ((), torch.int64)}
     _, rows = stored_rows(run_of("PixelGrid-v0").logdir, spaces)
     found = rows["is_terminal"]
-    assert found.any() and torch.equal(found, rows["is_last"])
+    # Episodes also end by the time limit.
+    assert found.any() and rows["is_last"][found].all()
     # The goal gives 1, and each move costs 0.01.
     torch.testing.assert_close(rows["reward"][found], torch.full((int(found.sum()),), 0.99))
     assert (rows["reward"][~found] <= 0).all()
