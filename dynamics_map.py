@@ -146,7 +146,7 @@ class DynamicsMapContext(gymnasium.Wrapper):
     [-1, 1], a speed in m/s and an acceleration in m/s^2 without gravity's part. Every episode begins with the prior.
 
     A measurement that is not finite, or makes the context so, is counted in `bad_measurements`, told in `info` and not
-    taken in; the context of that step is zero.
+    taken in; the context of that step is zero. An episode that ends without any measurement is told of in `info` too.
     """
 
     def __init__(self, env: gymnasium.Env, *, forgetting: float = FORGETTING) -> None:
@@ -161,31 +161,40 @@ class DynamicsMapContext(gymnasium.Wrapper):
         self.forgetting = forgetting
         self.bad_measurements = 0
         self.posterior = Posterior(vehicle_basis(), forgetting=forgetting)
+        self._was_told = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, with the prior."""
         obs, info = self.env.reset(seed=seed, options=options)
         self.posterior = Posterior(vehicle_basis(), forgetting=self.forgetting)
+        self._was_told = False
         return self._with_context(obs, measured=True), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment, and learn from what it measured."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         measured = "response" not in info or self._take_in(*info["response"])
+        self._was_told |= "response" in info
         if not measured:
             line = f"from a response of {tuple(info['response'])} no finite context follows; the context is 0"
+            info = {**info, BAD_INPUT: ("response", line)}
+        elif (terminated or truncated) and not self._was_told:
+            line = "no step of this episode had an info['response'], so that the dynamics map says nothing"
             info = {**info, BAD_INPUT: ("response", line)}
         return self._with_context(obs, measured=measured), reward, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any]:
         """What going on in mid-episode needs beside the environment's own state."""
         posterior = self.posterior
-        return {"precision": posterior.precision, "weighted": posterior.weighted, "bad": self.bad_measurements}
+        counts = {"bad": self.bad_measurements, "was_told": self._was_told}
+        return {"precision": posterior.precision, "weighted": posterior.weighted, **counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.posterior.precision, self.posterior.weighted = state["precision"], state["weighted"]
         self.bad_measurements = state["bad"]
+        # Not in older states, whose environments had been heard of.
+        self._was_told = state.get("was_told", True)
 
     def _take_in(self, command: float, state: float, response: float) -> bool:
         """Learn from a measurement. Returns whether that was possible."""

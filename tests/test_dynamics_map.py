@@ -153,6 +153,17 @@ def test_measurement_that_is_not_finite_gives_a_zero_context_for_that_step(bad: 
     assert np.array_equal(obs["dynamics_map"], undisturbed.step(ACTION)[0]["dynamics_map"])
 
 
+def test_environment_that_measures_nothing_is_told_of():
+    env = DynamicsMapContext(gymnasium.make("Pendulum-v1", max_episode_steps=3))
+    env.reset(seed=0)
+    infos = [env.step(ACTION)[-1] for _ in range(3)]
+    assert ["bad_input" in info for info in infos] == [False, False, True]
+    assert "no step of this episode had an info['response']" in infos[-1]["bad_input"][1]
+    driven = DynamicsMapContext(LongitudinalEnv())
+    driven.reset(seed=0)
+    assert not any("bad_input" in driven.step(ACTION)[-1] for _ in range(512))
+
+
 def test_context_refuses_a_name_that_is_taken():
     with pytest.raises(ValueError, match="hold a 'dynamics_map' already"):
         DynamicsMapContext(DynamicsMapContext(LongitudinalEnv()))
