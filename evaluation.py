@@ -269,9 +269,25 @@ class GymEvaluator:
 
 
 def film(
-    agent: Agent, make_env: Callable[[], gymnasium.Env], *, folder: Path, device: torch.device, episodes: int = 3
+    agent: Agent,
+    make_env: Callable[[], gymnasium.Env],
+    *,
+    folder: Path,
+    device: torch.device,
+    episodes: int = 3,
+    zero_keys: str = "",
+    drop_keys: str = "",
 ) -> Path:
     """Write a GIF of the first test episodes into `folder`.
+
+    Args:
+        agent: plays.
+        make_env: makes an environment that draws itself.
+        folder: made if need be.
+        device: where the agent lives.
+        episodes: how many, side by side.
+        zero_keys: see `GymVectorEnv`.
+        drop_keys: likewise.
 
     Raises:
         ValueError: the environment does not draw itself.
@@ -287,7 +303,15 @@ def film(
         for row in running.nonzero()[:, 0].tolist():
             films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True)
+    env = GymVectorEnv(
+        make_and_keep,
+        num_envs=episodes,
+        device=device,
+        seed=TEST_SEED,
+        evaluation=True,
+        zero_keys=zero_keys,
+        drop_keys=drop_keys,
+    )
     try:
         if made[0].render_mode != "rgb_array":
             raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")

@@ -432,7 +432,8 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     print(f"{path} at step {run.step}: {report.summary}")
     if video:
         make_one = _make_one(run.config, render_mode="rgb_array")
-        print(f"film: {film(run.agent, make_one, folder=Path(video), device=device)}")
+        bad_inputs = {name: run.config.guard[name] for name in ("zero_keys", "drop_keys")}
+        print(f"film: {film(run.agent, make_one, folder=Path(video), device=device, **bad_inputs)}")
 
 
 def _require_episodes(config: Config, rows: int) -> None:
