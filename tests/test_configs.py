@@ -30,7 +30,7 @@ NAMED = [name for name in SECTIONS if name not in ("defaults", "debug")]
 OF_SAC = [name for name in NAMED if "sac" in name.split("_")]
 # Sections that say how to play any gymnasium task, without naming one.
 ANY_GYM_TASK = [
-    name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative", "sac_two_hot") or name.startswith("size")
+    name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
 ]
 # Networks of which one update takes long.
 LARGE = [name for name in NAMED if name.startswith("size") and name != "size1m"]
@@ -41,8 +41,8 @@ TINY: dict[str, Any] = {"envs": 2, "batch_size": 2}
 
 def section(*names: str, **changes: Any) -> Config:
     task = {"task": "gym_CartPole-v1"} if set(names) & set(ANY_GYM_TASK) else {}
-    if "sac_halfcheetah" in names:
-        # Its own task needs mujoco.
+    if {"sac_halfcheetah", "sac_two_hot"} & set(names):
+        # The one's own task needs mujoco; the other is about continuous actions.
         task = {"task": "gym_Pendulum-v1"}
     if set(names) & set(OF_SAC):
         names = ("sac", *names)
