@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -212,8 +212,7 @@ class GymEvaluator:
         eval_episodes: int,
         device: torch.device,
         pictures: Callable[[dict[str, Tensor]], dict[str, np.ndarray]] | None = None,
-        zero_keys: str = "",
-        drop_keys: str = "",
+        **bad_inputs: Any,
     ) -> None:
         """Remember how to make environments; each evaluation makes its own.
 
@@ -223,10 +222,9 @@ class GymEvaluator:
             eval_episodes: of the final one.
             device: where the agent lives.
             pictures: draws what the agent imagines of an episode.
-            zero_keys: see `GymVectorEnv`.
-            drop_keys: likewise.
+            bad_inputs: `zero_keys` and `drop_keys`; see `GymVectorEnv`.
         """
-        self.zero_keys, self.drop_keys = zero_keys, drop_keys
+        self.bad_inputs = bad_inputs
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
@@ -240,13 +238,7 @@ class GymEvaluator:
 
     def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
         env = GymVectorEnv(
-            self.make_env,
-            num_envs=count,
-            device=self.device,
-            seed=seed,
-            evaluation=True,
-            zero_keys=self.zero_keys,
-            drop_keys=self.drop_keys,
+            self.make_env, num_envs=count, device=self.device, seed=seed, evaluation=True, **self.bad_inputs
         )
         try:
             episodes = play(agent, env)
@@ -275,8 +267,7 @@ def film(
     folder: Path,
     device: torch.device,
     episodes: int = 3,
-    zero_keys: str = "",
-    drop_keys: str = "",
+    **bad_inputs: Any,
 ) -> Path:
     """Write a GIF of the first test episodes into `folder`.
 
@@ -286,8 +277,7 @@ def film(
         folder: made if need be.
         device: where the agent lives.
         episodes: how many, side by side.
-        zero_keys: see `GymVectorEnv`.
-        drop_keys: likewise.
+        bad_inputs: `zero_keys` and `drop_keys`; see `GymVectorEnv`.
 
     Raises:
         ValueError: the environment does not draw itself.
@@ -303,15 +293,7 @@ def film(
         for row in running.nonzero()[:, 0].tolist():
             films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    env = GymVectorEnv(
-        make_and_keep,
-        num_envs=episodes,
-        device=device,
-        seed=TEST_SEED,
-        evaluation=True,
-        zero_keys=zero_keys,
-        drop_keys=drop_keys,
-    )
+    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **bad_inputs)
     try:
         if made[0].render_mode != "rgb_array":
             raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")

@@ -29,17 +29,18 @@ from torch import Tensor
 
 import evaluation
 import launch
+import worlds
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance
 from guard import Guard, NonFinite
 from imagination import expand_instance
-from launch import make_task
 from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
 from networks import TSPPointerActor
 from tools import leave_one_out, uniform
 from views import View
+from worlds import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20
@@ -150,8 +151,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
     """
     rules = agent.task.rules
     assert rules is not None
-    validation = launch.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
-    test = launch.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
+    validation = worlds.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
+    test = worlds.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
     begin = time.monotonic()
     step, evaluations, progress = 0, 0, 0.0

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import launch
+import worlds
 from benchmarks.speed import CONFIGS
 from config import ConfigError, one_line_errors, parse_command_line
 from guard import Guard
@@ -55,7 +56,7 @@ def random_replay(task: Any) -> Replay:
 def our_updates(config: Any) -> Callable[[], None]:
     """What makes `UPDATES` of ours."""
     cpu = torch.device("cpu")
-    task = launch.make_world(config, cpu).task
+    task = worlds.make_world(config, cpu).task
     agent = SAC(task, config, device=cpu, generators=launch.make_generators(0, cpu), guard=Guard("cpu"))
     replay = random_replay(task)
 

@@ -29,8 +29,8 @@ from dreamer import Dreamer
 from envs.routing import RULES
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from launch import make_task
 from replay import Replay
+from worlds import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 ENTRY_KEYS = {"updates": "updates to time (default: 16, or one cycle of model_every if that is more)"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
-import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +12,12 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from envs.bad_inputs import REWARD, BadInputs
 from envs.spaces import NUMPY_DTYPES, action_spec, flattener, observation_keys, to_env_action
 from envs.tasks import ACTION_MASK
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
-
-# The key that stands for rewards where observations are chosen by key.
-REWARD = "reward"
 
 # Begins the spawn keys of the seeds of training, so that they are none of an evaluation, whatever the run's seed.
 TRAINING = 1
@@ -32,10 +28,6 @@ MAX_CRASHES = 5
 
 class EnvironmentCrashed(RuntimeError):
     """An environment cannot be made or begun, or crashes again and again. The message is one line."""
-
-
-class BadInput(ValueError):
-    """An environment gave a number that is NaN, infinite or beyond float32. The message is one line."""
 
 
 class GymVectorEnv:
@@ -77,7 +69,6 @@ class GymVectorEnv:
         actions: what can be done.
         mask_rules: the attribute of this name of the environment, or None.
         restarts: environments that crashed and were replaced so far.
-        bad_inputs: how many observations and rewards were not finite and were set to 0 or dropped so far, by key.
         notices: lines that the user should read, such as an environment's first crash. Whoever prints them empties
             the list.
 
@@ -106,9 +97,9 @@ class GymVectorEnv:
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.restarts = 0
-        self.bad_inputs: dict[str, int] = {}
         self.notices: list[str] = []
-        self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
+        self._noticed: set[str] = set()
+        self._bad = BadInputs(zero_keys=zero_keys, drop_keys=drop_keys, notice_once=self._notice_once)
         self._seed = seed
         self._spawn_key: tuple[int, ...] = () if evaluation else (TRAINING,)
         self._new_worker: Callable[[], Worker] = (
@@ -146,8 +137,6 @@ class GymVectorEnv:
         self._lengths = [0] * num_envs
         self._crashes = [0] * num_envs
         self._crashed: list[int] = []
-        self._bad_rows: set[int] = set()
-        self._noticed: set[str] = set()
 
     def reset(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Begin a new episode in every row.
@@ -157,7 +146,8 @@ class GymVectorEnv:
             BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
             ValueError: an observation does not fit its space.
         """
-        self._crashed, self._bad_rows = [], set()
+        self._crashed = []
+        self._bad.begin_step()
         for row in range(self.num_envs):
             self._ask_reset(row)
         for row in range(self.num_envs):
@@ -184,7 +174,8 @@ class GymVectorEnv:
         if not self._begun:
             raise ResetNeeded("step() before the first episode: call reset()")
         self._settled = False
-        self._crashed, self._bad_rows = [], set()
+        self._crashed = []
+        self._bad.begin_step()
         self._buffers, self._buffers_before = self._buffers_before, self._buffers
         is_first = self._ended
         rewards = [0.0] * self.num_envs
@@ -230,6 +221,11 @@ class GymVectorEnv:
         if not self._begun:
             raise ResetNeeded("no observation before the first episode: call reset()")
         return {name: self._tensor(buffer) for name, buffer in self._buffers.items()}
+
+    @property
+    def bad_inputs(self) -> dict[str, int]:
+        """How many observations and rewards were not finite and were set to 0 or dropped so far, by key."""
+        return self._bad.counts
 
     @property
     def all_ended(self) -> bool:
@@ -280,7 +276,7 @@ class GymVectorEnv:
             raise ValueError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
         self._episodes, self._lengths = list(state_dict["episodes"]), list(state_dict["lengths"])
         self._returns = np.array(state_dict["returns"], np.float64)
-        self.restarts, self.bad_inputs = state_dict["restarts"], dict(state_dict["bad_inputs"])
+        self.restarts, self._bad.counts = state_dict["restarts"], dict(state_dict["bad_inputs"])
         for name, value in state_dict["obs"].items():
             self._buffers[name][:] = value.cpu().numpy()
         saved = state_dict["environments"]
@@ -335,7 +331,8 @@ class GymVectorEnv:
         for attempt in range(1, MAX_CRASHES + 1):
             self._ask_reset(row)
             self._finish_reset(row)
-            if not self._mend_row(row, no_rewards, may_drop=attempt < MAX_CRASHES):
+            begun = MAX_CRASHES + 1 if attempt == MAX_CRASHES else None
+            if not self._bad.mend_row(row, self._numbers(no_rewards), self._lengths[row], begun=begun):
                 return
 
     def _finish_step(self, row: int) -> tuple[float, bool, bool]:
@@ -352,7 +349,7 @@ class GymVectorEnv:
         self._store(row, obs)
         if bad_input is not None:
             key, line = bad_input
-            self._note_bad_input(row, key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
+            self._bad.note(row, key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
@@ -381,48 +378,10 @@ class GymVectorEnv:
 
     def _mend(self, reward: np.ndarray) -> list[int]:
         """See to numbers that are not finite, in the observations and in `reward`. Returns the rows to be dropped."""
-        if np.isfinite(reward).all() and all(np.isfinite(self._buffers[name]).all() for name in self._number_keys):
-            return []
-        return [row for row in range(self.num_envs) if self._mend_row(row, reward)]
+        return self._bad.mend(self._numbers(reward), self._lengths)
 
-    def _mend_row(self, row: int, reward: np.ndarray, *, may_drop: bool = True) -> bool:
-        """The same for one row. Returns whether it is to be dropped."""
-        drop = False
-        for key in [*self._number_keys, REWARD]:
-            # A slice, which writes through also where a row is one number.
-            values = (reward if key == REWARD else self._buffers[key])[row : row + 1]
-            bad = ~np.isfinite(values)
-            if not bad.any():
-                continue
-            fault = (
-                f"environment {row}, step {self._lengths[row]} of its episode: '{key}' has {bad.sum()} of {bad.size}"
-                " entries that are NaN, infinite or beyond float32"
-            )
-            pattern = shlex.quote(re.escape(key))
-            if self._zero_keys.fullmatch(key):
-                values[bad] = 0
-                remedy = "they are set to 0"
-            elif not self._drop_keys.fullmatch(key):
-                raise BadInput(
-                    f"{fault}; mend the environment, or let such entries be set to 0 with --guard.zero_keys {pattern},"
-                    f" or such episodes be dropped with --guard.drop_keys {pattern}"
-                )
-            elif not may_drop:
-                raise BadInput(
-                    f"{fault}, and so began {MAX_CRASHES + 1} episodes in a row; mend the environment,"
-                    f" or let such entries be set to 0 with --guard.zero_keys {pattern}"
-                )
-            else:
-                drop = True
-                remedy = "the rest of the episode is dropped"
-            self._note_bad_input(row, key, f"{fault}; {remedy}")
-        return drop
-
-    def _note_bad_input(self, row: int, key: str, line: str) -> None:
-        """Count what was not finite, and say so the first time."""
-        self._bad_rows.add(row)
-        self.bad_inputs[key] = self.bad_inputs.get(key, 0) + 1
-        self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
+    def _numbers(self, reward: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: self._buffers[name] for name in self._number_keys} | {REWARD: reward}
 
     def _replace(self, row: int, failure: WorkerFailure) -> None:
         """Put a new environment in the place of one that crashed; it is made when its episode begins."""
@@ -451,17 +410,10 @@ class GymVectorEnv:
             "returns": returns,
             "lengths": lengths,
             "crashed": self._crashed,
-            "bad_inputs": sorted(self._bad_rows),
+            "bad_inputs": sorted(self._bad.rows),
         }
         return info | ({ACTION_MASK: obs[ACTION_MASK]} if self.actions.masked else {})
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy also on the CPU: the buffers are written again in the next step.
         return torch.from_numpy(array).to(self.device, copy=True)
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error

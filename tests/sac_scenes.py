@@ -10,6 +10,7 @@ import torch
 import config
 import launch
 import sac
+import worlds
 from guard import Guard, GuardSettings
 from replay import Replay
 from sac import SAC
@@ -22,7 +23,7 @@ def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
     """An agent with small networks, and a replay of made-up rows."""
     torch.manual_seed(0)
     settings = config.load(CONFIG_PATH, ["sac", "sac_pendulum", "debug"], {}).replace(**{"sac.units": 16, **changes})
-    task = launch.make_world(settings, CPU).task
+    task = worlds.make_world(settings, CPU).task
     guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
     agent = SAC(task, settings, device=CPU, generators=launch.make_generators(0, CPU), guard=guard)
     replay = Replay(task.spaces, num_envs=2, capacity=100, device=CPU)

@@ -14,8 +14,9 @@ from dreamer import Dreamer
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
-from launch import make_generators, make_task
+from launch import make_generators
 from logger import Logger
+from worlds import make_task
 
 CPU = torch.device("cpu")
 NODES = 6

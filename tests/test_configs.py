@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 import config
 import launch
+import worlds
 from config import Config
 from dreamer import Dreamer
 from envs.gym_vector import GymVectorEnv
@@ -50,7 +51,7 @@ def section(*names: str, **changes: Any) -> Config:
 
 
 def make_world(chosen: Config, generators: dict[str, torch.Generator]) -> tuple[Task, RoutingVectorEnv | GymVectorEnv]:
-    world = launch.make_world(chosen, CPU)
+    world = worlds.make_world(chosen, CPU)
     if world.task.rules is None:
         return world.task, world.make_env(generators)
     env = RoutingVectorEnv(
@@ -135,7 +136,7 @@ def test_section_keeps_within_the_loops_ranges_and_prefills_what_is_sampled(name
     config.validate_ranges(chosen, launch.RANGES)
     config.validate_choices(chosen, launch.CHOICES)
     if chosen.task in RULES:
-        launch._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
+        worlds._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
         launch._require_windows(chosen, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"

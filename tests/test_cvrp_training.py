@@ -12,6 +12,7 @@ from torch import Tensor
 import dreamer
 import evaluation
 import launch
+import worlds
 from agent import Agent
 from envs.cvrp import CVRPRules, CVRPState
 from envs.routing import tour_length
@@ -187,14 +188,14 @@ def test_plans_must_begin_at_the_depot():
 def cvrp_agent(**changes: Any) -> tuple[Agent, Task]:
     chosen = debug_config("cvrp_attn", **changes)
     generators = launch.make_generators(0, CPU)
-    task = launch.make_task(chosen)
+    task = worlds.make_task(chosen)
     return dreamer.Dreamer(task, chosen, device=CPU, generators=generators, guard=launch.Guard(CPU)), task
 
 
 @pytest.mark.parametrize("changes", [{}, {"actor.pointer.latent": 4}], ids=["plain", "latent"])
 def test_evaluation_measures_the_plans_it_returns(changes: dict[str, Any]):
     agent, task = cvrp_agent(**changes)
-    instances = launch.make_evaluation(NODES, 16, seed=4321, rules=CVRPRules)
+    instances = worlds.make_evaluation(NODES, 16, seed=4321, rules=CVRPRules)
     result = evaluation.evaluate(agent, task, instances, device=CPU)
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
     for row, plan in enumerate(result.tours):

@@ -8,6 +8,7 @@ import config
 import decoding
 import evaluation
 import launch
+import worlds
 from decoding import Decoding, best_tours, imagined_tours, symmetric
 from dreamer import Dreamer
 from envs.cvrp import CVRPRules
@@ -25,7 +26,7 @@ NODES = 6
 def make_agent(**changes):
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {}).replace(**changes)
     generators = launch.make_generators(0, CPU)
-    return Dreamer(launch.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
+    return Dreamer(worlds.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
 def instances(count, num_nodes=NODES):

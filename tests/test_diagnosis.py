@@ -12,12 +12,13 @@ from torch import Tensor, nn
 import config
 import dreamer
 import launch
+import worlds
 from benchmarks.faults import KINDS
 from diagnosis import MOST_ENTRIES, bad_tensors, diagnose
 from guard import Guard, GuardSettings, culprit
-from launch import make_task
 from learner import Attempt
 from replay import Replay
+from worlds import make_task
 
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def agent() -> dreamer.Dreamer:
 
 @pytest.fixture
 def replay(agent: dreamer.Dreamer) -> Replay:
-    env = launch._routing_world(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
+    env = worlds._routing_world(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()} | {"action": ((), torch.int64)}
     replay = Replay(spaces, num_envs=env.num_envs, capacity=400, device=CPU)

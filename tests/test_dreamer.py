@@ -11,6 +11,7 @@ import torch
 import config
 import dreamer
 import launch
+import worlds
 from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ActionSpec, Task
@@ -34,7 +35,7 @@ def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
     return Dreamer(
-        launch.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
+        worlds.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
     )
 
 
@@ -208,7 +209,7 @@ def test_make_pictures_draws_the_imagined_tour():
 
 
 def test_make_task_takes_the_nodes_from_the_config():
-    task = launch.make_task(debug_config(nodes=9))
+    task = worlds.make_task(debug_config(nodes=9))
     assert task.rules is not None and issubclass(task.rules, TSPRules)
     assert task == Task(task.rules, actions=ActionSpec("discrete", (9,), masked=True), observations={})
 

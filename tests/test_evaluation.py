@@ -17,6 +17,7 @@ from torch import Tensor
 import config
 import evaluation
 import launch
+import worlds
 from agent import Agent
 from dreamer import Dreamer
 from envs.gym_tasks import make_gym
@@ -41,7 +42,7 @@ def routing_agent() -> tuple[Dreamer, dict[str, torch.Generator]]:
 
 
 def some_instances(count: int = 8) -> Evaluation:
-    return launch.make_evaluation(NODES, count, seed=VALIDATION_SEED)
+    return worlds.make_evaluation(NODES, count, seed=VALIDATION_SEED)
 
 
 def random_states(generators: dict[str, torch.Generator]) -> list[Any]:
@@ -326,7 +327,7 @@ def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test(
 
 def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
     settings = config.load(Path(launch.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
-    world, generators = launch.make_world(settings, CPU), launch.make_generators(0, CPU)
+    world, generators = worlds.make_world(settings, CPU), launch.make_generators(0, CPU)
     agent = Dreamer(world.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
     evaluator = gym_evaluator(make_gym(settings.task))
     before = random_states(generators)

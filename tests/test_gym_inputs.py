@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.gym_vector import TRAINING, BadInput
+from envs.bad_inputs import BadInput
+from envs.gym_vector import TRAINING
 from tests.gym_scenes import MODES, Faulty, Scripted, take, through_file, wild
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.gym_vector import TRAINING, BadInput, EnvironmentCrashed
+from envs.bad_inputs import BadInput
+from envs.gym_vector import TRAINING, EnvironmentCrashed
 from tests.gym_scenes import MODES, Faulty, Resumable, seeds, take, through_file
 
 

@@ -20,7 +20,8 @@ import checkpoint
 import dreamer
 import evaluation
 import sac
-from envs.gym_vector import BadInput, EnvironmentCrashed, GymVectorEnv
+from envs.bad_inputs import BadInput
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from evaluation import GymEvaluator
 from logger import METRICS
 from replay import Replay

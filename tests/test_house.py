@@ -24,7 +24,7 @@ GROUND = frozenset(
 LAYERS = (
     GROUND,
     frozenset({"networks", "evaluation", "summary", "dynamics_map"}),
-    frozenset({"observations", "trainer", "curves", "sac_networks"}),
+    frozenset({"observations", "trainer", "curves", "sac_networks", "worlds"}),
     frozenset({"world_model", "launch", "sac_losses"}),
     frozenset({"imagination"}),
     frozenset({"returns", "starts"}),

@@ -10,8 +10,8 @@ from matplotlib.image import imread
 import checkpoint
 import config
 import dreamer
-import launch
 import solve
+import worlds
 from decoding import Decoding
 from envs import instances
 from envs.cvrp import CVRPRules
@@ -87,7 +87,7 @@ def refusal(capsys, *arguments):
 
 def make_agent(**changes):
     settings = config.load(solve.CONFIGS, ["debug"], {}).replace(**changes)
-    task, generators = launch.make_task(settings), make_generators(0, CPU)
+    task, generators = worlds.make_task(settings), make_generators(0, CPU)
     return dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
@@ -250,7 +250,7 @@ def test_solve_takes_the_run_of_an_older_version(run, tmp_path, capsys):
 
 def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     settings = config.load(solve.CONFIGS, ["debug"], {"task": "gym_TMaze-v0"})
-    world = launch.make_world(settings, CPU)
+    world = worlds.make_world(settings, CPU)
     agent = dreamer.Dreamer(world.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     config.save(settings, tmp_path / "config.yaml")
     checkpoint.save(tmp_path / "latest.pt", {"agent": agent.state_dict(), "step": 0})

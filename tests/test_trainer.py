@@ -10,6 +10,7 @@ import checkpoint
 import config
 import dreamer
 import launch
+import worlds
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
@@ -154,7 +155,7 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
 
 
 def some_instances(count: int = 8, seed: int = VALIDATION_SEED) -> Evaluation:
-    return launch.make_evaluation(NODES, count, seed=seed)
+    return worlds.make_evaluation(NODES, count, seed=seed)
 
 
 def test_test_set_is_the_fields_and_validation_another():

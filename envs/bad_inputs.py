@@ -1,0 +1,115 @@
+"""Numbers of environments that are NaN, infinite or beyond float32: refused, set to 0 or dropped, and counted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Shaped
+
+# The key that stands for rewards where observations are chosen by key.
+REWARD = "reward"
+
+
+class BadInput(ValueError):
+    """An environment gave a number that is NaN, infinite or beyond float32. The message is one line."""
+
+
+class BadInputs:
+    """Sees to what is not finite in observations and rewards, as two regular expressions over their keys say.
+
+    Attributes:
+        counts: how many observations and rewards were set to 0 or dropped so far, by key.
+        rows: the environments of which any was, since `begin_step`.
+    """
+
+    def __init__(self, *, zero_keys: str, drop_keys: str, notice_once: Callable[[str, str], None]) -> None:
+        """Begin with none.
+
+        Args:
+            zero_keys: where it matches a whole key, bad numbers are set to 0.
+            drop_keys: the same for episodes to be dropped; what `zero_keys` matches comes first.
+            notice_once: takes a topic, and the line that the user should read the first time.
+
+        Raises:
+            ValueError: one is no regular expression.
+        """
+        self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
+        self._notice_once = notice_once
+        self.counts: dict[str, int] = {}
+        self.rows: set[int] = set()
+
+    def begin_step(self) -> None:
+        """Forget which environments the last step was about."""
+        self.rows = set()
+
+    def mend(self, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]], lengths: Sequence[int]) -> list[int]:
+        """See to all environments, in place. Returns those whose episode is to be dropped.
+
+        Args:
+            numbers: observations by key, and rewards.
+            lengths: the step of its episode at which each environment is.
+
+        Raises:
+            BadInput: a number is bad, and its key in neither expression.
+        """
+        if all(np.isfinite(values).all() for values in numbers.values()):
+            return []
+        return [row for row, length in enumerate(lengths) if self.mend_row(row, numbers, length)]
+
+    def mend_row(
+        self, row: int, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]], length: int, *, begun: int | None = None
+    ) -> bool:
+        """The same for one environment. Returns whether its episode is to be dropped.
+
+        Args:
+            row: the environment.
+            numbers: as for `mend`.
+            length: the step of its episode at which it is.
+            begun: the episodes in a row that began so, where another one may not be dropped.
+        """
+        drop = False
+        for key, of_all in numbers.items():
+            # A slice, which writes through also where a row is one number.
+            values = of_all[row : row + 1]
+            bad = ~np.isfinite(values)
+            if not bad.any():
+                continue
+            fault = (
+                f"environment {row}, step {length} of its episode: '{key}' has {bad.sum()} of {bad.size}"
+                " entries that are NaN, infinite or beyond float32"
+            )
+            pattern = shlex.quote(re.escape(key))
+            if self._zero_keys.fullmatch(key):
+                values[bad] = 0
+                remedy = "they are set to 0"
+            elif not self._drop_keys.fullmatch(key):
+                raise BadInput(
+                    f"{fault}; mend the environment, or let such entries be set to 0 with --guard.zero_keys {pattern},"
+                    f" or such episodes be dropped with --guard.drop_keys {pattern}"
+                )
+            elif begun is not None:
+                raise BadInput(
+                    f"{fault}, and so began {begun} episodes in a row; mend the environment,"
+                    f" or let such entries be set to 0 with --guard.zero_keys {pattern}"
+                )
+            else:
+                drop = True
+                remedy = "the rest of the episode is dropped"
+            self.note(row, key, f"{fault}; {remedy}")
+        return drop
+
+    def note(self, row: int, key: str, line: str) -> None:
+        """Count what was not finite, and say so the first time."""
+        self.rows.add(row)
+        self.counts[key] = self.counts.get(key, 0) + 1
+        self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error

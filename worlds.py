@@ -1,0 +1,206 @@
+"""From a config to its task, environments to train in and an evaluator; what cannot work is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+
+from config import Config, ConfigError
+from dynamics_map import DynamicsMapContext
+from envs.costs import EUCLIDEAN, find_costs
+from envs.gym_tasks import make_gym
+from envs.gym_vector import GymVectorEnv
+from envs.instances import TEST_SEED, VALIDATION_SEED
+from envs.routing import RULES
+from envs.rules import MIN_NODES, Rules
+from envs.tasks import ActionSpec, Task
+from envs.vector import RoutingVectorEnv
+from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
+
+GYM_PREFIX = "gym_"
+
+
+def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
+    """The first `count` instances that `seed` gives, with what the best solutions known cost in the rules' world."""
+    instance = rules.field_instances(count, num_nodes, seed=seed)
+    # The reference is of the positions as they were drawn, in double precision.
+    costs, factors = rules.costs, rules.costs.fixed_factors(count, seed=seed)
+    if costs.name == EUCLIDEAN.name:
+        references = rules.reference_lengths(instance)
+    else:
+        references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
+    factors = None if factors is None else factors.float()
+    return Evaluation(instance._replace(coords=instance.coords.float()), references=references, factors=factors)
+
+
+class World(NamedTuple):
+    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there."""
+
+    task: Task
+    make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
+    make_evaluator: Callable[[Any], Evaluator]
+
+
+def make_world(config: Config, device: torch.device) -> World:
+    """The world that the config's `task` names.
+
+    Raises:
+        ValueError: there is no such task, or no agent can play it.
+    """
+    if config.task in RULES:
+        return _routing_world(config, device)
+    if config.task.startswith(GYM_PREFIX):
+        return _gym_world(config, device)
+    raise ConfigError(
+        f"task is {config.task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
+        f" such as {GYM_PREFIX}CartPole-v1"
+    )
+
+
+def make_task(config: Config) -> Task:
+    """The routing task that the config names.
+
+    Raises:
+        ConfigError: it names another.
+    """
+    if config.task not in RULES:
+        raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
+    rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
+    return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
+
+
+def _routing_world(config: Config, device: torch.device) -> World:
+    if config.context != "none":
+        raise ConfigError(f"context {config.context} is for gymnasium environments; {config.task} needs none")
+    task = make_task(config)
+    assert task.rules is not None
+    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
+    curriculum = _curriculum(config)
+
+    def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        assert task.rules is not None
+        return RoutingVectorEnv(
+            task.rules,
+            num_envs=config.envs,
+            num_nodes=config.nodes,
+            curriculum=curriculum,
+            device=device,
+            generator=generators["environment"],
+        )
+
+    def make_evaluator(pictures: Any) -> RoutingEvaluator:
+        assert task.rules is not None
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
+        return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
+
+    return World(task, make_env, make_evaluator)
+
+
+def _curriculum(config: Config) -> list[tuple[int, int | None]]:
+    """The stages that the config names: nodes, and env steps or None for ever.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    stages, last = list(config.curriculum), len(config.curriculum) - 1
+    for index, stage in enumerate(stages):
+        whole = isinstance(stage, tuple) and len(stage) == 2 and all(type(part) in (int, type(None)) for part in stage)
+        nodes, steps = stage if whole else (None, None)
+        if nodes is None or not MIN_NODES <= nodes <= config.nodes or (steps is None) != (index == last):
+            raise ConfigError(
+                f"curriculum has the stage {stage}; each is [nodes, env steps] with {MIN_NODES} to {config.nodes} nodes"
+                " (the key nodes), and the last [nodes, null]"
+            )
+        if steps is not None and steps < 1:
+            raise ConfigError(f"curriculum has a stage of {steps} env steps; it needs 1 at least")
+    if stages and stages[-1][0] != config.nodes:
+        raise ConfigError(
+            f"curriculum ends with {stages[-1][0]} nodes, the key nodes is {config.nodes}: make them the same"
+        )
+    if stages and config.model.loss_scales.coords:
+        raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
+    return stages
+
+
+def _gym_world(config: Config, device: torch.device) -> World:
+    if config.curriculum:
+        raise ConfigError(f"curriculum is for routing; {config.task} needs none")
+    if config.prefill_policy != "random":
+        raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
+    if config.cost != EUCLIDEAN.name:
+        raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
+    make_env = make_one(config)
+    # The environments are made at once, so that a mistake in them shows before anything else is done.
+    bad_inputs = treatment_of_bad_inputs(config)
+    env = GymVectorEnv(
+        make_env,
+        num_envs=config.envs,
+        device=device,
+        seed=config.seed,
+        processes=config.env_processes,
+        timeout=config.env_timeout,
+        **bad_inputs,
+    )
+    _require_mask_rules(env)
+    task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
+
+    def make_evaluator(pictures: Any) -> GymEvaluator:
+        return GymEvaluator(
+            make_env,
+            valid_episodes=config.valid_episodes,
+            eval_episodes=config.eval_episodes,
+            device=device,
+            pictures=pictures,
+            **bad_inputs,
+        )
+
+    return World(task, lambda _generators: env, make_evaluator)
+
+
+def make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
+    """What makes the config's gymnasium environment, with its context."""
+    make_plain = make_gym(config.task, imports=config["import"], render_mode=render_mode)
+    return make_plain if config.context == "none" else lambda: DynamicsMapContext(make_plain())
+
+
+def treatment_of_bad_inputs(config: Config) -> dict[str, Any]:
+    """Which numbers that are not finite are set to 0, and which end their episode; see `GymVectorEnv`."""
+    return {name: config.guard[name] for name in ("zero_keys", "drop_keys")}
+
+
+def _require_mask_rules(env: GymVectorEnv) -> None:
+    """Check that the rules an environment gives for its mask, if any, have their methods, and a mask to be about.
+
+    Raises:
+        ConfigError: a method is missing, or the actions are not masked.
+    """
+    if env.mask_rules is None:
+        return
+    missing = [name for name in ("restore", "action_mask", "step") if not callable(getattr(env.mask_rules, name, None))]
+    problem = f"have no {', '.join(missing)}" if missing else "are given, but no action_mask is observed"
+    if missing or not env.actions.masked:
+        env.close()
+        raise ConfigError(f"the environment's mask_rules {problem}; docs/your-environment.md says what they need")
+
+
+def _require_episodes(config: Config, rows: int) -> None:
+    """Check that replay will hold whole episodes when the first update samples them.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    if config.prefill < config.envs * rows:
+        raise ConfigError(
+            f"prefill is {config.prefill} env steps; {config.envs} environments need {config.envs * rows} for an"
+            f" episode of {rows} rows each"
+        )
+    columns = 2 * rows - 1
+    if config.replay_capacity < config.envs * columns:
+        raise ConfigError(
+            f"replay_capacity is {config.replay_capacity} rows; {config.envs} environments need"
+            f" {config.envs * columns} to keep whole episodes of {rows} rows"
+        )
