@@ -265,7 +265,8 @@ class ImagBehavior(nn.Module):
         self.scale.update(detached[:, :, 0] if self.imagination.horizon == "episode" else detached)
         scale = self.scale.scale()
         advantage = self.returns.advantage(detached, None if value is None else value.detach()) / scale
-        return returns, advantage, metrics | {"advantage_scale": scale, "advantage_std": advantage.std()}
+        metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.alive)}
+        return returns, advantage, metrics
 
     def _actor_loss(
         self,
@@ -331,7 +332,7 @@ class ImagBehavior(nn.Module):
         error = (dist.mean().detach() - targets).square()
         metrics["critic_error"] = ((error * weight).sum() / weight.sum()).sqrt()
         if self.imagination.baseline == "leave_one_out":
-            metrics |= statistics("value", dist.mean().detach())
+            metrics |= statistics("value", dist.mean(), weight)
         loss = self._value_loss(dist, targets, slow=slow, weight=weight)
         metrics["critic_loss"] = loss.detach()
         return loss

@@ -82,25 +82,27 @@ class Returns:
             reward_range: the smallest and largest reward in replay, 0-d.
         """
         discount = self.discount * trajectory.cont
-        metrics: Metrics = {"imag_return": (reward.detach() * trajectory.alive).sum(-1).mean()}
+        alive = trajectory.alive
+        earned = (reward.detach() * alive).sum()
+        metrics: Metrics = {"imag_return": earned / start.weight.sum().clamp(min=1e-8)}
         if value is not None:
-            metrics |= statistics("value", value)
+            metrics |= statistics("value", value[:, :, :-1], alive)
             returns = lambda_return(reward, value, discount, lambda_=self.imagination.lambda_)
             low, high = self.possible_range(model, trajectory, start, reward_range)
             if low is not None and high is not None:
                 estimate = value[:, :, :-1]
-                wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * trajectory.alive
-                metrics["value_outside_rate"] = (wrong.sum() / trajectory.alive.sum()).detach()
+                wrong = ((estimate < low - 1e-3) | (estimate > high + 1e-3)) * alive
+                metrics["value_outside_rate"] = (wrong.sum() / alive.sum()).detach()
         else:
             nothing = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
             returns = lambda_return(reward, nothing, discount, lambda_=1.0)
         low, high = self.bounds(model, trajectory, start, reward_range)
         if low is not None and high is not None:
             clipped = torch.maximum(torch.minimum(returns, high), low)
-            outside = ((clipped != returns) * trajectory.alive).sum() / trajectory.alive.sum()
+            outside = ((clipped != returns) * alive).sum() / alive.sum()
             metrics["target_clip_rate"] = outside.detach()
             returns = clipped
-        return returns, metrics | statistics("target", returns)
+        return returns, metrics | statistics("target", returns, alive)
 
     def advantage(
         self, returns: Float[Tensor, "B Q H"], value: Float[Tensor, "B Q H+1"] | None
@@ -167,7 +169,16 @@ def replayed_returns(
     return lambda_return(batch["reward"][:, 1:], bootstrap, goes_on, lambda_=mix)
 
 
-def statistics(name: str, values: Tensor) -> Metrics:
-    """Smallest, largest and mean of the values, as metrics whose names begin with `name`."""
-    values = values.detach()
-    return {f"{name}_min": values.min(), f"{name}_max": values.max(), f"{name}_mean": values.mean()}
+def statistics(name: str, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B"]) -> Metrics:
+    """Smallest, largest, mean and standard deviation of the values that count, under names that begin with `name`.
+
+    A value counts as much as its weight says; of those with any weight comes the smallest, and the largest.
+    """
+    values, total, counts = values.detach(), weight.sum().clamp(min=1e-8), weight > 0
+    mean = (values * weight).sum() / total
+    return {
+        f"{name}_min": values.where(counts, torch.inf).amin(),
+        f"{name}_max": values.where(counts, -torch.inf).amax(),
+        f"{name}_mean": mean,
+        f"{name}_std": (((values - mean).square() * weight).sum() / total).sqrt(),
+    }

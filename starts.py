@@ -95,10 +95,11 @@ def with_generated(rules: type[Rules], instance: Instance, *, share: float, gene
     """Replayed instances, of which the last ones give way to a share of freshly drawn ones of the full size.
 
     Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
+    A share below one instance is one.
     """
     count, num_nodes = instance.coords.shape[:2]
     device = instance.coords.device
-    drawn = round(share * count)
+    drawn = max(1, round(share * count))
     fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
     if instance.valid is not None:
         fresh = rules.pad(fresh, num_nodes)

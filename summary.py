@@ -22,7 +22,8 @@ RETURNS = (
     "charts/episodic_return",
     "episode/score",
 )
-TRAIN_RETURNS = ("train_return", "rollout/ep_rew_mean", "charts/episodic_return", "episode/score")
+# The first that a run has: of single episodes where they were logged, else means of those between two logs.
+TRAIN_RETURNS = ("episode_return", "train_return", "rollout/ep_rew_mean", "charts/episodic_return", "episode/score")
 GAP = "valid_gap"
 FAMILIAR_GAPS = (10.0, 5.0, 2.0, 1.0)
 FEW_SEEDS = 5

@@ -202,6 +202,9 @@ class Trainer:
             for name, values in (("train_return", info["returns"]), ("train_length", info["lengths"])):
                 for value in values:
                     self.averages.add({name: torch.tensor(float(value), device=self.device)})
+            # Known to the host as they are, and few beside an environment's steps: each has a row of its own.
+            for value in info["returns"]:
+                self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
             while self.env.notices:
                 self._progress.say(self.env.notices.pop(0))
         else:

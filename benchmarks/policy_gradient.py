@@ -55,10 +55,14 @@ ENTRY_KEYS = {
 
 
 class Rollout(NamedTuple):
-    """Whole tours of B instances, K of each, and what the policy saw before each of its T decisions."""
+    """Whole tours of B instances, K of each, and what the policy saw before each of its T decisions.
+
+    `alive` is 0 for those that came after a tour's end, which are no env steps.
+    """
 
     view: View
     action: Int[Tensor, "B K T"]
+    alive: Float[Tensor, "B K T"]
     tour_length: Float[Tensor, "B K"]
 
 
@@ -86,7 +90,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         factors = factors[:, None].expand(*shape, -1)
     tables = actor.encode(rules.node_features(instance))
     state = rules.reset(expanded, begins)
-    views, actions = [], []
+    views, actions, alive = [], [], [torch.ones(shape, device=agent.device)]
     tour_length = torch.zeros(shape, device=agent.device)
     for _ in range(rules.episode_steps(num_nodes)):
         mask = rules.action_mask(state)
@@ -96,7 +100,8 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         views.append(view)
         actions.append(action)
         tour_length += rules.cost(expanded, state, action, factors)
-        state, _ = rules.step(state, action)
+        state, finished = rules.step(state, action)
+        alive.append((~finished).float())
     features = [view.features for view in views if view.features is not None]
     view = View(
         torch.stack([view.action_mask for view in views], 2),
@@ -104,7 +109,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         current=torch.stack([view.current for view in views if view.current is not None], 2),
         features=torch.stack(features, 2) if features else None,
     )
-    return Rollout(view=view, action=torch.stack(actions, 2), tour_length=tour_length)
+    return Rollout(view, torch.stack(actions, 2), alive=torch.stack(alive[:-1], 2), tour_length=tour_length)
 
 
 def clipped_gain(
@@ -126,13 +131,18 @@ def update(
     advantage = (returns - leave_one_out(returns)) / behavior.scale.scale()
     coefficient = behavior.entropy + (behavior.entropy_final - behavior.entropy) * progress
     before: Tensor | None = None
+
+    def mean(values: Float[Tensor, "B K T"]) -> Float[Tensor, ""]:
+        return (values * rollout.alive).sum() / rollout.alive.sum()
+
     for _ in range(epochs):
         dist = behavior.actor(None, behavior.actor.encode(rules.node_features(instance)), rollout.view)
         log_prob, entropy = dist.log_prob(rollout.action), dist.entropy()
         before = log_prob.detach() if before is None else before
         gain = clipped_gain(log_prob - before, advantage[..., None])
-        _, metrics = behavior.actor_optimizer.step(-(gain + coefficient * entropy).mean(), progress=progress)
-    return metrics | {"actor_entropy": entropy.detach().mean(), "train_return": returns.mean()}
+        objective = mean(gain + coefficient * entropy)
+        _, metrics = behavior.actor_optimizer.step(-objective, progress=progress)
+    return metrics | {"actor_entropy": mean(entropy.detach()), "train_return": returns.mean()}
 
 
 class Batches(NamedTuple):
@@ -173,7 +183,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
         rollout = roll_out(agent, instance, tours=batches.tours, first=config.imag_first, generator=generator)
         averages.add(update(agent, instance, rollout, progress=progress, epochs=batches.epochs))
         agent.guard.update += 1
-        step += rollout.action.numel()
+        step += int(rollout.alive.sum())
         share = step / config.steps if minutes is None else (time.monotonic() - begin) / (60 * minutes)
         progress = min(1.0, share)
     result = evaluation.evaluate(agent, agent.task, test, device=agent.device)

@@ -237,6 +237,11 @@ def test_policy_gradient_trains_on_plans():
     for tour in range(4):
         expected = tour_length(instance.coords, rollout.action[:, tour])
         torch.testing.assert_close(rollout.tour_length[:, tour], expected)
+    # Who has come home and waits is still; the way home is a step.
+    action = rollout.action
+    waits = (action == 0) & (torch.nn.functional.pad(action, (1, 0))[..., :-1] == 0)
+    assert waits.any()
+    assert torch.equal(rollout.alive, (~waits).float())
     assert all(value.isfinite() for value in update(agent, instance, rollout, progress=0.0).values())
 
 

@@ -20,7 +20,7 @@ from launch import make_generators
 from layers import MLP
 from optimizer import Optimizer
 from replay import Replay
-from returns import replayed_returns
+from returns import replayed_returns, statistics
 from tests.scenes import (
     CPU,
     NODES,
@@ -215,6 +215,24 @@ def test_leave_one_out_compares_tours_from_the_same_row_only():
     # Rows 2k and 2k + 1 are a pair: (2k + 1)^2 - (2k)^2 = 4k + 1.
     assert advantage[0, ::2, 0].tolist() == [-(4.0 * k + 1) for k in range(NODES + 1)]
     assert advantage[0, 1::2, 0].tolist() == [4.0 * k + 1 for k in range(NODES + 1)]
+
+
+def test_statistics_are_of_what_counts():
+    values = torch.tensor([[2.0, 4.0, 100.0], [5.0, -50.0, 7.0]])
+    weight = torch.tensor([[1.0, 0.5, 0.0], [0.5, 0.0, 0.0]])
+    metrics = {name: value.item() for name, value in statistics("value", values, weight).items()}
+    # (2 + 4 / 2 + 5 / 2) / 2, and 1.25^2, 0.75^2 / 2 and 1.75^2 / 2 about it.
+    assert metrics == pytest.approx(
+        {"value_min": 2.0, "value_max": 5.0, "value_mean": 3.25, "value_std": math.sqrt(3.375 / 2)}
+    )
+
+
+def test_imagined_return_is_of_the_starts_that_count():
+    """Rows beyond an episode's end are no starts: those that are there have earned what is left of their tours."""
+    scene = Scene(imag_tours=1, baseline="critic", imag_start="replay", imag_first="stored", target_clip="none")
+    returns, _, metrics = targets(scene, torch.ones(1, NODES + 1, NODES))
+    assert metrics["imag_return"] == pytest.approx(sum(range(1, NODES + 1)) / NODES)
+    assert metrics["target_max"] == returns[0, :NODES].max()
 
 
 def test_advantage_is_divided_by_the_scale_and_its_floor():

@@ -181,6 +181,14 @@ def test_rewards_are_scaled_as_they_are_stored_and_returns_logged_both_ways(tmp_
             assert row["train_return"] < -100
             assert row["train_return_scaled"] == pytest.approx(0.01 * row["train_return"])
     assert values_of(rows, "train_return_scaled")
+    # Every episode also has a row of its own, before the one with the mean.
+    ended: list[float] = []
+    for row in rows:
+        if "episode_return" in row:
+            ended.append(row["episode_return"])
+        elif "train_return" in row:
+            assert row["train_return"] == pytest.approx(sum(ended) / len(ended))
+            ended = []
     # A step of Pendulum costs 16.3 at most.
     low = checkpoint.load(tmp_path / checkpoint.LATEST, CPU)["replay"]["reward_min"]
     assert -0.164 < low < -0.01

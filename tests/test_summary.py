@@ -131,6 +131,13 @@ def test_quantities_bands_default_to_quartiles():
     assert [value for name, value in values.items() if name.startswith("training returns")] == [25.0] * 4
 
 
+def test_bands_and_phases_are_of_single_episodes_where_they_were_logged():
+    episodes = {"episode_return": series([1, 2, 3, 4], [0.0, 0.0, 0.0, 8.0])}
+    values = told(run(train_return=series([2, 4], [0.0, 4.0]), **episodes), Asked(bands=(5.0,), phases=2))
+    assert values["training returns from 5, %"] == 25.0
+    assert values["training return, part 2 of 2"] == 4.0
+
+
 def test_quantities_have_what_was_asked_for():
     values = told(
         run(train_return=series([100, 200], [-300.0, -100.0])),
