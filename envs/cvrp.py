@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from envs.instances import uniform_coords
-from envs.pyvrp_reference import reference_plan_lengths
+from envs.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from envs.rules import (
     COORDS_LIMIT,
     MIN_NODES,
@@ -215,8 +215,8 @@ class CVRPRules(Rules):
 
     @staticmethod
     def reference_costs(instance: CVRPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
-        """None are at hand."""
-        raise ValueError("cvrp has reference plans for euclidean costs alone: choose cost: euclidean, or task: tsp")
+        """What PyVRP's plans cost."""
+        return reference_plan_costs(costs, instance.demand.numpy(), instance.capacity.numpy())
 
     @staticmethod
     def augment(instance: CVRPInstance, generator: torch.Generator) -> CVRPInstance:

@@ -193,7 +193,7 @@ def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I 
     return np.stack([lkh_tour(whole_distances(each)) for each in bar])
 
 
-def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I N"]) -> Float64[np.ndarray, " I"]:
+def tour_costs(costs: Float64[np.ndarray, "I N N"], tours: Int[np.ndarray, "I L"]) -> Float64[np.ndarray, " I"]:
     """What closed tours cost in the direction in which they are written."""
     return costs[np.arange(len(costs))[:, None], tours, np.roll(tours, -1, axis=1)].sum(1)
 

@@ -6,6 +6,7 @@ PyVRP (Wouda et al. 2024) is the field's open solver of vehicle-routing problems
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from pyvrp.stop import MaxIterations
 from tqdm import tqdm
 
 from envs.files import RoutingInstance
-from envs.instances import LKH_UNITS, cached_lengths, whole_distances
-from envs.metrics import EXACT, distance_matrix, tour_length
+from envs.instances import LKH_UNITS, cached_lengths, tour_costs, whole_distances
+from envs.metrics import EXACT, distance_matrix
 from envs.solutions import join_routes
 
 # Part of the name of every cache file: to be raised when plans change.
@@ -40,16 +41,29 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) 
     Raises:
         ValueError: no plan was found.
     """
-    count = len(instance.coords)
+    distances = distance_matrix(instance.coords, instance.metric)
+    return cheapest_plan(distances, instance.demand, instance.capacity, name=instance.name, iterations=iterations)
+
+
+def cheapest_plan(
+    costs: Float64[np.ndarray, "N N"],
+    demand: Int[np.ndarray, " N"] | None,
+    capacity: int | None,
+    *,
+    name: str = "a random instance",
+    iterations: int | None = None,
+) -> Int64[np.ndarray, " L"]:
+    """The same by the costs of moves from each node (row) to each (column); a tour where there is no demand."""
+    count = len(costs)
     if count < 3:
-        return join_routes([[node] for node in range(1, count)]) if instance.demand is not None else np.arange(count)
-    if instance.demand is None:
+        return join_routes([[node] for node in range(1, count)]) if demand is not None else np.arange(count)
+    if demand is None:
         loads: list[list[int]] = [[] for _ in range(count)]
         vehicles, units = pyvrp.VehicleType(1), LKH_UNITS
     else:
-        loads = [[int(amount)] for amount in instance.demand]
-        vehicles, units = pyvrp.VehicleType(count - 1, capacity=[int(instance.capacity or 0)]), PYVRP_UNITS
-    distances: Any = whole_distances(distance_matrix(instance.coords, instance.metric), units=units)
+        loads = [[int(amount)] for amount in demand]
+        vehicles, units = pyvrp.VehicleType(count - 1, capacity=[int(capacity or 0)]), PYVRP_UNITS
+    distances: Any = whole_distances(costs, units=units)
     data = pyvrp.ProblemData(
         locations=[pyvrp.Location(0, 0)] * count,
         clients=[pyvrp.Client(node, delivery=loads[node]) for node in range(1, count)],
@@ -62,7 +76,7 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) 
         iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
     best = pyvrp.solve(data, MaxIterations(iterations), seed=0, collect_stats=False).best
     if not best.is_feasible():
-        raise ValueError(f"PyVRP found no solution of {instance.name} within {iterations} iterations")
+        raise ValueError(f"PyVRP found no solution of {name} within {iterations} iterations")
     # Clients are counted from 0, and node 0 is the depot.
     return join_routes([[visit.idx + 1 for visit in route if visit.is_client()] for route in best.routes()])
 
@@ -83,15 +97,38 @@ def reference_plan_lengths(
         cache_dir: as for `envs.instances.reference_lengths`.
     """
     coords = coords.astype(np.float64)
+    return _reference_plans(coords, demand, capacity, lambda nodes: distance_matrix(nodes, EXACT), cache_dir)
+
+
+def reference_plan_costs(
+    costs: Float64[np.ndarray, "I N N"],
+    demand: Int[np.ndarray, "I N"],
+    capacity: Int[np.ndarray, " I"],
+    *,
+    cache_dir: str | os.PathLike | None = None,
+) -> Float64[np.ndarray, " I"]:
+    """What PyVRP's plans cost, likewise, by the costs of moves from each node (row) to each (column)."""
+    return _reference_plans(costs, demand, capacity, lambda matrix: matrix, cache_dir)
+
+
+def _reference_plans(
+    content: Float64[np.ndarray, "I N D"],
+    demand: Int[np.ndarray, "I N"],
+    capacity: Int[np.ndarray, " I"],
+    costs_of: Callable[[Float64[np.ndarray, "N D"]], Float64[np.ndarray, "N N"]],
+    cache_dir: str | os.PathLike | None,
+) -> Float64[np.ndarray, " I"]:
     demand, capacity = demand.astype(np.int64), capacity.astype(np.int64)
 
     def compute() -> Float64[np.ndarray, " I"]:
-        lengths = []
-        rows = zip(coords, demand, capacity, strict=True)
-        for nodes, amounts, most in tqdm(rows, total=len(coords), desc="reference plans", delay=2, disable=None):
-            instance = RoutingInstance("a random instance", "cvrp", nodes, EXACT, amounts, int(most))
-            # Measured again, since PyVRP knows rounded distances only.
-            lengths.append(tour_length(nodes, pyvrp_solution(instance), EXACT))
-        return np.array(lengths, dtype=np.float64)
+        rows = zip(content, demand, capacity, strict=True)
+        bar = tqdm(rows, total=len(content), desc="reference plans", delay=2, disable=None)
+        # Added up again, since PyVRP knows rounded costs only.
+        return np.array([_plan_cost(costs_of(each), amounts, int(most)) for each, amounts, most in bar], np.float64)
 
-    return cached_lengths(coords, demand, capacity, version=REFERENCE_VERSION, compute=compute, cache_dir=cache_dir)
+    return cached_lengths(content, demand, capacity, version=REFERENCE_VERSION, compute=compute, cache_dir=cache_dir)
+
+
+def _plan_cost(costs: Float64[np.ndarray, "N N"], demand: Int64[np.ndarray, " N"], capacity: int) -> float:
+    plan = cheapest_plan(costs, demand, capacity)
+    return float(tour_costs(costs[None], plan[None])[0])

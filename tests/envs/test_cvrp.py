@@ -8,9 +8,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers CVRP-v0)
+from envs.costs import find_costs
 from envs.cvrp import CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
 from envs.drawing import draw_tour
-from envs.pyvrp_reference import reference_plan_lengths
+from envs.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from envs.routing import RULES, CVRPEnv, nearest_node, tour_length
 from envs.vector import RoutingVectorEnv
 
@@ -194,6 +195,18 @@ def test_reference_plans_are_the_best_of_all_plans(tmp_path):
         plans = plans_by_hand(instance.demand[row].tolist(), 12)
         each = [tour_length(instance.coords[row][None], torch.tensor([plan])).item() for plan in plans]
         assert length == pytest.approx(min(each), abs=1e-5)
+
+
+def test_reference_plans_go_by_the_costs_of_either_direction(tmp_path):
+    instance = random_instances(3, num_nodes=6, seed=3)._replace(capacity=torch.full((3,), 12))
+    costs = find_costs("river").matrix(instance.coords.double())
+    demand, capacity = instance.demand.numpy(), instance.capacity.numpy()
+    found = reference_plan_costs(costs.numpy(), demand, capacity, cache_dir=tmp_path)
+    for row, cost in enumerate(found):
+        plans = [torch.tensor(plan) for plan in plans_by_hand(instance.demand[row].tolist(), 12)]
+        each = [costs[row][plan, plan.roll(-1)].sum().item() for plan in plans]
+        # PyVRP rounds to a ten-thousandth of the largest.
+        assert min(each) <= cost == pytest.approx(min(each), abs=1e-3)
 
 
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
