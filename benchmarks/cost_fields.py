@@ -138,6 +138,8 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     if rules is None:
         raise ValueError("this run is no routing: there are no costs of moves to be drawn")
     costs = rules.costs
+    if costs.drift:
+        raise ValueError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)
     if not costs.hidden:
         if agent.model.reward_latent:

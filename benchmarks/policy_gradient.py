@@ -100,6 +100,10 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         views.append(view)
         actions.append(action)
         tour_length += rules.cost(expanded, state, action, factors)
+        if factors is not None and rules.costs.drift:
+            drift = rules.costs.draw_drift(size * tours, generator=generator, device=agent.device)
+            assert drift is not None
+            factors = (factors + drift.view_as(factors)) % 1
         state, finished = rules.step(state, action)
         alive.append((~finished).float())
     features = [view.features for view in views if view.features is not None]

@@ -6,7 +6,8 @@ A world is one function of origins and targets [*B, 2] and of hidden factors [*B
         return (target - origin).norm(dim=-1) * (1 + (target[..., 0] < 0.5))
 
 `--cost my_module:toll` trains in it. Staying where one is must cost nothing. A world that hides something says how much
-by `@hides(F)`: F numbers, uniform in [0, 1), are drawn for each episode and handed to the function as `factors`.
+by `@hides(F)`: F numbers, uniform in [0, 1), are drawn for each episode and handed to the function as `factors`. With
+`@hides(F, drift=0.05)` they change within the episode, by a random step of that size after every move.
 """
 
 from __future__ import annotations
@@ -34,15 +35,22 @@ CostFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 LANE_STRENGTH, LANE_STEEPNESS = 0.6, 6.0
 # Of `river`: what a crossing costs, how far the river swings, and the pieces in which a move is looked at.
 RIVER_TOLL, RIVER_SWING, RIVER_PIECES = 0.3, 0.15, 64
-# Of `stretch`: how much dearer along the hidden direction than across it.
-STRETCH = 5.0
+# Of `stretch`: how much dearer along the hidden direction than across it. Of `veering`: half turns of one move's veer.
+STRETCH, VEER = 5.0, 0.05
 
 
-def hides(count: int) -> Callable[[CostFunction], CostFunction]:
-    """Say that a world hides `count` factors, drawn for each episode uniformly in [0, 1)."""
+def hides(count: int, *, drift: float = 0.0) -> Callable[[CostFunction], CostFunction]:
+    """Say that a world hides `count` factors, drawn for each episode uniformly in [0, 1).
+
+    Args:
+        count: how many.
+        drift: standard deviation of a normal step that each takes after every move, around the circle [0, 1).
+    """
+    if count < 1 or not 0 <= drift < math.inf:
+        raise ValueError(f"@hides({count}, drift={drift}): a world hides 1 factor at least, and drifts by 0 or more")
 
     def mark(function: CostFunction) -> CostFunction:
-        function.hidden_factors = count  # type: ignore[attr-defined]
+        function.hidden_factors, function.drift = count, drift  # type: ignore[attr-defined]
         return function
 
     return mark
@@ -103,7 +111,7 @@ class Hidden(NamedTuple):
     """What an environment keeps beside the state where costs depend on something hidden.
 
     Attributes:
-        factors: of the episodes.
+        factors: of the episodes, as they are before the next move.
         last_node: where the last move began; the first node itself before any move.
         last_cost: what it cost; 0 before any move.
     """
@@ -119,6 +127,10 @@ class Hidden(NamedTuple):
             return None
         return cls(factors, node, torch.zeros(node.shape, device=node.device))
 
+    def after(self, node: Int[Tensor, "*B"], cost: Float[Tensor, "*B"], drift: Float[Tensor, "*B F"] | None) -> Hidden:
+        """After a move from `node` at a cost; `drift` is by how much the factors have changed, None if they stay."""
+        return Hidden(self.factors if drift is None else (self.factors + drift) % 1, node, cost)
+
 
 def hidden_factors(hidden: Hidden | None) -> tuple[Tensor, ...]:
     """What the rules' `cost` wants beside instance, state and action: the factors, where there are any."""
@@ -132,6 +144,7 @@ class Costs(NamedTuple):
         name: what the config key `cost` calls it.
         function: costs [*B] of moves from origins to targets [*B, 2] under hidden factors [*B, F].
         hidden: how many factors each episode hides, F.
+        drift: standard deviation of the step that each of them takes after every move.
         symmetric: whether the 8 symmetries of the unit square change no cost.
         shown: what observations show in a world that hides something: `paid` (the last move and what it cost),
             `nothing` (the move alone) or `factors` (those too).
@@ -140,6 +153,7 @@ class Costs(NamedTuple):
     name: str
     function: CostFunction
     hidden: int = 0
+    drift: float = 0.0
     symmetric: bool = False
     shown: str = "paid"
 
@@ -170,6 +184,15 @@ class Costs(NamedTuple):
     ) -> Float[Tensor, "I F"] | None:
         """Hidden factors of `count` episodes; None, and nothing drawn, where the world hides none."""
         return torch.rand(count, self.hidden, generator=generator, device=device) if self.hidden else None
+
+    def draw_drift(
+        self, count: int, *, generator: torch.Generator, device: torch.device | str
+    ) -> Float[Tensor, "I F"] | None:
+        """What the factors of `count` episodes change by after a move; None, and nothing drawn, where they stay."""
+        if not self.drift:
+            return None
+        noise = torch.randn(count, self.hidden, generator=generator, device=generator.device)
+        return self.drift * noise.to(device)
 
     def fixed_factors(self, count: int, *, seed: int) -> Float64[Tensor, "I F"] | None:
         """Those of the first `count` instances that a seed gives; None where the world hides none."""
@@ -205,7 +228,13 @@ class Costs(NamedTuple):
 EUCLIDEAN = Costs("euclidean", euclidean, symmetric=True)
 COSTS = {
     costs.name: costs
-    for costs in (EUCLIDEAN, Costs("lanes", lanes), Costs("river", river), Costs("stretch", stretch, hidden=1))
+    for costs in (
+        EUCLIDEAN,
+        Costs("lanes", lanes),
+        Costs("river", river),
+        Costs("stretch", stretch, hidden=1),
+        Costs("veering", stretch, hidden=1, drift=VEER),
+    )
 }
 
 
@@ -233,7 +262,7 @@ def _load(name: str) -> Costs:
     if ":" not in name:
         raise ValueError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
     function = load_function(name, key="cost")
-    costs = Costs(name, function, hidden=getattr(function, "hidden_factors", 0))
+    costs = Costs(name, function, hidden=getattr(function, "hidden_factors", 0), drift=getattr(function, "drift", 0.0))
     _require_costs(costs)
     return costs
 

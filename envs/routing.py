@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
 from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
@@ -149,11 +150,18 @@ class RoutingEnv(gymnasium.Env, ABC):
         node = self._legal_node(action)
         moves = torch.tensor([node], device=self._state.current.device)
         cost = self.rules.cost(self._instance, self._state, moves, *hidden_factors(self._hidden))
-        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
+        if self._hidden is not None:
+            self._hidden = self._hidden.after(self._state.current, cost, self._drift())
         self._state, finished = self.rules.step(self._state, moves)
         self._tour.append(node)
         obs, info = self._observe()
         return obs, -float(cost), bool(finished), False, info
+
+    def _drift(self) -> Float[Tensor, "1 F"] | None:
+        costs = self.rules.costs
+        if not costs.drift:
+            return None
+        return torch.from_numpy(self.np_random.normal(scale=costs.drift, size=(1, costs.hidden)).astype(np.float32))
 
     def action_masks(self) -> Bool[np.ndarray, " N"]:
         """True where a node may be visited next.

@@ -114,6 +114,8 @@ class RoutingVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._fixed = fixed
         self._fixed_factors = None if factors is None else factors.to(self.device, torch.float32)
+        # Episodes that are given drift alike each time, on any device.
+        self._drifts = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
@@ -247,7 +249,8 @@ class RoutingVectorEnv(VectorEnv):
         """Step every row, and return the rewards."""
         actions = actions.long()
         cost = self.rules.cost(self._instance, self._state, actions, *hidden_factors(self._hidden))
-        self._hidden = self._hidden and Hidden(self._hidden.factors, self._state.current, cost)
+        drift = self.rules.costs.draw_drift(self.num_envs, generator=self._drifts, device=self.device)
+        self._hidden = self._hidden and self._hidden.after(self._state.current, cost, drift)
         self._state, self._ended = self.rules.step(self._state, actions)
         self._lockstep_moves += 1
         return -cost

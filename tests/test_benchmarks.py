@@ -186,10 +186,13 @@ def test_cost_fields_of_hidden_costs_show_belief_and_tours(tmp_path):
     assert all(path.stat().st_size > 0 for path in paths)
     with pytest.raises(ValueError, match="keeps no belief"):
         cost_fields.draw(costly_agent(cost="stretch"), tmp_path)
+    with pytest.raises(ValueError, match="veering change within an episode"):
+        cost_fields.draw(costly_agent(cost="veering", **believing), tmp_path)
 
 
-def test_policy_gradient_pays_hidden_costs(instance):
-    agent = costly_agent(cost="stretch", **{"actor.pointer.latent": "0"})
+@pytest.mark.parametrize("cost", ["stretch", "veering"])
+def test_policy_gradient_pays_hidden_costs(cost, instance):
+    agent = costly_agent(cost=cost, **{"actor.pointer.latent": "0"})
     rollout = roll_out(agent, instance)
     shortest = torch.stack([tour_length(instance.coords, rollout.action[:, tour]) for tour in range(4)], 1)
     assert (rollout.tour_length > shortest).all() and (rollout.tour_length < 5 * shortest).all()

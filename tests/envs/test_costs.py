@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.costs import COSTS, EUCLIDEAN, Costs, find_costs
+from envs.costs import COSTS, EUCLIDEAN, Costs, find_costs, hides
 from envs.instances import reference_costs, tour_costs
 from envs.routing import TSPEnv, TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
@@ -107,7 +108,7 @@ def test_rules_under_a_world_ask_it_for_every_cost():
     assert TSPRules.costs is EUCLIDEAN
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("name", [name for name in WORLDS if not COSTS[name].drift])
 def test_vector_env_and_tsp_env_charge_and_show_the_same(name: str):
     costs = COSTS[name]
     env = TSPEnv(num_nodes=5, cost=name)
@@ -130,8 +131,63 @@ def test_vector_env_and_tsp_env_charge_and_show_the_same(name: str):
         assert reward == vector_reward.item()
 
 
-def test_tsp_env_of_hidden_costs_passes_the_gymnasium_checker():
-    check_env(gymnasium.make("TSP-v0", num_nodes=5, cost="stretch").unwrapped, skip_render_check=True)
+@pytest.mark.parametrize("name", ["stretch", "veering"])
+def test_tsp_env_of_hidden_costs_passes_the_gymnasium_checker(name: str):
+    check_env(gymnasium.make("TSP-v0", num_nodes=5, cost=name).unwrapped, skip_render_check=True)
+
+
+def test_drifting_factors_take_a_step_around_the_circle_after_every_move():
+    costs, rows = COSTS["veering"], 20_000
+    env = RoutingVectorEnv(
+        TSPRules.under(costs), num_envs=rows, num_nodes=5, device="cpu", generator=torch.Generator().manual_seed(0)
+    )
+    env.reset()
+    assert env._hidden is not None
+    before, matrix = env._hidden.factors, costs.matrix(env._instance.coords, env._hidden.factors)
+    _, reward, *_ = env.step(torch.full((rows,), 3))
+    torch.testing.assert_close(-reward, matrix[:, 0, 3])
+    after = env._hidden.factors
+    assert ((after >= 0) & (after <= 1)).all()
+    change = (after - before + 0.5) % 1 - 0.5
+    assert change.mean().abs() < 0.002
+    assert change.std().item() == pytest.approx(costs.drift, rel=0.03)
+
+
+def test_episodes_that_are_given_drift_alike_each_time():
+    instances, factors = torch.rand(3, 5, 2), torch.rand(3, 1)
+
+    def drifted() -> Tensor:
+        rules = TSPRules.under(COSTS["veering"])
+        env = RoutingVectorEnv(rules, num_envs=3, num_nodes=5, device="cpu", instances=instances, factors=factors)
+        env.reset()
+        for node in (1, 2, 3):
+            env.step(torch.full((3,), node))
+        assert env._hidden is not None
+        return env._hidden.factors
+
+    assert drifted().equal(drifted()) and (drifted() != factors).all()
+
+
+def test_tsp_env_drifts_and_repeats_under_its_seed():
+    env = TSPEnv(num_nodes=5, cost="veering")
+
+    def drifted() -> list[float]:
+        env.reset(seed=3)
+        found = []
+        for node in (1, 2, 3, 4, 0):
+            assert env._hidden is not None
+            found.append(env._hidden.factors.item())
+            env.step(node)
+        return found
+
+    first = drifted()
+    assert drifted() == first and len(set(first)) == 5
+
+
+@pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 1, "drift": -0.1}, {"count": 1, "drift": math.nan}])
+def test_impossible_hiding_is_refused(arguments: dict[str, Any]):
+    with pytest.raises(ValueError, match="drifts by 0 or more"):
+        hides(**arguments)
 
 
 def hidden_env(shown: str = "paid") -> RoutingVectorEnv:
