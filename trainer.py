@@ -202,7 +202,7 @@ class Trainer:
             for name, values in (("train_return", info["returns"]), ("train_length", info["lengths"])):
                 for value in values:
                     self.averages.add({name: torch.tensor(float(value), device=self.device)})
-            # Known to the host as they are, and few beside an environment's steps: each has a row of its own.
+            # Few beside an environment's steps, and known to the host as they are: each has a row of its own.
             for value in info["returns"]:
                 self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
             while self.env.notices:

@@ -40,7 +40,6 @@ from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
 from networks import TSPPointerActor
 from tools import leave_one_out, uniform
 from views import View
-from worlds import make_task
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20
@@ -90,6 +89,10 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         factors = factors[:, None].expand(*shape, -1)
     tables = actor.encode(rules.node_features(instance))
     state = rules.reset(expanded, begins)
+
+    def noise(wanted: torch.Size) -> Tensor:
+        return torch.randn(wanted, generator=generator, device=agent.device)
+
     views, actions, alive = [], [], [torch.ones(shape, device=agent.device)]
     tour_length = torch.zeros(shape, device=agent.device)
     for _ in range(rules.episode_steps(num_nodes)):
@@ -100,10 +103,8 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         views.append(view)
         actions.append(action)
         tour_length += rules.cost(expanded, state, action, factors)
-        if factors is not None and rules.costs.drift:
-            drift = rules.costs.draw_drift(size * tours, generator=generator, device=agent.device)
-            assert drift is not None
-            factors = (factors + drift.view_as(factors)) % 1
+        if factors is not None:
+            factors = rules.costs.drifted(factors, noise)
         state, finished = rules.step(state, action)
         alive.append((~finished).float())
     features = [view.features for view in views if view.features is not None]
@@ -235,7 +236,7 @@ def main(argv: list[str]) -> None:
         device = launch.choose_device(config.device)
         # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
         agent = Dreamer(
-            make_task(config),
+            worlds.make_task(config),
             config,
             device=device,
             generators=launch.make_generators(config.seed, device),

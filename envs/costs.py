@@ -127,10 +127,6 @@ class Hidden(NamedTuple):
             return None
         return cls(factors, node, torch.zeros(node.shape, device=node.device))
 
-    def after(self, node: Int[Tensor, "*B"], cost: Float[Tensor, "*B"], drift: Float[Tensor, "*B F"] | None) -> Hidden:
-        """After a move from `node` at a cost; `drift` is by how much the factors have changed, None if they stay."""
-        return Hidden(self.factors if drift is None else (self.factors + drift) % 1, node, cost)
-
 
 def hidden_factors(hidden: Hidden | None) -> tuple[Tensor, ...]:
     """What the rules' `cost` wants beside instance, state and action: the factors, where there are any."""
@@ -185,14 +181,11 @@ class Costs(NamedTuple):
         """Hidden factors of `count` episodes; None, and nothing drawn, where the world hides none."""
         return torch.rand(count, self.hidden, generator=generator, device=device) if self.hidden else None
 
-    def draw_drift(
-        self, count: int, *, generator: torch.Generator, device: torch.device | str
-    ) -> Float[Tensor, "I F"] | None:
-        """What the factors of `count` episodes change by after a move; None, and nothing drawn, where they stay."""
-        if not self.drift:
-            return None
-        noise = torch.randn(count, self.hidden, generator=generator, device=generator.device)
-        return self.drift * noise.to(device)
+    def drifted(
+        self, factors: Float[Tensor, "*B F"], noise: Callable[[torch.Size], Float[Tensor, "*B F"]]
+    ) -> Float[Tensor, "*B F"]:
+        """The hidden factors after one more move; `noise` draws standard normal numbers, and only where they drift."""
+        return (factors + self.drift * noise(factors.shape)) % 1 if self.drift else factors
 
     def fixed_factors(self, count: int, *, seed: int) -> Float64[Tensor, "I F"] | None:
         """Those of the first `count` instances that a seed gives; None where the world hides none."""

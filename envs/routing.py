@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
@@ -151,17 +151,15 @@ class RoutingEnv(gymnasium.Env, ABC):
         moves = torch.tensor([node], device=self._state.current.device)
         cost = self.rules.cost(self._instance, self._state, moves, *hidden_factors(self._hidden))
         if self._hidden is not None:
-            self._hidden = self._hidden.after(self._state.current, cost, self._drift())
+            factors = self.rules.costs.drifted(self._hidden.factors, self._noise)
+            self._hidden = Hidden(factors, self._state.current, cost)
         self._state, finished = self.rules.step(self._state, moves)
         self._tour.append(node)
         obs, info = self._observe()
         return obs, -float(cost), bool(finished), False, info
 
-    def _drift(self) -> Float[Tensor, "1 F"] | None:
-        costs = self.rules.costs
-        if not costs.drift:
-            return None
-        return torch.from_numpy(self.np_random.normal(scale=costs.drift, size=(1, costs.hidden)).astype(np.float32))
+    def _noise(self, shape: torch.Size) -> Tensor:
+        return torch.from_numpy(self.np_random.standard_normal(shape).astype(np.float32))
 
     def action_masks(self) -> Bool[np.ndarray, " N"]:
         """True where a node may be visited next.

@@ -249,11 +249,15 @@ class RoutingVectorEnv(VectorEnv):
         """Step every row, and return the rewards."""
         actions = actions.long()
         cost = self.rules.cost(self._instance, self._state, actions, *hidden_factors(self._hidden))
-        drift = self.rules.costs.draw_drift(self.num_envs, generator=self._drifts, device=self.device)
-        self._hidden = self._hidden and self._hidden.after(self._state.current, cost, drift)
+        if self._hidden is not None:
+            factors = self.rules.costs.drifted(self._hidden.factors, self._noise)
+            self._hidden = Hidden(factors, self._state.current, cost)
         self._state, self._ended = self.rules.step(self._state, actions)
         self._lockstep_moves += 1
         return -cost
+
+    def _noise(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self._drifts, device=self._drifts.device).to(self.device)
 
     def _next_episodes(self) -> tuple[Instance, State, Hidden | None]:
         instance, factors = self._fixed, self._fixed_factors

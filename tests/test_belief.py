@@ -197,6 +197,9 @@ def test_generated_starts_mix_fresh_maps_with_replayed_ones():
     assert coords.min() >= 0 and coords.max() <= 1
     other = Scene(imag_start="generated", imag_generated=0.25).start(batch, seed=1)
     assert other.context is not None and not other.context.instance.coords[6:].equal(coords[6:])
+    few = Scene(imag_start="generated", imag_generated=0.01).start(batch)
+    assert few.context is not None
+    assert (few.context.instance.coords == stored).all((1, 2)).tolist() == [True] * 7 + [False]
 
 
 # How the actor comes to know

@@ -11,6 +11,7 @@ import models
 from benchmarks import cost_fields, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
+from envs.costs import Costs
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
@@ -190,9 +191,24 @@ def test_cost_fields_of_hidden_costs_show_belief_and_tours(tmp_path):
         cost_fields.draw(costly_agent(cost="veering", **believing), tmp_path)
 
 
-@pytest.mark.parametrize("cost", ["stretch", "veering"])
-def test_policy_gradient_pays_hidden_costs(cost, instance):
-    agent = costly_agent(cost=cost, **{"actor.pointer.latent": "0"})
+def test_policy_gradient_pays_costs_that_drift_after_every_move(instance, monkeypatch):
+    agent = costly_agent(cost="veering", **{"actor.pointer.latent": "0"})
+    # From 0 on, a quarter turn of the direction with every move.
+    monkeypatch.setattr(Costs, "draw", lambda _costs, count, **_: torch.zeros(count, 1))
+    monkeypatch.setattr(Costs, "drifted", lambda _costs, factors, _noise: (factors + 0.5) % 1)
+    rollout = roll_out(agent, instance, first="stored")
+    for tour in range(4):
+        nodes = torch.nn.functional.pad(rollout.action[:, tour], (1, 0))
+        stops = instance.coords.gather(1, nodes[..., None].expand(-1, -1, 2))
+        difference = (stops[:, 1:] - stops[:, :-1]).abs()
+        along, across = difference.clone(), difference.flip(-1)
+        along[:, 1::2] = across[:, 1::2]
+        expected = torch.stack((5 * along[..., 0], along[..., 1]), -1).norm(dim=-1).sum(1)
+        torch.testing.assert_close(rollout.tour_length[:, tour], expected)
+
+
+def test_policy_gradient_pays_hidden_costs(instance):
+    agent = costly_agent(cost="stretch", **{"actor.pointer.latent": "0"})
     rollout = roll_out(agent, instance)
     shortest = torch.stack([tour_length(instance.coords, rollout.action[:, tour]) for tour in range(4)], 1)
     assert (rollout.tour_length > shortest).all() and (rollout.tour_length < 5 * shortest).all()
