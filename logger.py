@@ -152,13 +152,14 @@ class MetricAverages:
 
 
 class ProgressBar:
-    """Env steps done, with the latest figures; plain lines, one for each call, where there is no terminal."""
+    """Env steps done, with the latest figures; plain lines, one a call, where no terminal with a width is there."""
 
     def __init__(self, total: int, *, initial: int = 0) -> None:
         """Begin at `initial` of `total` env steps."""
         self._total = total
         self._bar = None
-        if sys.stderr.isatty():
+        # A terminal without a size, as `docker run -t` may make one, would show a bar of no characters.
+        if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
             self._bar = tqdm(total=total, initial=initial, unit="step", file=sys.stderr, dynamic_ncols=True)
 
     def update(self, step: int, figures: Mapping[str, float | int | str]) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import io
+import fcntl
 import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -195,15 +197,22 @@ def test_progress_bar_prints_plain_lines_without_terminal(capsys: pytest.Capture
     assert capsys.readouterr().err == "step 200/500  fps 1235  gap 12.3 %\n"
 
 
-def test_progress_bar_draws_bar_on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr(sys, "stderr", terminal)
-    bar = ProgressBar(500, initial=100)
-    bar.update(200, {"gap": 12.3})
-    bar.close()
-    assert "200/500" in terminal.getvalue()
-    assert "gap=12.3" in terminal.getvalue()
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [pytest.param(100, "200/500 [", id="bar"), pytest.param(0, "step 200/500  gap 12.3", id="no_width")],
+)
+def test_progress_bar_on_terminal(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(reader, "rb", buffering=0) as screen, open(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bar = ProgressBar(500, initial=100)
+        bar.update(200, {"gap": 12.3})
+        bar.close()
+        terminal.flush()
+        text = screen.read(10_000).decode()
+    assert shown in text
+    assert ("gap=12.3" in text) == (columns > 0)
 
 
 HOLD_LOCK = """
