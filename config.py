@@ -18,6 +18,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 DEFAULTS = "defaults"
 COMMAND_LINE = "command line"
+# What importing a module that somebody named may raise where there is none, or none that can be read.
+MODULE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, SyntaxError)
 
 
 class ConfigError(ValueError):
@@ -437,6 +439,12 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key} names {name!r}, which cannot be loaded: {error}") from error
+        function = getattr(importlib.import_module(module_name), function_name)
+    except MODULE_ERRORS as error:
+        raise ConfigError(
+            f"{key} names {name!r}, which cannot be loaded: {error}; it needs the name of a module on the path and of a"
+            " function in it, such as my_module:my_function"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"{key} names {name!r}, which is {type(function).__name__} and no function")
+    return function

@@ -161,7 +161,6 @@ class Dreamer:
         view, context, static, belief = None, None, state["static"], None
         if self.task.rules is not None:
             instance, routing_state = self.task.rules.restore(obs)
-            # Acting may begin in mid-episode, after a prefill by another policy.
             static = encode_static(
                 static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
             )

@@ -27,6 +27,7 @@ from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay
 from resuming import changes_since, fitting, load_start, require_class
+from runs import METRICS
 from trainer import Settings, Trainer
 from worlds import World, make_one, make_world, treatment_of_bad_inputs
 
@@ -47,9 +48,8 @@ RANGES = {
     **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
     **dict.fromkeys(("valid_episodes", "eval_episodes"), (1, math.inf)),
-    **dict.fromkeys(
-        ("prefill", "train_ratio", "seed", "guard.max_rollbacks", "guard.recovery", "env_timeout"), (0, math.inf)
-    ),
+    **dict.fromkeys(("prefill", "train_ratio", "guard.max_rollbacks", "guard.recovery", "env_timeout"), (0, math.inf)),
+    "seed": (0, 2**63 - 1),
     **dict.fromkeys(("guard.max_skips", "guard.snapshot_every"), (1, math.inf)),
     "reward_scale": (1e-12, 1e12),
 }
@@ -74,6 +74,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        # What is there and draws no numbers (meta) is no place to learn.
+        torch.Generator(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
@@ -275,3 +277,14 @@ def default_logdir(program: str, command: CommandLine) -> Path:
     of_task = command.config.task if program == DREAMER else f"{Path(program).stem}-{command.config.task}"
     name = re.sub("[^A-Za-z0-9_.-]+", "_", "-".join(command.sections) or of_task)
     return Path("logdir") / f"{name}-seed{command.config.seed}"
+
+
+def unused_logdir(config: Config) -> Path:
+    """The folder that the config names, for a run that is not ours to go on with.
+
+    Raises:
+        ConfigError: it names none, or one with a run in it.
+    """
+    if config.logdir is None or (Path(str(config.logdir)) / METRICS).exists():
+        raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
+    return Path(str(config.logdir))

@@ -60,7 +60,8 @@ class Replay:
             memory: likewise, of what an agent keeps of each row.
 
         Raises:
-            ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns.
+            ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns or
+                above what memory holds.
         """
         reserved = {*REWARD_AND_ENDS, "prev_action", "episode_start", "env", "column", *(memory or {})}
         if "action" not in spaces or reserved & spaces.keys():
@@ -73,20 +74,23 @@ class Replay:
         self.length = capacity // num_envs
         self.device = device
         self.total = 0
-        self.rows = {
-            name: torch.zeros((num_envs, self.length, *shape), dtype=dtype, device=device)
-            for name, (shape, dtype) in {**spaces, **REWARD_AND_ENDS}.items()
-        }
-        self.memory = {
-            name: torch.zeros((num_envs, self.length, *shape), dtype=dtype, device=device)
-            for name, (shape, dtype) in (memory or {}).items()
-        }
-        self.episode_start: Int[Tensor, "E L"] = torch.zeros((num_envs, self.length), dtype=torch.int64, device=device)
+        try:
+            self.rows = self._allocate({**spaces, **REWARD_AND_ENDS})
+            self.memory = self._allocate(memory or {})
+            self.episode_start: Int[Tensor, "E L"] = self._allocate({"start": ((), torch.int64)})["start"]
+        except RuntimeError as error:
+            raise ValueError(f"{capacity} rows of replay do not fit into memory; lower replay_capacity") from error
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self._chunks: list[dict[str, Any]] = []
         self._chunk_folder: Path | None = None
         self._saved_totals = [0, 0]
+
+    def _allocate(self, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+        return {
+            name: torch.zeros((self.num_envs, self.length, *shape), dtype=dtype, device=self.device)
+            for name, (shape, dtype) in spaces.items()
+        }
 
     def __len__(self) -> int:
         """Rows stored, over all environments."""

@@ -157,18 +157,16 @@ class Trainer:
     def _collect(self) -> None:
         """One step of every environment."""
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
-        prefill = self.step < self.settings.prefill
-        acting = self.acting
-        # An agent that remembers acts from the first step on, so that replay holds what it remembered.
-        if not prefill or self.agent.memory_spaces:
-            action, acting = self.agent.act(
-                obs,
-                acting,
-                is_first=self.row["is_first"],
-                any_first=self.any_first,
-                generator=self.generators["acting"],
-            )
-        if prefill:
+        # An agent acts from the first step on, so that it knows the episodes that it takes over from the prefill, and
+        # replay holds what it remembered.
+        action, acting = self.agent.act(
+            obs,
+            self.acting,
+            is_first=self.row["is_first"],
+            any_first=self.any_first,
+            generator=self.generators["acting"],
+        )
+        if self.step < self.settings.prefill:
             action = self._prefill_action(obs)
             if "action" in acting:
                 acting = {**acting, "action": action}

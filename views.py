@@ -60,7 +60,7 @@ def encode_static(
     """What acting needs of each environment's instance for a whole episode: kept, and encoded anew where one begins.
 
     Args:
-        kept: from the last call; empty before the first, which may come in mid-episode.
+        kept: from the last call; empty before the first.
         instance: what every environment shows.
         is_first: where an episode begins.
         any_first: whether one does anywhere.
@@ -72,8 +72,8 @@ def encode_static(
     if not any_first:
         return kept
     if rules.fixed_length or is_first.device.type != "cpu":
-        # In lockstep: if one begins, all do, unless acting began in mid-episode. And a GPU encodes all rows in the
-        # time of a few, where asking which ones would be to wait for it.
+        # In lockstep: if one begins, all do. And a GPU encodes all rows in the time of a few, where asking which ones
+        # would be to wait for it.
         fresh = encode(instance)
         began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
         return {name: torch.where(began[name], value, kept[name]) for name, value in fresh.items()}

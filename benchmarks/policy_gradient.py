@@ -30,13 +30,13 @@ from torch import Tensor
 import evaluation
 import launch
 import worlds
-from config import Config, ConfigError, one_line_errors, parse_command_line
+from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
 from dreamer import Dreamer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance
 from guard import Guard, NonFinite
 from imagination import expand_instance
-from logger import METRICS, Logger, MetricAverages, ProgressBar, save_run_facts
+from logger import Logger, MetricAverages, ProgressBar, save_run_facts
 from networks import TSPPointerActor
 from tools import leave_one_out, uniform
 from views import View
@@ -221,8 +221,8 @@ def main(argv: list[str]) -> None:
         config = command.config.replace(**{"actor.pointer.latent": 0, "model.belief": False})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")
-        if config.logdir is None or (Path(config.logdir) / METRICS).exists():
-            raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
+        validate_ranges(config, launch.RANGES)
+        logdir = launch.unused_logdir(config)
         entry = command.entry
         minutes = None if entry["minutes"] is None else number(entry["minutes"], "minutes", least=0.01)
         batches = Batches(
@@ -242,7 +242,6 @@ def main(argv: list[str]) -> None:
             generators=launch.make_generators(config.seed, device),
             guard=Guard(device),
         )
-        logdir = Path(config.logdir)
         logdir.mkdir(parents=True, exist_ok=True)
         logger = Logger(logdir)
         try:

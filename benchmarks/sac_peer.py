@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -22,10 +21,10 @@ import torch
 
 import launch
 from benchmarks.speed import CONFIGS
-from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices
+from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.gym_tasks import make_gym
 from envs.instances import TEST_SEED, VALIDATION_SEED
-from logger import METRICS, Logger, ProgressBar, save_run_facts
+from logger import Logger, ProgressBar, save_run_facts
 
 # What would make another task of it, and is not done for the peer.
 CHOICES = {"reward_scale": (1.0,), "context": ("none",)}
@@ -63,8 +62,12 @@ def make_peer(config: Config, env: gymnasium.Env) -> Any:
     """Their agent with the config's settings.
 
     Raises:
-        ConfigError: stable-baselines3 is not installed.
+        ConfigError: stable-baselines3 is not installed, or the actions are no numbers within bounds.
     """
+    if not isinstance(env.action_space, gymnasium.spaces.Box):
+        raise ConfigError(
+            f"{config.task} has actions {env.action_space}; stable-baselines3's SAC plays continuous ones"
+        )
     try:
         import stable_baselines3
     except ImportError as error:
@@ -129,11 +132,10 @@ def main(argv: list[str]) -> None:
             ["--configs", "sac", *argv], config_path=CONFIGS, description=__doc__ or "", entry_keys={}
         )
         config = command.config
-        if config.logdir is None or (Path(config.logdir) / METRICS).exists():
-            raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
+        validate_ranges(config, launch.RANGES)
         validate_choices(config, CHOICES)
+        logdir = launch.unused_logdir(config)
         torch.set_num_threads(config.threads)
-        logdir = Path(config.logdir)
         with ExitStack() as stack:
             # Nothing is written before the peer is there: a package may be missing.
             make_env = make_gym(config.task, imports=config["import"], render_mode=None)

@@ -266,10 +266,11 @@ def _require_costs(costs: Costs) -> None:
     factors = torch.rand(16, costs.hidden, generator=generator, device="cpu")
     try:
         moving, staying = costs.function(origin, target, factors), costs.function(origin, origin, factors)
-    except (TypeError, IndexError, RuntimeError) as error:
+    except Exception as error:
         raise ValueError(
             f"cost {costs.name} cannot be called with origins [16, 2], targets [16, 2] and the {costs.hidden} hidden"
-            f" factors that @hides declares [16, {costs.hidden}]: {' '.join(str(error).split())}"
+            f" factors that @hides declares [16, {costs.hidden}]: {type(error).__name__}:"
+            f" {' '.join(str(error).split())}"
         ) from error
     given = tuple(moving.shape) if isinstance(moving, Tensor) else type(moving).__name__
     if given != (16,):

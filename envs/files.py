@@ -23,7 +23,8 @@ from envs.metrics import EXACT, FILE_METRICS
 
 # Squares, and sums of a million legs, stay exact enough in float64 to be rounded to whole numbers.
 LARGEST_COORDINATE = 1e12
-LARGEST_DEMAND = 1e9
+# The rules count loads in 32 bits.
+LARGEST_LOAD = 1e9
 
 COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y` for each of DIMENSION nodes"
 DEMAND_REMEDY = "DEMAND_SECTION needs one line `number demand` for each of DIMENSION nodes"
@@ -140,7 +141,7 @@ def _read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
     for section, (line, _) in text.sections.items():
         if section not in SECTIONS[problem]:
             raise text.fault(line, f"{_quoted(section)} cannot be taken into account", "remove it, and its constraint")
-    _, dimension = _whole_value(text, "DIMENSION", least=1)
+    _, dimension = _whole_value(text, "DIMENSION", least=1, most=LARGEST_COORDINATE)
     coords = _coords(text, dimension, metric)
     if problem == "TSP":
         return RoutingInstance(name=path.stem, problem="tsp", coords=coords, metric=metric)
@@ -148,7 +149,7 @@ def _read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
         if keyword in text.specification:
             line = text.specification[keyword][0]
             raise text.fault(line, f"{keyword} limits the routes", "only capacity can be taken into account")
-    _, capacity = _whole_value(text, "CAPACITY", least=0)
+    _, capacity = _whole_value(text, "CAPACITY", least=0, most=LARGEST_LOAD)
     demand = _demand(text, dimension, capacity)
     _check_depot(text)
     comment = text.specification.get("COMMENT", (0, ""))[1]
@@ -192,11 +193,11 @@ def _split(path: Path, lines: list[str]) -> _Text:
     return text
 
 
-def _whole_value(text: _Text, keyword: str, *, least: int) -> tuple[int, int]:
-    remedy = f"a whole number of at least {least} is needed"
+def _whole_value(text: _Text, keyword: str, *, least: int, most: float) -> tuple[int, int]:
+    remedy = f"a whole number from {least} to {most:g} is needed"
     line, value = text.value(keyword, remedy)
     number = _whole(value)
-    if number is None or number < least:
+    if number is None or not least <= number <= most:
         raise text.fault(line, f"{keyword} is {_quoted(value)}", remedy)
     return line, number
 
@@ -264,8 +265,8 @@ def _demand(text: _Text, dimension: int, capacity: int) -> Int64[np.ndarray, " N
     demand: list[int] = []
     for row in _numbered(text, "DEMAND_SECTION", dimension, columns=1, remedy=DEMAND_REMEDY):
         amount = _whole(row.fields[1])
-        if amount is None or not 0 <= amount <= LARGEST_DEMAND:
-            remedy = f"a whole number from 0 to {LARGEST_DEMAND:g} is needed"
+        if amount is None or not 0 <= amount <= LARGEST_LOAD:
+            remedy = f"a whole number from 0 to {LARGEST_LOAD:g} is needed"
             raise text.fault(row.number, f"demand {_quoted(row.fields[1])}", remedy)
         if not demand and amount:
             raise text.fault(row.number, f"the depot, node 1, has demand {amount}", "it needs demand 0")
@@ -357,8 +358,8 @@ def _loads(
     path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
 ) -> tuple[Int64[np.ndarray, "I N"], Int64[np.ndarray, " I"]]:
     """Demands and capacities of a batch."""
-    demand = _number_array(path, "demand", arrays["demand"], largest=LARGEST_DEMAND)
-    capacity = _number_array(path, "capacity", arrays["capacity"], largest=LARGEST_COORDINATE)
+    demand = _number_array(path, "demand", arrays["demand"], largest=LARGEST_LOAD)
+    capacity = _number_array(path, "capacity", arrays["capacity"], largest=LARGEST_LOAD)
     demand = demand[None] if demand.ndim == 1 and shape[0] == 1 else demand
     if demand.shape != shape or capacity.size not in (1, shape[0]) or capacity.ndim > 1:
         raise InstanceError(

@@ -29,8 +29,11 @@ def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) ->
     for name in modules:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(f"module '{name}' cannot be imported ({error}); it should register {env_id}") from error
+        except (ImportError, TypeError, ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"module '{name}' cannot be imported ({error}); it needs to be the name of a module, on the path, that"
+                f" registers {env_id}"
+            ) from error
     try:
         gymnasium.spec(env_id)
     except gymnasium.error.Error as error:

@@ -307,6 +307,8 @@ def test_sac_peer_writes_nothing_where_a_package_is_missing(tmp_path, capsys, mo
     [
         (("--reward_scale", "0.1"), "reward_scale is 0.1; choose one of 1.0"),
         (("--context", "dynamics_map"), "context is 'dynamics_map'; choose one of none"),
+        (("--valid_episodes", "0"), "valid_episodes is 0; it must be at least 1"),
+        (("--eval_every", "0"), "eval_every is 0; it must be at least 1"),
     ],
 )
 def test_sac_peer_refuses_what_it_does_not_do(options, expected, tmp_path, capsys):

@@ -30,6 +30,7 @@ def test_make_gym_imports_modules_that_register_ids(tmp_path, monkeypatch):
         ("gym_CartPole-v7", "", "'CartPole-v7'; did you mean CartPole-v"),
         ("gym_zzzzzz", "", "'zzzzzz'; import the module that registers it"),
         ("gym_CartPole-v1", "math,no_such_module", "module 'no_such_module' cannot be imported"),
+        ("gym_CartPole-v1", "./own.py", "module './own.py' cannot be imported .*; it needs to be the name of a module"),
     ],
 )
 def test_make_gym_refuses_unknown_names_in_one_line(task, imports, message):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import checkpoint
 import config
@@ -149,6 +151,22 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
     nearest = distance.argmin(-1) == rows["action"]
     assert rows["action_mask"].gather(-1, rows["action"][..., None]).squeeze(-1)[decided].all()
     assert bool(nearest[decided].all()) == (policy == "nearest")
+
+
+def test_agent_acts_from_the_first_row_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Also during the prefill, whose last episodes it takes over."""
+    begins: list[Tensor] = []
+    act = dreamer.Dreamer.act
+
+    def noting(agent: dreamer.Dreamer, *arguments: Any, **options: Any) -> Any:
+        if options["generator"] is not None:
+            begins.append(options["is_first"].clone())
+        return act(agent, *arguments, **options)
+
+    monkeypatch.setattr(dreamer.Dreamer, "act", noting)
+    train(tmp_path, "--steps", "96", "--prefill", "60", "--train_ratio", "0")
+    _, rows = stored_rows(tmp_path, SPACES)
+    assert torch.stack(begins, 1).equal(rows["is_first"])
 
 
 # Instances and generators

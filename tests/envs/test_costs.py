@@ -253,6 +253,7 @@ def test_users_world_is_one_function(tmp_path, monkeypatch):
         "def by_numpy(origin, target, factors):\n    return (target - origin).double().norm(dim=-1)\n"
         "def negative(origin, target, factors):\n    return origin[..., 0] + 1\n"
         "def flat(origin, target, factors):\n    return origin.sum()\n"
+        "def misspelt(origin, target, factors):\n    return origin.nrom()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     coords, _ = coords_and_factors(EUCLIDEAN)
@@ -262,6 +263,8 @@ def test_users_world_is_one_function(tmp_path, monkeypatch):
         find_costs("tolls:negative")
     with pytest.raises(ValueError, match="tolls:flat gives .* for 16 moves"):
         find_costs("tolls:flat")
+    with pytest.raises(ValueError, match="tolls:misspelt cannot be called .* AttributeError: .*'nrom'"):
+        find_costs("tolls:misspelt")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,7 @@ def test_read_instances_refuses_places_that_are_not_on_earth(tmp_path):
         ("1 0\n2 5", "1 1\n2 5", ":12: the depot, node 1, has demand 1"),
         ("3 0\nDEPOT", "DEPOT", ":13: DEMAND_SECTION ends after 2 nodes"),
         ("CAPACITY : 5\n", "", ": has no CAPACITY"),
+        ("CAPACITY : 5\n", "CAPACITY : 3000000000\n", ":6: CAPACITY is '3000000000'; a whole number from 0 to 1e+09"),
         ("CAPACITY : 5\n", "CAPACITY : 5\nDISTANCE : 100\n", ":7: DISTANCE limits the routes"),
         (" 1\n -1\n", " 2\n -1\n", ":16: DEPOT_SECTION holds '2'"),
         (" 1\n -1\n", " 1\n 2\n -1\n", ":17: DEPOT_SECTION holds '1, 2'"),
@@ -208,6 +209,7 @@ def test_read_instances_reads_arrays(tmp_path):
         ),
         ({"capacity": np.array([3, 2])}, ": instance 1 has a demand above its capacity"),
         ({"capacity": np.array([3, -2])}, ": instance 1 has a capacity that is negative"),
+        ({"capacity": np.array([3, 3e9])}, ": capacity[1] is 3000000000.0; numbers within"),
         ({"capacity": np.zeros(5)}, ": demand has shape (2, 4) and capacity (5,)"),
     ],
 )
