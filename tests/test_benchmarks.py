@@ -8,7 +8,7 @@ import torch
 
 import compare
 import models
-from benchmarks import cost_fields, policy_gradient, sac_peer, sac_speed, speed, worlds
+from benchmarks import cost_fields, move_errors, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.costs import Costs
@@ -166,6 +166,29 @@ def test_worlds_prints_what_tours_cost_that_know_too_little(capsys, monkeypatch,
 def costly_agent(**changes):
     settings = load(policy_gradient.CONFIGS, ["debug"], changes)
     return Dreamer(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+
+
+def test_move_error_is_zero_where_the_head_gives_the_costs_and_known_where_it_is_off():
+    agent = costly_agent()
+    settings = load(speed.CONFIGS, ["debug"], {})
+    _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, 8), settings)
+    output = agent.model.heads["reward"].output
+    for offset in (0.0, 0.25):
+        with torch.no_grad():
+            output.weight.zero_()
+            output.bias.copy_(torch.tensor([-1.0, offset]))
+        assert move_errors.move_error(agent, replay) == pytest.approx(offset, abs=1e-5)
+
+
+def test_move_errors_of_a_run(reference, capsys, monkeypatch):
+    monkeypatch.setattr(move_errors, "EPISODES", 8)
+    move_errors.main([str(reference.logdir)])
+    (_, _, row) = capsys.readouterr().out.splitlines()
+    name, replayed, fresh = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert name == str(reference.logdir) and 0 < float(replayed) < 1 and 0 < float(fresh) < 1
+    with pytest.raises(SystemExit):
+        move_errors.main([shipped := str(speed.CONFIGS.with_name("checkpoints") / "tsp20.pt")])
+    assert f"{shipped} is no folder of a run, whose replay is needed" in capsys.readouterr().err
 
 
 def test_cost_fields_of_fixed_costs_stand_beside_the_true_ones(tmp_path):

@@ -1,0 +1,78 @@
+"""How well routing runs know what moves cost: on the episodes that they learnt from, and on fresh ones.
+
+    python -m benchmarks.move_errors logdir/tsp_few_steps-tsp_stretch-seed0 logdir/blind
+
+The root mean square error of the learned move cost, over the moves of 256 episodes each; a belief answers for all moves
+to come, as it does in training. What is far better on replayed episodes than on fresh ones was learnt by heart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import config
+import launch
+from benchmarks.speed import CONFIGS, act_and_store, make_env
+from config import ConfigError, one_line_errors
+from dreamer import Dreamer
+from replay import REWARD_AND_ENDS, Replay
+
+# Another one than anybody trains with, for the fresh episodes.
+FRESH_SEED = 960_131_877
+EPISODES = 256
+
+
+@torch.no_grad()
+def move_error(agent: Dreamer, replay: Replay) -> float:
+    """Of the moves of `EPISODES` episodes drawn from replay, in the unit of the costs."""
+    assert agent.task.rules is not None
+    batch = replay.sample_episodes(EPISODES, agent.batch_length, generator=agent.generators["replay"])
+    instance, _ = agent.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
+    return float(agent.model.move_loss(batch, instance, None).sqrt()) / agent.reward_scale
+
+
+def errors(logdir: Path) -> tuple[float, float]:
+    """On replayed and on fresh episodes of a run.
+
+    Raises:
+        ConfigError: there is no such run, or its costs are not learnt from moves alone.
+        CheckpointError: its checkpoint or its replay cannot be read.
+    """
+    defaults = config.load(CONFIGS, [], {})
+    device = launch.prepare_torch(defaults)
+    run = launch.load_run(logdir, make_agent=Dreamer, device=device, defaults=defaults, changes={"seed": FRESH_SEED})
+    agent = run.agent
+    assert isinstance(agent, Dreamer)
+    if agent.task.rules is None or "reward" not in agent.model.heads or agent.model.reward_latent:
+        raise ConfigError(f"{logdir} has no head that tells what a move costs from its geometry")
+    state = checkpoint.load_latest(logdir, device, to_go_on=False) if logdir.is_dir() else None
+    if state is None:
+        raise ConfigError(f"{logdir} is no folder of a run, whose replay is needed")
+    roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length)
+    _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), roomy)
+    stored = {name: rows for name, rows in fresh.rows.items() if name not in REWARD_AND_ENDS}
+    spaces = {name: (tuple(rows.shape[2:]), rows.dtype) for name, rows in stored.items()}
+    lived = Replay(spaces, num_envs=run.config.envs, capacity=run.config.replay_capacity, device=device)
+    lived.load_chunks(logdir / "replay", state["replay"])
+    return move_error(agent, lived), move_error(agent, fresh)
+
+
+def main(argv: list[str]) -> None:
+    """Read the command line and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="folders of runs")
+    arguments = parser.parse_args(argv)
+    with one_line_errors("move_errors", *launch.USER_ERRORS):
+        print("| run | replayed episodes | fresh episodes |\n|---|---|---|")
+        for name in arguments.runs:
+            replayed, fresh = errors(Path(name))
+            print(f"| {name} | {replayed:.3f} | {fresh:.3f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
