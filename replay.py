@@ -79,7 +79,10 @@ class Replay:
             self.memory = self._allocate(memory or {})
             self.episode_start: Int[Tensor, "E L"] = self._allocate({"start": ((), torch.int64)})["start"]
         except RuntimeError as error:
-            raise ValueError(f"{capacity} rows of replay do not fit into memory; lower replay_capacity") from error
+            cause = str(error).splitlines()[0]
+            raise ValueError(
+                f"{capacity} rows of replay do not fit into memory; lower replay_capacity ({cause})"
+            ) from error
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self._chunks: list[dict[str, Any]] = []

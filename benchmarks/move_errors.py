@@ -55,6 +55,8 @@ def errors(logdir: Path) -> tuple[float, float]:
         raise ConfigError(f"{logdir} is no folder of a run, whose replay is needed")
     roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length)
     _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), roomy)
+    # As the run's own replay has them.
+    fresh.rows["reward"] *= agent.reward_scale
     stored = {name: rows for name, rows in fresh.rows.items() if name not in REWARD_AND_ENDS}
     spaces = {name: (tuple(rows.shape[2:]), rows.dtype) for name, rows in stored.items()}
     lived = Replay(spaces, num_envs=run.config.envs, capacity=run.config.replay_capacity, device=device)

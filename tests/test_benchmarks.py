@@ -191,6 +191,16 @@ def test_move_errors_of_a_run(reference, capsys, monkeypatch):
     assert f"{shipped} is no folder of a run, whose replay is needed" in capsys.readouterr().err
 
 
+def test_move_errors_tell_the_maps_of_a_run_from_fresh_ones(reference, monkeypatch):
+    monkeypatch.setattr(move_errors, "EPISODES", 8)
+    maps = []
+    monkeypatch.setattr(move_errors, "move_error", lambda _agent, replay: maps.append(replay.rows["coords"][..., 0, 0]))
+    move_errors.errors(reference.logdir)
+    # Rows that were not filled are 0.
+    lived, fresh = ({*part.flatten().tolist()} - {0.0} for part in maps)
+    assert len(lived) > 40 and len(fresh) > 8 and not lived & fresh
+
+
 def test_cost_fields_of_fixed_costs_stand_beside_the_true_ones(tmp_path):
     agent = costly_agent(cost="lanes")
     with torch.no_grad():
