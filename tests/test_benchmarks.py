@@ -15,7 +15,7 @@ from envs.costs import Costs
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
-from launch import make_generators
+from launch import make_generators, unused_logdir
 from logger import Logger
 from worlds import make_task
 
@@ -355,3 +355,16 @@ def test_sac_peer_refuses_to_run_without_a_folder(capsys):
     with pytest.raises(SystemExit):
         sac_peer.main(["--configs", "sac_pendulum"])
     assert "name a folder that has no run yet" in capsys.readouterr().err
+
+
+def test_sac_peer_refuses_actions_that_are_no_numbers(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        sac_peer.main(["--task", "gym_CartPole-v1", "--logdir", str(tmp_path / "run")])
+    assert "gym_CartPole-v1 has actions Discrete(2)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_a_run_may_be_named_by_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load(speed.CONFIGS, ["debug"], {"logdir": "5"})
+    assert str(unused_logdir(settings)) == "5"
