@@ -17,6 +17,9 @@ from views import View
 
 # The logarithm of the standard deviation before the squashing, as far as it may go.
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+# The least that the slope of tanh counts as in a density. Without a least, each unit that an action goes farther beyond
+# its bound, which moves nothing, would cost 2 nats of the entropy that is aimed at.
+SLOPE_FLOOR = 1e-6
 # Q1 and Q2.
 TWINS = 2
 
@@ -36,11 +39,13 @@ class TanhNormal:
     def sample(self, noise: Float[Tensor, "*B A"]) -> tuple[Float[Tensor, "*B A"], Float[Tensor, "*B"]]:
         """An action from standard normal noise, and the logarithm of its density; both with gradients.
 
-        log(1 - tanh(x)^2) is written as 2 (log 2 - x - softplus(-2 x)), which is finite however large x is.
+        The slope of tanh, s = 1 - tanh(x)^2, counts as s + 1e-6 (appendix C's authors' code does so, too). log(s) is
+        written as 2 (log 2 - x - softplus(-2 x)), which is finite however large x is.
         """
         x = self.mean + self.log_std.exp() * noise
         log_normal = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         log_slope = 2 * (math.log(2) - x - functional.softplus(-2 * x))
+        log_slope = torch.logaddexp(log_slope, log_slope.new_full((), math.log(SLOPE_FLOOR)))
         return torch.tanh(x), (log_normal - log_slope).sum(-1)
 
 

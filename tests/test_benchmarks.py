@@ -201,6 +201,24 @@ def test_move_errors_tell_the_maps_of_a_run_from_fresh_ones(reference, monkeypat
     assert len(lived) > 40 and len(fresh) > 8 and not lived & fresh
 
 
+def test_move_errors_scales_the_rewards_of_fresh_episodes_as_the_run_did(reference, monkeypatch):
+    monkeypatch.setattr(move_errors, "EPISODES", 8)
+    load_run, seen, scales = move_errors.launch.load_run, [], iter((1.0, 10.0))
+    monkeypatch.setattr(move_errors, "move_error", lambda _, replay: seen.append(float(replay.rows["reward"].sum())))
+
+    def load_scaled(*arguments, **options):
+        run = load_run(*arguments, **options)
+        run.agent.reward_scale = next(scales)
+        return run
+
+    monkeypatch.setattr(move_errors.launch, "load_run", load_scaled)
+    for _ in range(2):
+        move_errors.errors(reference.logdir)
+    lived, fresh, lived_again, fresh_scaled = seen
+    assert fresh < 0 and lived_again == lived
+    assert fresh_scaled == pytest.approx(10 * fresh, rel=1e-5)
+
+
 def test_cost_fields_of_fixed_costs_stand_beside_the_true_ones(tmp_path):
     agent = costly_agent(cost="lanes")
     with torch.no_grad():

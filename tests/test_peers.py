@@ -49,7 +49,7 @@ def test_maskable_ppo_learns_on_the_environments_unchanged(name):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_sac_has_the_losses_and_gradients_of_stable_baselines3(monkeypatch):
-    """With the same weights, batch and noise, deviations bounded as theirs, and without the 1e-6 of their squashing."""
+    """With the same weights, batch and noise, and deviations bounded as theirs."""
     peers = pytest.importorskip("stable_baselines3")
 
     def bounded_as_theirs(dist, mean, log_std):
@@ -61,7 +61,6 @@ def test_sac_has_the_losses_and_gradients_of_stable_baselines3(monkeypatch):
     peer = peers.SAC("MlpPolicy", env, gamma=0.99, seed=0, device="cpu", policy_kwargs={"net_arch": [16, 16]})
     soft, alpha, rows = agent.soft, 0.3, 64
     actor, (critic, target) = peer.actor, (peer.critic, peer.critic_target)
-    actor.action_dist.epsilon = 0.0
     with torch.no_grad():
         soft.temperature.log_alpha.fill_(math.log(alpha))
         theirs = [actor.latent_pi[0], actor.latent_pi[2]]

@@ -14,11 +14,19 @@ CPU = torch.device("cpu")
 
 def test_tanh_normal_has_the_density_of_the_transformed_normal():
     mean, log_std, noise = torch.randn(3, 7, 2)
-    dist = TanhNormal(mean, log_std)
+    dist = TanhNormal(mean, 0.5 * log_std)
     action, log_prob = dist.sample(noise)
     reference = TransformedDistribution(Normal(mean, dist.log_std.exp()), TanhTransform(cache_size=1))
     torch.testing.assert_close(action, torch.tanh(mean + dist.log_std.exp() * noise))
     torch.testing.assert_close(log_prob, reference.log_prob(action).sum(-1), atol=1e-3, rtol=1e-4)
+
+
+def test_tanh_normal_counts_no_slope_below_its_floor():
+    x = torch.tensor([[-9.0], [-6.0], [0.0], [5.0], [7.0], [12.0]], dtype=torch.float64)
+    _, log_prob = TanhNormal(x, torch.zeros_like(x)).sample(torch.zeros_like(x))
+    log_normal = -math.log(math.sqrt(2 * math.pi)) + 1.5
+    expected = log_normal - torch.log(1 - torch.tanh(x).square() + 1e-6)
+    torch.testing.assert_close(log_prob, expected.squeeze(-1))
 
 
 def test_tanh_normal_keeps_log_std_between_minus_5_and_2():
@@ -31,8 +39,9 @@ def test_tanh_normal_is_finite_where_tanh_is_one():
     action, log_prob = TanhNormal(mean, torch.zeros(3, 1)).sample(torch.zeros(3, 1))
     (gradient,) = torch.autograd.grad(log_prob.sum(), mean)
     assert log_prob.isfinite().all() and gradient.isfinite().all()
-    # There 1 - tanh(x)^2 is 4 exp(-2 |x|): each unit farther out adds 2 nats.
-    torch.testing.assert_close(gradient, torch.tensor([[2.0], [-2.0], [2.0]]))
+    # The density is that of a slope of 1e-6, and does not change any more.
+    torch.testing.assert_close(log_prob, torch.full((3,), 1.5 - 0.5 * math.log(2 * math.pi) - math.log(1e-6)))
+    assert (gradient == 0).all()
     assert (action.abs() == 1).all()
 
 
