@@ -30,7 +30,8 @@ class BadInputs:
 
         Args:
             zero_keys: where it matches a whole key, bad numbers are set to 0.
-            drop_keys: the same for episodes to be dropped; what `zero_keys` matches comes first.
+            drop_keys: the same for episodes to be dropped. It comes first: `zero_keys` may be a config's for all
+                observations, and this what a user asks for of one.
             notice_once: takes a topic, and the line that the user should read the first time.
 
         Raises:
@@ -81,23 +82,24 @@ class BadInputs:
                 f"environment {row}, step {length} of its episode: '{key}' has {bad.sum()} of {bad.size}"
                 " entries that are NaN, infinite or beyond float32"
             )
-            pattern = shlex.quote(re.escape(key))
-            if self._zero_keys.fullmatch(key):
-                values[bad] = 0
-                remedy = "they are set to 0"
-            elif not self._drop_keys.fullmatch(key):
-                raise BadInput(
-                    f"{fault}; mend the environment, or let such entries be set to 0 with --guard.zero_keys {pattern},"
-                    f" or such episodes be dropped with --guard.drop_keys {pattern}"
-                )
-            elif begun is not None:
-                raise BadInput(
-                    f"{fault}, and so began {begun} episodes in a row; mend the environment,"
-                    f" or let such entries be set to 0 with --guard.zero_keys {pattern}"
-                )
-            else:
+            dropped, zeroed = self._drop_keys.fullmatch(key), self._zero_keys.fullmatch(key)
+            if dropped and begun is None:
                 drop = True
                 remedy = "the rest of the episode is dropped"
+            elif zeroed:
+                values[bad] = 0
+                remedy = "they are set to 0"
+            elif dropped:
+                raise BadInput(
+                    f"{fault}, and so began {begun} episodes in a row; mend the environment,"
+                    f" or let such entries be set to 0 with --guard.zero_keys {_wider(self._zero_keys, key)}"
+                )
+            else:
+                raise BadInput(
+                    f"{fault}; mend the environment, or let such entries be set to 0 with --guard.zero_keys"
+                    f" {_wider(self._zero_keys, key)}, or such episodes be dropped with --guard.drop_keys"
+                    f" {_wider(self._drop_keys, key)}"
+                )
             self.note(row, key, f"{fault}; {remedy}")
         return drop
 
@@ -106,6 +108,11 @@ class BadInputs:
         self.rows.add(row)
         self.counts[key] = self.counts.get(key, 0) + 1
         self._notice_once(f"bad {key}", f"{line}, now and whenever it happens again")
+
+
+def _wider(pattern: re.Pattern[str], key: str) -> str:
+    """What matches `key`, too, as the command line takes it."""
+    return shlex.quote("|".join(filter(None, (pattern.pattern, re.escape(key)))))
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -62,7 +62,7 @@ class GymVectorEnv:
             answer); 0: none. In this process a call that never returns cannot be ended.
         zero_keys: a regular expression; where it matches a whole key of the observation, or "reward", numbers that
             are not finite are set to 0.
-        drop_keys: the same for episodes to be dropped; what `zero_keys` matches comes first.
+        drop_keys: the same for episodes to be dropped; comes before `zero_keys`.
 
     Attributes:
         observations: what is seen, by flat key, without the action mask.

@@ -44,8 +44,7 @@ def test_gym_vector_refuses_a_first_observation_that_is_not_finite(vector_env):
 
 @MODES
 def test_gym_vector_sets_bad_numbers_to_zero_by_key(vector_env, processes):
-    # What is set to 0 is not dropped.
-    env = vector_env(Faulty, num_envs=2, processes=processes, zero_keys="wild|reward", drop_keys="w.*")
+    env = vector_env(Faulty, num_envs=2, processes=processes, zero_keys="wild|reward", drop_keys="calm")
     env.reset()
     obs, reward, terminated, truncated, _ = env.step(torch.tensor([1, 5]))
     assert wild(obs) == [[1, 0, 1], [1, np.float32(-3e38), 1]] and reward.tolist() == [2, 2]
@@ -82,6 +81,24 @@ def test_gym_vector_drops_the_rest_of_an_episode_by_key(vector_env, processes, a
     obs, _, _, truncated, info = env.step(torch.tensor([0, 0]))
     assert wild(obs) == [[0, 0, 0]] * 2 and info["is_first"].all() and not truncated.any()
     assert obs["calm"][0] == np.float32(np.random.SeedSequence(0, spawn_key=(TRAINING, 0, 2)).generate_state(1)[0])
+
+
+def test_gym_vector_drops_what_is_both_to_be_dropped_and_to_be_set_to_zero(vector_env):
+    env = vector_env(Faulty, zero_keys=".*", drop_keys="wild")
+    env.reset()
+    _, reward, _, truncated, _ = env.step(torch.tensor([9]))
+    assert reward.tolist() == [0] and not truncated.any()
+    assert env.step(torch.tensor([1]))[3].all()
+    # Where episodes cannot but begin so, it goes on.
+    obs, _ = (begun := vector_env(lambda: Faulty(bad_starts=6), zero_keys=".*", drop_keys="wild")).reset()
+    assert obs["wild"].isfinite().all() and begun.bad_inputs == {"wild": 6}
+
+
+def test_gym_vector_advises_an_expression_that_keeps_what_is_let_pass_already(vector_env):
+    env = vector_env(Faulty, zero_keys="wi(ld)", drop_keys="calm")
+    env.reset()
+    with pytest.raises(BadInput, match=r"--guard.zero_keys 'wi\(ld\)\|reward', .* --guard.drop_keys 'calm\|reward'$"):
+        env.step(torch.tensor([9]))
 
 
 @pytest.mark.parametrize("key", ["wil", "eward", ""])
