@@ -16,7 +16,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 
 from envs.longitudinal import TOP_SPEED, acceleration, draw_plants
-from envs.tasks import BAD_INPUT
+from envs.tasks import BAD_INPUT, NOTICE
 
 CONTEXT_KEY = "dynamics_map"
 CONTEXTS = ("none", CONTEXT_KEY)
@@ -160,27 +160,30 @@ class DynamicsMapContext(gymnasium.Wrapper):
         self.observation_space = spaces.Dict({**parts, CONTEXT_KEY: box})
         self.forgetting = forgetting
         self.bad_measurements = 0
-        self.posterior = Posterior(vehicle_basis(), forgetting=forgetting)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.posterior = Posterior(vehicle_basis(), forgetting=self.forgetting)
+        self._context = self.posterior.context()
         self._was_told = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, with the prior."""
         obs, info = self.env.reset(seed=seed, options=options)
-        self.posterior = Posterior(vehicle_basis(), forgetting=self.forgetting)
-        self._was_told = False
+        self._begin()
         return self._with_context(obs, measured=True), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment, and learn from what it measured."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        measured = "response" not in info or self._take_in(*info["response"])
+        measured = "response" not in info or self._take_in(*_three_numbers(info["response"]))
         self._was_told |= "response" in info
         if not measured:
             line = f"from a response of {tuple(info['response'])} no finite context follows; the context is 0"
             info = {**info, BAD_INPUT: ("response", line)}
         elif (terminated or truncated) and not self._was_told:
             line = "no step of this episode had an info['response'], so that the dynamics map says nothing"
-            info = {**info, BAD_INPUT: ("response", line)}
+            info = {**info, NOTICE: ("no response", line)}
         return self._with_context(obs, measured=measured), reward, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,6 +195,7 @@ class DynamicsMapContext(gymnasium.Wrapper):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.posterior.precision, self.posterior.weighted = state["precision"], state["weighted"]
+        self._context = self.posterior.context()
         self.bad_measurements = state["bad"]
         # Not in older states, whose environments had been heard of.
         self._was_told = state.get("was_told", True)
@@ -202,13 +206,23 @@ class DynamicsMapContext(gymnasium.Wrapper):
         if np.isfinite((command, state, response)).all():
             with np.errstate(over="ignore", invalid="ignore"):
                 self.posterior.observe(command, state, response)
-                if np.isfinite(self.posterior.context()).all():
-                    return True
+                context = self.posterior.context()
+            if np.isfinite(context).all():
+                self._context = context
+                return True
         self.posterior.precision, self.posterior.weighted = before
         self.bad_measurements += 1
         return False
 
     def _with_context(self, obs: Any, *, measured: bool) -> dict[str, Any]:
-        context = self.posterior.context().astype(np.float32)
         parts = {OBSERVATION_KEY: obs} if self._plain else dict(obs)
-        return {**parts, CONTEXT_KEY: context if measured else np.zeros_like(context)}
+        return {**parts, CONTEXT_KEY: (self._context * measured).astype(np.float32)}
+
+
+def _three_numbers(response: Any) -> tuple[float, float, float]:
+    try:
+        command, state, answer = (float(number) for number in response)
+    except (TypeError, ValueError) as error:
+        line = f"info['response'] is {response!r}; the dynamics map needs three numbers: (command, state, response)"
+        raise ValueError(line) from error
+    return command, state, answer

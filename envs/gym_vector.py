@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs.bad_inputs import REWARD, BadInputs
 from envs.spaces import NUMPY_DTYPES, action_spec, flattener, observation_keys, to_env_action
-from envs.tasks import ACTION_MASK
+from envs.tasks import ACTION_MASK, BAD_INPUT, NOTICE
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
@@ -339,7 +339,7 @@ class GymVectorEnv:
         """Reward, terminated and truncated; at most one of the flags holds."""
         self._lengths[row] += 1
         try:
-            obs, reward, terminated, truncated, bad_input = self._workers[row].receive()
+            obs, reward, terminated, truncated, told = self._workers[row].receive()
         except WorkerFailure as failure:
             self._replace(row, failure)
             self._keep_observation(row)
@@ -347,9 +347,13 @@ class GymVectorEnv:
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
-        if bad_input is not None:
-            key, line = bad_input
-            self._bad.note(row, key, f"environment {row}, step {self._lengths[row]} of its episode: {line}")
+        where = f"environment {row}, step {self._lengths[row]} of its episode"
+        if BAD_INPUT in told:
+            key, line = told[BAD_INPUT]
+            self._bad.note(row, key, f"{where}: {line}")
+        if NOTICE in told:
+            topic, line = told[NOTICE]
+            self._notice_once(topic, f"{where}: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:

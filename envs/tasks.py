@@ -14,6 +14,8 @@ from envs.rules import Rules
 ACTION_MASK = "action_mask"
 # Under this key of `info` a wrapper says what it met that was not finite and has seen to: a name, and a line to read.
 BAD_INPUT = "bad_input"
+# Under this one it says what the user should read once: a topic, and a line.
+NOTICE = "notice"
 
 
 class ObservationKey(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.tasks import BAD_INPUT
+from envs.tasks import BAD_INPUT, NOTICE
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -83,10 +83,11 @@ class Host:
     def reset(self, seed: int) -> Any:
         return self._env.reset(seed=seed)[0]
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, tuple[str, str] | None]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, tuple[str, str]]]:
         obs, reward, terminated, truncated, info = self._env.step(action)
         # Some environments reward with an array of one number.
-        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), info.get(BAD_INPUT)
+        told = {key: info[key] for key in (BAD_INPUT, NOTICE) if key in info}
+        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), told
 
     def state(self) -> dict[str, Any] | None:
         """The states of environment and wrappers, and the steps that time limits counted; None where it gives none."""

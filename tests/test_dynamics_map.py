@@ -6,10 +6,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from dynamics_map import GRID, DynamicsMapContext, Posterior, vehicle_basis, vehicle_maps
+from envs.gym_vector import GymVectorEnv
 from envs.longitudinal import TOP_SPEED, LongitudinalEnv, Plant, acceleration, draw_plants
 
 BASIS = vehicle_basis()
@@ -157,11 +159,37 @@ def test_environment_that_measures_nothing_is_told_of():
     env = DynamicsMapContext(gymnasium.make("Pendulum-v1", max_episode_steps=3))
     env.reset(seed=0)
     infos = [env.step(ACTION)[-1] for _ in range(3)]
-    assert ["bad_input" in info for info in infos] == [False, False, True]
-    assert "no step of this episode had an info['response']" in infos[-1]["bad_input"][1]
+    assert ["notice" in info for info in infos] == [False, False, True]
+    assert "no step of this episode had an info['response']" in infos[-1]["notice"][1]
+    # It is nothing that was not finite.
+    assert not any("bad_input" in info for info in infos)
     driven = DynamicsMapContext(LongitudinalEnv())
     driven.reset(seed=0)
-    assert not any("bad_input" in driven.step(ACTION)[-1] for _ in range(512))
+    assert not any({"bad_input", "notice"} & driven.step(ACTION)[-1].keys() for _ in range(512))
+
+
+def test_vector_environment_passes_on_that_nothing_is_measured_and_counts_no_bad_input():
+    env = GymVectorEnv(
+        lambda: DynamicsMapContext(gymnasium.make("Pendulum-v1", max_episode_steps=2)),
+        num_envs=2,
+        device=torch.device("cpu"),
+        seed=0,
+    )
+    env.reset()
+    for _ in range(2):
+        env.step(torch.zeros(2, 1))
+    (line,) = env.notices
+    assert line.startswith("environment 0, step 2 of its episode: no step of this episode had an info['response']")
+    assert env.bad_inputs == {}
+    env.close()
+
+
+@pytest.mark.parametrize("response", [(0.5, 3.0), None, ("a", 1, 2)])
+def test_response_that_is_not_three_numbers_is_refused(response: Any):
+    env = DynamicsMapContext(Measured(response))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^info\['response'\] is .*; the dynamics map needs three numbers"):
+        env.step(ACTION)
 
 
 def test_context_refuses_a_name_that_is_taken():
