@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
 
 import checkpoint
 import sac
@@ -209,6 +212,27 @@ def test_runaway_values_are_warned_of(
     train(tmp_path, "sac_pendulum", *arguments)
     told = capsys.readouterr().err
     assert warning in told if warning else "warning:" not in told
+
+
+@pytest.mark.parametrize(
+    ("sign", "line"), [(1, "train/q_mean is -, below -10000"), (-1, "train/q_mean is , above 10000")]
+)
+def test_values_beyond_their_limits_are_warned_of_while_everything_is_finite(
+    sign: float, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def step(env: PendulumEnv, action: Any) -> Any:
+        obs, cost, *others = plain_step(env, action)
+        return obs, sign * cost, *others
+
+    plain_step = PendulumEnv.step
+    monkeypatch.setattr(PendulumEnv, "step", step)
+    rows = train(tmp_path, "sac_pendulum", "--reward_scale", "1e5", "--sac.lr", "0.03")
+    assert all(value is not None and math.isfinite(value) for row in rows for value in row.values())
+    lines = [told for told in capsys.readouterr().err.splitlines() if "warning: train/" in told]
+    assert {re.sub(r"[\d.]+e\+\d+", "", told.split("warning: ")[1]) for told in lines} == {
+        line,
+        "train/q_std is , above 5000",
+    }
 
 
 def test_evaluate_plays_a_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
