@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,14 +120,12 @@ def train(
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
         # Nothing is written before everything that can be wrong with the config has been looked at.
         logdir = Path(str(config.logdir or default_logdir(argv[0], command)))
-        try:
+        with writing_to(logdir):
             logdir.mkdir(parents=True, exist_ok=True)
             stack.callback(RunLock(logdir).release)
-        except OSError as error:
-            raise ConfigError(
-                f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir"
-            ) from error
-        state, folder = load_start(command, logdir, device)
+        state, folder = load_start(command, logdir, device, program=argv[0])
+        if state is not None:
+            require_class(state, make_agent, folder)
         changes = {} if state is None else changes_since(folder, config, defaults=command.defaults)
         if command.entry["init"]:
             path = Path(command.entry["init"])
@@ -151,7 +149,6 @@ def train(
             device=device,
         )
         if state is not None:
-            require_class(state, make_agent, folder)
             with fitting(folder):
                 trainer.load(state, folder)
         if changes:
@@ -259,7 +256,8 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults, changes=changes)
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
-    others = [f"--{key}" for key in command.overrides if key not in (*OF_EVALUATION, *OF_THE_MACHINE)]
+    others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
+    others += [f"--{key}" for key in command.overrides if key not in (*OF_EVALUATION, *OF_THE_MACHINE)]
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
         print(f"the run has a config of its own: {ignored} changes nothing", file=sys.stderr)
@@ -288,3 +286,12 @@ def unused_logdir(config: Config) -> Path:
     if config.logdir is None or (Path(str(config.logdir)) / METRICS).exists():
         raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
     return Path(str(config.logdir))
+
+
+@contextmanager
+def writing_to(logdir: Path) -> Iterator[None]:
+    """Say in one line that a folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir") from error

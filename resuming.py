@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 import checkpoint
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, difference, read
-from logger import CONFIG_FILE
+from runs import CONFIG_FILE, METRICS, RUN_FILE
 
 # A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
 WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale")
@@ -55,17 +56,22 @@ def require_class(state: dict[str, Any], needed: object, source: Path) -> None:
         raise CheckpointError(f"{source} holds a {was}, where a {now} is needed; give it to the program that made it")
 
 
-def load_start(command: CommandLine, logdir: Path, device: torch.device) -> tuple[dict[str, Any] | None, Path]:
+def load_start(
+    command: CommandLine, logdir: Path, device: torch.device, *, program: str
+) -> tuple[dict[str, Any] | None, Path]:
     """The checkpoint to go on from, if any, and the folder it stands in.
 
     Raises:
-        ConfigError: `--resume` or `--init` in a logdir that has a run of its own.
+        ConfigError: `--resume` or `--init` in a logdir that has a run of its own, or the logdir holds what another
+            program than `program` has logged, of which nothing can be gone on with.
         CheckpointError: the file cannot be used.
     """
     resume, init = command.entry["resume"], command.entry["init"]
     if resume and init:
         raise ConfigError("--resume goes on with a run and --init begins one; give one of them")
     has_run = (logdir / checkpoint.LATEST).exists() or (logdir / checkpoint.PREVIOUS).exists()
+    if not has_run and (maker := _other_maker(logdir, program)):
+        raise ConfigError(f"{logdir} holds a run of {maker}, which would be lost; give another --logdir")
     if init and has_run:
         raise ConfigError(f"{logdir} has a run of its own; give --init with another --logdir")
     if resume and has_run and Path(resume).resolve().parent != logdir.resolve():
@@ -98,3 +104,15 @@ def changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str
                 " not fit; give another --logdir"
             )
     return changes
+
+
+def _other_maker(logdir: Path, program: str) -> str | None:
+    """What has logged something in a folder, if it was not `program`."""
+    log = logdir / METRICS
+    if not log.exists() or not log.stat().st_size:
+        return None
+    try:
+        maker = json.loads((logdir / RUN_FILE).read_text(encoding="utf-8")).get("program")
+    except (OSError, ValueError, AttributeError):
+        maker = None
+    return None if maker == program else str(maker or "another program")

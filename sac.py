@@ -30,6 +30,7 @@ SECTION = "sac"
 
 RANGES = {
     **dict.fromkeys(("batch_size", "sac.units", "sac.layers"), (1, math.inf)),
+    "sac.bins": (3, math.inf),
     **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
     **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
     "actor.pointer.clip": (1e-3, math.inf),

@@ -151,7 +151,7 @@ class ActionValues(nn.Module):
     def __init__(self, obs_size: int, action_size: int, *, units: int, layers: int, bins: int | None) -> None:
         """Build the networks; `bins` is None where each Q is one number."""
         super().__init__()
-        self.mlp = TwinMLP(obs_size + action_size, bins or 1, units=units, layers=layers)
+        self.mlp = TwinMLP(obs_size + action_size, 1 if bins is None else bins, units=units, layers=layers)
         self.two_hot = bins is not None
         if bins is not None:
             self.register_buffer("bins", symexp_bins(bins, device="cpu"))

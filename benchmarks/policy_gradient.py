@@ -242,7 +242,8 @@ def main(argv: list[str]) -> None:
             generators=launch.make_generators(config.seed, device),
             guard=Guard(device),
         )
-        logdir.mkdir(parents=True, exist_ok=True)
+        with launch.writing_to(logdir):
+            logdir.mkdir(parents=True, exist_ok=True)
         logger = Logger(logdir)
         try:
             facts = save_run_facts(

@@ -10,6 +10,7 @@ the last row, if any did. Their policy plays its mean for `valid_return` and, ov
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -20,14 +21,15 @@ import gymnasium
 import torch
 
 import launch
+import sac
 from benchmarks.speed import CONFIGS
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.gym_tasks import make_gym
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from logger import Logger, ProgressBar, save_run_facts
 
-# What would make another task of it, and is not done for the peer.
-CHOICES = {"reward_scale": (1.0,), "context": ("none",)}
+# What would make another task or agent of it, and is not done for the peer.
+CHOICES = {"reward_scale": (1.0,), "context": ("none",), "envs": (1,), "sac.critic": ("mse",)}
 
 
 class Returns(gymnasium.Wrapper):
@@ -56,6 +58,12 @@ class Returns(gymnasium.Wrapper):
         """`train_return`, the mean of the episodes that ended since the last call; nothing where none did."""
         ended, self._ended = self._ended, []
         return {"train_return": statistics.fmean(ended)} if ended else {}
+
+
+def validate(config: Config) -> None:
+    """Raise a ConfigError where a setting is out of range, or is one that the peer knows nothing of."""
+    validate_ranges(config, {**launch.RANGES, **sac.RANGES, "replay_capacity": (1, math.inf)})
+    validate_choices(config, CHOICES)
 
 
 def make_peer(config: Config, env: gymnasium.Env) -> Any:
@@ -132,8 +140,7 @@ def main(argv: list[str]) -> None:
             ["--configs", "sac", *argv], config_path=CONFIGS, description=__doc__ or "", entry_keys={}
         )
         config = command.config
-        validate_ranges(config, launch.RANGES)
-        validate_choices(config, CHOICES)
+        validate(config)
         logdir = launch.unused_logdir(config)
         torch.set_num_threads(config.threads)
         with ExitStack() as stack:
@@ -143,7 +150,8 @@ def main(argv: list[str]) -> None:
             stack.callback(env.close)
             stack.callback(other.close)
             peer = make_peer(config, env)
-            logdir.mkdir(parents=True, exist_ok=True)
+            with launch.writing_to(logdir):
+                logdir.mkdir(parents=True, exist_ok=True)
             logger = Logger(logdir)
             stack.callback(logger.close)
             facts = save_run_facts(logdir, config, ["benchmarks/sac_peer.py", *argv], defaults=command.defaults)

@@ -19,8 +19,10 @@ import torch
 
 import launch
 import worlds
+from benchmarks import sac_peer
 from benchmarks.speed import CONFIGS
 from config import ConfigError, one_line_errors, parse_command_line
+from envs.gym_tasks import make_gym
 from guard import Guard
 from replay import Replay
 from sac import SAC
@@ -69,20 +71,10 @@ def our_updates(config: Any) -> Callable[[], None]:
 
 def their_updates(config: Any) -> Callable[[], None]:
     """What makes as many of stable-baselines3's."""
-    try:
-        import stable_baselines3
-        from stable_baselines3.common.logger import Logger
-    except ImportError as error:
-        raise ConfigError('stable-baselines3 is not installed: pip install -e ".[peers]"') from error
-    agent = stable_baselines3.SAC(
-        "MlpPolicy",
-        config.task.removeprefix("gym_"),
-        device="cpu",
-        batch_size=config.batch_size,
-        policy_kwargs={"net_arch": [config.sac.units] * config.sac.layers},
-        buffer_size=ROWS,
-        seed=0,
-    )
+    env = make_gym(config.task, imports=config["import"], render_mode=None)()
+    agent = sac_peer.make_peer(config.replace(replay_capacity=ROWS), env)
+    from stable_baselines3.common.logger import Logger
+
     agent.set_logger(Logger(None, []))
     seen, acts, draws = agent.observation_space.shape, agent.action_space.shape, np.random.default_rng(0)
     assert seen is not None and acts is not None
@@ -112,11 +104,14 @@ def main(argv: list[str]) -> None:
             entry_keys=ENTRY_KEYS,
         )
         rounds = command.entry["rounds"] or "15"
-        if not (rounds.isdigit() and int(rounds)):
+        if not (rounds.isdecimal() and int(rounds)):
             raise ConfigError(f"--rounds is {rounds!r}; it takes a whole number, at least 1")
         torch.manual_seed(0)
         torch.set_num_threads(command.config.threads)
-        contestants = {"ours": our_updates(command.config), "stable-baselines3": their_updates(command.config)}
+        sac_peer.validate(command.config)
+        # They say what is wrong with a task that is none of theirs.
+        theirs = their_updates(command.config)
+        contestants = {"ours": our_updates(command.config), "stable-baselines3": theirs}
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     # The first round warms up.
     for _ in range(1 + int(rounds)):

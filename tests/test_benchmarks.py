@@ -208,6 +208,7 @@ def test_move_errors_scales_the_rewards_of_fresh_episodes_as_the_run_did(referen
 
     def load_scaled(*arguments, **options):
         run = load_run(*arguments, **options)
+        assert isinstance(run.agent, Dreamer)
         run.agent.reward_scale = next(scales)
         return run
 
@@ -282,6 +283,20 @@ def test_sac_speed_refuses_a_number_of_rounds_that_is_none(capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--context", "dynamics_map"), "context is 'dynamics_map'; choose one of none"),
+        (("--sac.critic", "symlog_disc"), "sac.critic is 'symlog_disc'; choose one of mse"),
+        (("--rounds", "²"), "--rounds is '²'; it takes a whole number, at least 1"),
+    ],
+)
+def test_sac_speed_refuses_an_unequal_contest(options, expected, capsys):
+    with pytest.raises(SystemExit):
+        sac_speed.main(list(options))
+    assert capsys.readouterr().err.splitlines() == [f"sac_speed: {expected}"]
+
+
 def test_sac_peer_logs_a_run_that_compare_can_read(tmp_path, capsys):
     pytest.importorskip("stable_baselines3")
     short = ["--steps", "600", "--prefill", "300", "--eval_every", "300", "--valid_episodes", "1"]
@@ -360,6 +375,10 @@ def test_sac_peer_writes_nothing_where_a_package_is_missing(tmp_path, capsys, mo
         (("--context", "dynamics_map"), "context is 'dynamics_map'; choose one of none"),
         (("--valid_episodes", "0"), "valid_episodes is 0; it must be at least 1"),
         (("--eval_every", "0"), "eval_every is 0; it must be at least 1"),
+        (("--replay_capacity", "0"), "replay_capacity is 0; it must be at least 1"),
+        (("--sac.tau", "7"), "sac.tau is 7; it must be between 0 and 1"),
+        (("--sac.critic", "symlog_disc"), "sac.critic is 'symlog_disc'; choose one of mse"),
+        (("--envs", "8"), "envs is 8; choose one of 1"),
     ],
 )
 def test_sac_peer_refuses_what_it_does_not_do(options, expected, tmp_path, capsys):
@@ -367,6 +386,16 @@ def test_sac_peer_refuses_what_it_does_not_do(options, expected, tmp_path, capsy
         sac_peer.main(["--configs", "sac_pendulum", "--logdir", str(tmp_path / "run"), *options])
     assert capsys.readouterr().err.splitlines() == [f"sac_peer: {expected}"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_sac_peer_names_a_folder_that_cannot_be_written_to(below, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sac_peer, "make_peer", lambda config, env: None)
+    (file := tmp_path / "file").write_text("something")
+    with pytest.raises(SystemExit):
+        sac_peer.main(["--configs", "sac_pendulum", "--logdir", str(file / below)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sac_peer: logdir {file / below} cannot be written to (")
 
 
 def test_sac_peer_refuses_to_run_without_a_folder(capsys):

@@ -313,10 +313,11 @@ def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
 
 def test_evaluate_takes_the_number_of_episodes_and_says_what_it_does_not_take(run_of, capsys):
     run = run_of("CartPole-v1")
-    dreamer.main(["--evaluate", str(run.logdir), "--device", "cpu", "--eval_episodes", "3", "--discount", "0.5"])
+    others = ["--init", "one.pt", "--discount", "0.5"]
+    dreamer.main(["--evaluate", str(run.logdir), "--device", "cpu", "--eval_episodes", "3", *others])
     printed = capsys.readouterr()
     assert ": 3 episodes, mean return" in printed.out
-    assert "--discount changes nothing" in printed.err
+    assert "--init --discount changes nothing" in printed.err
 
 
 def test_run_of_another_program_is_refused(run_of, tmp_path: Path, capsys):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_init_in_a_logdir_with_a_run_is_refused_and_leaves_it_alone(
     line = refusal(capsys, *COMMAND, "--init", latest, "--logdir", str(reference.logdir))
     assert "has a run of its own" in line
     assert read_metrics(reference.logdir) == reference.rows
+
+
+@pytest.mark.parametrize("maker", ["benchmarks/sac_peer.py", "sac.py", None])
+def test_logdir_with_a_run_of_another_program_is_refused_and_left_alone(
+    maker: str | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    (log := tmp_path / METRICS).write_text('{"step": 100000, "eval_return": 1.0}\n')
+    if maker:
+        (tmp_path / "run.json").write_text(json.dumps({"program": maker}))
+    line = refusal(capsys, *COMMAND, "--logdir", str(tmp_path))
+    assert f"holds a run of {maker or 'another program'}, which would be lost" in line
+    assert "eval_return" in log.read_text() and not (tmp_path / "config.yaml").exists()
+    # One of its own that came to no checkpoint begins anew.
+    (tmp_path / "run.json").write_text(json.dumps({"program": "dreamer.py"}))
+    assert train(tmp_path, "--steps", "48")[0]["step"] < 100000
 
 
 def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):

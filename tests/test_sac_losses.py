@@ -197,7 +197,6 @@ def test_masked_policy_objective_is_the_expectation_over_legal_actions_only():
     [
         ([True, True, True], math.log(3) * (1 - 0.98)),
         ([True, True, False], math.log(2) * (1 - 0.98)),
-        ([False, True, False], 0.0),
     ],
 )
 def test_target_entropy_depends_on_the_legal_actions(mask: list[bool], expected: float):
@@ -205,6 +204,16 @@ def test_target_entropy_depends_on_the_legal_actions(mask: list[bool], expected:
     losses, _ = soft.losses(masked_batch([mask, [True] * 3], action=1), noise())
     (gradient,) = torch.autograd.grad(losses["alpha"], soft.temperature.log_alpha)
     assert gradient.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_states_with_one_legal_action_do_not_train_the_temperature():
+    soft = discrete(logits=[0.0, 0.0, 0.0], values=[[0.0] * 3] * 2, slow=[[0.0] * 3] * 2)
+    choice, none = (masked_batch([mask, [True] * 3], action=1) for mask in ([True] * 3, [False, True, False]))
+    both = {name: torch.cat((choice[name], none[name])) for name in choice}
+    for batch, expected in ((both, math.log(3) * (1 - 0.98)), (none, 0.0)):
+        (gradient,) = torch.autograd.grad(soft.losses(batch, noise())[0]["alpha"], soft.temperature.log_alpha)
+        # Counted with a miss of 0, the state without a choice would halve it.
+        assert gradient.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_discrete_sac_refuses_a_two_hot_critic():
@@ -255,6 +264,20 @@ def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[Discre
         rows.append({**obs, "action": action, "reward": reward, "is_first": info["is_first"], "is_terminal": ended})
         obs, reward, ended, _, info = env.step(action)
     return soft, {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}
+
+
+def test_rows_of_the_next_episode_count_for_nothing():
+    soft, batch = routing_batch(noise(1))
+    batch["is_first"][:, 3] = True
+    losses, metrics = soft.losses(batch, noise(1))
+    for column, changes in ((2, True), (3, False), (4, False), (5, False)):
+        reward = batch["reward"].clone()
+        reward[:, column] += 100
+        other, other_metrics = soft.losses({**batch, "reward": reward}, noise(1))
+        assert (losses["q"] != other["q"]) == changes
+        assert other_metrics["target_entropy"] == metrics["target_entropy"]
+    # Over the states before it that have a choice: 4 and 3 open nodes.
+    assert metrics["target_entropy"].item() == pytest.approx(0.98 * (math.log(4) + math.log(3)) / 2, rel=1e-5)
 
 
 def test_routing_values_learn_what_is_left_of_a_tour():
