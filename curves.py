@@ -35,7 +35,7 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
         log_scale: whether values, where all are positive, are on a logarithmic axis.
 
     Raises:
-        ConfigError: the suffix is of no picture.
+        ConfigError: the suffix is of no picture, or values are too large for one.
         OSError: the file cannot be written.
     """
     drawn = {name: [one for one in series if np.isfinite(one.values).any()] for name, series in groups.items()}
@@ -53,7 +53,11 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
     if handles:
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(handles), 4), frameon=False)
     figure.supxlabel(CAPTION, fontsize=8, color="0.4")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except ValueError as error:
+        # Of numbers near the largest there are; only logs of others have such.
+        raise ConfigError(f"{path} cannot be drawn ({error})") from error
 
 
 def curve(

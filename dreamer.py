@@ -183,7 +183,7 @@ class Dreamer:
             # Every move tells more of what is hidden.
             tables = self.behavior.tables(self.model, instance, belief)
         elif isinstance(self.behavior.actor, TSPPointerActor):
-            tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})
+            tables = PointerTables.of(static)
         dist = self.behavior.actor(feat, tables, view)
         if generator is None:
             action = dist.mode()[:, 0]
@@ -198,8 +198,7 @@ class Dreamer:
         actor, encoded = self.behavior.actor, {}
         if isinstance(actor, TSPPointerActor) and self.model.belief is None:
             assert self.task.rules is not None
-            tables = actor.encode(self.task.rules.node_features(instance), valid=instance.valid)
-            encoded = {name: table for name, table in tables._asdict().items() if table is not None}
+            encoded = actor.encode(self.task.rules.node_features(instance), valid=instance.valid).named()
         if actor.latent_size:
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded

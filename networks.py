@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -200,7 +201,16 @@ class PointerTables(NamedTuple):
 
     def detach(self) -> PointerTables:
         """The same numbers without a graph."""
-        return self._replace(**{name: part.detach() for name, part in self._asdict().items() if part is not None})
+        return self._replace(**{name: part.detach() for name, part in self.named().items()})
+
+    def named(self) -> dict[str, Tensor]:
+        """Those there are, by name, as an agent keeps them for an episode; `of` takes them back."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> PointerTables:
+        """The tables among `named`."""
+        return cls(**{name: named.get(name) for name in cls._fields})  # type: ignore[arg-type]
 
 
 class TSPPointerActor(nn.Module):

@@ -204,7 +204,7 @@ class DiscreteSoft(Soft):
             static = encode_static(
                 static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
             )
-            tables = PointerTables(**{name: static.get(name) for name in PointerTables._fields})  # type: ignore[arg-type]
+            tables = PointerTables.of(static)
             states = type(state)(*(part[:, None] for part in state))
             dist = self.policy(None, tables, View.of(self.task.rules, states, obs[ACTION_MASK][:, None]))
             if generator is None:
@@ -273,8 +273,7 @@ class DiscreteSoft(Soft):
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """The policy's tables of each instance, by name."""
         assert self.task.rules is not None
-        tables = self.policy.encode(self.task.rules.node_features(instance), valid=instance.valid)
-        return {name: table for name, table in tables._asdict().items() if table is not None}
+        return self.policy.encode(self.task.rules.node_features(instance), valid=instance.valid).named()
 
 
 def _share(counts: Bool[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -13,7 +13,7 @@ from PIL import Image
 import compare
 import config
 import curves
-from config import Config
+from config import Config, ConfigError
 from logger import Logger, save_run_facts
 from runs import CONFIG_FILE, Series
 
@@ -286,6 +286,12 @@ def test_draw_writes_a_picture_with_both_axes(tmp_path):
     blue = (image == np.array([0x00, 0x72, 0xB2])).all(-1)
     assert blue[100:, :750].any() and blue[100:, 750:].any()
     assert not (image == np.array([0xD5, 0x5E, 0x00])).all(-1).any()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_draw_says_in_one_line_that_numbers_are_too_large_for_a_picture(tmp_path):
+    with pytest.raises(ConfigError, match=r"a.png cannot be drawn \("):
+        curves.draw({"a": [series([0.0, 1.0], [-1.7e308, 1.7e308])]}, tmp_path / "a.png", label="", log_scale=False)
 
 
 def test_curve_is_the_mean_where_all_seeds_are():
