@@ -73,6 +73,7 @@ def their_updates(config: Any) -> Callable[[], None]:
     """What makes as many of stable-baselines3's."""
     env = make_gym(config.task, imports=config["import"], render_mode=None)()
     agent = sac_peer.make_peer(config.replace(replay_capacity=ROWS), env)
+    # The package is there: the peer has been made.
     from stable_baselines3.common.logger import Logger
 
     agent.set_logger(Logger(None, []))

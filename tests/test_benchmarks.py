@@ -281,8 +281,6 @@ def test_sac_speed_refuses_a_number_of_rounds_that_is_none(capsys):
     assert "--rounds is '0'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -297,6 +295,8 @@ def test_sac_speed_refuses_an_unequal_contest(options, expected, capsys):
     assert capsys.readouterr().err.splitlines() == [f"sac_speed: {expected}"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_sac_peer_logs_a_run_that_compare_can_read(tmp_path, capsys):
     pytest.importorskip("stable_baselines3")
     short = ["--steps", "600", "--prefill", "300", "--eval_every", "300", "--valid_episodes", "1"]

@@ -322,10 +322,13 @@ def test_evaluate_takes_the_number_of_episodes_and_says_what_it_does_not_take(ru
 
 def test_run_of_another_program_is_refused(run_of, tmp_path: Path, capsys):
     run = run_of("CartPole-v1")
+    before = sorted(run.logdir.rglob("*"))
     for arguments in (["--evaluate", str(run.logdir)], ["--task", "gym_CartPole-v1", "--logdir", str(run.logdir)]):
         with pytest.raises(SystemExit):
             sac.main([*arguments, "--device", "cpu"])
         assert "holds a Dreamer, where a SAC is needed" in capsys.readouterr().err
+    # Not even an event file was added.
+    assert sorted(run.logdir.rglob("*")) == before
 
 
 def test_evaluate_takes_a_checkpoint_file_and_a_config_of_an_older_version(run_of, tmp_path: Path, capsys):
