@@ -19,7 +19,7 @@ from guard import Guard
 from learner import Learner, Losses
 from optimizer import Optimizer
 from replay import Replay
-from sac_losses import CRITICS, ContinuousSoft, DiscreteSoft, Soft
+from sac_losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
 
 DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. For example:
   python sac.py --configs sac_pendulum
@@ -91,8 +91,14 @@ class SAC:
         if kind == "continuous":
             return ContinuousSoft(self.task, config.sac, discount=config.discount, device=self.device)
         if kind == "discrete":
-            return DiscreteSoft(
-                self.task, config.sac, pointer=config.actor.pointer, discount=config.discount, device=self.device
+            if self.task.rules is None:
+                return VectorSoft(self.task, config.sac, discount=config.discount, device=self.device)
+            return RoutingSoft(
+                self.task.rules,
+                config.sac,
+                pointer=config.actor.pointer,
+                discount=config.discount,
+                device=self.device,
             )
         raise ConfigError(f"{config.task} has {kind} actions; SAC plays discrete and continuous ones")
 

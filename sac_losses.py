@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from envs.rules import Instance
+from envs.rules import Instance, Rules
 from envs.tasks import ACTION_MASK, Task
 from networks import PointerTables, TSPPointerActor, saturation
 from sac_networks import (
@@ -162,60 +162,38 @@ class Judged(NamedTuple):
     value: Float[Tensor, "2 B T N"]  # 0 for an illegal action
     slow_value: Float[Tensor, "2 B T N"]  # likewise
 
+    @classmethod
+    def over_legal(
+        cls,
+        dist: OneHotDist,
+        scores: Float[Tensor, "B T N"] | None,
+        mask: Bool[Tensor, "B T N"],
+        value: Float[Tensor, "2 B T N"],
+        slow_value: Float[Tensor, "2 B T N"],
+    ) -> Judged:
+        """Take values of all actions, whatever those of illegal ones are."""
+        return cls(dist, scores, mask, value.masked_fill(~mask, 0.0), slow_value.masked_fill(~mask, 0.0))
+
 
 class DiscreteSoft(Soft):
     """SAC for discrete actions of which some may be illegal: expectations run over the legal ones only, everywhere.
 
     The entropy aimed at depends on the state: a share of log(number of legal actions). A state with one legal action
-    has nothing to choose and doesn't train the temperature.
+    has nothing to choose and doesn't train the temperature. A subclass says how rows are judged.
     """
 
-    def __init__(self, task: Task, settings: Any, *, pointer: Any, discount: float, device: torch.device) -> None:
+    def __init__(self, settings: Any, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         if settings.critic != "mse":
             raise ValueError(f"sac.critic is {settings.critic!r}, which is for continuous actions; this task needs mse")
-        self.task, self.entropy_share = task, settings.entropy_share
-        self.read: ObservationVector | None = None
-        if task.rules is not None:
-            sizes = {**pointer.to_dict(), "latent": 0, "state_features": task.rules.num_state_features}
-            self.policy = TSPPointerActor(0, task.rules.num_node_features, unimix=0.0, **sizes)
-            self.values = PointerValues(task.rules.num_node_features, pointer=sizes)
-        else:
-            self.read = ObservationVector(task.observations)
-            sizes = {"units": settings.units, "layers": settings.layers}
-            self.policy = relu_mlp(self.read.size, task.num_actions, **sizes)
-            self.values = TwinMLP(self.read.size, task.num_actions, **sizes)
-        self._finish(device)
+        self.entropy_share = settings.entropy_share
 
-    def act(
-        self,
-        obs: dict[str, Tensor],
-        static: dict[str, Tensor],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
-    ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
-        if self.task.rules is None:
-            assert self.read is not None
-            dist = OneHotDist(self.policy(self.read(obs)), mask=obs.get(ACTION_MASK))
-        else:
-            instance, state = self.task.rules.restore(obs)
-            static = encode_static(
-                static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
-            )
-            tables = PointerTables.of(static)
-            states = type(state)(*(part[:, None] for part in state))
-            dist = self.policy(None, tables, View.of(self.task.rules, states, obs[ACTION_MASK][:, None]))
-            if generator is None:
-                return dist.mode()[:, 0], static
-            return dist.sample(uniform((*is_first.shape, 1), generator))[:, 0], static
-        if generator is None:
-            return dist.mode(), static
-        return dist.sample(uniform(is_first.shape, generator)), static
+    @abstractmethod
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        """What policy, Q functions and their slow copies make of the rows of a batch."""
 
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Metrics]:
-        dist, scores, mask, value, slow_value = self._judge(batch)
+        dist, scores, mask, value, slow_value = self.judge(batch)
         alpha = self.temperature().detach()
         entropy = dist.entropy()  # [B, T]
         with torch.no_grad():
@@ -242,38 +220,86 @@ class DiscreteSoft(Soft):
         metrics |= self._metrics(q, weight, (choice * entropy[:, :-1]).sum())
         return losses, metrics | {"target_entropy": (choice * self.entropy_share * legal.clamp(min=1).log()).sum()}
 
-    def _judge(self, batch: dict[str, Tensor]) -> Judged:
-        if self.task.rules is not None:
-            instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
-            nodes, view = self.task.rules.node_features(instance), self._view(batch)
-            mask = view.action_mask
-            scores = self.policy.scores(None, self.policy.encode(nodes, valid=instance.valid), view)
-            dist = self.policy.distribution(scores, view)
-            value = self.values(nodes, view, instance.valid)
-            with torch.no_grad():
-                slow_value = self.target_values(nodes, view, instance.valid)
-        else:
-            assert self.read is not None
-            scores, obs = None, self.read(batch)
-            logits = self.policy(obs)
-            mask = batch.get(ACTION_MASK, torch.ones_like(logits, dtype=torch.bool))
-            dist = OneHotDist(logits, mask=mask)
-            flat = obs.flatten(0, 1)
-            value = self.values(flat).unflatten(1, obs.shape[:2])
-            with torch.no_grad():
-                slow_value = self.target_values(flat).unflatten(1, obs.shape[:2])
-        return Judged(dist, scores, mask, value.masked_fill(~mask, 0.0), slow_value.masked_fill(~mask, 0.0))
 
-    def _view(self, obs: dict[str, Tensor]) -> View:
-        """What the pointer sees of rows [B, T] of replay."""
-        assert self.task.rules is not None
-        _, state = self.task.rules.restore(obs)
-        return View.of(self.task.rules, state, obs[ACTION_MASK])
+class VectorSoft(DiscreteSoft):
+    """SAC for a discrete action in any task that is observed as numbers and classes."""
+
+    def __init__(self, task: Task, settings: Any, *, discount: float, device: torch.device) -> None:
+        super().__init__(settings, discount=discount, device=device)
+        self.read = ObservationVector(task.observations)
+        sizes = {"units": settings.units, "layers": settings.layers}
+        self.policy = relu_mlp(self.read.size, task.num_actions, **sizes)
+        self.values = TwinMLP(self.read.size, task.num_actions, **sizes)
+        self._finish(device)
+
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        static: dict[str, Tensor],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
+        dist = OneHotDist(self.policy(self.read(obs)), mask=obs.get(ACTION_MASK))
+        return dist.mode() if generator is None else dist.sample(uniform(is_first.shape, generator)), static
+
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        obs = self.read(batch)
+        logits = self.policy(obs)
+        mask = batch.get(ACTION_MASK, torch.ones_like(logits, dtype=torch.bool))
+        flat = obs.flatten(0, 1)
+        value = self.values(flat).unflatten(1, obs.shape[:2])
+        with torch.no_grad():
+            slow_value = self.target_values(flat).unflatten(1, obs.shape[:2])
+        return Judged.over_legal(OneHotDist(logits, mask=mask), None, mask, value, slow_value)
+
+
+class RoutingSoft(DiscreteSoft):
+    """SAC for routing, with the Dreamer's pointer as policy and its node encoder under the Q functions."""
+
+    def __init__(
+        self, rules: type[Rules], settings: Any, *, pointer: Any, discount: float, device: torch.device
+    ) -> None:
+        super().__init__(settings, discount=discount, device=device)
+        self.rules = rules
+        sizes = {**pointer.to_dict(), "latent": 0, "state_features": rules.num_state_features}
+        self.policy = TSPPointerActor(0, rules.num_node_features, unimix=0.0, **sizes)
+        self.values = PointerValues(rules.num_node_features, pointer=sizes)
+        self._finish(device)
+
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        static: dict[str, Tensor],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
+        instance, state = self.rules.restore(obs)
+        static = encode_static(
+            static, instance, is_first, any_first=any_first, rules=self.rules, encode=self._encode_static
+        )
+        states = type(state)(*(part[:, None] for part in state))
+        view = View.of(self.rules, states, obs[ACTION_MASK][:, None])
+        dist = self.policy(None, PointerTables.of(static), view)
+        chosen = dist.mode() if generator is None else dist.sample(uniform((*is_first.shape, 1), generator))
+        return chosen[:, 0], static
+
+    def judge(self, batch: dict[str, Tensor]) -> Judged:
+        instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
+        _, state = self.rules.restore(batch)
+        nodes, view = self.rules.node_features(instance), View.of(self.rules, state, batch[ACTION_MASK])
+        scores = self.policy.scores(None, self.policy.encode(nodes, valid=instance.valid), view)
+        value = self.values(nodes, view, instance.valid)
+        with torch.no_grad():
+            slow_value = self.target_values(nodes, view, instance.valid)
+        return Judged.over_legal(self.policy.distribution(scores, view), scores, view.action_mask, value, slow_value)
 
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """The policy's tables of each instance, by name."""
-        assert self.task.rules is not None
-        return self.policy.encode(self.task.rules.node_features(instance), valid=instance.valid).named()
+        return self.policy.encode(self.rules.node_features(instance), valid=instance.valid).named()
 
 
 def _share(counts: Bool[Tensor, "*B"]) -> Float[Tensor, "*B"]:

@@ -11,7 +11,7 @@ from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
-from sac_losses import ContinuousSoft, DiscreteSoft
+from sac_losses import ContinuousSoft, RoutingSoft, VectorSoft
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -154,10 +154,10 @@ class Constant(nn.Module):
         return self.values[:, None].expand(-1, x.shape[0], -1)
 
 
-def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[float]]) -> DiscreteSoft:
+def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[float]]) -> VectorSoft:
     """Known functions of 3 actions."""
     task = Task(rules=None, actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
-    soft = DiscreteSoft(task, Config(SETTINGS), pointer=POINTER, discount=0.5, device=CPU)
+    soft = VectorSoft(task, Config(SETTINGS), discount=0.5, device=CPU)
     soft.policy, soft.values, soft.target_values = Constant(logits), Constant(*values), Constant(*slow)
     return soft
 
@@ -219,7 +219,7 @@ def test_states_with_one_legal_action_do_not_train_the_temperature():
 def test_discrete_sac_refuses_a_two_hot_critic():
     task = Task(rules=None, actions=ActionSpec("discrete", (3,)), observations=OBSERVATIONS)
     with pytest.raises(ValueError, match="'symlog_disc', which is for continuous actions"):
-        DiscreteSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), pointer=POINTER, discount=1.0, device=CPU)
+        VectorSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), discount=1.0, device=CPU)
 
 
 def test_windows_across_the_end_of_an_episode_count_nowhere():
@@ -249,10 +249,9 @@ def test_saturated_pointer_of_the_policy_gets_a_gradient():
     assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0.1
 
 
-def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[DiscreteSoft, dict[str, Tensor]]:
+def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[RoutingSoft, dict[str, Tensor]]:
     """A fresh agent, and tours that it walked."""
-    task = Task(rules=TSPRules, actions=ActionSpec("discrete", (nodes,), masked=True), observations={})
-    soft = DiscreteSoft(task, Config(SETTINGS), pointer=POINTER, discount=1.0, device=CPU)
+    soft = RoutingSoft(TSPRules, Config(SETTINGS), pointer=POINTER, discount=1.0, device=CPU)
     env = RoutingVectorEnv(TSPRules, num_envs=3, num_nodes=nodes, device=CPU, generator=generator, check_actions=True)
     obs, info = env.reset()
     static: dict[str, Tensor] = {}
