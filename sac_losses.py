@@ -88,8 +88,8 @@ class ContinuousSoft(Soft):
     """SAC for continuous actions, with one Q function each of mean squared error or as a symexp two-hot.
 
     Under `symlog_disc` Q is the plain discounted return, without a bonus for entropy, and the policy's objective
-    divides it by a running mean of |Q|: the temperature then weighs against numbers of about 1, whatever the unit of
-    the rewards.
+    divides it by a running mean of |Q|, where that is above 1: the temperature then weighs against numbers of about 1,
+    however large the rewards. Small ones are not made larger.
     """
 
     def __init__(self, task: Task, settings: Any, *, discount: float, device: torch.device) -> None:

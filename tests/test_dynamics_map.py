@@ -24,7 +24,7 @@ def vehicle(seed: int) -> Plant:
 def drive(posterior: Posterior, plant: Plant, count: int, *, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        command, speed = rng.uniform(-1, 1), rng.uniform(0, 30)
+        command, speed = rng.uniform(-1, 1), rng.uniform(0, 0.6 * TOP_SPEED)
         posterior.observe(command, speed, float(acceleration(plant, command, speed)) + rng.normal(0, 0.1))
 
 
@@ -36,6 +36,11 @@ def error(posterior: Posterior, plant: Plant) -> float:
 def test_basis_holds_999_thousandths_of_the_variance():
     assert BASIS.explained > 0.999
     assert BASIS.mean.shape == (GRID, GRID) == (100, 100)
+
+
+def test_maps_reach_to_the_speed_of_the_fastest_vehicle():
+    # At full throttle and top speed every vehicle slows down: none stays beyond the grid.
+    assert (vehicle_maps(draw_plants(np.random.default_rng(5), 5000))[:, -1, -1] < 0).all()
 
 
 def test_basis_interpolates_exactly_on_the_grid_and_linearly_between():
