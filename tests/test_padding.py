@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 import dreamer
+from config import load
 from envs.cvrp import CVRPRules
 from envs.routing import PickupRules, TSPRules
 from envs.rules import Instance, Rules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from logger import METRICS
-from tests.scenes import CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
+from sac_losses import RoutingSoft
+from tests.scenes import CONFIG_PATH, CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
 
 NODES, SIZE, TOURS = 6, 9, 4
 PROBLEMS = [TSPRules, CVRPRules, PickupRules]
@@ -133,6 +135,26 @@ def test_padded_batches_give_actor_and_critic_the_losses_of_the_unpadded(rules):
     for name, loss in short.items():
         torch.testing.assert_close(long[name], loss, msg=name)
     torch.testing.assert_close(padded_metrics["imag_return"], metrics["imag_return"])
+
+
+@pytest.mark.parametrize("rules", PROBLEMS)
+def test_padded_batches_give_sac_the_tables_and_losses_of_the_unpadded(rules):
+    alone, padded = pair(rules)
+    settings = load(CONFIG_PATH, ["sac"], {})
+    soft = RoutingSoft(rules, settings.sac, pointer=settings.actor.pointer, discount=1.0, device=CPU)
+    rows = rules.episode_steps(NODES) + 1
+    short, long = (batch_of(rules, each, rows=rows) for each in (alone, padded))
+    (losses, metrics), (padded_losses, padded_metrics) = (soft.losses(each, generator(1)) for each in (short, long))
+    torch.testing.assert_close(padded_losses, losses)
+    torch.testing.assert_close(padded_metrics, metrics)
+    first = torch.ones(len(alone.coords), dtype=torch.bool)
+    tables, padded_tables = (
+        soft.act({key: part[:, 0] for key, part in each.items()}, {}, is_first=first, any_first=True, generator=None)[1]
+        for each in (short, long)
+    )
+    torch.testing.assert_close(padded_tables["direct"][:, :NODES, :NODES], tables["direct"])
+    padded_scores = padded_tables["current"].unflatten(-1, (-1, SIZE))[:, :NODES, :, :NODES].flatten(2)
+    torch.testing.assert_close(padded_scores, tables["current"])
 
 
 @pytest.mark.parametrize("rules", PROBLEMS)

@@ -11,6 +11,7 @@ from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
+from networks import saturation
 from sac_losses import ContinuousSoft, RoutingSoft, VectorSoft
 
 CPU = torch.device("cpu")
@@ -30,6 +31,18 @@ def continuous(**changes: Any) -> ContinuousSoft:
 def test_temperature_begins_lower_where_values_are_divided_by_their_scale():
     assert continuous().temperature().item() == 1
     assert continuous(critic="symlog_disc").temperature().item() == pytest.approx(0.03)
+
+
+ALPHA = 0.3
+
+
+def midway(soft: Any) -> Any:
+    """As in training: the slow Q functions are others than Q, the temperature another than 1."""
+    with torch.no_grad():
+        for parameter in soft.target_values.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise(7)))
+        soft.temperature.log_alpha.fill_(math.log(ALPHA))
+    return soft
 
 
 def noise(seed: int = 0) -> torch.Generator:
@@ -65,15 +78,26 @@ def test_terminal_transition_does_not_bootstrap():
     torch.testing.assert_close(losses["q"], (0.5 * (q - batch["reward"][:, 1]).square().sum(0)).mean())
 
 
-def test_time_limit_bootstraps_with_the_soft_value():
-    soft, batch = continuous(), transitions()
+def test_time_limit_bootstraps_with_the_soft_value_of_the_slow_twins():
+    soft, batch = midway(continuous()), transitions()
     losses, _ = soft.losses(batch, noise())
     draws = torch.randn(2, 4, 1, generator=noise())
     action, log_prob = soft.policy(batch["x"][:, 1]).sample(draws[0])
     next_q = soft.target_values.mean(soft.target_values(batch["x"][:, 1], action)).amin(0)
-    target = batch["reward"][:, 1] + 0.9 * (next_q - log_prob)
+    target = batch["reward"][:, 1] + 0.9 * (next_q - ALPHA * log_prob)
     q = soft.values.mean(soft.values(batch["x"][:, 0], batch["action"][:, 0]))
     torch.testing.assert_close(losses["q"], (0.5 * (q - target.detach()).square().sum(0)).mean())
+
+
+def test_policy_and_temperature_learn_from_the_lower_twin_and_the_entropy_of_rows_that_count():
+    soft, batch = midway(continuous()), with_row(transitions(), "is_first", 2, True)
+    losses, _ = soft.losses(batch, noise())
+    obs, counted = batch["x"][:, 0], [0, 1, 3]
+    action, log_prob = soft.policy(obs).sample(torch.randn(2, 4, 1, generator=noise())[1])
+    q1, q2 = soft.values.mean(soft.values(obs, action))
+    torch.testing.assert_close(losses["policy"], (ALPHA * log_prob - torch.minimum(q1, q2))[counted].mean())
+    # One action, so that an entropy of -1 is aimed at.
+    torch.testing.assert_close(losses["alpha"], math.log(ALPHA) * (1 - log_prob[counted].detach()).mean())
 
 
 def test_windows_across_the_end_of_an_episode_count_for_nothing():
@@ -126,6 +150,23 @@ def test_two_hot_policy_objective_is_divided_by_the_scale_of_q():
     torch.testing.assert_close(far["policy"] - bonus, 2 * (farther["policy"] - bonus))
 
 
+def test_scale_of_q_follows_the_policys_own_values_where_the_policy_was_updated():
+    soft, batch = continuous(critic="symlog_disc"), transitions()
+    with torch.no_grad():
+        soft.values.mlp.get_parameter(f"weight{soft.values.mlp.layers - 1}").normal_()
+    soft.scale.high.fill_(2.0)
+    soft.losses(batch, noise())
+    obs = batch["x"][:, 0]
+    action, _ = soft.policy(obs).sample(torch.randn(2, 4, 1, generator=noise())[1])
+    size = soft.values.mean(soft.values(obs, action)).amin(0).abs().mean()
+    moved = 2 + soft.scale.rate * (size.detach() - 2)
+    soft.follow({"q": torch.tensor(1.0), "policy": torch.tensor(1.0)})
+    torch.testing.assert_close(soft.scale.high, moved)
+    soft.losses(batch, noise())
+    soft.follow({"q": torch.tensor(1.0), "policy": torch.tensor(0.0)})
+    torch.testing.assert_close(soft.scale.high, moved)
+
+
 def test_target_values_follow_by_tau_and_only_applied_updates():
     soft = continuous()
     with torch.no_grad():
@@ -159,18 +200,22 @@ def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[
     task = Task(rules=None, actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
     soft = VectorSoft(task, Config(SETTINGS), discount=0.5, device=CPU)
     soft.policy, soft.values, soft.target_values = Constant(logits), Constant(*values), Constant(*slow)
+    with torch.no_grad():
+        soft.temperature.log_alpha.fill_(math.log(ALPHA))
     return soft
 
 
-def masked_batch(mask: list[list[bool]], *, action: int = 0) -> dict[str, Tensor]:
+def masked_batch(mask: list[list[bool]], *, action: int = 0, terminal: bool = False) -> dict[str, Tensor]:
     """One transition from a state with the first mask to one with the second, for a reward of 1."""
     no = torch.zeros(1, 2, dtype=torch.bool)
+    # What is done after it has another value in every test.
+    later = (action + 1) % 3
     return {
         "x": torch.zeros(1, 2, 2),
-        "action": torch.tensor([[action, 0]]),
+        "action": torch.tensor([[action, later]]),
         "reward": torch.tensor([[0.0, 1.0]]),
         "is_first": no,
-        "is_terminal": no,
+        "is_terminal": torch.tensor([[False, terminal]]),
         "action_mask": torch.tensor([mask]),
     }
 
@@ -178,16 +223,22 @@ def masked_batch(mask: list[list[bool]], *, action: int = 0) -> dict[str, Tensor
 def test_masked_target_is_the_expectation_over_legal_actions_only():
     soft = discrete(logits=[0.0, 0.0, 0.0], values=[[2.0, 0, 0], [3.0, 0, 0]], slow=[[4.0, 8, 1e9], [6.0, 6, 1e9]])
     losses, _ = soft.losses(masked_batch([[True] * 3, [True, True, False]]), noise())
-    # Next: half of min(4, 6) and min(8, 6), and log 2 of entropy at alpha 1; target 1 + 0.5 * (5 + log 2).
-    target = 1 + 0.5 * (5 + math.log(2))
+    # Next: half of min(4, 6) and min(8, 6), and log 2 of entropy.
+    target = 1 + 0.5 * (5 + ALPHA * math.log(2))
     assert losses["q"].item() == pytest.approx(0.5 * (2 - target) ** 2 + 0.5 * (3 - target) ** 2)
+
+
+def test_masked_terminal_transition_does_not_bootstrap():
+    soft = discrete(logits=[0.0, 0.0, 0.0], values=[[2.0, 0, 0], [3.0, 0, 0]], slow=[[4.0, 8, 1e9], [6.0, 6, 1e9]])
+    losses, _ = soft.losses(masked_batch([[True] * 3, [True, True, False]], terminal=True), noise())
+    assert losses["q"].item() == pytest.approx(0.5 * (2 - 1) ** 2 + 0.5 * (3 - 1) ** 2)
 
 
 def test_masked_policy_objective_is_the_expectation_over_legal_actions_only():
     soft = discrete(logits=[math.log(3), 0.0, 50.0], values=[[2.0, 4, 1e9], [3.0, 0, 1e9]], slow=[[0.0] * 3] * 2)
     losses, _ = soft.losses(masked_batch([[True, True, False], [True] * 3]), noise())
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert losses["policy"].item() == pytest.approx(-(0.75 * 2 + 0.25 * 0 + entropy))
+    assert losses["policy"].item() == pytest.approx(-(0.75 * 2 + 0.25 * 0 + ALPHA * entropy))
     (gradient,) = torch.autograd.grad(losses["policy"], soft.policy.values)
     assert gradient.isfinite().all() and gradient[2] == 0
 
@@ -277,6 +328,31 @@ def test_rows_of_the_next_episode_count_for_nothing():
         assert other_metrics["target_entropy"] == metrics["target_entropy"]
     # Over the states before it that have a choice: 4 and 3 open nodes.
     assert metrics["target_entropy"].item() == pytest.approx(0.98 * (math.log(4) + math.log(3)) / 2, rel=1e-5)
+
+
+def test_saturation_of_rows_of_the_next_episode_is_not_punished():
+    soft, batch = routing_batch(noise(1))
+    with torch.no_grad():
+        for parameter in soft.policy.parameters():
+            parameter.mul_(1.6)
+    cut = {**batch, "is_first": batch["is_first"].clone()}
+    cut["is_first"][:, 2] = True
+    # Only the first row goes on within the episode.
+    scores = soft.judge(batch).scores
+    assert scores is not None
+    _, share = saturation(scores[:, :1], batch["action_mask"][:, :1])
+    assert soft.losses(cut, noise(1))[1]["actor_saturation"].item() == pytest.approx(share.item())
+    assert soft.losses(batch, noise(1))[1]["actor_saturation"].item() != pytest.approx(share.item())
+
+
+def test_routing_has_two_twins_and_slow_ones_of_their_own():
+    soft, batch = routing_batch(noise(1))
+    before = soft.judge(batch)
+    after = midway(soft).judge(batch)
+    legal = before.mask
+    assert not torch.allclose(before.value[0][legal], before.value[1][legal])
+    assert torch.equal(before.value, after.value)
+    assert not torch.allclose(before.slow_value[0][legal], after.slow_value[0][legal])
 
 
 def test_routing_values_learn_what_is_left_of_a_tour():
