@@ -42,6 +42,7 @@ ENTRY_KEYS = {
 # What --evaluate takes from the command line; all else is the run's own.
 OF_EVALUATION = ("eval_episodes", "eval_instances", "import")
 OF_THE_MACHINE = ("device", "threads")
+AT_THE_START = "sac.initial_alpha."
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
 RANGES = {
@@ -151,9 +152,11 @@ def train(
         if state is not None:
             with fitting(folder):
                 trainer.load(state, folder)
-        if changes:
-            told = ", ".join(f"{key} {now} (was {before})" for key, (before, now) in changes.items())
-            print(f"going on with the run in {folder}, changed: {told}", file=sys.stderr)
+        if late := [key for key in changes if key.startswith(AT_THE_START)]:
+            print(f"the run in {folder} has begun: {', '.join(late)} changes nothing any more", file=sys.stderr)
+        told = [f"{key} {now} (was {was})" for key, (was, now) in changes.items() if key not in late]
+        if told:
+            print(f"going on with the run in {folder}, changed: {', '.join(told)}", file=sys.stderr)
         logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
         trainer.run()
 
@@ -251,6 +254,7 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
         ValueError, CheckpointError: there is no run that can be evaluated.
     """
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
+    validate_ranges(command.config, RANGES)
     device = prepare_torch(command.config)
     changes = {key: command.config[key] for key in command.overrides if key in OF_EVALUATION}
     run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults, changes=changes)

@@ -46,12 +46,13 @@ def fitting(source: Path) -> Iterator[None]:
 
 
 def require_class(state: dict[str, Any], needed: object, source: Path) -> None:
-    """Check that a checkpoint is of this kind of agent; older ones do not say.
+    """Check that a checkpoint is of this kind of agent. Older ones do not say; weights for acting are a Dreamer's.
 
     Raises:
         CheckpointError: it is of another.
     """
-    was, now = state.get("agent_class"), getattr(needed, "__name__", None)
+    was = state.get("agent_class", "Dreamer" if "config" in state else None)
+    now = getattr(needed, "__name__", None)
     if None not in (was, now) and was != now:
         raise CheckpointError(f"{source} holds a {was}, where a {now} is needed; give it to the program that made it")
 

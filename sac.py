@@ -84,7 +84,6 @@ class SAC:
             self.batch_length = task.rules.episode_steps(task.num_actions) + 1
             self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        self.bad_observations: dict[str, Tensor] = {}
 
     def _make_soft(self, config: Config) -> Soft:
         kind = self.task.actions.kind
@@ -119,26 +118,16 @@ class SAC:
         """Choose an action for every environment.
 
         Args:
-            obs: observations, [E, ...]. What is not finite in them counts as 0, and is counted by key.
+            obs: observations, [E, ...], all finite: the environments see to that.
             state: from `initial_state` or the last call.
             is_first: where an episode begins.
             any_first: whether one does anywhere; nodes are encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
         action, static = self.soft.act(
-            self._finite(obs), state["static"], is_first=is_first, any_first=any_first, generator=generator
+            obs, state["static"], is_first=is_first, any_first=any_first, generator=generator
         )
         return action, {"static": static}
-
-    def _finite(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        numbers = {name: value for name, value in obs.items() if value.is_floating_point()}
-        self.guard.watch_all("observation while acting", numbers)
-        for name, value in numbers.items():
-            bad = ~value.isfinite()
-            rows = bad.flatten(1).any(-1).sum() if bad.dim() > 1 else bad.sum()
-            self.bad_observations[name] = self.bad_observations.get(name, 0) + rows
-            obs = {**obs, name: value.masked_fill(bad, 0.0)}
-        return obs
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
         """Replay keeps nothing of the acting state."""
@@ -163,26 +152,22 @@ class SAC:
         metrics = self.learner.update(compute, batch=batch, progress=progress)
         for name in ("q", "policy"):
             metrics[f"train/{name}_grad_norm"] = metrics.pop(f"{name}_grad_norm")
-        return metrics | {f"bad_{name}_max": count for name, count in self.bad_observations.items()}
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
         self.learner.recovery.mend()
-        return {
-            "soft": self.soft.state_dict(),
-            "bad_observations": dict(self.bad_observations),
-            **self.learner.state_dict(),
-        }
+        return {"soft": self.soft.state_dict(), **self.learner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.load_weights(state)
+        self.soft.load_state_dict(state["soft"])
         self.learner.load_state_dict(state)
-        self.bad_observations = dict(state["bad_observations"])
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take the networks from `state_dict`, and nothing else."""
-        self.soft.load_state_dict(state["soft"])
+        """Take policy and Q functions from `state_dict`; the temperature begins as the config says."""
+        begun = {f"temperature.{name}": value for name, value in self.soft.temperature.state_dict().items()}
+        self.soft.load_state_dict({**state["soft"], **begun})
         self.learner.recovery.keep()
 
 

@@ -411,6 +411,7 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         (["--model.norm", "batch"], "model.norm is 'batch'; choose one of rms, layer"),
         (["--video", "film"], "--video goes with --evaluate"),
         (["--evaluate", "no/such/run"], "no/such/run does not exist"),
+        (["--evaluate", "no/such/run", "--eval_episodes", "0"], "eval_episodes is 0; it must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import json
 import math
@@ -59,22 +60,6 @@ def test_act_is_greedy_without_a_generator_and_within_bounds():
     drawn, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=torch.Generator())
     assert torch.equal(one, same) and not torch.equal(one, drawn)
     assert drawn.abs().max() <= 1
-
-
-def test_observation_that_is_not_finite_is_counted_by_name_and_acted_on_as_zero():
-    agent, replay = pendulum_agent()
-    first = torch.zeros(3, dtype=torch.bool)
-    bad = torch.tensor([[1.0, 2, 3], [torch.nan, 2, 3], [1, torch.inf, -torch.inf]])
-    zeroed = torch.tensor([[1.0, 2, 3], [0, 2, 3], [1, 0, 0]])
-    actions = [
-        agent.act({"observation": obs}, {"static": {}}, is_first=first, any_first=False, generator=None)[0]
-        for obs in (bad, zeroed)
-    ]
-    assert torch.equal(*actions)
-    assert agent.update(replay, progress=0.0)["bad_observation_max"] == 2
-    assert [(finding.kind, finding.name) for finding in agent.guard.findings()] == [
-        ("observation while acting", "observation")
-    ]
 
 
 @pytest.mark.parametrize("critic", ["mse", "symlog_disc"])
@@ -239,6 +224,50 @@ def test_evaluate_plays_a_saved_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     train(tmp_path, "sac_longitudinal", "--context", "dynamics_map", "--steps", "60")
     sac.main(["--evaluate", str(tmp_path)])
     assert "1 episodes, mean return" in capsys.readouterr().out
+
+
+def test_observation_that_is_not_finite_is_counted_named_and_zeroed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def step(env: PendulumEnv, action: Any) -> Any:
+        obs, *others = plain_step(env, action)
+        steps[id(env)] += 1
+        return (obs * math.nan if steps[id(env)] in (30, 90) else obs, *others)
+
+    steps: dict[int, int] = collections.defaultdict(int)
+    plain_step = PendulumEnv.step
+    monkeypatch.setattr(PendulumEnv, "step", step)
+    rows = train(tmp_path, "sac_pendulum", "--envs", "1", "--checkpoint_every", "100")
+    assert values_of(rows, "bad_inputs")[-1] == 2
+    assert "'observation'" in capsys.readouterr().err
+    assert "eval_return" in rows[-1]
+    state = checkpoint.load(tmp_path / checkpoint.LATEST, CPU)
+    (chunk, *_) = (checkpoint.load(path, CPU) for path in sorted((tmp_path / "replay").glob("*.pt")))
+    assert not chunk["observation"][0, 30].any() and state["step"] == 120
+
+
+def test_temperature_begins_anew_with_the_weights_of_another_run_and_goes_on_with_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--sac.initial_alpha.mse", "5", "--sac.lr", "1e-9"]
+    began = values_of(train(tmp_path / "one", "sac_pendulum", "--sac.lr", "1e-9"), "train/alpha")
+    assert began[-1] == pytest.approx(1)
+    latest = str(tmp_path / "one" / checkpoint.LATEST)
+    anew = train(tmp_path / "two", "sac_pendulum", *arguments, "--init", latest)
+    assert values_of(anew, "train/alpha")[-1] == pytest.approx(5)
+    capsys.readouterr()
+    on = train(tmp_path / "three", "sac_pendulum", *arguments, "--resume", latest, "--steps", "240")
+    assert values_of(on, "train/alpha")[-1] == pytest.approx(1)
+    assert "has begun: sac.initial_alpha.mse changes nothing any more" in capsys.readouterr().err
+
+
+def test_weights_of_a_dreamer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shipped = str(Path(sac.__file__).parent / "checkpoints" / "tsp20.pt")
+    for arguments in (["--evaluate", shipped], ["--init", shipped]):
+        with pytest.raises(SystemExit):
+            train(tmp_path, "tsp_sac", *arguments)
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.endswith("tsp20.pt holds a Dreamer, where a SAC is needed; give it to the program that made it")
 
 
 @pytest.mark.parametrize(
