@@ -398,7 +398,7 @@ def _text(value: Any) -> str:
     """A value as one writes it in the file."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_text, value))}]"
-    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    return {"None": "null", "True": "true", "False": "false", "inf": ".inf"}.get(repr(value), repr(value))
 
 
 def _help_page(config_path: Path, *, description: str, entry_keys: Mapping[str, str]) -> str:
