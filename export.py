@@ -40,8 +40,7 @@ def weights_file(run: Path, path: Path) -> None:
     assert isinstance(loaded.agent, Dreamer)
     # Where the run's own folder was, and what it ran on, is nothing to anybody else.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
-    weights, maker = loaded.agent.acting_weights(), type(loaded.agent).__name__
-    state = {"config": settings, "agent": weights, "agent_class": maker, "step": loaded.step}
+    state = {"config": settings, "agent": loaded.agent.acting_weights(), "step": loaded.step}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, state)
