@@ -1,6 +1,7 @@
 """stable-baselines3's SAC on the task of a config, logged as a run of ours, for compare.py to lay beside it.
 
-    pip install -e ".[peers,mujoco]" && python -m benchmarks.sac_peer --configs sac_halfcheetah --logdir logdir/peer
+    pip install -e ".[peers,mujoco]" -c constraints.txt
+    python -m benchmarks.sac_peer --configs sac_halfcheetah --logdir logdir/peer
 
 HalfCheetah is of `mujoco`; `sac_pendulum` needs `peers` alone. Steps, prefill, batch, networks, discount, tau and
 learning rate are the config's; everything else is theirs. `train_return` is the mean of the episodes that ended since
@@ -79,7 +80,8 @@ def make_peer(config: Config, env: gymnasium.Env) -> Any:
     try:
         import stable_baselines3
     except ImportError as error:
-        raise ConfigError('stable-baselines3 is not installed: pip install -e ".[peers]"') from error
+        remedy = 'pip install -e ".[peers]" -c constraints.txt'
+        raise ConfigError(f"stable-baselines3 is not installed: {remedy}") from error
     return stable_baselines3.SAC(
         "MlpPolicy",
         env,

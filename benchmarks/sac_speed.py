@@ -1,6 +1,6 @@
 """Updates per second of continuous SAC beside those of stable-baselines3's, at the same batch, networks and data.
 
-    pip install -e ".[peers]" && python -m benchmarks.sac_speed
+    pip install -e ".[peers]" -c constraints.txt && python -m benchmarks.sac_speed
 
 Both sample their own replay of random transitions and take turns, so that a machine that is not always as fast is fair
 to both. Acting and environments are no part of it. What is printed is the median of each, and of the ratios.

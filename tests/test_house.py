@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -160,6 +162,29 @@ def test_shape_annotations_of_every_module_are_executed():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
     (hooked,) = (option.partition("=")[2] for option in options if option.startswith("--jaxtyping-packages="))
     assert {name.split(".")[0] for name in library_sources()} <= set(hooked.split(","))
+
+
+def direct_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
+    return list(map(Requirement, texts))
+
+
+def pinned_versions():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+
+
+def test_constraints_hold_a_version_of_every_dependency_that_its_range_allows():
+    pinned = pinned_versions()
+    versions = {str(one): pinned.get(canonicalize_name(one.name), "none") for one in direct_dependencies()}
+    assert [text for text, version in versions.items() if version not in Requirement(text).specifier] == []
+
+
+def test_every_dependency_stops_before_the_next_major_version():
+    # Pillow counts its major versions by the year, and mends what it breaks a year after it has warned.
+    open_ended = [one.name for one in direct_dependencies() if not any(part.operator == "<" for part in one.specifier)]
+    assert open_ended == ["pillow"]
 
 
 @pytest.mark.parametrize("command", [("ruff", "check"), ("mypy",)], ids=lambda command: command[0])
