@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+import terminal
 
 FORMAT = 1
 LATEST = "latest.pt"
@@ -102,7 +103,7 @@ def load_latest(logdir: Path, device: torch.device, *, to_go_on: bool = True) ->
         if not previous.exists():
             raise
         state = load(previous, device)
-        print(f"warning: {error}. Going on from {previous}.", file=sys.stderr)
+        terminal.tell(f"warning: {error}. Going on from {previous}.")
         if to_go_on and latest.exists():
             os.replace(latest, logdir / UNREADABLE)
         return state

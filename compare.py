@@ -26,6 +26,7 @@ from config import ConfigError, one_line_errors
 from curves import draw
 from runs import Run, Series, UnreadableRunError
 from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
+from terminal import show, tell
 
 # What may differ within a group.
 OF_THE_RUN = ("seed", "logdir")
@@ -330,7 +331,7 @@ def main(argv: list[str]) -> None:
         taken = {group.name for group in groups}
         groups += named_groups(arguments.group, left_out)
         for path, reason in left_out.items():
-            print(f"compare.py: {path} is left out: {reason}", file=sys.stderr)
+            tell(f"compare.py: {path} is left out: {reason}")
         if not groups:
             raise ConfigError("no run is left to compare; give logdirs with metrics.jsonl or event files")
         if twice := taken.intersection(group.name for group in groups[len(taken) :]):
@@ -344,13 +345,13 @@ def main(argv: list[str]) -> None:
         if arguments.json:
             _print_json(groups, rows, {"config_differences": differences, "left_out": left_out}, notes, arguments.out)
             return
-        print(table(groups, rows, differences))
+        show(table(groups, rows, differences))
         if len(differences) > MOST_DIFFERENCES:
             notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
-        print("".join(f"\nNote: {note}." for note in notes), flush=True)
+        show("".join(f"\nNote: {note}." for note in notes))
         # Whatever comes of the picture, the table is there.
         _draw(groups, arguments.out)
-        print(f"Picture: {arguments.out}")
+        show(f"Picture: {arguments.out}")
 
 
 def _print_json(
@@ -368,7 +369,7 @@ def _print_json(
         failure, notes = error, [*notes, f"there is no picture: {error}"]
     picture = str(out) if failure is None else None
     told = {"groups": as_json(groups, rows), **facts, "notes": list(notes), "picture": picture}
-    print(json.dumps(told, indent=2, allow_nan=False), flush=True)
+    show(json.dumps(told, indent=2, allow_nan=False))
     if failure is not None:
         raise failure
 

@@ -7,7 +7,6 @@ import importlib
 import io
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+import terminal
 
 DEFAULTS = "defaults"
 COMMAND_LINE = "command line"
@@ -160,7 +161,7 @@ def parse_command_line(
         ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag.
     """
     if "-h" in argv or "--help" in argv:
-        print(_help_page(config_path, description=description, entry_keys=entry_keys))
+        terminal.show(_help_page(config_path, description=description, entry_keys=entry_keys))
         raise SystemExit(0)
     names: list[str] = []
     overrides: dict[str, str] = {}
@@ -203,7 +204,7 @@ def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        terminal.tell(f"{program}: {terminal.one_line(str(error))}")
         raise SystemExit(2) from error
 
 

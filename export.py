@@ -25,6 +25,7 @@ from decoding import Decoding
 from dreamer import Dreamer
 from envs.instances import TEST_SEED
 from logger import METRICS
+from terminal import show
 
 LONGEST_CURVE = 200
 
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
         beside.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
         gaps = ", ".join(f"{method} {value:.2f} %" for method, value in record["gaps"].items())
-        print(f"{arguments.path} at step {record['steps']}: {arguments.path.stat().st_size / 1e6:.2f} MB, gap {gaps}")
+        show(f"{arguments.path} at step {record['steps']}: {arguments.path.stat().st_size / 1e6:.2f} MB, gap {gaps}")
 
 
 if __name__ == "__main__":

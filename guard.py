@@ -16,6 +16,7 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
+from terminal import show, tell
 
 
 class NonFinite(RuntimeError):
@@ -133,18 +134,18 @@ def describe(report: Mapping[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Print the reports that the arguments name; the exit status."""
     if not argv:
-        print("usage: python -m guard LOGDIR/guard/step_*.pt", file=sys.stderr)
+        tell("usage: python -m guard LOGDIR/guard/step_*.pt")
         return 2
     for path in argv:
         try:
             report = checkpoint.load(Path(path), torch.device("cpu"))
         except CheckpointError as error:
-            print(f"guard: {error}", file=sys.stderr)
+            tell(f"guard: {error}")
             return 2
         if "verdict" not in report:
-            print(f"guard: {path} is no report; those are in a run's folder guard", file=sys.stderr)
+            tell(f"guard: {path} is no report; those are in a run's folder guard")
             return 2
-        print(describe(report))
+        show(describe(report))
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_fact
 from replay import Replay
 from resuming import changes_since, fitting, load_start, require_class
 from runs import METRICS
+from terminal import show, tell
 from trainer import Settings, Trainer
 from worlds import World, make_one, make_world, treatment_of_bad_inputs
 
@@ -153,10 +153,10 @@ def train(
             with fitting(folder):
                 trainer.load(state, folder)
         if late := [key for key in changes if key.startswith(AT_THE_START)]:
-            print(f"the run in {folder} has begun: {', '.join(late)} changes nothing any more", file=sys.stderr)
+            tell(f"the run in {folder} has begun: {', '.join(late)} changes nothing any more")
         told = [f"{key} {now} (was {was})" for key, (was, now) in changes.items() if key not in late]
         if told:
-            print(f"going on with the run in {folder}, changed: {', '.join(told)}", file=sys.stderr)
+            tell(f"going on with the run in {folder}, changed: {', '.join(told)}")
         logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
         trainer.run()
 
@@ -264,14 +264,14 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     others += [f"--{key}" for key in command.overrides if key not in (*OF_EVALUATION, *OF_THE_MACHINE)]
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
-        print(f"the run has a config of its own: {ignored} changes nothing", file=sys.stderr)
+        tell(f"the run has a config of its own: {ignored} changes nothing")
     report = run.world.make_evaluator(None).test(run.agent)
     for line in report.notices:
-        print(line, file=sys.stderr)
-    print(f"{path} at step {run.step}: {report.summary}")
+        tell(line)
+    show(f"{path} at step {run.step}: {report.summary}")
     if video:
         make_env, bad_inputs = make_one(run.config, render_mode="rgb_array"), treatment_of_bad_inputs(run.config)
-        print(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **bad_inputs)}")
+        show(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **bad_inputs)}")
 
 
 def default_logdir(program: str, command: CommandLine) -> Path:

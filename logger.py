@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import config
+import terminal
 from config import Config
 from runs import CONFIG_FILE, LOCK, METRICS
 
@@ -167,7 +168,7 @@ class ProgressBar:
         shown = {name: figure if isinstance(figure, str) else f"{figure:.4g}" for name, figure in figures.items()}
         if self._bar is None:
             line = "  ".join([f"step {step}/{self._total}", *(f"{name} {text}" for name, text in shown.items())])
-            print(line, file=sys.stderr, flush=True)
+            terminal.tell(line)
         else:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.n = step
@@ -175,7 +176,7 @@ class ProgressBar:
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(terminal.printable(message), file=sys.stderr)
 
     def close(self) -> None:
         """Leave the last state of the bar on the terminal."""

@@ -37,6 +37,7 @@ from envs.metrics import EXACT, distance_matrix, plane, tour_length
 from envs.pyvrp_reference import pyvrp_solution
 from envs.routing import MIN_NODES, RULES, CVRPInstance
 from envs.solutions import check_solution, known_length, solution_path, write_solution
+from terminal import show, tell
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # By problem, as in `envs.routing.RULES`: the solver that the field compares with.
@@ -314,7 +315,7 @@ def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[Case], int]:
         try:
             instances = read_instances(path)
         except InstanceError as error:
-            print(f"solve.py: {error}", file=sys.stderr)
+            tell(f"solve.py: {error}")
             failures += 1
             continue
         found += [(path, each, known_length(path, each) if with_known else None) for each in instances]
@@ -361,7 +362,7 @@ def main(argv: list[str]) -> None:
         outcomes = solve(agent, [instance for _, instance, _ in found], decoding, imagine=arguments.imagine)
         for (path, _, known), outcome in zip(found, outcomes, strict=True):
             if isinstance(outcome, ValueError):
-                print(f"solve.py: {path} {outcome}", file=sys.stderr)
+                tell(f"solve.py: {path} {outcome}")
                 failures += 1
             else:
                 solutions.append(outcome._replace(reference=known))
@@ -369,9 +370,9 @@ def main(argv: list[str]) -> None:
             lengths = references([solution.instance for solution in solutions], arguments.reference)
             solutions = [one._replace(reference=length) for one, length in zip(solutions, lengths, strict=True)]
         if arguments.json:
-            print(as_json(solutions))
+            show(as_json(solutions))
         elif solutions:
-            print(table(solutions))
+            show(table(solutions))
         if arguments.out is not None:
             for solution in tqdm(solutions, desc="writing", delay=2, disable=None, leave=False):
                 write(solution, arguments.out)

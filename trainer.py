@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 import checkpoint
+import terminal
 from agent import Agent
 from checkpoint import CheckpointError
 from config import Config
@@ -140,9 +140,8 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if self._stop_signal is not None:
-            print(
-                f"stopped by {self._stop_signal} at step {self.step}; saved. The same command goes on from there.",
-                file=sys.stderr,
+            terminal.tell(
+                f"stopped by {self._stop_signal} at step {self.step}; saved. The same command goes on from there."
             )
 
     @contextmanager

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+import terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;owned\x07", "?]0;owned?"),
+        ("\x1b[2J\x9b31m", "?[2J?31m"),
+        ("a\rb\x08", "a?b?"),
+        ("abc\u202etxt.exe", "abc?txt.exe"),
+        ("\udcff", "?"),
+        ("Größe 5 µm\tx\ny", "Größe 5 µm\tx\ny"),
+    ],
+)
+def test_printable_takes_away_what_a_terminal_obeys(text: str, shown: str) -> None:
+    assert terminal.printable(text) == shown
+
+
+def test_one_line_takes_away_line_breaks_too() -> None:
+    assert terminal.one_line("a\r\n b\x1b[1m\u2028c") == "a b?[1m c"
+
+
+def test_show_and_tell_print_to_their_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show("result\x1b[0m")
+    terminal.tell("remark\x1b[0m")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("result?[0m\n", "remark?[0m\n")
