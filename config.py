@@ -23,8 +23,16 @@ COMMAND_LINE = "command line"
 MODULE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, SyntaxError)
 
 
-class ConfigError(ValueError):
-    """A mistake in a config file or on the command line. The message is one line: what was given, what would do."""
+class UserError(ValueError):
+    """A mistake of the user's, which a program ends with. The message is one line: what was given, what would do.
+
+    A plain ValueError is none: it may come from a function or an environment of the user's own, and where it was raised
+    is then what the user needs to know.
+    """
+
+
+class ConfigError(UserError):
+    """A mistake in a config file or on the command line."""
 
 
 class Config(Mapping[str, Any]):
@@ -196,11 +204,11 @@ def parse_command_line(
 
 @contextmanager
 def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn a ConfigError, or one of `kinds`, into one line on stderr and exit status 2.
+    """Turn a UserError, or one of `kinds`, into one line on stderr and exit status 2.
 
-    Anything else is a defect and keeps its traceback.
+    Anything else is a defect, of this program or of what the user gave it, and keeps its traceback.
     """
-    expected: tuple[type[Exception], ...] = (ConfigError, *kinds)
+    expected: tuple[type[Exception], ...] = (UserError, *kinds)
     try:
         yield
     except expected as error:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from config import UserError
 from envs.files import RoutingInstance
 from envs.instances import longer_side, scale_to_unit_square
 from envs.metrics import plane, plane_unit, tour_lengths
@@ -42,7 +43,7 @@ class Decoding:
         seed: of the draws.
 
     Raises:
-        ValueError: there is no such method, or nothing to draw.
+        UserError: there is no such method, or nothing to draw.
     """
 
     method: str = "greedy"
@@ -53,9 +54,9 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.method not in self.METHODS:
-            raise ValueError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
+            raise UserError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
         if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; at least 1 tour is drawn")
+            raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
 
     @property
     def symmetries(self) -> int:
@@ -102,7 +103,7 @@ def best_tours(
         progress: called with the decisions just taken.
 
     Raises:
-        ValueError: the actor is made for another number of nodes.
+        UserError: the actor is made for another number of nodes.
     """
     rules = model.rules
     assert rules is not None
@@ -236,7 +237,7 @@ def imagined_tours(
         instances: all of one size and one metric.
 
     Raises:
-        ValueError: the actor is made for another number of nodes.
+        UserError: the actor is made for another number of nodes.
     """
     num_nodes = len(instances[0].coords)
     refuse_other_sizes(model, behavior, num_nodes)
@@ -259,10 +260,10 @@ def refuse_other_sizes(model: WorldModel, behavior: ImagBehavior, num_nodes: int
     """Check that the actor takes instances of that size.
 
     Raises:
-        ValueError: it does not.
+        UserError: it does not.
     """
     if not isinstance(behavior.actor, TSPPointerActor) and num_nodes != model.task.num_actions:
-        raise ValueError(
+        raise UserError(
             f"has {num_nodes} nodes, and the run's actor takes {model.task.num_actions};"
             " one trained with actor.type: tsp_pointer takes any number"
         )

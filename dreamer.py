@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 import launch
-from config import Config, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from config import Config, UserError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.rules import CURRENT_NODE, Instance
 from envs.tasks import ACTION_MASK, Task
@@ -76,7 +76,7 @@ class Dreamer:
             guard: told of everything that is not finite.
 
         Raises:
-            ValueError: the config's parts do not fit the task or one another.
+            UserError: the config's parts do not fit the task or one another.
         """
         validate_ranges(config, RANGES)
         self.task, self.device, self.guard = task, device, guard
@@ -86,7 +86,7 @@ class Dreamer:
         validate_choices(config, CHOICES)
         imagination = Imagination.of(config)
         if imagination.reward != "head" and config.reward_scale != 1:
-            raise ValueError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
+            raise UserError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
         optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
         self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
         self.behavior = ImagBehavior(

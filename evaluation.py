@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from agent import Agent
+from config import UserError
 from envs.drawing import draw_tour
 from envs.gym_vector import GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
@@ -280,7 +281,7 @@ def film(
         bad_inputs: `zero_keys` and `drop_keys`; see `GymVectorEnv`.
 
     Raises:
-        ValueError: the environment does not draw itself.
+        UserError: the environment does not draw itself.
     """
     films: list[list[Image.Image]] = [[] for _ in range(episodes)]
     made: list[gymnasium.Env] = []
@@ -296,7 +297,7 @@ def film(
     env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **bad_inputs)
     try:
         if made[0].render_mode != "rgb_array":
-            raise ValueError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
+            raise UserError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
         play(agent, env, after_step=shoot)
         pace = made[0].metadata.get("render_fps", 30)
     finally:

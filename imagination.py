@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from config import Config
+from config import Config, UserError
 from envs.rules import Instance, State, each_part
 from networks import Latent, PointerTables
 from views import View, take_nodes
@@ -21,7 +21,7 @@ class Imagination:
     """How the behaviour imagines; the fields are named like their config keys without the `imag_`.
 
     Raises:
-        ValueError: the choices do not go together; the message says which, and what would.
+        UserError: the choices do not go together; the message says which, and what would.
     """
 
     mask: str = "rules"
@@ -53,7 +53,7 @@ class Imagination:
         """The choices that the keys of a config make.
 
         Raises:
-            ValueError: one cannot be read, or they do not go together.
+            UserError: one cannot be read, or they do not go together.
         """
         prefixed = (
             "mask",
@@ -80,45 +80,43 @@ class Imagination:
         for name, allowed in self.CHOICES.items():
             if getattr(self, name) not in allowed:
                 key = name if name == "baseline" else f"imag_{name}"
-                raise ValueError(f"{key} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+                raise UserError(f"{key} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
         if self.reward not in ("head", "simulated") and ":" not in self.reward:
-            raise ValueError(f"imag_reward is {self.reward!r}; choose head, simulated or your own module:function")
+            raise UserError(f"imag_reward is {self.reward!r}; choose head, simulated or your own module:function")
         if self.horizon != "episode" and not (isinstance(self.horizon, int) and self.horizon >= 1):
-            raise ValueError(f"imag_horizon is {self.horizon!r}; choose a number of steps, at least 1, or 'episode'")
+            raise UserError(f"imag_horizon is {self.horizon!r}; choose a number of steps, at least 1, or 'episode'")
         if self.tours < 1:
-            raise ValueError(f"imag_tours is {self.tours}; at least 1 trajectory is imagined from each start")
+            raise UserError(f"imag_tours is {self.tours}; at least 1 trajectory is imagined from each start")
         if not (0 < self.discount <= 1 and 0 <= self.lambda_ <= 1):
-            raise ValueError(
-                f"discount must lie in (0, 1] and lambda in [0, 1], got {self.discount} and {self.lambda_}"
-            )
+            raise UserError(f"discount must lie in (0, 1] and lambda in [0, 1], got {self.discount} and {self.lambda_}")
         if self.baseline == "leave_one_out" and (self.horizon != "episode" or self.tours < 2):
-            raise ValueError(
+            raise UserError(
                 "baseline leave_one_out compares whole tours from one start: it needs imag_horizon: episode and"
                 f" imag_tours of 2 or more, got {self.horizon} and {self.tours}; or choose baseline: critic"
             )
         if self.gradient != "reinforce" and self.reward != "head":
-            raise ValueError(
+            raise UserError(
                 f"imag_gradient {self.gradient} differentiates the reward: it needs imag_reward: head,"
                 f" got {self.reward}"
             )
         if self.first == "any" and self.start not in ("episodes", "generated"):
-            raise ValueError(
+            raise UserError(
                 "imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes or generated,"
                 f" got {self.start}"
             )
         if not 0 < self.generated <= 1:
-            raise ValueError(f"imag_generated is {self.generated}; it is the share of fresh instances, in (0, 1]")
+            raise UserError(f"imag_generated is {self.generated}; it is the share of fresh instances, in (0, 1]")
         if self.augment and self.reward != "simulated":
-            raise ValueError(
+            raise UserError(
                 "imag_augment assumes that costs are the same under the square's symmetries, which an agent that"
                 " learns its costs does not know: it needs imag_reward: simulated"
             )
         clip = self.target_clip
         if isinstance(clip, str):
             if clip not in ("auto", "none"):
-                raise ValueError(f"target_clip is {clip!r}; choose auto, none or a range such as [-20, 0]")
+                raise UserError(f"target_clip is {clip!r}; choose auto, none or a range such as [-20, 0]")
         elif len(clip) != 2 or clip[0] >= clip[1]:
-            raise ValueError(f"target_clip is {clip}; a range has a lower and an upper bound, such as [-20, 0]")
+            raise UserError(f"target_clip is {clip}; a range has a lower and an upper bound, such as [-20, 0]")
 
 
 def _range_or_name(text: str) -> str | tuple[float, ...]:
@@ -128,7 +126,7 @@ def _range_or_name(text: str) -> str | tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.strip("[]").split(","))
     except ValueError as error:
-        raise ValueError(f"target_clip is {text!r}; a range is written as two numbers, such as [-20, 0]") from error
+        raise UserError(f"target_clip is {text!r}; a range is written as two numbers, such as [-20, 0]") from error
 
 
 class Noise(NamedTuple):

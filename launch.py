@@ -31,7 +31,7 @@ from terminal import show, tell
 from trainer import Settings, Trainer
 from worlds import World, make_one, make_world, treatment_of_bad_inputs
 
-USER_ERRORS = (ValueError, CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
+USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 DREAMER = "dreamer.py"
 ENTRY_KEYS = {
     "evaluate": "evaluate the latest checkpoint of this logdir instead of training",
@@ -93,7 +93,7 @@ def train(
     """A whole run, from the command line to the final evaluation.
 
     Raises:
-        ValueError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
+        UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
         NonFinite: training met a value that is not finite.
     """
     config = command.config
@@ -251,7 +251,7 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     """Let a run's agent play the final evaluation again, and print how it did.
 
     Raises:
-        ValueError, CheckpointError: there is no run that can be evaluated.
+        UserError, CheckpointError: there is no run that can be evaluated.
     """
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
     validate_ranges(command.config, RANGES)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
 from envs.tasks import ActionSpec
 
 
@@ -34,7 +35,7 @@ class BlockLinear(nn.Module):
     def __init__(self, size_in: int, size_out: int, *, blocks: int) -> None:
         super().__init__()
         if size_in % blocks or size_out % blocks:
-            raise ValueError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
+            raise UserError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
         self.blocks = blocks
         bound = math.sqrt(blocks / size_in)
         self.weight = nn.Parameter(torch.empty(blocks, size_in // blocks, size_out // blocks, device="cpu"))

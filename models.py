@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from config import UserError
 from envs.rules import Instance
 from envs.tasks import Task
 from guard import Guard
@@ -31,11 +32,11 @@ def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 
     """The actor that the config section `actor` describes; a pointer takes a belief of `belief_size` numbers.
 
     Raises:
-        ValueError: an unknown type, or one that does not fit the task.
+        UserError: an unknown type, or one that does not fit the task.
     """
     if settings.type == "tsp_pointer":
         if task.rules is None:
-            raise ValueError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
+            raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
         sizes = {"state_features": task.rules.num_state_features, "belief": belief_size, **settings.pointer.to_dict()}
         return TSPPointerActor(feat_size, task.rules.num_node_features, unimix=settings.unimix, **sizes)
     if settings.type in ("masked", "mlp"):
@@ -43,7 +44,7 @@ def make_actor(task: Task, feat_size: int, settings: Any, *, belief_size: int = 
         return MaskedActor(
             feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix
         )
-    raise ValueError(f"actor.type is {settings.type!r}; choose tsp_pointer, masked or mlp")
+    raise UserError(f"actor.type is {settings.type!r}; choose tsp_pointer, masked or mlp")
 
 
 class ImagBehavior(nn.Module):
@@ -76,36 +77,36 @@ class ImagBehavior(nn.Module):
             initialisation: "torch" or "published".
 
         Raises:
-            ValueError: the parts do not fit the task or one another.
+            UserError: the parts do not fit the task or one another.
         """
         super().__init__()
         if task.rules is None and (imagination.horizon == "episode" or imagination.reward != "head"):
-            raise ValueError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
+            raise UserError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
         if task.rules is not None and imagination.first == "any" and not task.rules.starts_anywhere:
-            raise ValueError(f"task {task.rules.name} begins at node 0 only: it needs imag_first: stored")
+            raise UserError(f"task {task.rules.name} begins at node 0 only: it needs imag_first: stored")
         costs = None if task.rules is None else task.rules.costs
         if costs is not None and costs.hidden and imagination.reward == "simulated":
-            raise ValueError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
+            raise UserError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
         if costs is not None and imagination.augment and not costs.symmetric:
-            raise ValueError(
+            raise UserError(
                 f"costs of {costs.name} differ under the square's symmetries: they need imag_augment: false"
             )
         if model.belief_size and (imagination.start != "rows" or imagination.reward != "head"):
-            raise ValueError(
+            raise UserError(
                 "model.belief is what the head expects and the actor knows where imagined tours begin, and there is"
                 f" nothing to believe before the first move: it needs imag_reward: head and imag_start: rows, got"
                 f" {imagination.reward} and {imagination.start}"
             )
         if model.belief is not None and actor.type != "tsp_pointer":
-            raise ValueError(f"only actor.type: tsp_pointer reads a belief, got {actor.type}: set model.belief: false")
+            raise UserError(f"only actor.type: tsp_pointer reads a belief, got {actor.type}: set model.belief: false")
         if imagination.reward == "head" and "reward" not in model.heads:
-            raise ValueError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
+            raise UserError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         self.task, self.imagination = task, imagination
         # Where nobody wrote down how the mask changes, it is predicted.
         knows_mask = task.rules is not None or task.mask_rules is not None or not task.actions.masked
         self.mask_from = imagination.mask if knows_mask else "predicted"
         if self.mask_from == "predicted" and "mask" not in model.heads:
-            raise ValueError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
+            raise UserError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
         # The `cont` head of a task without routing rules predicts the discount with it.
         self.discount = imagination.discount if task.rules is not None else 1.0
         self.returns = Returns(imagination, discount=self.discount)

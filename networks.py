@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from config import UserError
 from envs.tasks import ActionSpec
 from layers import MLP, BlockCell, DenseCell, Normed
 from sets import SetEncoder, masked_share, scrub
@@ -71,11 +72,11 @@ class RSSM(nn.Module):
             unimix: share of a uniform distribution in prior and posterior.
 
         Raises:
-            ValueError: an unknown cell, or sizes that the blocks do not divide.
+            UserError: an unknown cell, or sizes that the blocks do not divide.
         """
         super().__init__()
         if cell not in ("block", "dense"):
-            raise ValueError(f"rssm.cell is {cell!r}; choose block or dense")
+            raise UserError(f"rssm.cell is {cell!r}; choose block or dense")
         self.deter_size, self.stoch_size, self.classes, self.unimix = deter, stoch, classes, unimix
         self.feat_size = deter + stoch * classes
         self.cell: nn.Module

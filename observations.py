@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
 from envs.tasks import ObservationKey
 from layers import MLP, Normed
 from sets import PointsEncoder
@@ -28,14 +29,14 @@ def select(keys: dict[str, ObservationKey], pattern: str) -> dict[str, Observati
     """The keys whose whole name matches a regular expression; a set brings the key of its validity.
 
     Raises:
-        ValueError: the pattern is no regular expression, or matches none of the keys.
+        UserError: the pattern is no regular expression, or matches none of the keys.
     """
     try:
         chosen = {name: key for name, key in keys.items() if re.fullmatch(pattern, name)}
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"{pattern!r} is no regular expression: {error}") from error
     if not chosen:
-        raise ValueError(f"no key of the observation matches {pattern!r}; there are {', '.join(sorted(keys))}")
+        raise UserError(f"no key of the observation matches {pattern!r}; there are {', '.join(sorted(keys))}")
     validities = {key.validity: keys[key.validity] for key in chosen.values() if key.validity is not None}
     return chosen | validities
 
@@ -53,11 +54,11 @@ class ObservationEncoder(nn.Module):
             depth: multiplies the channels of the convolutions.
 
         Raises:
-            ValueError: all keys are validities, which are only read with their sets.
+            UserError: all keys are validities, which are only read with their sets.
         """
         super().__init__()
         if all(key.kind == "validity" for key in keys.values()):
-            raise ValueError(f"there is nothing to encode in {', '.join(sorted(keys))} without the set it belongs to")
+            raise UserError(f"there is nothing to encode in {', '.join(sorted(keys))} without the set it belongs to")
         self.vectors = sorted(name for name, key in keys.items() if key.kind == "vector")
         self.classes = {name: key.classes for name, key in sorted(keys.items()) if key.kind == "classes"}
         self.validity = {name: key.validity for name, key in sorted(keys.items()) if key.kind == "set"}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from config import UserError
 from guard import Guard
 
 # Adaptive gradient clipping takes no parameter's norm for smaller than this: one that starts at zero has to move, too.
@@ -109,18 +110,18 @@ class Optimizer:
             final_lr: the share of `lr` that is left at the run's end.
 
         Raises:
-            ValueError: there is no such algorithm, or a number is out of range.
+            UserError: there is no such algorithm, or a number is out of range.
         """
         if algorithm not in EPSILON:
-            raise ValueError(f"optimiser {name}: algorithm is {algorithm!r}; choose one of {', '.join(EPSILON)}")
+            raise UserError(f"optimiser {name}: algorithm is {algorithm!r}; choose one of {', '.join(EPSILON)}")
         if not (lr > 0 and clip > 0 and warmup >= 0 and 0 <= decay_from <= 1 and 0 <= final_lr <= 1):
-            raise ValueError(
+            raise UserError(
                 f"optimiser {name}: lr and clip must be positive, warmup at least 0, decay_from and final_lr in [0, 1];"
                 f" got lr {lr}, clip {clip}, warmup {warmup}, decay_from {decay_from}, final_lr {final_lr}"
             )
         eps = EPSILON[algorithm] if eps is None else eps
         if not (agc >= 0 and eps > 0 and all(0 <= beta < 1 for beta in betas)):
-            raise ValueError(
+            raise UserError(
                 f"optimiser {name}: agc must be at least 0, eps positive, betas in [0, 1);"
                 f" got agc {agc}, eps {eps}, betas {betas}"
             )
@@ -255,11 +256,11 @@ class Optimizer:
         """The inverse of `state_dict`.
 
         Raises:
-            ValueError: the state is another algorithm's.
+            UserError: the state is another algorithm's.
         """
         if self.algorithm not in state:
             (other,) = state.keys() & EPSILON.keys()
-            raise ValueError(
+            raise UserError(
                 f"optimiser {self.name}: the state to go on from is {other}'s, but the algorithm is {self.algorithm}; "
                 f"choose {other}, or take the weights only"
             )

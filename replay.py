@@ -18,6 +18,7 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
+from config import UserError
 
 REWARD_AND_ENDS = {
     "reward": ((), torch.float32),
@@ -67,9 +68,7 @@ class Replay:
         if "action" not in spaces or reserved & spaces.keys():
             raise ValueError(f"spaces must have 'action' and none of {sorted(reserved)}; got {sorted(spaces)}")
         if capacity < 2 * num_envs:
-            raise ValueError(
-                f"replay capacity is {capacity} rows; {num_envs} environments need {2 * num_envs} at least"
-            )
+            raise UserError(f"replay capacity is {capacity} rows; {num_envs} environments need {2 * num_envs} at least")
         self.num_envs = num_envs
         self.length = capacity // num_envs
         self.device = device
@@ -80,7 +79,7 @@ class Replay:
             self.episode_start: Int[Tensor, "E L"] = self._allocate({"start": ((), torch.int64)})["start"]
         except RuntimeError as error:
             cause = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"{capacity} rows of replay do not fit into memory; lower replay_capacity ({cause})"
             ) from error
         self.reward_min = torch.full((), torch.inf, device=device)
@@ -179,7 +178,7 @@ class Replay:
         self._require_columns(length)
         wrapped = self.total > self.length
         if wrapped and self.length < 2 * length - 1:
-            raise ValueError(
+            raise UserError(
                 f"replay holds {self.length} columns; sampling whole episodes of {length} rows needs "
                 f"{2 * length - 1}: a capacity of {self.num_envs * (2 * length - 1)} rows or more"
             )
@@ -290,7 +289,7 @@ class Replay:
     def _require_columns(self, length: int) -> None:
         stored = self.total - self.oldest
         if stored < length:
-            raise ValueError(f"replay holds {stored} columns; a window of {length} rows needs {length}: prefill more")
+            raise UserError(f"replay holds {stored} columns; a window of {length} rows needs {length}: prefill more")
 
     def _draw(self, low: int, high: int, batch: int, generator: torch.Generator) -> Int[Tensor, " B"]:
         return torch.randint(low, high, (batch,), generator=generator, device=self.device)

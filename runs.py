@@ -23,7 +23,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 import config
-from config import Config
+from config import Config, UserError
 
 METRICS = "metrics.jsonl"
 CONFIG_FILE = "config.yaml"
@@ -43,7 +43,7 @@ HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 LARGEST_CHECKED = 2**16
 
 
-class UnreadableRunError(ValueError):
+class UnreadableRunError(UserError):
     """A folder that nothing can be read from. The message is one line."""
 
 

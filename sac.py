@@ -55,7 +55,7 @@ class SAC:
             guard: told of everything that is not finite.
 
         Raises:
-            ValueError: the config's parts do not fit the task or one another.
+            UserError: the config's parts do not fit the task or one another.
         """
         validate_ranges(config, RANGES)
         validate_choices(config, CHOICES)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from config import UserError
 from envs.rules import Instance, Rules
 from envs.tasks import ACTION_MASK, Task
 from networks import PointerTables, TSPPointerActor, saturation
@@ -185,7 +186,7 @@ class DiscreteSoft(Soft):
     def __init__(self, settings: Any, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         if settings.critic != "mse":
-            raise ValueError(f"sac.critic is {settings.critic!r}, which is for continuous actions; this task needs mse")
+            raise UserError(f"sac.critic is {settings.critic!r}, which is for continuous actions; this task needs mse")
         self.entropy_share = settings.entropy_share
 
     @abstractmethod

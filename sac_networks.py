@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
 from envs.tasks import ObservationKey
 from networks import TSPPointerActor
 from tools import SymexpTwoHot, symexp_bins
@@ -56,12 +57,12 @@ class ObservationVector(nn.Module):
         """Look at what is observed.
 
         Raises:
-            ValueError: there is an image or a set among it.
+            UserError: there is an image or a set among it.
         """
         super().__init__()
         for name, key in keys.items():
             if key.kind not in ("vector", "classes"):
-                raise ValueError(f"observation '{name}' is of kind {key.kind}; SAC reads vectors and classes only")
+                raise UserError(f"observation '{name}' is of kind {key.kind}; SAC reads vectors and classes only")
         self.keys = dict(sorted(keys.items()))
         self.size = sum(sum(key.classes) if key.classes else key.shape[0] for key in keys.values())
 

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
+
 
 def scrub(members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N E"]:
     """0 with gradient 0 for members that are padding, whatever stands there; without `valid` there is no padding."""
@@ -75,7 +77,7 @@ class SetLayer(nn.Module):
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
+            raise UserError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
         self.heads = heads
         # No biases before a norm over the set, which would take them out again.
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import config
 import launch
-from config import ConfigError, one_line_errors
+from config import ConfigError, UserError, one_line_errors
 from decoding import Decoding, Imagined, as_instance, best_tours, imagined_tours
 from dreamer import Dreamer
 from envs.costs import EUCLIDEAN
@@ -149,9 +149,9 @@ def solve(
             begin = time.perf_counter()
             try:
                 if problem != rules.name:
-                    raise ValueError(f"is a {problem} instance, and the run was trained on {rules.name}")
+                    raise UserError(f"is a {problem} instance, and the run was trained on {rules.name}")
                 tours = best_tours(agent.model, agent.behavior, group, decoding, progress=bar.update)
-            except ValueError as error:
+            except UserError as error:
                 outcomes |= dict.fromkeys(members, error)
                 continue
             seconds = (time.perf_counter() - begin) / len(group)

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
+
 # Far below any logit that matters, yet finite: sums and products with it stay finite in float32.
 LOGIT_FLOOR = -1e30
 
@@ -250,7 +252,7 @@ class SymexpTwoHot:
 def symexp_bins(count: int, *, limit: float = 20.0, device: torch.device | str) -> Float[Tensor, " C"]:
     """`count` exponentially spaced bins, symmetric to the last bit, from symexp(-limit) to symexp(limit)."""
     if count < 3 or count % 2 == 0:
-        raise ValueError(f"two-hot bins must be odd and at least 3, got {count}")
+        raise UserError(f"two-hot bins must be odd and at least 3, got {count}")
     positive = symexp(torch.linspace(0, limit, count // 2 + 1, device=device))
     return torch.cat((-positive[1:].flip(0), positive))
 
@@ -346,7 +348,7 @@ class ReturnScale(nn.Module):
 
     def __init__(self, method: str, *, floor: float = 1.0, rate: float = 0.01) -> None:
         if method not in self.METHODS:
-            raise ValueError(f"advantage scaling is {method!r}; choose one of {', '.join(self.METHODS)}")
+            raise UserError(f"advantage scaling is {method!r}; choose one of {', '.join(self.METHODS)}")
         super().__init__()
         self.method, self.floor, self.rate = method, floor, rate
         self.register_buffer("low", torch.zeros((), device="cpu"))

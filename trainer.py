@@ -18,7 +18,7 @@ import checkpoint
 import terminal
 from agent import Agent
 from checkpoint import CheckpointError
-from config import Config
+from config import Config, UserError
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.rules import nearest_node
 from envs.tasks import ACTION_MASK, Task
@@ -149,7 +149,7 @@ class Trainer:
         """Save the run before an environment ends it: one that crashes, or gives what cannot be taken."""
         try:
             yield
-        except (ValueError, EnvironmentCrashed):
+        except (UserError, EnvironmentCrashed):
             self._save()
             raise
 

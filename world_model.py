@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from config import UserError
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.rules import CURRENT_NODE, Instance, State
 from envs.tasks import ACTION_MASK, Task, wrong_share
@@ -60,7 +61,7 @@ class WorldModel(nn.Module):
             discount: folded into what the `cont` head predicts of a task without routing rules (DreamerV3).
 
         Raises:
-            ValueError: the settings do not fit the task.
+            UserError: the settings do not fit the task.
         """
         super().__init__()
         self.task, self.rules, self.discount = task, task.rules, discount
@@ -92,13 +93,13 @@ class WorldModel(nn.Module):
         self.belief: Belief | None = None
         self.belief_size = 0
         if self.rules is not None and self.rules.costs.shown == "factors" and not settings.belief:
-            raise ValueError("cost_shown: factors is read by a belief alone: set model.belief: true")
+            raise UserError("cost_shown: factors is read by a belief alone: set model.belief: true")
         if settings.belief:
             if self.rules is None or not self.rules.costs.hidden:
-                raise ValueError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
+                raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
             costs = self.rules.costs
             if settings.reward_latent:
-                raise ValueError("the move head reads a belief or the latent: set model.reward_latent: false")
+                raise UserError("the move head reads a belief or the latent: set model.reward_latent: false")
             self.belief = Belief(costs.hidden if costs.shown == "factors" else 0, size=units)
             self.belief_size = units
         self.rssm = RSSM(action_size, embed_size, **settings.rssm.to_dict())

@@ -48,7 +48,7 @@ def make_world(config: Config, device: torch.device) -> World:
     """The world that the config's `task` names.
 
     Raises:
-        ValueError: there is no such task, or no agent can play it.
+        UserError: there is no such task, or no agent can play it.
     """
     if config.task in RULES:
         return _routing_world(config, device)

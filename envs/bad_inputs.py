@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Shaped
 
+from config import UserError
+
 # The key that stands for rewards where observations are chosen by key.
 REWARD = "reward"
 
 
-class BadInput(ValueError):
+class BadInput(UserError):
     """An environment gave a number that is NaN, infinite or beyond float32. The message is one line."""
 
 
@@ -35,7 +37,7 @@ class BadInputs:
             notice_once: takes a topic, and the line that the user should read the first time.
 
         Raises:
-            ValueError: one is no regular expression.
+            UserError: one is no regular expression.
         """
         self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
         self._notice_once = notice_once
@@ -119,4 +121,4 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"{pattern!r} is no regular expression: {error}") from error

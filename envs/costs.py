@@ -13,6 +13,7 @@ by `@hides(F)`: F numbers, uniform in [0, 1), are drawn for each episode and han
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from gymnasium import spaces
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from config import load_function
+from config import UserError, load_function
 
 LAST_NODE, LAST_COST, FACTORS = "last_node", "last_cost", "factors"
 # Finite bounds keep gymnasium's environment checker silent.
@@ -47,7 +48,7 @@ def hides(count: int, *, drift: float = 0.0) -> Callable[[CostFunction], CostFun
         drift: standard deviation of a normal step that each takes after every move, around the circle [0, 1).
     """
     if count < 1 or not 0 <= drift < math.inf:
-        raise ValueError(f"@hides({count}, drift={drift}): a world hides 1 factor at least, and drifts by 0 or more")
+        raise UserError(f"@hides({count}, drift={drift}): a world hides 1 factor at least, and drifts by 0 or more")
 
     def mark(function: CostFunction) -> CostFunction:
         function.hidden_factors, function.drift = count, drift  # type: ignore[attr-defined]
@@ -239,13 +240,13 @@ def find_costs(name: str, *, shown: str = "paid") -> Costs:
         shown: see `Costs`.
 
     Raises:
-        ValueError: there is none, what it says of a few moves cannot be costs, or it hides nothing that could be shown.
+        UserError: there is none, what it says of a few moves cannot be costs, or it hides nothing that could be shown.
     """
     if shown not in SHOWN:
-        raise ValueError(f"cost_shown is {shown!r}; choose one of {', '.join(SHOWN)}")
+        raise UserError(f"cost_shown is {shown!r}; choose one of {', '.join(SHOWN)}")
     costs = _load(name)
     if shown != "paid" and not costs.hidden:
-        raise ValueError(f"cost_shown {shown} is for worlds that hide something; {name} hides nothing: choose paid")
+        raise UserError(f"cost_shown {shown} is for worlds that hide something; {name} hides nothing: choose paid")
     return costs._replace(shown=shown)
 
 
@@ -253,11 +254,17 @@ def _load(name: str) -> Costs:
     if name in COSTS:
         return COSTS[name]
     if ":" not in name:
-        raise ValueError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
+        raise UserError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
     function = load_function(name, key="cost")
     costs = Costs(name, function, hidden=getattr(function, "hidden_factors", 0), drift=getattr(function, "drift", 0.0))
     _require_costs(costs)
     return costs
+
+
+def _place(error: Exception) -> str:
+    """The line of code that raised it."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{innermost.filename}, line {innermost.lineno}"
 
 
 def _require_costs(costs: Costs) -> None:
@@ -267,15 +274,15 @@ def _require_costs(costs: Costs) -> None:
     try:
         moving, staying = costs.function(origin, target, factors), costs.function(origin, origin, factors)
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"cost {costs.name} cannot be called with origins [16, 2], targets [16, 2] and the {costs.hidden} hidden"
             f" factors that @hides declares [16, {costs.hidden}]: {type(error).__name__}:"
-            f" {' '.join(str(error).split())}"
+            f" {' '.join(str(error).split())} ({_place(error)})"
         ) from error
     given = tuple(moving.shape) if isinstance(moving, Tensor) else type(moving).__name__
     if given != (16,):
-        raise ValueError(f"cost {costs.name} gives {given} for 16 moves; it needs to give a tensor of shape (16,)")
+        raise UserError(f"cost {costs.name} gives {given} for 16 moves; it needs to give a tensor of shape (16,)")
     if not bool(moving.isfinite().all()):
-        raise ValueError(f"cost {costs.name} is not finite for moves in the unit square")
+        raise UserError(f"cost {costs.name} is not finite for moves in the unit square")
     if bool((staying != 0).any()):
-        raise ValueError(f"cost {costs.name} is not 0 for staying at a node, as it must be where a tour is over")
+        raise UserError(f"cost {costs.name} is not 0 for staying at a node, as it must be where a tour is over")

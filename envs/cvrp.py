@@ -10,6 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from config import UserError
 from envs.instances import uniform_coords
 from envs.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from envs.rules import (
@@ -240,7 +241,7 @@ class CVRPRules(Rules):
         for wrong, remedy in complaints:
             if bool(wrong.any()):
                 row, node = wrong.flatten(0, -2).nonzero()[0].tolist()
-                raise ValueError(
+                raise UserError(
                     f"node {node} of instance {row} has demand {int(demand.flatten(0, -2)[row, node])} where the"
                     f" capacity is {int(instance.capacity.flatten()[row])}: {remedy}"
                 )
@@ -267,20 +268,20 @@ def cvrp_instance(coords: Any, demand: Any, capacity: Any) -> CVRPInstance:
         demands = np.asarray(demand, dtype=np.float64)
         most = np.asarray(capacity, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"coords, demand and capacity must be numbers: {error}") from None
+        raise UserError(f"coords, demand and capacity must be numbers: {error}") from None
     count = len(positions) if positions.ndim else 0
     if positions.shape != (count, 2) or count < MIN_NODES:
-        raise ValueError(
+        raise UserError(
             f"coords has shape {positions.shape}; give [N, 2] positions, the depot and 2 customers at least"
         )
     if demands.shape != (count,):
-        raise ValueError(f"demand has shape {demands.shape}; give {(count,)}, one for each node, 0 for the depot")
+        raise UserError(f"demand has shape {demands.shape}; give {(count,)}, one for each node, 0 for the depot")
     if most.size != 1:
-        raise ValueError(f"capacity has shape {most.shape}; give one number")
+        raise UserError(f"capacity has shape {most.shape}; give one number")
     # Written so that NaN is refused too.
     impossible = np.flatnonzero(~(np.abs(positions) <= COORDS_LIMIT).all(-1))
     if impossible.size:
-        raise ValueError(
+        raise UserError(
             f"coords is {positions[impossible[0]].tolist()} at node {impossible[0]}; coordinates must be finite and"
             f" within +-{COORDS_LIMIT:g}"
         )
@@ -288,7 +289,7 @@ def cvrp_instance(coords: Any, demand: Any, capacity: Any) -> CVRPInstance:
         broken = np.flatnonzero(~((np.abs(values) <= CAPACITY_LIMIT) & (values == np.floor(values))))
         if broken.size:
             where = f" at node {broken[0]}" if name == "demand" else ""
-            raise ValueError(
+            raise UserError(
                 f"{name} is {values[broken[0]]:g}{where}; whole numbers up to {CAPACITY_LIMIT} are needed: scale"
                 " demands and capacity by a common factor"
             )

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from config import UserError
 from envs.metrics import EXACT, FILE_METRICS
 
 # Squares, and sums of a million legs, stay exact enough in float64 to be rounded to whole numbers.
@@ -42,7 +43,7 @@ ARRAY_ERRORS = (
 )
 
 
-class InstanceError(ValueError):
+class InstanceError(UserError):
     """An instance file that cannot be used: one line with the file, the cause and what would do."""
 
 

@@ -8,6 +8,7 @@ import importlib
 
 import gymnasium
 
+from config import UserError
 from envs.workers import MakeEnv
 
 TASK_PREFIX = "gym_"
@@ -22,7 +23,7 @@ def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) ->
         render_mode: as the environment takes it.
 
     Raises:
-        ValueError: a module cannot be imported, or the id is unknown.
+        UserError: a module cannot be imported, or the id is unknown.
     """
     modules = [name.strip() for name in imports.split(",") if name.strip()]
     env_id = task.removeprefix(TASK_PREFIX)
@@ -30,7 +31,7 @@ def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) ->
         try:
             importlib.import_module(name)
         except (ImportError, TypeError, ValueError, SyntaxError) as error:
-            raise ValueError(
+            raise UserError(
                 f"module '{name}' cannot be imported ({error}); it needs to be the name of a module, on the path, that"
                 f" registers {env_id}"
             ) from error
@@ -39,7 +40,7 @@ def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) ->
     except gymnasium.error.Error as error:
         nearest = difflib.get_close_matches(env_id, gymnasium.registry, n=3)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "import the module that registers it"
-        raise ValueError(f"no environment is registered as '{env_id}'; {hint}") from error
+        raise UserError(f"no environment is registered as '{env_id}'; {hint}") from error
     return functools.partial(_make_registered, env_id, modules=modules, render_mode=render_mode)
 
 

@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from config import UserError
 from envs.bad_inputs import REWARD, BadInputs
 from envs.spaces import NUMPY_DTYPES, action_spec, flattener, observation_keys, to_env_action
 from envs.tasks import ACTION_MASK, BAD_INPUT, NOTICE
@@ -73,7 +74,7 @@ class GymVectorEnv:
             the list.
 
     Raises:
-        ValueError: no environments, spaces that are not supported, or another argument that cannot be used.
+        UserError: no environments, spaces that are not supported, or another argument that cannot be used.
         EnvironmentCrashed: an environment cannot be made.
     """
 
@@ -91,9 +92,9 @@ class GymVectorEnv:
         drop_keys: str = "",
     ):
         if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}; at least one environment is needed")
+            raise UserError(f"num_envs is {num_envs}; at least one environment is needed")
         if timeout < 0:
-            raise ValueError(f"timeout is {timeout}; it takes seconds, or 0 for none")
+            raise UserError(f"timeout is {timeout}; it takes seconds, or 0 for none")
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.restarts = 0
@@ -144,7 +145,7 @@ class GymVectorEnv:
         Raises:
             EnvironmentCrashed: an environment cannot begin its first episode, or crashed too often.
             BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
-            ValueError: an observation does not fit its space.
+            UserError: an observation does not fit its space.
         """
         self._crashed = []
         self._bad.begin_step()
@@ -169,7 +170,7 @@ class GymVectorEnv:
             ResetNeeded: no episode has begun.
             EnvironmentCrashed: an environment crashed too often.
             BadInput: a number is not finite, and its key is in neither `zero_keys` nor `drop_keys`.
-            ValueError: an observation does not fit its space.
+            UserError: an observation does not fit its space.
         """
         if not self._begun:
             raise ResetNeeded("step() before the first episode: call reset()")
@@ -270,10 +271,10 @@ class GymVectorEnv:
         Lost are those of environments without a saved state; the next step begins their next episode.
 
         Raises:
-            ValueError: it was taken with another number of environments.
+            UserError: it was taken with another number of environments.
         """
         if state_dict["num_envs"] != self.num_envs:
-            raise ValueError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
+            raise UserError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
         self._episodes, self._lengths = list(state_dict["episodes"]), list(state_dict["lengths"])
         self._returns = np.array(state_dict["returns"], np.float64)
         self.restarts, self._bad.counts = state_dict["restarts"], dict(state_dict["bad_inputs"])

@@ -16,6 +16,8 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from config import UserError
+
 logger = logging.getLogger(__name__)
 
 TEST_SEED = 1234
@@ -108,11 +110,11 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     """Optimal tours (up to 9 nodes), or tours by LKH, from node 0. A progress bar shows when this takes long.
 
     Raises:
-        ValueError: fewer than 3 nodes, or coordinates that are not finite.
+        UserError: fewer than 3 nodes, or coordinates that are not finite.
     """
     num_nodes = coords.shape[1]
     if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
-        raise ValueError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
+        raise UserError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
     return cheapest_tours(euclidean_distances(coords))
 
 
@@ -147,7 +149,7 @@ def reference_lengths(
         cache_dir: where to keep the lengths; `dreamer-routing` in the user's cache folder where not given.
 
     Raises:
-        ValueError: fewer than 3 nodes, or coordinates that are not finite.
+        UserError: fewer than 3 nodes, or coordinates that are not finite.
     """
     coords = np.ascontiguousarray(coords, dtype=np.float64)
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from config import UserError
 from envs.instances import cached_lengths, euclidean_distances
 from envs.tsp import TSPInstance, TSPRules, TSPState
 
@@ -33,7 +34,7 @@ class PickupRules(TSPRules):
         """The empty vehicle at node 0.
 
         Raises:
-            ValueError: a first node was given; every tour begins at node 0.
+            UserError: a first node was given; every tour begins at node 0.
         """
         if first is not None:
             raise ValueError("a pickup tour begins at node 0; first must not be given")
@@ -97,11 +98,11 @@ def shortest_length(distances: Float64[np.ndarray, "N N"]) -> float:
     Of those that have visited the same nodes and end at the same one, the shortest alone (Malandraki and Dial 1996).
 
     Raises:
-        ValueError: more than 57 nodes, whose sets do not fit an integer.
+        UserError: more than 57 nodes, whose sets do not fit an integer.
     """
     count = len(distances)
     if count > 57:
-        raise ValueError(f"an instance has {count} nodes; there are references up to 57: choose fewer nodes")
+        raise UserError(f"an instance has {count} nodes; there are references up to 57: choose fewer nodes")
     node = np.arange(count)
     delivery = (node > 0) & (node % 2 == 0)
     visited, current = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from pyvrp.stop import MaxIterations
 from tqdm import tqdm
 
+from config import UserError
 from envs.files import RoutingInstance
 from envs.instances import LKH_UNITS, cached_lengths, tour_costs, whole_distances
 from envs.metrics import EXACT, distance_matrix
@@ -39,7 +40,7 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) 
         iterations: of the local search; as many as such an instance needs where not given.
 
     Raises:
-        ValueError: no plan was found.
+        UserError: no plan was found.
     """
     distances = distance_matrix(instance.coords, instance.metric)
     return cheapest_plan(distances, instance.demand, instance.capacity, name=instance.name, iterations=iterations)
@@ -76,7 +77,7 @@ def cheapest_plan(
         iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
     best = pyvrp.solve(data, MaxIterations(iterations), seed=0, collect_stats=False).best
     if not best.is_feasible():
-        raise ValueError(f"PyVRP found no solution of {name} within {iterations} iterations")
+        raise UserError(f"PyVRP found no solution of {name} within {iterations} iterations")
     # Clients are counted from 0, and node 0 is the depot.
     return join_routes([[visit.idx + 1 for visit in route if visit.is_client()] for route in best.routes()])
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
+from config import UserError
 from envs.tasks import ACTION_MASK, ActionSpec, ObservationKey
 
 # The key of an observation that is no dict.
@@ -48,21 +49,21 @@ def observation_keys(space: Space) -> dict[str, ObservationKey]:
     floats [N, F] called "x" beside N flags called "x_mask" is a set, and the flags say which elements are real.
 
     Raises:
-        ValueError: a part cannot be read, has a reserved name, or there is none. The message says what would do.
+        UserError: a part cannot be read, has a reserved name, or there is none. The message says what would do.
     """
     leaves = _leaves(space)
     if not leaves:
-        raise ValueError(f"the observation space {space} holds nothing to observe; one part at least is needed")
+        raise UserError(f"the observation space {space} holds nothing to observe; one part at least is needed")
     reserved = sorted(leaves.keys() & RESERVED_KEYS)
     if reserved:
-        raise ValueError(f"observations may not be called {', '.join(reserved)}: replay stores others so; rename them")
+        raise UserError(f"observations may not be called {', '.join(reserved)}: replay stores others so; rename them")
     return {name: _key(name, leaves) for name in leaves}
 
 
 def flattener(space: Space) -> Callable[[Any], dict[str, np.ndarray]]:
     """What reads an observation of `space`: as arrays under the keys of `observation_keys`, and its bool `action_mask`.
 
-    It raises `ValueError` where a part is missing, has another shape than its space, or a class that its space does
+    It raises `UserError` where a part is missing, has another shape than its space, or a class that its space does
     not have, or is NaN where its space has no such thing. In what is read as float32, NaN passes, and what float32
     cannot hold becomes infinite.
     """
@@ -84,16 +85,16 @@ def action_spec(action_space: Space, observation_space: Space) -> ActionSpec:
     """What can be done; masked where observations hold an `action_mask` at the top.
 
     Raises:
-        ValueError: the actions are of an unsupported kind, or the mask does not fit them.
+        UserError: the actions are of an unsupported kind, or the mask does not fit them.
     """
     spec = _unmasked_spec(action_space)
     mask_space = _mask_space(observation_space)
     if mask_space is None:
         return spec
     if spec.kind != "discrete":
-        raise ValueError(f"observations hold an {ACTION_MASK}, but {action_space} cannot be masked; only Discrete can")
+        raise UserError(f"observations hold an {ACTION_MASK}, but {action_space} cannot be masked; only Discrete can")
     if not isinstance(mask_space, spaces.Box | spaces.MultiBinary) or mask_space.shape != spec.sizes:
-        raise ValueError(f"{ACTION_MASK} is {mask_space}, but there are {spec.sizes[0]} actions: one flag each")
+        raise UserError(f"{ACTION_MASK} is {mask_space}, but there are {spec.sizes[0]} actions: one flag each")
     return spec._replace(masked=True)
 
 
@@ -130,7 +131,7 @@ def _unmasked_spec(space: Space) -> ActionSpec:
         return ActionSpec("multi_discrete", (2,) * space.shape[0])
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and math.prod(space.shape) > 0:
         return ActionSpec("continuous", (math.prod(space.shape),))
-    raise ValueError(
+    raise UserError(
         f"the action space {space} is not supported; "
         "Discrete, MultiDiscrete and MultiBinary of one dimension, and Box of floats are"
     )
@@ -153,7 +154,7 @@ def _leaves(space: Space) -> dict[str, _Leaf]:
             return
         flat_name = "/".join(map(str, path)) or PLAIN_KEY
         if flat_name in leaves:
-            raise ValueError(f"two observations are called '{flat_name}'; rename one of them")
+            raise UserError(f"two observations are called '{flat_name}'; rename one of them")
         leaves[flat_name] = _Leaf(part, path)
 
     visit(space, ())
@@ -163,7 +164,7 @@ def _leaves(space: Space) -> dict[str, _Leaf]:
 def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
     space = leaves[name].space
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise ValueError(
+        raise UserError(
             f"observation '{name}' has the space {space}, which is not supported; "
             "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are"
         )
@@ -171,7 +172,7 @@ def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
     assert shape is not None
     size = math.prod(shape)
     if size == 0:
-        raise ValueError(f"observation '{name}' has the space {space}, which holds no number; leave it out")
+        raise UserError(f"observation '{name}' has the space {space}, which holds no number; leave it out")
     if _is_validity(name, leaves):
         return ObservationKey("validity", shape, torch.bool)
     if isinstance(space, spaces.Discrete):
@@ -219,7 +220,7 @@ def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     channels_first = shape[0] <= 4 < shape[2]
     height, width, channels = (*shape[1:], shape[0]) if channels_first else shape
     if height % IMAGE_MULTIPLE or width % IMAGE_MULTIPLE:
-        raise ValueError(
+        raise UserError(
             f"observation '{name}' is an image of {height} x {width}; both must be multiples of {IMAGE_MULTIPLE}: "
             "wrap the environment in gymnasium.wrappers.ResizeObservation(env, (64, 64))"
         )
@@ -230,9 +231,9 @@ def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
     try:
         value = np.asarray(functools.reduce(operator.getitem, leaf.path, obs))
     except (LookupError, TypeError):
-        raise ValueError(f"observation '{name}' is missing; its space is {leaf.space}") from None
+        raise UserError(f"observation '{name}' is missing; its space is {leaf.space}") from None
     if value.shape != leaf.space.shape:
-        raise ValueError(f"observation '{name}' has shape {value.shape}, but its space is {leaf.space}")
+        raise UserError(f"observation '{name}' has shape {value.shape}, but its space is {leaf.space}")
     return value
 
 
@@ -245,7 +246,7 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
     value = _cast(name, leaf, value, NUMPY_DTYPES[key.dtype]).reshape(key.shape)
     # A class out of range would only fail in the encoder, on a GPU without a word on where.
     if key.kind == "classes" and ((value < 0) | (value >= key.classes)).any():
-        raise ValueError(f"observation '{name}' has a value outside its space {leaf.space}")
+        raise UserError(f"observation '{name}' has a value outside its space {leaf.space}")
     return value
 
 
@@ -255,5 +256,5 @@ def _cast(name: str, leaf: _Leaf, value: np.ndarray, dtype: np.dtype) -> np.ndar
             return value.astype(dtype)
     # As a flag, NaN would pass for True.
     if dtype != np.float32 and value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(f"observation '{name}' has a value outside its space {leaf.space}")
+        raise UserError(f"observation '{name}' has a value outside its space {leaf.space}")
     return value.astype(dtype)

@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from config import UserError
 from envs.costs import Hidden, hidden_factors
 from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part
 
@@ -73,7 +74,7 @@ class RoutingVectorEnv(VectorEnv):
         check_actions: bool = False,
     ):
         if num_nodes < MIN_NODES:
-            raise ValueError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
+            raise UserError(f"num_nodes is {num_nodes}; a tour needs at least {MIN_NODES} nodes")
         if (generator is None) == (instances is None):
             raise ValueError("give either a generator, to draw instances with, or the instances themselves")
         sizes = [nodes for nodes, _ in curriculum]
@@ -215,7 +216,7 @@ class RoutingVectorEnv(VectorEnv):
         """
         saved_size = tuple(state_dict["instance"]["coords"].shape[:2])
         if saved_size != (self.num_envs, self.num_nodes):
-            raise ValueError(
+            raise UserError(
                 f"the saved state has (environments, nodes) = {saved_size}, "
                 f"this environment {(self.num_envs, self.num_nodes)}"
             )
@@ -225,7 +226,7 @@ class RoutingVectorEnv(VectorEnv):
 
         instance = self.rules.instance_type(**state_dict["instance"])
         if (instance.valid is not None) != bool(self.curriculum):
-            raise ValueError("the saved state has a curriculum and this environment none, or the other way round")
+            raise UserError("the saved state has a curriculum and this environment none, or the other way round")
         self._instance = each_part(instance, on_device)
         self._state = each_part(self.rules.state_type(**state_dict["state"]), on_device)
         # A checkpoint of a version without cost worlds has none.

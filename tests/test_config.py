@@ -304,6 +304,12 @@ def test_one_line_errors_exits_with_status_two(path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == "dreamer.py: command line: --seed needs a value (see --help)\n"
 
 
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_one_line_errors_keeps_the_traceback_of_what_is_no_mistake(error: type[Exception]) -> None:
+    with pytest.raises(error), config.one_line_errors("dreamer.py"):
+        raise error("lost")
+
+
 def test_one_line_errors_keeps_traceback_of_other_errors() -> None:
     with pytest.raises(KeyError), config.one_line_errors("dreamer.py", OSError):
         raise KeyError("a defect")

@@ -20,6 +20,7 @@ import checkpoint
 import dreamer
 import evaluation
 import sac
+from config import UserError
 from envs.bad_inputs import BadInput
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from evaluation import GymEvaluator
@@ -222,7 +223,7 @@ def test_step_that_bad_input_stopped_is_stored_once_when_the_run_goes_on(tmp_pat
 
 
 def refuse(*_arguments: Any) -> Any:
-    raise ValueError("observation 'speed' has shape (3,), but its space is Box(2)")
+    raise UserError("observation 'speed' has shape (3,), but its space is Box(2)")
 
 
 def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
@@ -246,7 +247,7 @@ def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
     [
         (BadInput("no number"), "step 56"),
         (EnvironmentCrashed("crashed 5 times"), "test"),
-        (ValueError("shape"), "test"),
+        (UserError("shape"), "test"),
     ],
 )
 def test_evaluation_that_an_environment_ends_saves_the_run(tmp_path: Path, error: Exception, begun: str):

@@ -38,6 +38,12 @@ LAYERS = (
 )
 AGENTS = frozenset({"dreamer", "sac"})
 
+# Here callers of functions and of gymnasium environments are refused, who are programs.
+PLAIN_VALUE_ERRORS = frozenset(
+    {f"envs.{name}" for name in ("cvrp", "examples", "longitudinal", "pickup", "routing", "rules", "vector")}
+    | {"replay", "dynamics_map"}
+)
+
 TENSOR_MAKERS = frozenset(
     {"Tensor", "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"}
     | {"randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros"}
@@ -193,6 +199,12 @@ def test_static_checker_is_content(command):
         pytest.skip(f'{command[0]} is not installed; pip install -e ".[test]" brings it')
     finished = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_mistakes_of_the_user_have_a_class_of_their_own():
+    """A plain ValueError is a defect, and keeps its traceback: what a user reads in one line is a UserError."""
+    plain = [name for name, source in library_sources().items() if "raise ValueError(" in source]
+    assert set(plain) <= PLAIN_VALUE_ERRORS
 
 
 def test_nothing_is_left_unfinished():

@@ -74,6 +74,22 @@ def test_wrong_config_for_a_run_leaves_the_run_as_it_was(
     assert [file.read_bytes() for file in files] == before
 
 
+@pytest.mark.parametrize("key", ["cost", "imag_reward"])
+def test_error_in_a_function_of_the_users_own_keeps_its_traceback(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # It works for the 16 moves that are tried before the run.
+    (tmp_path / f"own_{key}.py").write_text(
+        "def own(*arguments):\n"
+        "    if len(arguments) == 3 and len(arguments[0]) == 16:\n"
+        "        return (arguments[0] - arguments[1]).norm(dim=-1)\n"
+        "    raise ValueError('my own')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="my own"):
+        train(tmp_path / "run", f"--{key}", f"own_{key}:own")
+
+
 def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     garbage = tmp_path / "garbage.pt"
     garbage.write_bytes(b"no checkpoint at all")
