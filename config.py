@@ -7,6 +7,7 @@ import importlib
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -239,6 +240,18 @@ def validate_ranges(config: Config, ranges: Mapping[str, tuple[int | float, int 
         if not low <= flat[key] <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise ConfigError(f"{key} is {flat[key]:g}; it must be {bounds}")
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression that somebody gave.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 def difference(config: Config, default: Config) -> dict[str, Any]:

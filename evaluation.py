@@ -213,7 +213,7 @@ class GymEvaluator:
         eval_episodes: int,
         device: torch.device,
         pictures: Callable[[dict[str, Tensor]], dict[str, np.ndarray]] | None = None,
-        **bad_inputs: Any,
+        **reading: Any,
     ) -> None:
         """Remember how to make environments; each evaluation makes its own.
 
@@ -223,9 +223,9 @@ class GymEvaluator:
             eval_episodes: of the final one.
             device: where the agent lives.
             pictures: draws what the agent imagines of an episode.
-            bad_inputs: `zero_keys` and `drop_keys`; see `GymVectorEnv`.
+            reading: `wanted_keys`, `zero_keys` and `drop_keys`; see `GymVectorEnv`.
         """
-        self.bad_inputs = bad_inputs
+        self.reading = reading
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
@@ -239,7 +239,7 @@ class GymEvaluator:
 
     def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
         env = GymVectorEnv(
-            self.make_env, num_envs=count, device=self.device, seed=seed, evaluation=True, **self.bad_inputs
+            self.make_env, num_envs=count, device=self.device, seed=seed, evaluation=True, **self.reading
         )
         try:
             episodes = play(agent, env)
@@ -268,7 +268,7 @@ def film(
     folder: Path,
     device: torch.device,
     episodes: int = 3,
-    **bad_inputs: Any,
+    **reading: Any,
 ) -> Path:
     """Write a GIF of the first test episodes into `folder`.
 
@@ -278,7 +278,7 @@ def film(
         folder: made if need be.
         device: where the agent lives.
         episodes: how many, side by side.
-        bad_inputs: `zero_keys` and `drop_keys`; see `GymVectorEnv`.
+        reading: `wanted_keys`, `zero_keys` and `drop_keys`; see `GymVectorEnv`.
 
     Raises:
         UserError: the environment does not draw itself.
@@ -294,7 +294,7 @@ def film(
         for row in running.nonzero()[:, 0].tolist():
             films[row].append(Image.fromarray(np.asarray(made[row].render())))
 
-    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **bad_inputs)
+    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **reading)
     try:
         if made[0].render_mode != "rgb_array":
             raise UserError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")

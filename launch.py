@@ -29,7 +29,7 @@ from resuming import changes_since, fitting, load_start, require_class
 from runs import METRICS
 from terminal import show, tell
 from trainer import Settings, Trainer
-from worlds import World, make_one, make_world, treatment_of_bad_inputs
+from worlds import World, make_one, make_world, reading_of_observations
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 DREAMER = "dreamer.py"
@@ -270,8 +270,8 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
         tell(line)
     show(f"{path} at step {run.step}: {report.summary}")
     if video:
-        make_env, bad_inputs = make_one(run.config, render_mode="rgb_array"), treatment_of_bad_inputs(run.config)
-        show(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **bad_inputs)}")
+        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
+        show(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **reading)}")
 
 
 def default_logdir(program: str, command: CommandLine) -> Path:

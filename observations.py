@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from config import UserError
-from envs.tasks import ObservationKey
+from config import UserError, compiled
+from envs.tasks import ACTION_MASK, ObservationKey, Task
 from layers import MLP, Normed
 from sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
@@ -31,14 +30,58 @@ def select(keys: dict[str, ObservationKey], pattern: str) -> dict[str, Observati
     Raises:
         UserError: the pattern is no regular expression, or matches none of the keys.
     """
-    try:
-        chosen = {name: key for name, key in keys.items() if re.fullmatch(pattern, name)}
-    except re.error as error:
-        raise UserError(f"{pattern!r} is no regular expression: {error}") from error
+    chosen = {name: key for name, key in keys.items() if compiled(pattern).fullmatch(name)}
     if not chosen:
         raise UserError(f"no key of the observation matches {pattern!r}; there are {', '.join(sorted(keys))}")
     validities = {key.validity: keys[key.validity] for key in chosen.values() if key.validity is not None}
     return chosen | validities
+
+
+def readings(task: Task, *, encode_keys: str, decode_keys: str) -> list[str]:
+    """How each key of the observation is read, one line a key, for the user to see before training.
+
+    For example `camera: image of 64 x 64 with 3 channels (floats of 0 to 1, kept as bytes)`, `speed: 4 numbers`,
+    `gear: 1 of 5 classes`, `note: left out, ...`. Routing has none: nodes and state are encoded by what they mean.
+
+    Args:
+        task: its observations, and what was left out of them.
+        encode_keys: the config's regular expression; a key that is not encoded is said to be none of the inputs.
+        decode_keys: likewise, of what is predicted.
+    """
+    lines = []
+    for name, key in sorted(task.observations.items()):
+        unused = [
+            use
+            for use, pattern in (("encoded", encode_keys), ("decoded", decode_keys))
+            if not compiled(pattern).fullmatch(name) and key.kind != "validity"
+        ]
+        notes = [key.note] if key.note else []
+        notes += [f"not {' and not '.join(unused)}"] if unused else []
+        lines.append(f"{name}: {_reading(key)}" + (f" ({'; '.join(notes)})" if notes else ""))
+    if task.actions.masked and task.rules is None:
+        lines.append(f"{ACTION_MASK}: which of {task.num_actions} actions are legal")
+    return lines + [f"{name}: left out, {why}" for name, why in task.left_out]
+
+
+def _reading(key: ObservationKey) -> str:
+    if key.kind == "image":
+        height, width, channels = key.shape
+        return f"image of {height} x {width} with {_counted(channels, 'channel')}"
+    if key.kind == "classes":
+        sizes = sorted(set(key.classes))
+        spread = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        return f"1 of {spread} classes" if len(key.classes) == 1 else f"{len(key.classes)} times 1 of {spread} classes"
+    if key.kind == "set":
+        elements, features = key.shape
+        told = "" if key.validity is None else f", the real ones marked by {key.validity}"
+        return f"set of {_counted(elements, 'element')} with {_counted(features, 'number')} each{told}"
+    if key.kind == "validity":
+        return f"marks the real ones of {_counted(key.shape[0], 'element')}"
+    return _counted(key.shape[0], "number")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class ObservationEncoder(nn.Module):

@@ -17,6 +17,7 @@ from config import Config, ConfigError, one_line_errors, parse_command_line, val
 from envs.tasks import Task
 from guard import Guard
 from learner import Learner, Losses
+from observations import select
 from optimizer import Optimizer
 from replay import Replay
 from sac_losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
@@ -59,6 +60,8 @@ class SAC:
         """
         validate_ranges(config, RANGES)
         validate_choices(config, CHOICES)
+        if task.rules is None:
+            task = task._replace(observations=select(task.observations, config.model.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
         self.soft = self._make_soft(config)
         settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -62,7 +63,10 @@ class ObservationVector(nn.Module):
         super().__init__()
         for name, key in keys.items():
             if key.kind not in ("vector", "classes"):
-                raise UserError(f"observation '{name}' is of kind {key.kind}; SAC reads vectors and classes only")
+                raise UserError(
+                    f"observation '{name}' is of kind {key.kind}, and SAC reads vectors and classes only;"
+                    f" leave it out with --model.encode_keys '(?!{re.escape(name)}$).*'"
+                )
         self.keys = dict(sorted(keys.items()))
         self.size = sum(sum(key.classes) if key.classes else key.shape[0] for key in keys.values())
 

@@ -135,7 +135,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
     make_env = make_one(config)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
-    bad_inputs = treatment_of_bad_inputs(config)
+    reading = reading_of_observations(config)
     env = GymVectorEnv(
         make_env,
         num_envs=config.envs,
@@ -143,10 +143,16 @@ def _gym_world(config: Config, device: torch.device) -> World:
         seed=config.seed,
         processes=config.env_processes,
         timeout=config.env_timeout,
-        **bad_inputs,
+        **reading,
     )
     _require_mask_rules(env)
-    task = Task(rules=None, actions=env.actions, observations=env.observations, mask_rules=env.mask_rules)
+    task = Task(
+        rules=None,
+        actions=env.actions,
+        observations=env.observations,
+        mask_rules=env.mask_rules,
+        left_out=tuple(env.left_out.items()),
+    )
 
     def make_evaluator(pictures: Any) -> GymEvaluator:
         return GymEvaluator(
@@ -155,7 +161,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
             eval_episodes=config.eval_episodes,
             device=device,
             pictures=pictures,
-            **bad_inputs,
+            **reading,
         )
 
     return World(task, lambda _generators: env, make_evaluator)
@@ -167,9 +173,13 @@ def make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], 
     return make_plain if config.context == "none" else lambda: DynamicsMapContext(make_plain())
 
 
-def treatment_of_bad_inputs(config: Config) -> dict[str, Any]:
-    """Which numbers that are not finite are set to 0, and which end their episode; see `GymVectorEnv`."""
-    return {name: config.guard[name] for name in ("zero_keys", "drop_keys")}
+def reading_of_observations(config: Config) -> dict[str, Any]:
+    """Which keys have to be read, which numbers that are not finite are set to 0, and which end their episode.
+
+    See `GymVectorEnv`, whose arguments these are.
+    """
+    wanted = (config.model.encode_keys, config.model.decode_keys)
+    return {"wanted_keys": wanted, "zero_keys": config.guard.zero_keys, "drop_keys": config.guard.drop_keys}
 
 
 def _require_mask_rules(env: GymVectorEnv) -> None:

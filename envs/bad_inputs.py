@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Shaped
 
-from config import UserError
+from config import UserError, compiled
 
 # The key that stands for rewards where observations are chosen by key.
 REWARD = "reward"
@@ -39,7 +39,7 @@ class BadInputs:
         Raises:
             UserError: one is no regular expression.
         """
-        self._zero_keys, self._drop_keys = _compiled(zero_keys), _compiled(drop_keys)
+        self._zero_keys, self._drop_keys = compiled(zero_keys), compiled(drop_keys)
         self._notice_once = notice_once
         self.counts: dict[str, int] = {}
         self.rows: set[int] = set()
@@ -115,10 +115,3 @@ class BadInputs:
 def _wider(pattern: re.Pattern[str], key: str) -> str:
     """What matches `key`, too, as the command line takes it."""
     return shlex.quote("|".join(filter(None, (pattern.pattern, re.escape(key)))))
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"{pattern!r} is no regular expression: {error}") from error

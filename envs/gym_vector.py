@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config import UserError
 from envs.bad_inputs import REWARD, BadInputs
-from envs.spaces import NUMPY_DTYPES, action_spec, flattener, observation_keys, to_env_action
+from envs.spaces import ALL_KEYS, NUMPY_DTYPES, action_spec, flattener, left_out, observation_keys, to_env_action
 from envs.tasks import ACTION_MASK, BAD_INPUT, NOTICE
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
 
@@ -64,9 +64,12 @@ class GymVectorEnv:
         zero_keys: a regular expression; where it matches a whole key of the observation, or "reward", numbers that
             are not finite are set to 0.
         drop_keys: the same for episodes to be dropped; comes before `zero_keys`.
+        wanted_keys: regular expressions over keys of the observation. What cannot be read is refused where one of them
+            matches the whole key, and left out otherwise.
 
     Attributes:
         observations: what is seen, by flat key, without the action mask.
+        left_out: what is not, by flat key, each with the reason.
         actions: what can be done.
         mask_rules: the attribute of this name of the environment, or None.
         restarts: environments that crashed and were replaced so far.
@@ -90,6 +93,7 @@ class GymVectorEnv:
         timeout: float = 60.0,
         zero_keys: str = "",
         drop_keys: str = "",
+        wanted_keys: Sequence[str] = ALL_KEYS,
     ):
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}; at least one environment is needed")
@@ -112,12 +116,13 @@ class GymVectorEnv:
         try:
             # Spaces come from the first environment: what is wrong with them shows before training.
             space, self._action_space, self.mask_rules = self._workers[0].call("describe")
-            self.observations, self._flatten = observation_keys(space), flattener(space)
+            self.observations, self._flatten = observation_keys(space, wanted=wanted_keys), flattener(space)
+            self.left_out = left_out(space)
             self.actions = action_spec(self._action_space, space)
         except WorkerFailure as failure:
             self.close()
             raise EnvironmentCrashed(f"the environment cannot be made: {failure}") from failure
-        except ValueError:
+        except UserError:
             self.close()
             raise
         self._buffers = {

@@ -5,21 +5,26 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
+from jaxtyping import UInt8
 
-from config import UserError
+from config import UserError, compiled
 from envs.tasks import ACTION_MASK, ActionSpec, ObservationKey
 
 # The key of an observation that is no dict.
 PLAIN_KEY = "observation"
 
-# The encoder and the decoder halve and double an image four times.
+# The encoder and the decoder halve and double an image four times. What has fewer pixels a side is no image.
 IMAGE_MULTIPLE = 16
+# Regular expressions over the keys that are to be read, where a user leaves out none.
+ALL_KEYS = (".*",)
+READABLE = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are"
 
 # What a replayed batch holds besides observations.
 RESERVED_KEYS = frozenset(
@@ -42,38 +47,86 @@ class _Leaf(NamedTuple):
     path: tuple[str | int, ...]
 
 
-def observation_keys(space: Space) -> dict[str, ObservationKey]:
+class _Unreadable(NamedTuple):
+    """Why a part of an observation cannot be read, and what would do besides leaving it out."""
+
+    cause: str
+    remedy: str = ""
+
+
+class _Pixels(NamedTuple):
+    """How an array becomes an image: its axes in the order [H, W, channels], the image, what 255 is divided by.
+
+    Stacked frames [K, ...] are an axis of their own right before the channels: the last channels are the last frame.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, int, int]
+    scale: float
+    note: str
+
+
+def observation_keys(space: Space, *, wanted: Sequence[str] = ALL_KEYS) -> dict[str, ObservationKey]:
     """How each part of an observation is read, by flat key; the top-level `action_mask` is left out.
 
-    A plain space has the one key "observation"; parts of dicts and tuples are called "a/b" and "a/0". An array of
-    floats [N, F] called "x" beside N flags called "x_mask" is a set, and the flags say which elements are real.
+    A plain space has the one key "observation"; parts of dicts and tuples are called "a/b" and "a/0".
+
+    - A `Box` is an image where it has three axes, the shorter one of the first and the last being the channels (the
+      last, where they are equal), both others of 16 pixels at least, and its bounds are those of pixels: 0 and 255, or
+      0 and 1 of floats. With four axes the first one counts stacked frames. Bytes of two axes, both multiples of 16,
+      are a grey image.
+    - An array of floats [N, F] called "x" beside N flags called "x_mask" is a set, and the flags say which elements
+      are real.
+    - Any other `Box` is numbers, whole ones included, such as a grid of 7 x 7 cells.
+    - `Discrete`, `MultiDiscrete` and `MultiBinary` are classes.
+
+    Args:
+        space: of an environment's observations.
+        wanted: regular expressions. A part that cannot be read is left out where none of them matches its whole key.
 
     Raises:
         UserError: a part cannot be read, has a reserved name, or there is none. The message says what would do.
     """
     leaves = _leaves(space)
-    if not leaves:
+    unreadable = _unreadable(leaves)
+    refused = [name for name in unreadable if any(compiled(pattern).fullmatch(name) for pattern in wanted)]
+    readable = {name: leaf for name, leaf in leaves.items() if name not in unreadable}
+    if refused:
+        cause, remedy = unreadable[refused[0]]
+        # A lookahead, which any other keys pass, however many there are.
+        others = f"(?!({'|'.join(map(re.escape, refused))})$).*"
+        leave_out = f"leave it out with --model.encode_keys '{others}' --model.decode_keys '{others}'" * bool(readable)
+        remedies = "; or ".join(filter(None, (remedy, leave_out)))
+        raise UserError(f"observation '{refused[0]}' {cause}" + (f"; {remedies}" if remedies else ""))
+    if not readable:
         raise UserError(f"the observation space {space} holds nothing to observe; one part at least is needed")
-    reserved = sorted(leaves.keys() & RESERVED_KEYS)
-    if reserved:
-        raise UserError(f"observations may not be called {', '.join(reserved)}: replay stores others so; rename them")
-    return {name: _key(name, leaves) for name in leaves}
+    return {name: _key(name, readable) for name in readable}
+
+
+def left_out(space: Space) -> dict[str, str]:
+    """The parts of an observation that `observation_keys` cannot read, each with the reason."""
+    return {name: found.cause for name, found in _unreadable(_leaves(space)).items()}
 
 
 def flattener(space: Space) -> Callable[[Any], dict[str, np.ndarray]]:
     """What reads an observation of `space`: as arrays under the keys of `observation_keys`, and its bool `action_mask`.
 
-    It raises `UserError` where a part is missing, has another shape than its space, or a class that its space does
-    not have, or is NaN where its space has no such thing. In what is read as float32, NaN passes, and what float32
-    cannot hold becomes infinite.
+    What `observation_keys` cannot read is passed over.
+
+    It raises `UserError` where a part is missing, has another shape than its space, holds no numbers, fractions where
+    its space has whole ones, or a class or pixel that its space does not have, or is NaN where its space has no such
+    thing. In what is read as float32, NaN passes, and what float32 cannot hold becomes infinite.
     """
-    leaves = _leaves(space)
+    parts = _leaves(space)
+    unreadable = _unreadable(parts)
+    leaves = {name: leaf for name, leaf in parts.items() if name not in unreadable}
     keys = {name: _key(name, leaves) for name in leaves}
+    images = {name: _pixels(leaf.space) for name, leaf in leaves.items() if keys[name].kind == "image"}
     mask_space = _mask_space(space)
     mask = None if mask_space is None else _Leaf(mask_space, (ACTION_MASK,))
 
     def flatten(obs: Any) -> dict[str, np.ndarray]:
-        flat = {name: _read(name, leaf, keys[name], obs) for name, leaf in leaves.items()}
+        flat = {name: _read(name, leaf, keys[name], obs, images.get(name)) for name, leaf in leaves.items()}
         if mask is not None:
             flat[ACTION_MASK] = _cast(ACTION_MASK, mask, _value(ACTION_MASK, mask, obs), np.dtype(np.bool_))
         return flat
@@ -161,18 +214,51 @@ def _leaves(space: Space) -> dict[str, _Leaf]:
     return leaves
 
 
+def _unreadable(leaves: dict[str, _Leaf]) -> dict[str, _Unreadable]:
+    """The parts that cannot be read, by flat name."""
+    found = {}
+    for name, leaf in leaves.items():
+        space = leaf.space
+        if name in RESERVED_KEYS:
+            found[name] = _Unreadable("has a name under which replay stores something else", "rename it")
+        elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            found[name] = _Unreadable(f"has the space {space}, which is not supported ({READABLE})")
+        elif math.prod(space.shape or ()) == 0:
+            found[name] = _Unreadable(f"has the space {space}, which holds no number")
+        elif (pixels := _pixels(space)) is not None:
+            height, width, _ = pixels.shape
+            if height % IMAGE_MULTIPLE or width % IMAGE_MULTIPLE:
+                cause = f"is an image of {height} x {width}, and both must be multiples of {IMAGE_MULTIPLE}"
+                found[name] = _Unreadable(cause, _padding(leaf, pixels))
+    return found
+
+
+def _padding(leaf: _Leaf, pixels: _Pixels) -> str:
+    """How to wrap an environment so that its images are as large as they need to be, with nothing to be installed."""
+    box = leaf.space
+    assert isinstance(box, spaces.Box)
+    pads = [(0, 0)] * len(box.shape)
+    for axis in pixels.order[:2]:
+        missing = -box.shape[axis] % IMAGE_MULTIPLE
+        pads[axis] = (missing // 2, missing - missing // 2)
+    shape = tuple(side + sum(pad) for side, pad in zip(box.shape, pads, strict=True))
+    space = f"gymnasium.spaces.Box(0, {box.high.flat[0]:g}, {shape}, numpy.{box.dtype})"
+    if len(leaf.path) > 1 or not all(isinstance(name, str) for name in leaf.path):
+        return f"pad it with numpy.pad(image, {tuple(pads)}) to {space}"
+    function = f"lambda image: numpy.pad(image, {tuple(pads)})"
+    if leaf.path:
+        (name,) = leaf.path
+        key = repr(name)
+        function = f"lambda obs: {{**obs, {key}: numpy.pad(obs[{key}], {tuple(pads)})}}"
+        space = f"gymnasium.spaces.Dict({{**env.observation_space, {key}: {space}}})"
+    return f"wrap the environment in gymnasium.wrappers.TransformObservation(env, {function}, {space})"
+
+
 def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
     space = leaves[name].space
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise UserError(
-            f"observation '{name}' has the space {space}, which is not supported; "
-            "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are"
-        )
     shape = space.shape
     assert shape is not None
     size = math.prod(shape)
-    if size == 0:
-        raise UserError(f"observation '{name}' has the space {space}, which holds no number; leave it out")
     if _is_validity(name, leaves):
         return ObservationKey("validity", shape, torch.bool)
     if isinstance(space, spaces.Discrete):
@@ -181,11 +267,11 @@ def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
         return ObservationKey("classes", (size,), torch.int64, classes=tuple(space.nvec.ravel().tolist()))
     if isinstance(space, spaces.MultiBinary):
         return ObservationKey("classes", (size,), torch.int64, classes=(2,) * size)
-    if space.dtype == np.uint8 and (len(shape) == 3 or _is_grey_image(space)):
-        return ObservationKey("image", _image_shape(name, shape), torch.uint8)
+    if (pixels := _pixels(space)) is not None:
+        return ObservationKey("image", pixels.shape, torch.uint8, note=pixels.note)
     if _is_validity(f"{name}_mask", leaves):
         return ObservationKey("set", shape, torch.float32, validity=f"{name}_mask")
-    return ObservationKey("vector", (size,), torch.float32)
+    return ObservationKey("vector", (size,), torch.float32, note=f"of {list(shape)}" if len(shape) > 1 else "")
 
 
 def _is_validity(name: str, leaves: dict[str, _Leaf]) -> bool:
@@ -207,54 +293,87 @@ def _is_validity(name: str, leaves: dict[str, _Leaf]) -> bool:
     )
 
 
-def _is_grey_image(space: spaces.Box) -> bool:
-    """Whether bytes [H, W] are pixels: they take all values, and the size is one of images."""
-    sized = len(space.shape) == 2 and not any(side % IMAGE_MULTIPLE for side in space.shape)
-    return sized and bool((space.low == 0).all() and (space.high == 255).all())
-
-
-def _image_shape(name: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels, from an image's shape in either order; grey ones may have no channels."""
-    if len(shape) == 2:
-        return *shape, 1
-    channels_first = shape[0] <= 4 < shape[2]
-    height, width, channels = (*shape[1:], shape[0]) if channels_first else shape
-    if height % IMAGE_MULTIPLE or width % IMAGE_MULTIPLE:
-        raise UserError(
-            f"observation '{name}' is an image of {height} x {width}; both must be multiples of {IMAGE_MULTIPLE}: "
-            "wrap the environment in gymnasium.wrappers.ResizeObservation(env, (64, 64))"
-        )
-    return height, width, channels
+def _pixels(space: Space) -> _Pixels | None:
+    """How a space is read as an image; None where it holds none."""
+    if not isinstance(space, spaces.Box):
+        return None
+    floats = np.issubdtype(space.dtype, np.floating)
+    if not (space.low == 0).all() or not ((space.high == 255).all() or (floats and (space.high == 1).all())):
+        return None
+    shape = space.shape
+    if len(shape) == 2 and space.dtype == np.uint8 and not any(side % IMAGE_MULTIPLE for side in shape):
+        return _Pixels((0, 1), (*shape, 1), 1.0, "")
+    if len(shape) not in (3, 4):
+        return None
+    frames, base = shape[0] if len(shape) == 4 else 1, len(shape) - 3
+    channels_first = shape[base] < shape[-1]
+    height, width, channels = (base + 1, base + 2, base) if channels_first else (base, base + 1, base + 2)
+    if min(shape[height], shape[width]) < IMAGE_MULTIPLE:
+        return None
+    scale = 255.0 if floats and space.high.flat[0] == 1 else 1.0
+    notes = [f"{frames} frames, the last one last"] if len(shape) == 4 else []
+    notes += [f"{space.dtype} of 0 to {space.high.flat[0]:g}, kept as bytes"] if space.dtype != np.uint8 else []
+    return _Pixels(
+        (height, width, *range(base), channels),
+        (shape[height], shape[width], frames * shape[channels]),
+        scale,
+        "; ".join(notes),
+    )
 
 
 def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
     try:
-        value = np.asarray(functools.reduce(operator.getitem, leaf.path, obs))
+        part = functools.reduce(operator.getitem, leaf.path, obs)
     except (LookupError, TypeError):
         raise UserError(f"observation '{name}' is missing; its space is {leaf.space}") from None
+    try:
+        value = np.asarray(part)
+    except ValueError as error:
+        raise UserError(f"observation '{name}' is no array ({error}); its space is {leaf.space}") from error
+    if value.dtype.kind not in "biuf":
+        # Of what is missing, numpy makes an object without a shape.
+        held = "missing" if part is None else f"of type {value.dtype}, which is no number"
+        raise UserError(f"observation '{name}' is {held}; its space is {leaf.space}")
     if value.shape != leaf.space.shape:
         raise UserError(f"observation '{name}' has shape {value.shape}, but its space is {leaf.space}")
     return value
 
 
-def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any) -> np.ndarray:
+def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any, pixels: _Pixels | None) -> np.ndarray:
     value = _value(name, leaf, obs)
-    if key.kind == "image" and value.ndim == 3 and value.shape != key.shape:
-        value = value.transpose(1, 2, 0)
-    elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+    if pixels is not None:
+        return _image(name, leaf, pixels, value)
+    if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         value = np.asarray(value - leaf.space.start)
     value = _cast(name, leaf, value, NUMPY_DTYPES[key.dtype]).reshape(key.shape)
     # A class out of range would only fail in the encoder, on a GPU without a word on where.
     if key.kind == "classes" and ((value < 0) | (value >= key.classes)).any():
-        raise UserError(f"observation '{name}' has a value outside its space {leaf.space}")
+        raise _outside(name, leaf)
     return value
+
+
+def _image(name: str, leaf: _Leaf, pixels: _Pixels, value: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
+    """Bytes, from pixels of any type that the space may have."""
+    if np.issubdtype(leaf.space.dtype, np.floating):
+        value = np.rint(value * pixels.scale)
+    # Beyond a byte numbers would wrap around, and NaN is none of them.
+    if value.dtype != np.uint8 and not ((value >= 0) & (value <= 255)).all():
+        raise _outside(name, leaf)
+    return _cast(name, leaf, value, np.dtype(np.uint8)).transpose(pixels.order).reshape(pixels.shape)
 
 
 def _cast(name: str, leaf: _Leaf, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.float32 and value.dtype == np.float64:
         with np.errstate(over="ignore"):
             return value.astype(dtype)
-    # As a flag, NaN would pass for True.
-    if dtype != np.float32 and value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise UserError(f"observation '{name}' has a value outside its space {leaf.space}")
+    if dtype != np.float32 and value.dtype.kind == "f":
+        # As a flag, NaN would pass for True.
+        if not np.isfinite(value).all():
+            raise _outside(name, leaf)
+        if (value != np.rint(value)).any():
+            raise UserError(f"observation '{name}' holds fractions, but its space is {leaf.space}")
     return value.astype(dtype)
+
+
+def _outside(name: str, leaf: _Leaf) -> UserError:
+    return UserError(f"observation '{name}' has a value outside its space {leaf.space}")

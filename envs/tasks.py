@@ -28,6 +28,7 @@ class ObservationKey(NamedTuple):
         dtype: as replay stores it: float32, int64, uint8, float32 or bool.
         classes: for `classes`, how many values each of the M variables has.
         validity: for `set`, the key under which the observation says which elements are real; None where all are.
+        note: what a reader of the space would not expect, such as floats kept as bytes; a few words, or none.
     """
 
     kind: Literal["vector", "classes", "image", "set", "validity"]
@@ -35,6 +36,7 @@ class ObservationKey(NamedTuple):
     dtype: torch.dtype
     classes: tuple[int, ...] = ()
     validity: str | None = None
+    note: str = ""
 
 
 class ActionSpec(NamedTuple):
@@ -111,12 +113,14 @@ class Task(NamedTuple):
             encoded by what they mean.
         mask_rules: of a task with masked actions that is no routing problem, the rules by which its mask changes;
             None where they are not known, and the mask is predicted.
+        left_out: keys of the observation that are not read at all, each with the reason.
     """
 
     rules: type[Rules] | None
     actions: ActionSpec
     observations: dict[str, ObservationKey]
     mask_rules: MaskRules | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_actions(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -390,6 +391,57 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         assert "rgb_array" in line
     finally:
         gymnasium.registry.pop("Own-v0", None)
+
+
+MINIGRID = """
+import gymnasium, numpy
+from gymnasium import spaces
+
+class Mission(spaces.Space):
+    def __init__(self):
+        super().__init__((), numpy.dtype(object))
+    def sample(self, mask=None, probability=None):
+        return "go to the green door"
+    def contains(self, x):
+        return isinstance(x, str)
+
+class Grid(gymnasium.Env):
+    observation_space = spaces.Dict(
+        {"image": spaces.Box(0, 255, (7, 7, 3), numpy.uint8), "direction": spaces.Discrete(4), "mission": Mission()}
+    )
+    action_space = spaces.Discrete(7)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observe(), 0.0, False, self.time == 5, {}
+
+    def observe(self):
+        image = self.np_random.integers(0, 11, (7, 7, 3), numpy.uint8)
+        return {"image": image, "direction": self.time % 4, "mission": "go to the green door"}
+
+gymnasium.register("Grid-v0", entry_point=Grid)
+"""
+
+
+def test_refusal_of_a_grid_with_a_mission_in_words_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "grid_task.py").write_text(MINIGRID)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ("--import", "grid_task", "--steps", "64")
+    try:
+        line = refusal(capsys, *COMMAND, "--task", "gym_Grid-v0", *command)
+        assert "'mission'" in line
+        advice = shlex.split(line.partition("leave it out with ")[2])
+        rows = train(tmp_path / "run", "Grid-v0", *command, *advice)
+        assert {"decoder_image_loss", "decoder_direction_loss", "eval_return"} < set().union(*rows)
+    finally:
+        gymnasium.registry.pop("Grid-v0", None)
 
 
 # Mistakes

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from envs.tasks import ObservationKey
-from observations import ConvStage, ImageDecoder, ImageEncoder, ObservationDecoder, ObservationEncoder, select
+from envs.spaces import left_out, observation_keys
+from envs.tasks import ActionSpec, ObservationKey, Task
+from observations import ConvStage, ImageDecoder, ImageEncoder, ObservationDecoder, ObservationEncoder, readings, select
+from tests.scenes import ROUTING
 from tools import symlog
 
 UNITS, LAYERS, DEPTH, FEAT = 16, 2, 2, 12
@@ -345,3 +349,41 @@ def test_encoder_and_decoder_learn_to_copy():
         torch.testing.assert_close(symlog(predicted[name]), symlog(obs[name]), atol=0.2, rtol=0)
     error = (symlog(predicted["cards"]) - symlog(obs["cards"]))[obs["cards_mask"]]
     assert error.abs().max() < 0.3
+
+
+def test_readings_say_how_each_key_is_read():
+    space = spaces.Dict(
+        action_mask=spaces.MultiBinary(3),
+        camera=spaces.Box(0, 1, (64, 64, 3)),
+        frames=spaces.Box(0, 255, (4, 64, 64, 3), np.uint8),
+        gear=spaces.Discrete(5),
+        flags=spaces.MultiBinary(2),
+        speed=spaces.Box(-1, 1, (1,)),
+        grid=spaces.Box(0, 9, (7, 7), np.int64),
+        points=spaces.Box(-1, 1, (4, 2)),
+        points_mask=spaces.MultiBinary(4),
+        mission=spaces.Text(5),
+    )
+    task = Task(
+        rules=None,
+        actions=ActionSpec("discrete", (3,), masked=True),
+        observations=observation_keys(space, wanted=("camera",)),
+        left_out=tuple(left_out(space).items()),
+    )
+    *lines, last = readings(task, encode_keys="(?!speed$).*", decode_keys="(?!speed|gear).*")
+    assert lines == [
+        "camera: image of 64 x 64 with 3 channels (float32 of 0 to 1, kept as bytes)",
+        "flags: 2 times 1 of 2 classes",
+        "frames: image of 64 x 64 with 12 channels (4 frames, the last one last)",
+        "gear: 1 of 5 classes (not decoded)",
+        "grid: 49 numbers (of [7, 7])",
+        "points: set of 4 elements with 2 numbers each, the real ones marked by points_mask",
+        "points_mask: marks the real ones of 4 elements",
+        "speed: 1 number (not encoded and not decoded)",
+        "action_mask: which of 3 actions are legal",
+    ]
+    assert last.startswith("mission: left out, ")
+
+
+def test_readings_of_routing_are_none():
+    assert readings(ROUTING, encode_keys=".*", decode_keys=".*") == []

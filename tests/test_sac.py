@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 
 import checkpoint
+import launch
 import sac
 from agent import Agent
+from envs.tasks import ObservationKey
+from guard import Guard
 from logger import METRICS
 from sac import SAC
 from tests.sac_scenes import CPU, pendulum_agent
+from tests.scenes import debug_config
 
 SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
 SHORT += ["--valid_episodes", "1", "--eval_episodes", "1"]
@@ -294,3 +299,16 @@ def test_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
 def test_sac_swings_the_pendulum_up(tmp_path: Path):
     sac.main(["--configs", "sac_pendulum", "--steps", "6000", "--device", "cpu", "--logdir", str(tmp_path)])
     assert read_metrics(tmp_path)[-1]["eval_return"] > -200
+
+
+def test_sac_reads_the_keys_that_are_encoded_only():
+    agent, _ = pendulum_agent()
+    image = ObservationKey("image", (16, 16, 3), torch.uint8)
+    task = agent.task._replace(observations={**agent.task.observations, "eye": image})
+    settings = debug_config("sac", "sac_pendulum")
+    parts = {"device": CPU, "generators": launch.make_generators(0, CPU), "guard": Guard(CPU)}
+    with pytest.raises(ValueError, match="'eye'") as refusal:
+        SAC(task, settings, **parts)
+    flag, pattern = shlex.split(str(refusal.value).partition("leave it out with ")[2])
+    assert flag == "--model.encode_keys"
+    assert SAC(task, settings.replace(**{"model.encode_keys": pattern}), **parts).task == agent.task

@@ -1,11 +1,13 @@
+import shlex
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from envs.spaces import action_spec, flattener, observation_keys, to_env_action
+from envs.spaces import action_spec, flattener, left_out, observation_keys, to_env_action
 from envs.tasks import ActionSpec, ObservationKey
 
 IMAGE = spaces.Box(0, 255, (32, 48, 3), np.uint8)
@@ -13,16 +15,16 @@ MOVES = spaces.Discrete(3)
 BOOL: Any = np.bool_
 
 
-def vector(size):
-    return ObservationKey("vector", (size,), torch.float32)
+def vector(size, note=""):
+    return ObservationKey("vector", (size,), torch.float32, note=note)
 
 
 def classes(*sizes):
     return ObservationKey("classes", (len(sizes),), torch.int64, classes=sizes)
 
 
-def image(*shape):
-    return ObservationKey("image", shape, torch.uint8)
+def image(*shape, note=""):
+    return ObservationKey("image", shape, torch.uint8, note=note)
 
 
 def points(validity, *, low=-1.0):
@@ -33,17 +35,39 @@ def points(validity, *, low=-1.0):
     ("space", "keys"),
     [
         (spaces.Box(-1, 1, (3,)), {"observation": vector(3)}),
-        (spaces.Box(-np.inf, np.inf, (2, 3, 4), np.float64), {"observation": vector(24)}),
+        (spaces.Box(-np.inf, np.inf, (2, 3, 4), np.float64), {"observation": vector(24, "of [2, 3, 4]")}),
         (spaces.Box(-1, 1, ()), {"observation": vector(1)}),
-        (spaces.Box(0, 9, (2, 2), np.int32), {"observation": vector(4)}),
+        (spaces.Box(0, 9, (2, 2), np.int32), {"observation": vector(4, "of [2, 2]")}),
         (spaces.Box(0, 255, (128,), np.uint8), {"observation": vector(128)}),
         (spaces.Box(0, 1, (3,), BOOL), {"observation": vector(3)}),
         (IMAGE, {"observation": image(32, 48, 3)}),
         (spaces.Box(0, 255, (3, 32, 48), np.uint8), {"observation": image(32, 48, 3)}),
         (spaces.Box(0, 255, (16, 16, 12), np.uint8), {"observation": image(16, 16, 12)}),
         (spaces.Box(0, 255, (32, 48), np.uint8), {"observation": image(32, 48, 1)}),
-        (spaces.Box(0, 255, (32, 40), np.uint8), {"observation": vector(1280)}),
-        (spaces.Box(0, 9, (16, 16), np.uint8), {"observation": vector(256)}),
+        (spaces.Box(0, 255, (32, 40), np.uint8), {"observation": vector(1280, "of [32, 40]")}),
+        (spaces.Box(0, 9, (16, 16), np.uint8), {"observation": vector(256, "of [16, 16]")}),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), {"observation": vector(147, "of [7, 7, 3]")}),
+        (spaces.Box(0, 9, (20, 20, 3), np.uint8), {"observation": vector(1200, "of [20, 20, 3]")}),
+        (spaces.Box(-1, 1, (64, 64, 3)), {"observation": vector(12288, "of [64, 64, 3]")}),
+        (spaces.Box(0, 1, (64, 64, 3)), {"observation": image(64, 64, 3, note="float32 of 0 to 1, kept as bytes")}),
+        (spaces.Box(0, 255, (1, 64, 32)), {"observation": image(64, 32, 1, note="float32 of 0 to 255, kept as bytes")}),
+        (
+            spaces.Box(0, 255, (64, 64, 4), np.int64),
+            {"observation": image(64, 64, 4, note="int64 of 0 to 255, kept as bytes")},
+        ),
+        (spaces.Box(0, 255, (8, 64, 64), np.uint8), {"observation": image(64, 64, 8)}),
+        (
+            spaces.Box(0, 255, (4, 64, 48, 3), np.uint8),
+            {"observation": image(64, 48, 12, note="4 frames, the last one last")},
+        ),
+        (
+            spaces.Box(0, 255, (4, 3, 64, 48), np.uint8),
+            {"observation": image(64, 48, 12, note="4 frames, the last one last")},
+        ),
+        (
+            spaces.Box(0, 1, (2, 16, 16, 3)),
+            {"observation": image(16, 16, 6, note="2 frames, the last one last; float32 of 0 to 1, kept as bytes")},
+        ),
         (spaces.Discrete(5, start=2), {"observation": classes(5)}),
         (spaces.MultiDiscrete([2, 3]), {"observation": classes(2, 3)}),
         (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), {"observation": classes(2, 3, 4, 5)}),
@@ -55,7 +79,7 @@ def points(validity, *, low=-1.0):
         ),
         (spaces.Dict(x=MOVES, action_mask=spaces.MultiBinary(3)), {"x": classes(3)}),
         (spaces.Dict(x=spaces.Dict(action_mask=spaces.MultiBinary(2))), {"x/action_mask": classes(2, 2)}),
-        (spaces.Dict(x=spaces.Box(-1, 1, (4, 2))), {"x": vector(8)}),
+        (spaces.Dict(x=spaces.Box(-1, 1, (4, 2))), {"x": vector(8, "of [4, 2]")}),
     ],
 )
 def test_observation_keys_reads_each_space(space, keys):
@@ -91,15 +115,15 @@ def test_observation_keys_sees_no_set_without_flags_that_fit(space, kinds):
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Dict(note=spaces.Text(5)), r"'note' has the space Text.*not supported; Box, Discrete"),
+        (spaces.Dict(note=spaces.Text(5)), r"'note' has the space Text.*not supported \(Box, Discrete"),
         (spaces.Sequence(MOVES), r"'observation' has the space Sequence"),
         (spaces.Graph(MOVES, None), r"'observation' has the space Graph"),
         (spaces.OneOf((MOVES, MOVES)), r"'observation' has the space OneOf"),
-        (spaces.Dict(reward=MOVES, is_last=MOVES), r"may not be called is_last, reward.*rename"),
+        (spaces.Dict(reward=MOVES, is_last=MOVES), r"'reward' has a name .*replay.*rename"),
         (spaces.Dict(context_stoch=MOVES), "context_stoch"),
-        (spaces.Dict(env=MOVES, column=MOVES), "may not be called column, env: replay"),
-        (spaces.Dict(eye=spaces.Box(0, 255, (84, 84, 3), np.uint8)), r"'eye' is an image of 84 x 84.*ResizeObs"),
-        (spaces.Box(0, 255, (1, 8, 64), np.uint8), r"image of 8 x 64; both must be multiples of 16"),
+        (spaces.Dict(env=MOVES, column=MOVES), "'env' has a name .*replay"),
+        (spaces.Dict(eye=spaces.Box(0, 255, (84, 84, 3), np.uint8)), r"'eye' is an image of 84 x 84.*numpy.pad"),
+        (spaces.Box(0, 255, (1, 24, 64), np.uint8), r"image of 24 x 64, and both must be multiples of 16"),
         (spaces.Dict({"a/b": MOVES, "a": spaces.Dict(b=MOVES)}), "two observations are called 'a/b'"),
         (spaces.Dict(action_mask=spaces.MultiBinary(3)), "nothing to observe"),
         (spaces.Box(-1, 1, (0,)), "holds no number"),
@@ -109,6 +133,63 @@ def test_observation_keys_refuses_what_cannot_be_read(space, message):
     with pytest.raises(ValueError, match=message) as refusal:
         observation_keys(space)
     assert "\n" not in str(refusal.value)
+
+
+UNSUPPORTED = {
+    "mission": spaces.Text(9),
+    "eye": spaces.Box(0, 255, (84, 84, 3), np.uint8),
+    "none": spaces.Box(-1, 1, (0,)),
+    "reward": MOVES,
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_observation_keys_leaves_out_what_cannot_be_read_and_is_not_wanted(name):
+    space = spaces.Dict({name: UNSUPPORTED[name], "speed": spaces.Box(-1, 1, (2,))})
+    assert observation_keys(space, wanted=("speed", "spe.*")) == {"speed": vector(2)}
+    assert left_out(space).keys() == {name}
+    assert flattener(space)(space.sample()).keys() == {"speed"}
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        observation_keys(space, wanted=("speed", f"speed|{name}"))
+
+
+def test_observation_keys_refusal_is_followed_by_leaving_all_of_it_out():
+    space = spaces.Dict({**UNSUPPORTED, "speed": spaces.Box(-1, 1, (2,))})
+    with pytest.raises(ValueError, match="leave it out") as refusal:
+        observation_keys(space)
+    advice = shlex.split(str(refusal.value).partition("leave it out with ")[2])
+    assert advice[::2] == ["--model.encode_keys", "--model.decode_keys"]
+    assert observation_keys(space, wanted=advice[1::2]) == {"speed": vector(2)}
+
+
+class Camera(gymnasium.Env):
+    """Shows one image, alone or in a dict."""
+
+    action_space = MOVES
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "padded"),
+    [((84, 84, 3), (96, 96, 3)), ((1, 24, 64), (32, 64, 1)), ((4, 84, 64, 3), (96, 64, 12))],
+)
+@pytest.mark.parametrize(("high", "dtype"), [(255, np.uint8), (1, np.float32)])
+def test_observation_keys_advice_on_sizes_works(plain, shape, padded, high, dtype):
+    box = spaces.Box(0, high, shape, dtype)
+    env = Camera(box if plain else spaces.Dict(eye=box, speed=MOVES))
+    with pytest.raises(ValueError, match="multiples of 16") as refusal:
+        observation_keys(env.observation_space)
+    advice = str(refusal.value).partition("wrap the environment in ")[2].partition("; or leave")[0]
+    wrapped = eval(advice, {"gymnasium": gymnasium, "numpy": np, "env": env})
+    name = "observation" if plain else "eye"
+    assert observation_keys(wrapped.observation_space)[name].shape == padded
+    assert flattener(wrapped.observation_space)(wrapped.reset()[0])[name].shape == padded
 
 
 @pytest.mark.parametrize(
@@ -130,6 +211,39 @@ def test_flattener_puts_channels_last():
     pixels = np.arange(3 * 32 * 48).reshape(3, 32, 48).astype(np.uint8)
     flat = flattener(spaces.Box(0, 255, (3, 32, 48), np.uint8))(pixels)["observation"]
     np.testing.assert_array_equal(flat[5, 7], pixels[:, 5, 7])
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_flattener_puts_stacked_frames_behind_one_another(channels_first):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
+    given = frames.transpose(0, 3, 1, 2) if channels_first else frames
+    flat = flattener(spaces.Box(0, 255, given.shape, np.uint8))(given)["observation"]
+    np.testing.assert_array_equal(flat[..., -3:], frames[-1], strict=True)
+    np.testing.assert_array_equal(flat, np.concatenate(frames, -1), strict=True)
+
+
+@pytest.mark.parametrize(("high", "pixels"), [(1, [0.0, 0.5, 1.0]), (255, [0.0, 127.7, 255.0])])
+def test_flattener_reads_floats_as_pixels(high, pixels):
+    obs = np.zeros((16, 16, 3), np.float32) + np.array(pixels, np.float32)
+    flat = flattener(spaces.Box(0, high, (16, 16, 3)))(obs)["observation"]
+    np.testing.assert_array_equal(flat[3, 4], np.array([0, 128, 255], np.uint8), strict=True)
+
+
+@pytest.mark.parametrize("value", [1.1, -0.1, np.nan])
+def test_flattener_refuses_floats_that_are_no_pixels(value):
+    with pytest.raises(ValueError, match="has a value outside its space"):
+        flattener(spaces.Box(0, 1, (16, 16, 3)))(np.full((16, 16, 3), value, np.float32))
+
+
+def test_flattener_refuses_fractions_where_the_space_has_bytes():
+    with pytest.raises(ValueError, match="'observation' holds fractions"):
+        flattener(IMAGE)(np.full(IMAGE.shape, 0.5, np.float32))
+
+
+@pytest.mark.parametrize("obs", [np.array(["a", "b"]), [None, 1.0], None, [[1.0], [1.0, 2.0]]])
+def test_flattener_refuses_what_is_no_number(obs):
+    with pytest.raises(ValueError, match="^observation 'observation' is"):
+        flattener(spaces.Box(-1, 1, (2,)))(obs)
 
 
 def test_flattener_gives_grey_pixels_a_channel():
