@@ -306,7 +306,7 @@ def test_sac_reads_the_keys_that_are_encoded_only():
     image = ObservationKey("image", (16, 16, 3), torch.uint8)
     task = agent.task._replace(observations={**agent.task.observations, "eye": image})
     settings = debug_config("sac", "sac_pendulum")
-    parts = {"device": CPU, "generators": launch.make_generators(0, CPU), "guard": Guard(CPU)}
+    parts: dict[str, Any] = {"device": CPU, "generators": launch.make_generators(0, CPU), "guard": Guard(CPU)}
     with pytest.raises(ValueError, match="'eye'") as refusal:
         SAC(task, settings, **parts)
     flag, pattern = shlex.split(str(refusal.value).partition("leave it out with ")[2])
