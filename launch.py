@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from envs.vector import RoutingVectorEnv
 from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
-from replay import Replay
+from replay import Replay, Spaces
 from resuming import changes_since, fitting, load_start, require_class
 from runs import METRICS
 from terminal import show, tell
@@ -110,13 +110,7 @@ def train(
     env = world.make_env(generators)
     with ExitStack() as stack:
         stack.callback(env.close)
-        replay = Replay(
-            _spaces(world.task, env),
-            num_envs=config.envs,
-            capacity=config.replay_capacity,
-            device=device,
-            memory=dict(agent.memory_spaces),
-        )
+        replay = _make_replay(config, _spaces(world.task, env), memory=agent.memory_spaces, device=device)
         _require_windows(config, agent.batch_length)
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
         # Nothing is written before everything that can be wrong with the config has been looked at.
@@ -161,7 +155,71 @@ def train(
         trainer.run()
 
 
-def _spaces(task: Task, env: RoutingVectorEnv | GymVectorEnv) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:
+    """Replay with room for what the config keeps of what the run will live through.
+
+    Raises:
+        ConfigError: memory would not hold it.
+    """
+    # Each decision is a row, and so is the end of each episode, which is of one decision at least.
+    rows_to_come = 2 * (config.steps + config.envs)
+    replay = Replay(
+        spaces,
+        num_envs=config.envs,
+        capacity=config.replay_capacity,
+        device=device,
+        memory=memory,
+        rows_to_come=rows_to_come,
+    )
+    rows, free = rows_when_full(config), memory_at_hand()
+    # Any other device has given all of it already.
+    if device.type == "cpu" and free is not None and rows * replay.row_bytes > free:
+        raise ConfigError(
+            f"replay will hold {rows:,} rows of {readable_bytes(replay.row_bytes)}, which are"
+            f" {readable_bytes(rows * replay.row_bytes)}, and {readable_bytes(free)} of memory are free; give"
+            f" --replay_capacity {free // replay.row_bytes} at most"
+        )
+    return replay
+
+
+def rows_when_full(config: Config) -> int:
+    """Rows that replay will hold in the end, but for the last rows of episodes."""
+    return min(config.replay_capacity, config.steps)
+
+
+def readable_bytes(count: float | int) -> str:
+    """Such as 12.3 kB."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
+
+
+def memory_at_hand(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still take of the machine's memory, or of what its container or job is allowed.
+
+    Args:
+        root: where `proc` and `sys` are. None comes of a system that has none.
+    """
+    found = []
+    with suppress(OSError):
+        found += re.findall(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    left = [1024 * int(kilobytes) for kilobytes in found]
+    groups = [root / "sys/fs/cgroup"]
+    with suppress(OSError, IndexError):
+        own = re.findall(r"^0::/(.+)$", (root / "proc/self/cgroup").read_text(), re.MULTILINE)[0]
+        groups += [groups[0] / part for part in (own, *map(str, Path(own).parents))]
+    for group in groups:
+        # A group without a limit says "max", or has no such file.
+        with suppress(OSError, ValueError):
+            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+            left.append(max(0, limit - used + sum(map(int, cached))))
+    return min(left, default=None)
+
+
+def _spaces(task: Task, env: RoutingVectorEnv | GymVectorEnv) -> Spaces:
     """Shape and dtype of what replay stores of observations and actions."""
     if task.rules is None:
         return task.spaces

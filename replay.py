@@ -1,4 +1,4 @@
-"""Replay: whole sequences in preallocated tensors on one device; store, sample, save.
+"""Replay: whole sequences in one ring of tensors on one device; store, sample, save.
 
 All environments are appended in lockstep: one call of `add` writes one column, a row for each environment. Columns
 are counted from the start of the run and live in a ring, so that column c lies at position c % length. The counters
@@ -7,11 +7,13 @@ are host integers; neither `add` nor the samplers wait for the device.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -20,6 +22,8 @@ import checkpoint
 from checkpoint import CheckpointError
 from config import UserError
 
+# Shape and dtype of what is stored of each row, by its name.
+Spaces = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 REWARD_AND_ENDS = {
     "reward": ((), torch.float32),
     "is_first": ((), torch.bool),
@@ -35,8 +39,10 @@ class Replay:
     action chosen on seeing it. The samplers alone shift actions: `prev_action` is the action of the row before.
 
     Attributes:
-        length: columns the ring holds, for each environment.
+        length: columns the ring has room for, for each environment.
         total: columns added since the start of the run.
+        oldest: the oldest column that is still stored.
+        row_bytes: memory that one row takes.
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
         reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
@@ -44,21 +50,23 @@ class Replay:
 
     def __init__(
         self,
-        spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        spaces: Spaces,
         *,
         num_envs: int,
         capacity: int,
         device: torch.device,
-        memory: Mapping[str, tuple[tuple[int, ...], torch.dtype]] | None = None,
+        memory: Spaces | None = None,
+        rows_to_come: int | None = None,
     ) -> None:
-        """Allocate the whole ring.
+        """Make room for the ring. A CPU takes memory as the ring fills; any other device takes all of it now.
 
         Args:
             spaces: shape and dtype of every observation key and of `action`, for one environment.
             num_envs: rows in a column.
-            capacity: rows over all environments.
+            capacity: rows that are kept at most, over all environments.
             device: where the rows are kept; generators handed to the samplers live there too.
             memory: likewise, of what an agent keeps of each row.
+            rows_to_come: rows that will be added, at most: there is no room made for more. None where nobody knows.
 
         Raises:
             ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns or
@@ -70,38 +78,51 @@ class Replay:
         if capacity < 2 * num_envs:
             raise UserError(f"replay capacity is {capacity} rows; {num_envs} environments need {2 * num_envs} at least")
         self.num_envs = num_envs
-        self.length = capacity // num_envs
         self.device = device
-        self.total = 0
-        try:
-            self.rows = self._allocate({**spaces, **REWARD_AND_ENDS})
-            self.memory = self._allocate(memory or {})
-            self.episode_start: Int[Tensor, "E L"] = self._allocate({"start": ((), torch.int64)})["start"]
-        except RuntimeError as error:
-            cause = str(error).splitlines()[0]
-            raise UserError(
-                f"{capacity} rows of replay do not fit into memory; lower replay_capacity ({cause})"
-            ) from error
+        self.total = self.oldest = 0
+        self._capacity = capacity
+        self._spaces: tuple[Spaces, ...] = (
+            {**spaces, **REWARD_AND_ENDS},
+            memory or {},
+            {"episode_start": ((), torch.int64)},
+        )
+        self.row_bytes = sum(
+            math.prod(shape) * dtype.itemsize for part in self._spaces for shape, dtype in part.values()
+        )
+        self._make_room(capacity if rows_to_come is None else min(capacity, max(rows_to_come, 2 * num_envs)))
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self._chunks: list[dict[str, Any]] = []
         self._chunk_folder: Path | None = None
         self._saved_totals = [0, 0]
+        self._saved_oldest = [0, 0]
 
-    def _allocate(self, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Tensor]:
+    def _make_room(self, rows: int) -> None:
+        """Begin with an empty ring of so many rows.
+
+        Raises:
+            ValueError: memory does not hold them.
+        """
+        self.length = rows // self.num_envs
+        try:
+            self.rows, self.memory, starts = map(self._allocate, self._spaces)
+        # NumPy has a ValueError for what no address reaches.
+        except (RuntimeError, MemoryError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise UserError(
+                f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})"
+            ) from error
+        self.episode_start: Int[Tensor, "E L"] = starts["episode_start"]
+
+    def _allocate(self, spaces: Spaces) -> dict[str, Tensor]:
         return {
-            name: torch.zeros((self.num_envs, self.length, *shape), dtype=dtype, device=self.device)
+            name: _zeros((self.num_envs, self.length, *shape), dtype, self.device)
             for name, (shape, dtype) in spaces.items()
         }
 
     def __len__(self) -> int:
         """Rows stored, over all environments."""
         return (self.total - self.oldest) * self.num_envs
-
-    @property
-    def oldest(self) -> int:
-        """The oldest column that is still stored."""
-        return max(0, self.total - self.length)
 
     def add(self, row: Mapping[str, Tensor]) -> None:
         """Append one column, overwriting the oldest once the ring is full. The very first is `is_first` throughout.
@@ -134,6 +155,7 @@ class Replay:
         self.reward_min = torch.minimum(self.reward_min, reward.masked_fill(ignored, torch.inf).amin())
         self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(ignored, -torch.inf).amax())
         self.total += 1
+        self.oldest = max(self.oldest, self.total - self.length)
 
     def sample_windows(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Windows drawn uniformly among all that are stored; they may cross the ends of episodes.
@@ -176,10 +198,10 @@ class Replay:
                 every environment at all times: 2 * length - 1 columns.
         """
         self._require_columns(length)
-        wrapped = self.total > self.length
-        if wrapped and self.length < 2 * length - 1:
+        wrapped, stored = self.oldest > 0, self.total - self.oldest
+        if wrapped and stored < 2 * length - 1:
             raise UserError(
-                f"replay holds {self.length} columns; sampling whole episodes of {length} rows needs "
+                f"replay holds {stored} columns; sampling whole episodes of {length} rows needs "
                 f"{2 * length - 1}: a capacity of {self.num_envs * (2 * length - 1)} rows or more"
             )
         # Past the first length - 1 columns of a wrapped ring, every row's episode began in a column still stored.
@@ -214,7 +236,8 @@ class Replay:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if folder != self._chunk_folder:
-            self._chunks, self._chunk_folder, self._saved_totals = [], folder, [0, 0]
+            self._chunks, self._chunk_folder = [], folder
+            self._saved_totals, self._saved_oldest = [0, 0], [0, 0]
         saved = self._chunks[-1]["stop"] if self._chunks else 0
         start = max(saved, self.oldest)
         if start < self.total:
@@ -226,12 +249,14 @@ class Replay:
             checkpoint.save(folder / name, columns)
             self._chunks.append({"name": name, "start": start, "stop": self.total})
         self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
-        self._delete_stale(folder, before=self._saved_totals[0] - self.length)
+        self._delete_stale(folder, before=self._saved_oldest[0])
         self._saved_totals = [self._saved_totals[1], self.total]
+        self._saved_oldest = [self._saved_oldest[1], self.oldest]
         return {
             "num_envs": self.num_envs,
             "length": self.length,
             "saved_totals": list(self._saved_totals),
+            "saved_oldest": list(self._saved_oldest),
             "chunks": [dict(chunk) for chunk in self._chunks],
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
@@ -240,24 +265,31 @@ class Replay:
         }
 
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Restore exactly what was stored when `manifest` was made.
+        """Restore exactly what was stored when `manifest` was made, or of it the latest rows that the capacity allows.
 
         Raises:
             CheckpointError: a chunk is missing or corrupt, or the manifest is of another replay (number of
-                environments, capacity, keys, shapes).
+                environments, keys, shapes).
         """
-        ours, theirs = (self.num_envs, self.length), (manifest["num_envs"], manifest["length"])
-        if ours != theirs:
+        if self.num_envs != manifest["num_envs"]:
             raise CheckpointError(
-                f"replay was saved with {theirs[0]} environments of {theirs[1]} columns, this run has {ours[0]} of "
-                f"{ours[1]}; give the same envs and capacity, or take the weights only, with --init"
+                f"replay was saved with {manifest['num_envs']} environments, this run has {self.num_envs}; give the"
+                " same envs, or take the weights only, with --init"
             )
+        total, length = manifest["saved_totals"][1], manifest["length"]
+        # Older manifests are of rings that have always had one length.
+        saved_oldest = manifest.get("saved_oldest", [max(0, saved - length) for saved in manifest["saved_totals"]])
+        oldest = saved_oldest[1]
+        kept = min(total - oldest, self._capacity // self.num_envs)
+        if kept > self.length:
+            # A run that has come further than it is now to go keeps what it has lived through.
+            self._make_room(kept * self.num_envs)
+        self.total, self.oldest = total, max(oldest, total - self.length)
         stored = self._stored()
         # Oldest first: where the ring has wrapped, newer columns overwrite those of the first chunk.
         for chunk in manifest["chunks"]:
             path = folder / chunk["name"]
             columns = checkpoint.load(path, self.device)
-            position = torch.arange(chunk["start"], chunk["stop"], device=self.device) % self.length
             if columns.keys() != stored.keys():
                 raise CheckpointError(f"{path} holds {sorted(columns)}; this run stores {sorted(stored)}")
             for key, value in columns.items():
@@ -267,21 +299,28 @@ class Replay:
                         f"{path} has {value.dtype} {tuple(value.shape)} for '{key}'; "
                         f"this run stores {stored[key].dtype} {expected}"
                     )
-                stored[key].index_copy_(1, position, value)
-        total = manifest["saved_totals"][1]
-        filled = {name: value[:, :total] for name, value in self.memory.items()}
-        shapes = {name: (tuple(value.shape), value.dtype) for name, value in filled.items()}
-        saved = {name: (tuple(value.shape), value.dtype) for name, value in manifest["memory"].items()}
-        if shapes != saved:
-            raise CheckpointError(f"replay was saved with the memory {saved}; this run keeps {shapes}")
-        for name, value in manifest["memory"].items():
-            filled[name].copy_(value)
+                begin = max(chunk["start"], self.oldest)
+                if begin < chunk["stop"]:
+                    position = torch.arange(begin, chunk["stop"], device=self.device) % self.length
+                    stored[key].index_copy_(1, position, value[:, begin - chunk["start"] :])
+        self._load_memory(manifest["memory"], length)
         self.reward_min = manifest["reward_min"].to(self.device)
         self.reward_max = manifest["reward_max"].to(self.device)
-        self.total = total
         self._chunks = [dict(chunk) for chunk in manifest["chunks"]]
         self._chunk_folder = folder
         self._saved_totals = list(manifest["saved_totals"])
+        self._saved_oldest = list(saved_oldest)
+
+    def _load_memory(self, saved: Mapping[str, Tensor], length: int) -> None:
+        """Take in the memory of the stored columns, which stands in `saved` as in a ring of another length."""
+        width = min(self.total, length)
+        ours = {name: ((self.num_envs, width, *value.shape[2:]), value.dtype) for name, value in self.memory.items()}
+        theirs = {name: (tuple(value.shape), value.dtype) for name, value in saved.items()}
+        if ours != theirs:
+            raise CheckpointError(f"replay was saved with the memory {theirs}; this run keeps {ours}")
+        column = torch.arange(self.oldest, self.total, device=self.device)
+        for name, value in saved.items():
+            self.memory[name].index_copy_(1, column % self.length, value.to(self.device)[:, column % length])
 
     def _stored(self) -> dict[str, Tensor]:
         return {**self.rows, "episode_start": self.episode_start}
@@ -314,6 +353,13 @@ class Replay:
         # What a kill left of a chunk that was being written; none is being written now.
         for path in folder.glob("*-*-*.pt.tmp"):
             path.unlink()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, for which a CPU takes no memory before they are written to: PyTorch's own are all written to at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype, device=device).numpy().dtype))
 
 
 def _zero_where(condition: Bool[Tensor, "B T"], value: Tensor) -> Tensor:

@@ -35,7 +35,10 @@ from tests.scenes import refusal
         (["--prefill", "10"], "prefill is 10 env steps; 4 environments need 28"),
         (["--prefill_policy", "farthest"], "prefill_policy is 'farthest'; choose one of random, nearest"),
         (["--replay_capacity", "40"], "replay_capacity is 40 rows; 4 environments need 52"),
-        (["--replay_capacity", "1" + 16 * "0"], "rows of replay do not fit into memory; lower replay_capacity"),
+        (
+            ["--replay_capacity", "1" + 16 * "0", "--steps", "1" + 16 * "0"],
+            "rows of replay do not fit into memory; lower replay_capacity",
+        ),
         (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--train_ratio", "-1"], "train_ratio is -1; it must be at least 0"),
         (["--nodes", "2"], "num_nodes is 2; a tour needs at least 3 nodes"),

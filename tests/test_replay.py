@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -134,6 +137,25 @@ def test_replay_refuses_reserved_names_and_tiny_capacity() -> None:
         Replay({**SPACES, "reward": ((), torch.float32)}, num_envs=2, capacity=10, device=CPU)
     with pytest.raises(ValueError, match="3 environments need 6"):
         Replay(SPACES, num_envs=3, capacity=5, device=CPU)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_replay_takes_memory_as_it_fills() -> None:
+    def megabytes() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before = megabytes()
+    spaces = {"image": ((64, 64, 3), torch.uint8), "action": ((), torch.int64)}
+    replay = Replay(spaces, num_envs=4, capacity=40_000, device=CPU)
+    assert replay.row_bytes == 64 * 64 * 3 + 8 + 4 + 3 + 8
+    assert megabytes() - before < 50  # of 492
+
+
+def test_replay_makes_room_for_no_more_rows_than_will_come() -> None:
+    def lengths(rows: int) -> int:
+        return Replay(SPACES, num_envs=3, capacity=60, device=CPU, rows_to_come=rows).length
+
+    assert (lengths(30), lengths(90), lengths(1)) == (10, 20, 2)
 
 
 def test_reward_bounds_leave_out_first_rows() -> None:

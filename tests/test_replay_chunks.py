@@ -129,7 +129,7 @@ def test_load_chunks_reports_missing_and_corrupt_chunks(tmp_path: Path) -> None:
 
 def test_load_chunks_refuses_another_replay(tmp_path: Path) -> None:
     manifest = filled(30).save_chunks(tmp_path)
-    with pytest.raises(CheckpointError, match="3 environments of 50 columns, this run has 4 of 50"):
+    with pytest.raises(CheckpointError, match="3 environments, this run has 4"):
         filled(0, num_envs=4).load_chunks(tmp_path, manifest)
     wider = Replay({**SPACES, "seen": ((3,), torch.float32)}, num_envs=3, capacity=150, device=CPU)
     with pytest.raises(CheckpointError, match="for 'seen'; this run stores"):
@@ -156,6 +156,66 @@ def test_save_chunks_restores_rewritten_memory_exactly(tmp_path: Path, columns: 
     assert_equal_rows(replay, restored)
     assert restored.memory.keys() == MEMORY.keys()
     assert all(torch.equal(value, replay.memory[name]) for name, value in restored.memory.items())
+
+
+@pytest.mark.parametrize("length", [15, 45, 200])
+@pytest.mark.parametrize("columns", [10, 73])
+def test_load_chunks_into_ring_of_another_length_keeps_what_fits(tmp_path: Path, columns: int, length: int) -> None:
+    replay, env = remembering(columns, length=30)
+    manifest = replay.save_chunks(tmp_path)
+    restored, _ = remembering(0, length=length)
+    restored.load_chunks(tmp_path, manifest)
+    kept = min(columns, 30, length)
+    assert (restored.total, restored.oldest, restored.length) == (columns, columns - kept, length)
+    for added in range(60):
+        for name, value in {**restored.rows, **restored.memory}.items():
+            for column in range(restored.oldest, min(restored.total, columns)):
+                theirs = {**replay.rows, **replay.memory}[name][:, column % 30]
+                assert torch.equal(value[:, column % length], theirs)
+        batch = restored.sample_episodes(20, 5, generator=generator())
+        assert batch["column"].min() >= restored.oldest and torch.equal(batch["seen"][..., 1].long(), batch["column"])
+        restored.add(with_memory(env.row()))
+        assert restored.oldest == max(columns - kept, columns + added + 1 - length)
+
+
+def test_load_chunks_of_a_ring_cut_short_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole, cut = (Replay(SPACES, num_envs=3, capacity=300, device=CPU, rows_to_come=rows) for rows in (None, 60))
+    assert (whole.length, cut.length) == (100, 20)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    for row in [env.row() for _ in range(20)]:
+        whole.add(row)
+        cut.add(row)
+    resumed = Replay(SPACES, num_envs=3, capacity=300, device=CPU, rows_to_come=120)
+    resumed.load_chunks(tmp_path, cut.save_chunks(tmp_path))
+    for row in [env.row() for _ in range(20)]:
+        whole.add(row)
+        resumed.add(row)
+        left, right = (each.sample_windows(20, 6, generator=generator()) for each in (whole, resumed))
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_load_chunks_makes_room_for_more_rows_than_are_to_come(tmp_path: Path) -> None:
+    replay = filled(40)
+    short = Replay(SPACES, num_envs=3, capacity=150, device=CPU, rows_to_come=30)
+    short.load_chunks(tmp_path, replay.save_chunks(tmp_path))
+    assert_equal_rows(replay, short)
+
+
+def test_save_chunks_in_a_smaller_ring_spares_what_the_checkpoint_before_needs(tmp_path: Path) -> None:
+    replay = filled(0)
+    env = EchoEnv(num_envs=3, episode_rows=[5])
+    for columns in (5, 10, 20, 21):
+        while replay.total < columns:
+            replay.add(env.row())
+        before = replay.save_chunks(tmp_path)
+    small = filled(0, length=10)
+    small.load_chunks(tmp_path, before)
+    for _ in range(2):
+        small.add(env.row())
+        small.save_chunks(tmp_path)
+    restored = filled(0)
+    restored.load_chunks(tmp_path, before)
+    assert_equal_rows(replay, restored)
 
 
 @pytest.mark.parametrize(
