@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,16 +207,21 @@ def parse_command_line(
 
 @contextmanager
 def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn a UserError, or one of `kinds`, into one line on stderr and exit status 2.
+    """Turn a UserError, or one of `kinds`, into one line on stderr and exit status 2; Ctrl-C likewise into 130.
 
-    Anything else is a defect, of this program or of what the user gave it, and keeps its traceback.
+    Anything else is a defect, of this program or of what the user gave it, and keeps its traceback. What stderr cannot
+    show is dropped.
     """
     expected: tuple[type[Exception], ...] = (UserError, *kinds)
-    try:
-        yield
-    except expected as error:
-        terminal.tell(f"{program}: {terminal.one_line(str(error))}")
-        raise SystemExit(2) from error
+    with contextlib.redirect_stderr(terminal.Screen(sys.stderr)):
+        try:
+            yield
+        except expected as error:
+            terminal.tell(f"{program}: {terminal.one_line(str(error))}")
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as error:
+            terminal.tell(f"{program}: {error if error.args else 'interrupted'}")
+            raise SystemExit(130) from error
 
 
 def validate_choices(config: Config, choices: Mapping[str, Sequence[Any]]) -> None:
@@ -233,10 +240,12 @@ def validate_ranges(config: Config, ranges: Mapping[str, tuple[int | float, int 
     """Check that each number named by a dotted key lies within its bounds, both included; `math.inf` is no bound.
 
     Raises:
-        ConfigError: one does not.
+        ConfigError: one does not, or is infinite.
     """
     flat = config.flat()
     for key, (low, high) in ranges.items():
+        if math.isinf(flat[key]):
+            raise ConfigError(f"{key} is {flat[key]:g}; it must be finite")
         if not low <= flat[key] <= high:
             bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
             raise ConfigError(f"{key} is {flat[key]:g}; it must be {bounds}")

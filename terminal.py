@@ -1,8 +1,10 @@
-"""What is printed: text of files shows as text, and never steers the terminal."""
+"""What is printed: text of files shows as text and never steers the terminal, and a lost terminal stops nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from typing import Any
 
 # What a table or a page needs.
 LAYOUT = "\n\t"
@@ -33,3 +35,32 @@ def show(text: str) -> None:
 def tell(text: str) -> None:
     """Print what is said about the work, to stderr."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+class Screen:
+    """stderr that drops what cannot be shown: a closed terminal or a broken pipe is no reason to stop a run."""
+
+    def __init__(self, stream: Any) -> None:
+        """Write to `stream`; None is what a process without a stderr has."""
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Show `text`, if that can be done."""
+        # Python raises ValueError where the stream itself has been closed.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Show what is pending, if that can be done."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether somebody may be looking."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return self._stream.isatty()
+        return False

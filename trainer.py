@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ WARN_ABOVE = {
 }
 WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
 REPORTS = "guard"
+# A shell that is closed and what schedulers send before they kill are requests to stop, too.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+# A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
+IMPATIENCE = 5.0
 
 
 class Settings(NamedTuple):
@@ -89,6 +94,7 @@ class Trainer:
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
         self.averages = MetricAverages()
         self.step = 0
+        self.step_before = 0
         self.seconds = 0.0
         self.updates_owed = 0.0
         self.updates = 0
@@ -100,40 +106,37 @@ class Trainer:
         self.finished = False
         self.emergency = False
         self._stop_signal: str | None = None
+        self._interrupted_at = -math.inf
 
     def run(self) -> None:
-        """Train until `steps`, then evaluate on the test set. SIGINT and SIGTERM save and end early."""
+        """Train until `steps`, then evaluate on the test set. The signals of `STOP_SIGNALS` save and end early.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be written.
+            KeyboardInterrupt: Ctrl-C came twice.
+        """
         self._clock = time.monotonic()
         self._progress = ProgressBar(self.settings.steps, initial=self.step)
         self._logged_at = (self.step, self._elapsed())
-        handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        # What was started to outlive its terminal, with nohup, ignores SIGHUP.
+        numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
         try:
             if not self.row:
                 obs, info = self.env.reset()
                 self.row = self._first_row(obs)
                 self.any_first = info["any_first"]
                 self._evaluate()
-            while self.step < self.settings.steps and self._stop_signal is None:
-                before = self.step
-                self._collect()
-                self._learn()
-                if self._crossed("log_every", before):
-                    self._log()
-                if self._crossed("eval_every", before):
-                    with self._saving():
-                        self._evaluate()
-                if self._crossed("checkpoint_every", before):
-                    self._save()
+            self._train()
             if self.finished:
                 self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
                 return
             if self._stop_signal is None:
                 self._finish()
             self._save()
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror}); make room, and the same"
-                " command goes on from the last checkpoint"
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"stopped at once at step {self.step}; what was saved before stays as it is in {self.logdir}"
             ) from error
         finally:
             self._progress.close()
@@ -143,6 +146,26 @@ class Trainer:
             terminal.tell(
                 f"stopped by {self._stop_signal} at step {self.step}; saved. The same command goes on from there."
             )
+
+    def _train(self) -> None:
+        """Collect and learn until `steps` or a request to stop, and log, evaluate and save on the way."""
+        while True:
+            # What an early stop left to be learnt comes first, so that the run goes on as if it had not been stopped.
+            if self.updates_owed < 1:
+                if self.step >= self.settings.steps or self._stop_signal is not None:
+                    return
+                self.step_before = self.step
+                self._collect()
+            self._learn()
+            if self.updates_owed >= 1:
+                return
+            if self._crossed("log_every"):
+                self._log()
+            if self._crossed("eval_every"):
+                with self._saving():
+                    self._evaluate()
+            if self._crossed("checkpoint_every"):
+                self._save()
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -214,7 +237,8 @@ class Trainer:
                 self.averages.add({"train_return": self.episode_return.mean()})
 
     def _learn(self) -> None:
-        while self.updates_owed >= 1:
+        """Make the updates that are owed, or as many of them as come before a request to stop."""
+        while self.updates_owed >= 1 and self._stop_signal is None:
             progress = min(1.0, self.step / self.settings.steps)
             try:
                 self.averages.add(self.agent.update(self.replay, progress=progress))
@@ -266,9 +290,9 @@ class Trainer:
             "is_terminal": ~yes,
         }
 
-    def _crossed(self, key: str, before: int) -> bool:
+    def _crossed(self, key: str) -> bool:
         every = getattr(self.settings, key)
-        return self.step // every > before // every
+        return self.step // every > self.step_before // every
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._clock
@@ -330,6 +354,11 @@ class Trainer:
             self.logger.image(self.step, f"{name}_{key}", picture)
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._interrupted_at < IMPATIENCE:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._interrupted_at = now
         self._stop_signal = signal.Signals(number).name
 
     def _save(self, *, emergency: bool = False) -> None:
@@ -337,7 +366,17 @@ class Trainer:
 
         One emergency after another leaves previous.pt as it was before the first.
         """
-        state = {
+        try:
+            self._write(self._state(emergency=emergency), emergency=emergency)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error}); make room, and"
+                " the same command goes on from the last checkpoint"
+            ) from error
+
+    def _state(self, *, emergency: bool) -> dict[str, Any]:
+        """All that going on exactly needs, beside replay's chunks, which are written here."""
+        return {
             "agent": self.agent.state_dict(),
             "agent_class": type(self.agent).__name__,
             "replay": self.replay.save_chunks(self.logdir / "replay"),
@@ -350,6 +389,7 @@ class Trainer:
             "any_first": self.any_first,
             "episode_return": self.episode_return,
             "step": self.step,
+            "step_before": self.step_before,
             "updates": self.updates,
             "updates_owed": self.updates_owed,
             "seconds": self._elapsed(),
@@ -357,6 +397,8 @@ class Trainer:
             "finished": self.finished,
             "emergency": emergency,
         }
+
+    def _write(self, state: dict[str, Any], *, emergency: bool) -> None:
         checkpoint.save(self.logdir / checkpoint.LATEST, state, keep_before=not (emergency and self.emergency))
         self.emergency = emergency
         if self.settings.checkpoint_numbered:
@@ -370,6 +412,7 @@ class Trainer:
         checkpoint.restore_generators(self.generators, state["generators"])
         self.averages.load_state_dict(state["averages"])
         self.logger.load_state_dict(state["logger"])
+        self.step_before = state.get("step_before", state["step"])
         for name in (
             "acting",
             "row",

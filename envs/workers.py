@@ -215,10 +215,12 @@ def _end_process(connection: Connection, process: BaseProcess) -> None:
 
 def _serve(connection: Connection, make_env: bytes) -> None:
     """Answer requests until the other end of the pipe is closed: by `close`, or by the end of its process."""
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes; what to do about them is the training loop's
-    # to say. What an environment starts inherits signals that are ignored, not handlers: it can be ended by SIGTERM.
+    # Ctrl-C, a closed terminal and a scheduler's signals reach the whole group of processes; what to do about them is
+    # the training loop's to say. What an environment starts inherits signals that are ignored, not handlers: it can be
+    # ended by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU):
+        signal.signal(number, lambda *_: None)
     threading.Thread(target=_follow_parent, daemon=True).start()
     host = Host(lambda: cloudpickle.loads(make_env)())
     with contextlib.suppress(EOFError, OSError):
