@@ -20,6 +20,7 @@ KINDS = {
 }
 # What is new is as readable to others as the user's umask lets it be.
 ORDINARY_MODE = 0o666
+BLOCK = 2**20
 
 
 def open_to_read(path: str | os.PathLike, *, most: int | None = None) -> BinaryIO:
@@ -53,11 +54,16 @@ def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes:
         OSError: as `open_to_read`.
     """
     with open_to_read(path, most=most) as file:
-        # Files under /proc and those that grow say less of their size than they hold.
-        content = file.read(-1 if most is None else most + 1)
-    if most is not None and len(content) > most:
+        if most is None:
+            return file.read()
+        # Block by block: Python makes room for all that it is asked to read, however little there is. And files under
+        # /proc, and those that grow, say less of their size than they hold.
+        content = bytearray()
+        while block := file.read(min(BLOCK, most + 1 - len(content))):
+            content += block
+    if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return content
+    return bytes(content)
 
 
 def read_text(path: str | os.PathLike, *, most: int | None = None) -> str:

@@ -1,6 +1,6 @@
 """Distances as TSPLIB and CVRPLIB define them, with their own rounding, and the plane that networks see instead.
 
-The formulas are those of G. Reinelt, "TSPLIB 95" (1995), section 2.
+The formulas are those of G. Reinelt, "TSPLIB 95" (1995), section 2; great circles are those of a sphere.
 """
 
 from __future__ import annotations
@@ -10,33 +10,61 @@ import math
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-# Of coordinates without a file format of their own: Euclidean and unrounded.
+# For coordinates without a file format of their own: Euclidean and unrounded.
 EXACT = "exact"
-FILE_METRICS = ("EUC_2D", "CEIL_2D", "ATT", "GEO")
+# For latitude and longitude in degrees: kilometres, unrounded.
+GREAT_CIRCLE = "great_circle"
+UNROUNDED = (EXACT, GREAT_CIRCLE)
+FILE_METRICS = (
+    *("EUC_2D", "EUC_3D", "CEIL_2D", "CEIL_3D", "FLOOR_2D", "MAN_2D", "MAN_3D", "MAX_2D", "MAX_3D"),
+    *("ATT", "GEO"),
+)
 
 # Reinelt's own digits: published optima rest on them.
 GEO_PI = 3.141592
 EARTH_RADIUS_KM = 6378.388
+# Of the sphere that stands for the earth best (mean radius of the International Union of Geodesy and Geophysics).
+MEAN_RADIUS_KM = 6371.0088
 
 
 def leg_lengths(
-    origin: Float[np.ndarray, "*B 2"], target: Float[np.ndarray, "*B 2"], metric: str
+    origin: Float[np.ndarray, "*B D"], target: Float[np.ndarray, "*B D"], metric: str
 ) -> Float64[np.ndarray, "*B"]:
-    """Distances between pairs of positions, whole numbers in every metric but `exact`."""
+    """Distances between pairs of positions, whole numbers in every metric that is not among `UNROUNDED`."""
     if metric == "GEO":
         return _geographical(origin, target)
-    straight = np.sqrt(np.square(origin.astype(np.float64) - target).sum(-1))
+    if metric == GREAT_CIRCLE:
+        return _great_circle(origin, target)
+    difference = np.abs(origin.astype(np.float64) - target)
+    if metric == "ATT":
+        # Pseudo-Euclidean: the nearest integer, or the next one where that is too short.
+        pseudo = np.sqrt(np.square(difference).sum(-1) / 10)
+        nearest = np.floor(pseudo + 0.5)
+        return nearest + (nearest < pseudo)
+    if metric.startswith("MAX_"):
+        # Each difference is rounded, and so is the largest of them.
+        return np.floor(difference + 0.5).max(-1)
+    if metric.startswith("MAN_"):
+        return np.floor(difference.sum(-1) + 0.5)
+    straight = np.sqrt(np.square(difference).sum(-1))
     if metric == EXACT:
         return straight
-    if metric == "EUC_2D":
-        return np.floor(straight + 0.5)
-    if metric == "CEIL_2D":
+    if metric.startswith("CEIL_"):
         return np.ceil(straight)
-    assert metric == "ATT", f"{metric} is none of {FILE_METRICS}"
-    # Pseudo-Euclidean: the nearest integer, or the next one where that is too short.
-    pseudo = np.sqrt(np.square(origin.astype(np.float64) - target).sum(-1) / 10)
-    nearest = np.floor(pseudo + 0.5)
-    return nearest + (nearest < pseudo)
+    if metric.startswith("FLOOR_"):
+        return np.floor(straight)
+    assert metric.startswith("EUC_"), f"{metric} is none of {FILE_METRICS}"
+    return np.floor(straight + 0.5)
+
+
+def _great_circle(origin: Float[np.ndarray, "*B 2"], target: Float[np.ndarray, "*B 2"]) -> Float64[np.ndarray, "*B"]:
+    # The haversine formula keeps its digits where places lie close together.
+    (latitude, longitude), (other_latitude, other_longitude) = (
+        np.moveaxis(np.radians(position.astype(np.float64)), -1, 0) for position in (origin, target)
+    )
+    across = np.square(np.sin((longitude - other_longitude) / 2))
+    haversine = np.square(np.sin((latitude - other_latitude) / 2)) + np.cos(latitude) * np.cos(other_latitude) * across
+    return 2 * MEAN_RADIUS_KM * np.arcsin(np.sqrt(np.clip(haversine, 0, 1)))
 
 
 def _geographical(origin: Float[np.ndarray, "*B 2"], target: Float[np.ndarray, "*B 2"]) -> Float64[np.ndarray, "*B"]:
@@ -58,7 +86,7 @@ def _whole_degrees(position: Float[np.ndarray, "*B 2"]) -> Float64[np.ndarray, "
 
 
 def tour_lengths(
-    coords: Float[np.ndarray, "I N 2"], tours: Int[np.ndarray, "I Q L"], metric: str
+    coords: Float[np.ndarray, "I N D"], tours: Int[np.ndarray, "I Q L"], metric: str
 ) -> Float64[np.ndarray, "I Q"]:
     """Lengths of Q closed tours of each instance; a leg from a node to itself has none."""
     rows = np.arange(len(coords))[:, None, None]
@@ -67,13 +95,26 @@ def tour_lengths(
     return np.where(tours == following, 0.0, legs).sum(-1)
 
 
-def tour_length(coords: Float[np.ndarray, "N 2"], tour: Int[np.ndarray, " L"], metric: str) -> int | float:
-    """Length of one closed tour; an int in every metric but `exact`."""
+def tour_length(coords: Float[np.ndarray, "N D"], tour: Int[np.ndarray, " L"], metric: str) -> int | float:
+    """Length of one closed tour; an int in every metric that is not among `UNROUNDED`."""
     length = float(tour_lengths(coords[None], tour[None, None], metric)[0, 0])
-    return length if metric == EXACT else int(length)
+    return length if metric in UNROUNDED else int(length)
 
 
-def distance_matrix(coords: Float[np.ndarray, "N 2"], metric: str) -> Float64[np.ndarray, "N N"]:
+def longest_leg(coords: Float[np.ndarray, "N D"], metric: str) -> float:
+    """A length that no leg between two of the nodes exceeds."""
+    if metric in ("GEO", GREAT_CIRCLE):
+        return EARTH_RADIUS_KM * math.pi + 1
+    # Corners of the box around the nodes are at least as far apart as any two of them.
+    return float(leg_lengths(coords.min(0, keepdims=True), coords.max(0, keepdims=True), metric)[0])
+
+
+def unit(metric: str) -> str:
+    """What lengths are counted in, as it stands behind a number; empty where the file does not say."""
+    return " km" if metric == GREAT_CIRCLE else ""
+
+
+def distance_matrix(coords: Float[np.ndarray, "N D"], metric: str) -> Float64[np.ndarray, "N N"]:
     """Distances between all nodes; 0 from a node to itself, which `GEO` would not give."""
     origin, target = np.broadcast_arrays(coords[:, None], coords[None])
     distances = leg_lengths(origin, target, metric)
@@ -81,19 +122,40 @@ def distance_matrix(coords: Float[np.ndarray, "N 2"], metric: str) -> Float64[np
     return distances
 
 
-def plane(coords: Float[np.ndarray, "N 2"], metric: str) -> Float64[np.ndarray, "N 2"]:
+def plane(coords: Float[np.ndarray, "N D"], metric: str) -> Float64[np.ndarray, "N 2"]:
     """Positions whose Euclidean distances are about proportional to those of the metric.
 
-    `GEO` gives latitude and longitude; east and north in degrees at the middle latitude stand for them.
+    Of latitude and longitude, east and north in degrees at the middle latitude; of three coordinates, those along the
+    two directions in which the nodes spread most.
     """
-    if metric != "GEO":
-        return coords.astype(np.float64)
-    degrees = _whole_degrees(coords)
-    latitude, longitude = degrees[:, 0], degrees[:, 1]
-    middle = math.radians((latitude.min() + latitude.max()) / 2)
-    return np.stack((longitude * math.cos(middle), latitude), -1)
+    if metric in ("GEO", GREAT_CIRCLE):
+        degrees = _whole_degrees(coords) if metric == "GEO" else coords.astype(np.float64)
+        latitude, longitude = degrees[:, 0], _without_date_line(degrees[:, 1])
+        middle = math.radians((latitude.min() + latitude.max()) / 2)
+        return np.stack((longitude * math.cos(middle), latitude), -1)
+    coords = coords.astype(np.float64)
+    if coords.shape[1] == 2:
+        return coords
+    centred = coords - coords.mean(0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return centred @ directions[:, :-3:-1]
+
+
+def _without_date_line(longitude: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    """Longitudes that run on where the nodes lie on both sides of 180 degrees."""
+    if np.ptp(longitude) <= 180:
+        return longitude
+    ordered = np.sort(longitude)
+    gaps = np.diff(ordered, append=ordered[0] + 360)
+    east = ordered[gaps.argmax()]
+    return np.where(longitude <= east, longitude + 360, longitude)
 
 
 def plane_unit(metric: str) -> float:
-    """How long a leg of length 1 in `plane` is in the metric, but for rounding."""
-    return {"ATT": math.sqrt(0.1), "GEO": EARTH_RADIUS_KM * math.pi / 180}.get(metric, 1.0)
+    """How long a leg of length 1 in `plane` is in the metric, but for rounding, on average over all directions."""
+    if metric.startswith("MAN_"):
+        return 4 / math.pi
+    if metric.startswith("MAX_"):
+        return 2 * math.sqrt(2) / math.pi
+    degrees = {"GEO": EARTH_RADIUS_KM * math.pi / 180, GREAT_CIRCLE: MEAN_RADIUS_KM * math.pi / 180}
+    return {"ATT": math.sqrt(0.1), **degrees}.get(metric, 1.0)

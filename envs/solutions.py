@@ -13,11 +13,17 @@ from pathlib import Path
 import numpy as np
 import vrplib
 from jaxtyping import Int
+from vrplib.parse import parse_solution
 
+import safe_files
+import terminal
 from envs.files import RoutingInstance
 from envs.metrics import tour_length
 
 logger = logging.getLogger(__name__)
+
+# Bytes: millions of nodes.
+LARGEST_SOLUTION = 2**26
 
 
 class IllegalSolution(RuntimeError):
@@ -86,15 +92,16 @@ def known_length(path: str | os.PathLike, instance: RoutingInstance) -> int | fl
     if not beside.exists():
         return instance.reference
     try:
-        tour = _read_tour(beside) if instance.demand is None else join_routes(vrplib.read_solution(beside)["routes"])
+        text = safe_files.read_bytes(beside, most=LARGEST_SOLUTION).decode("utf-8", errors="replace")
+        tour = _tour_in(text) if instance.demand is None else join_routes(parse_solution(text)["routes"])
         check_solution(instance, tour)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, IllegalSolution) as error:
-        logger.warning("%s is no solution of %s (%s)", beside, path, " ".join(str(error).split())[:100])
+        logger.warning("%s", terminal.one_line(f"{beside} is no solution of {path} ({str(error)[:100]})"))
         return instance.reference
     return tour_length(instance.coords, tour, instance.metric)
 
 
-def _read_tour(path: Path) -> Int[np.ndarray, " L"]:
-    words = path.read_text(encoding="utf-8", errors="replace").split()
+def _tour_in(text: str) -> Int[np.ndarray, " L"]:
+    words = text.split()
     begin = words.index("TOUR_SECTION") + 1
     return np.array([int(word) for word in words[begin : words.index("-1", begin)]], dtype=np.int64) - 1

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,12 @@ def test_known_length_does_without_a_solution_that_cannot_be_used(content, tmp_p
     (tmp_path / "own.sol").write_text(content)
     assert known_length(tmp_path / "own.vrp", CVRP) == 99
     assert "is no solution of" in caplog.text
+
+
+def test_known_length_does_not_wait_for_a_pipe(tmp_path, caplog):
+    os.mkfifo(tmp_path / "own.sol")
+    assert known_length(tmp_path / "own.vrp", CVRP) == 99
+    assert "FIFO" in caplog.text
 
 
 def test_known_length_is_none_where_nothing_is_known(tmp_path):
