@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
+import safe_files
 import terminal
 
 DEFAULTS = "defaults"
 COMMAND_LINE = "command line"
 # What importing a module that somebody named may raise where there is none, or none that can be read.
 MODULE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, SyntaxError)
+
+# A dozen times configs.yaml; the parser takes 5 seconds for that many bytes.
+MOST_YAML_BYTES = 2**18
+# Entries, with those that aliases repeat; configs.yaml has 1,500, in 4 levels. A few lines of aliases make billions.
+MOST_YAML_ENTRIES = 20_000
+DEEPEST_YAML = 32
+
+
+def _names_function(value: object) -> bool:
+    return ":" in str(value)
+
+
+# Every key whose value can name code, with what tells whether it does: a module that is imported, or a function that is
+# called. `task: gym_module:Id` has gymnasium import the module.
+CODE_KEYS: dict[str, Callable[[object], bool]] = {
+    "import": bool,
+    "cost": _names_function,
+    "imag_reward": _names_function,
+    "task": _names_function,
+}
 
 
 class UserError(ValueError):
@@ -271,7 +295,7 @@ def difference(config: Config, default: Config) -> dict[str, Any]:
 
 def save(config: Config, path: Path) -> None:
     """Write a resolved config as YAML; `read` is the inverse."""
-    path.write_text(to_yaml(config), encoding="utf-8")
+    safe_files.write_text(path, to_yaml(config))
 
 
 def read(path: Path, *, missing_from: Config | None = None) -> Config:
@@ -281,20 +305,59 @@ def read(path: Path, *, missing_from: Config | None = None) -> Config:
         ConfigError: the file is missing or is no such config.
     """
     saved = _read_mapping(path)
-    return Config(saved) if missing_from is None else filled(saved, missing_from)
+    return Config(saved) if missing_from is None else filled(saved, missing_from, where=str(path))
 
 
-def filled(saved: Mapping[str, Any], missing_from: Config) -> Config:
-    """A saved config as a mapping; a key that did not exist then is taken from `missing_from`."""
-    return Config(_filled(dict(saved), missing_from.to_dict()))
+def filled(saved: Any, missing_from: Config, *, where: str) -> Config:
+    """A saved config as a mapping; a key that did not exist then is taken from `missing_from`.
+
+    Args:
+        saved: what a file holds; keys that exist no longer are kept.
+        missing_from: tells the types of values too.
+        where: the file, for the message.
+
+    Raises:
+        ConfigError: it is no mapping, or a value is of another type than that in `missing_from`.
+    """
+    if not isinstance(saved, Mapping):
+        raise ConfigError(f"{where} holds no config, but {type(saved).__name__}")
+    return Config(_filled(saved, missing_from, where=where, section=""))
 
 
-def _filled(values: dict[str, Any], fallback: dict[str, Any]) -> dict[str, Any]:
-    filled = {**fallback, **values}
+def _filled(values: Mapping[str, Any], fallback: Config, *, where: str, section: str) -> dict[str, Any]:
+    filled = {**fallback.to_dict(), **values}
     for name, entry in fallback.items():
-        if isinstance(entry, dict) and isinstance(values.get(name), dict):
-            filled[name] = _filled(values[name], entry)
+        key = f"{section}{name}"
+        if name in values and not isinstance(entry, Config):
+            filled[name] = _fit(key, _thaw(values[name]), entry, where=where)
+        elif name in values:
+            if not isinstance(values[name], Mapping):
+                raise ConfigError(f"{where}: {key} is {_text(values[name])}; it is a section with keys of its own")
+            filled[name] = _filled(values[name], entry, where=where, section=f"{key}.")
     return filled
+
+
+def require_trust(config: Config, source: Path, *, given: Config | None, trust: bool) -> None:
+    """Check that a config from a file names no code but what the user named too.
+
+    Args:
+        config: as the file has it.
+        source: the file, or the folder with it.
+        given: the config that the user's own command line makes.
+        trust: whether the user trusts the file.
+
+    Raises:
+        ConfigError: it names other code. Nothing has been imported or called.
+    """
+    for key, names_code in CODE_KEYS.items():
+        value = config.get(key)
+        if names_code(value) and not trust and (given is None or given.get(key) != value):
+            repeat = "" if given is None else f"repeat --{key} {shlex.quote(str(value))}, or "
+            flag = "--trust" if given is None else "--trust true"
+            raise ConfigError(
+                f"{source} names code: {key} is {str(value)!r}, which would be imported or called. Code that a file"
+                f" names is run only if you say so: look at it first, then {repeat}give {flag}"
+            )
 
 
 def to_yaml(config: Config) -> str:
@@ -307,9 +370,25 @@ def to_yaml(config: Config) -> str:
     return stream.getvalue()
 
 
+class _SmallConstructor(SafeConstructor):
+    """Refuses what aliases make large before any of it is made."""
+
+    def construct_document(self, node: Node) -> Any:
+        safe_files.require_small(node, _entries, most=MOST_YAML_ENTRIES, deepest=DEEPEST_YAML)
+        return super().construct_document(node)
+
+
+def _entries(node: Node) -> list[Node]:
+    if isinstance(node, MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, SequenceNode) else []
+
+
 def _yaml() -> YAML:
     # The pure reader follows YAML 1.2, in which 1e-2 is a number and `on` is a string.
-    return YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _SmallConstructor
+    return yaml
 
 
 def _freeze(value: Any) -> Any:
@@ -330,7 +409,7 @@ def _thaw(value: Any) -> Any:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = _yaml().load(path.read_text(encoding="utf-8"))
+        content = _yaml().load(safe_files.read_text(path, most=MOST_YAML_BYTES))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except MarkedYAMLError as error:
@@ -338,6 +417,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{line}: {str(error.problem).splitlines()[0]}") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except safe_files.TooLargeError as error:
+        raise ConfigError(f"{path} {error}") from error
+    # The parser goes as deep as the text does; a date or a number that is none is found while values are made.
+    except (ValueError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{path} holds what cannot be read ({terminal.one_line(str(error))})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
     return content
@@ -356,10 +440,10 @@ def _read_sections(path: Path) -> dict[str, Any]:
 def _parsed(overrides: Mapping[str, str], defaults: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in overrides.items():
+        is_text = isinstance(_lookup(key, defaults, where=COMMAND_LINE), str)
         try:
-            is_text = isinstance(_lookup(key, defaults, where=COMMAND_LINE), str)
             values[key] = text if is_text else _yaml().load(text)
-        except YAMLError as error:
+        except (YAMLError, ValueError, KeyError, RecursionError) as error:
             raise ConfigError(f"{COMMAND_LINE}: cannot read {text!r} as a value of {key}") from error
     return values
 
@@ -434,7 +518,7 @@ def _text(value: Any) -> str:
 
 def _help_page(config_path: Path, *, description: str, entry_keys: Mapping[str, str]) -> str:
     sections = _read_sections(config_path)
-    comments = _section_comments(config_path.read_text(encoding="utf-8"))
+    comments = _section_comments(safe_files.read_text(config_path, most=MOST_YAML_BYTES))
     keys = Config(sections[DEFAULTS]).flat()
     names = [name for name in sections if name != DEFAULTS]
     width = max(len(name) for name in [*names, *keys, *entry_keys, "configs"]) + 4

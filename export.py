@@ -30,14 +30,16 @@ from terminal import show
 LONGEST_CURVE = 200
 
 
-def weights_file(run: Path, path: Path) -> None:
+def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     """Write the weights of a run's latest checkpoint, or of one of its checkpoint files, to `path`.
+
+    `trust` is as in `launch.load_run`.
 
     Raises:
         ConfigError, CheckpointError: as `launch.load_run`; or the file cannot be written.
     """
     defaults = config.load(solve.CONFIGS, [], {})
-    loaded = launch.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults)
+    loaded = launch.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults, trust=trust)
     assert isinstance(loaded.agent, Dreamer)
     # Where the run's own folder was, and what it ran on, is nothing to anybody else.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
@@ -74,9 +76,11 @@ def facts(run: Path) -> dict[str, Any]:
     }
 
 
-def measured(path: Path, *, instances: int, methods: list[str], device: torch.device) -> dict[str, Any]:
+def measured(
+    path: Path, *, instances: int, methods: list[str], device: torch.device, trust: bool = False
+) -> dict[str, Any]:
     """Gaps, in percent of the references' mean, of a weights file on the first instances of the field's test set."""
-    agent = solve.load_agent(path, device)
+    agent = solve.load_agent(path, device, trust=trust)
     cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED)
     known = solve.references(cases, solve.REFERENCES[cases[0].problem])
     mean_reference = sum(known) / len(known)
@@ -109,16 +113,23 @@ def main(argv: list[str]) -> None:
     add("--instances", type=solve.positive, default=1000, help="of the test set, to measure gaps on (default 1000)")
     add("--decode", nargs="+", choices=Decoding.METHODS, default=["greedy", "augment"], help="ways to measure")
     add("--device", default="auto", help="to measure on; auto (the default) is CUDA where there is one")
+    add("--trust", action="store_true", help=solve.TRUST_HELP)
     arguments = parser.parse_args(argv)
     with one_line_errors("export.py", *launch.USER_ERRORS):
         if arguments.path.suffix != ".pt":
             raise ConfigError(f"{arguments.path} is no name for weights; let it end in .pt")
         record = facts(arguments.run)
-        weights_file(arguments.run, arguments.path)
+        weights_file(arguments.run, arguments.path, trust=arguments.trust)
         state = checkpoint.load(arguments.path, torch.device("cpu"))
         record |= {"seed": state["config"]["seed"], "steps": state["step"]}
         device = launch.choose_device(arguments.device)
-        record |= measured(arguments.path, instances=arguments.instances, methods=arguments.decode, device=device)
+        record |= measured(
+            arguments.path,
+            instances=arguments.instances,
+            methods=arguments.decode,
+            device=device,
+            trust=arguments.trust,
+        )
         beside = arguments.path.with_suffix(".json")
         # A line for each entry: the curve is long.
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())

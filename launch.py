@@ -16,7 +16,17 @@ from gymnasium.error import DependencyNotInstalled
 import checkpoint
 from agent import Agent
 from checkpoint import CheckpointError
-from config import CommandLine, Config, ConfigError, filled, read, validate_choices, validate_ranges
+from config import (
+    CODE_KEYS,
+    CommandLine,
+    Config,
+    ConfigError,
+    filled,
+    read,
+    require_trust,
+    validate_choices,
+    validate_ranges,
+)
 from dynamics_map import CONTEXTS
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
 from envs.tasks import Task
@@ -38,6 +48,7 @@ ENTRY_KEYS = {
     "video": "with --evaluate: write a film of the first episodes into this folder",
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
+    "trust": "true: with --evaluate, import and call what the run's config names (false)",
 }
 # What --evaluate takes from the command line; all else is the run's own.
 OF_EVALUATION = ("eval_episodes", "eval_instances", "import")
@@ -266,6 +277,8 @@ def load_run(
     device: torch.device,
     defaults: Config,
     changes: dict[str, Any] | None = None,
+    given: Config | None = None,
+    trust: bool = False,
 ) -> Run:
     """The agent of a run as its checkpoint has it, in its world.
 
@@ -276,9 +289,12 @@ def load_run(
         device: where the agent will act.
         defaults: gives the keys that did not exist when the run was made.
         changes: what the config is to have otherwise than the run's, by dotted key.
+        given: the config of the user's own command line. Code that the run's config names is run where this one names
+            the same.
+        trust: run whatever code the run's config names.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or its config names code that the user has not named.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     if not run.exists():
@@ -291,11 +307,12 @@ def load_run(
     else:
         state = checkpoint.load(run, device)
         if "config" in state:
-            config = filled(state["config"], defaults)
+            config = filled(state["config"], defaults, where=str(run))
         else:
             config = read(run.parent / CONFIG_FILE, missing_from=defaults)
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
+    require_trust(config, run, given=given, trust=trust)
     world = make_world(config.replace(envs=1, env_processes=False), device)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
@@ -315,11 +332,20 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     validate_ranges(command.config, RANGES)
     device = prepare_torch(command.config)
     changes = {key: command.config[key] for key in command.overrides if key in OF_EVALUATION}
-    run = load_run(path, make_agent=make_agent, device=device, defaults=command.defaults, changes=changes)
+    run = load_run(
+        path,
+        make_agent=make_agent,
+        device=device,
+        defaults=command.defaults,
+        changes=changes,
+        given=command.config,
+        trust=_trusts(command),
+    )
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
-    others += [f"--{key}" for key in command.overrides if key not in (*OF_EVALUATION, *OF_THE_MACHINE)]
+    obeyed = (*OF_EVALUATION, *OF_THE_MACHINE, *_repeated(run.config, command.config))
+    others += [f"--{key}" for key in command.overrides if key not in obeyed]
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
         tell(f"the run has a config of its own: {ignored} changes nothing")
@@ -330,6 +356,23 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     if video:
         make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
         show(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **reading)}")
+
+
+def _trusts(command: CommandLine) -> bool:
+    """Whether the user trusts the files that are read.
+
+    Raises:
+        ConfigError: `--trust` says neither true nor false.
+    """
+    answer = command.entry["trust"]
+    if answer not in (None, "true", "false"):
+        raise ConfigError(f"--trust is {answer!r}; it takes true or false")
+    return answer == "true"
+
+
+def _repeated(config: Config, given: Config) -> list[str]:
+    """The keys that may name code and whose value the command line has too."""
+    return [key for key in CODE_KEYS if config[key] == given[key]]
 
 
 def default_logdir(program: str, command: CommandLine) -> Path:

@@ -6,10 +6,10 @@ import errno
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -21,6 +21,10 @@ KINDS = {
 # What is new is as readable to others as the user's umask lets it be.
 ORDINARY_MODE = 0o666
 BLOCK = 2**20
+
+
+class TooLargeError(ValueError):
+    """What a file holds is larger, or nested deeper, than any of ours. The message goes on after the file's name."""
 
 
 def open_to_read(path: str | os.PathLike, *, most: int | None = None) -> BinaryIO:
@@ -108,6 +112,32 @@ def create(path: Path) -> BinaryIO:
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, ORDINARY_MODE), "wb")
+
+
+def require_small(root: Any, parts: Callable[[Any], Iterable[Any]], *, most: int, deepest: int) -> None:
+    """Check how much a nested thing holds, counting what it holds several times as often as that.
+
+    Whoever walks through it without such a limit may never come to an end: twenty lists, each with the one before
+    twice, hold a million, and a list may hold itself.
+
+    Args:
+        root: the outermost.
+        parts: gives what a thing holds; nothing for a plain value.
+        most: things, `root` among them.
+        deepest: levels.
+
+    Raises:
+        TooLargeError: there are more.
+    """
+    waiting, count = [(root, 1)], 0
+    while waiting:
+        thing, level = waiting.pop()
+        count += 1
+        if level > deepest:
+            raise TooLargeError(f"is nested more than {deepest} levels deep")
+        waiting += [(part, level + 1) for part in parts(thing)]
+        if count + len(waiting) > most:
+            raise TooLargeError(f"holds more than {most:,} entries, counting those that are repeated by reference")
 
 
 @contextmanager

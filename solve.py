@@ -44,6 +44,8 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 REFERENCES = {"tsp": "lkh", "cvrp": "pyvrp"}
 
 
+TRUST_HELP = "import and call what the run's config names; without it, code that a file names is never run"
+
 # An instance with the file it came from, and the length that is known of it.
 Case = tuple[Path, RoutingInstance, int | float | None]
 
@@ -80,12 +82,13 @@ class Solution(NamedTuple):
         return tour_length(self.instance.coords, self.imagined.tour, self.instance.metric)
 
 
-def load_agent(run: Path, device: torch.device) -> Dreamer:
+def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dreamer:
     """The trained agent of a run.
 
     Args:
         run: as in `launch.load_run`.
         device: where it will act.
+        trust: as in `launch.load_run`.
 
     Raises:
         ConfigError: there is no such run, or it is of no problem that can be solved from files, or of costs that are no
@@ -93,7 +96,7 @@ def load_agent(run: Path, device: torch.device) -> Dreamer:
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
-    agent = launch.load_run(run, make_agent=Dreamer, device=device, defaults=defaults).agent
+    agent = launch.load_run(run, make_agent=Dreamer, device=device, defaults=defaults, trust=trust).agent
     assert isinstance(agent, Dreamer)
     if agent.task.rules is None:
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
@@ -305,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="print one JSON object instead of the table")
     add("--out", type=Path, metavar="DIR", help="write tours (.tour, .sol) and pictures (.png) there")
     add("--device", default="auto", help="auto (the default) is CUDA where there is one")
+    add("--trust", action="store_true", help=TRUST_HELP)
     return parser
 
 
@@ -345,7 +349,7 @@ def main(argv: list[str]) -> None:
         parser.error("give either files or --random COUNT")
     with one_line_errors("solve.py", *launch.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
-        agent = load_agent(arguments.run, launch.choose_device(arguments.device))
+        agent = load_agent(arguments.run, launch.choose_device(arguments.device), trust=arguments.trust)
         assert agent.task.rules is not None
         if arguments.reference == "lkh" and REFERENCES[agent.task.rules.name] != "lkh":
             raise ConfigError(f"LKH solves no {agent.task.rules.name} instances here; give --reference pyvrp")

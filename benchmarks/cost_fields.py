@@ -175,11 +175,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--out", default="pictures", help="the folder to write into (default: pictures)")
+    parser.add_argument("--trust", action="store_true", help="import and call what the run's config names")
     arguments = parser.parse_args(argv)
     with one_line_errors("cost_fields", *launch.USER_ERRORS):
         defaults = config.load(CONFIGS, [], {})
         device = torch.device("cpu")
-        run = launch.load_run(Path(arguments.run), make_agent=Dreamer, device=device, defaults=defaults)
+        path, trust = Path(arguments.run), arguments.trust
+        run = launch.load_run(path, make_agent=Dreamer, device=device, defaults=defaults, trust=trust)
         assert isinstance(run.agent, Dreamer)
         for path in draw(run.agent, Path(arguments.out)):
             sys.stdout.write(f"{path}\n")

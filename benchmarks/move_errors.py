@@ -36,8 +36,8 @@ def move_error(agent: Dreamer, replay: Replay) -> float:
     return float(agent.model.move_loss(batch, instance, None).sqrt()) / agent.reward_scale
 
 
-def errors(logdir: Path) -> tuple[float, float]:
-    """On replayed and on fresh episodes of a run.
+def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
+    """On replayed and on fresh episodes of a run; `trust` is as in `launch.load_run`.
 
     Raises:
         ConfigError: there is no such run, or its costs are not learnt from moves alone.
@@ -45,7 +45,9 @@ def errors(logdir: Path) -> tuple[float, float]:
     """
     defaults = config.load(CONFIGS, [], {})
     device = launch.prepare_torch(defaults)
-    run = launch.load_run(logdir, make_agent=Dreamer, device=device, defaults=defaults, changes={"seed": FRESH_SEED})
+    run = launch.load_run(
+        logdir, make_agent=Dreamer, device=device, defaults=defaults, changes={"seed": FRESH_SEED}, trust=trust
+    )
     agent = run.agent
     assert isinstance(agent, Dreamer)
     if agent.task.rules is None or "reward" not in agent.model.heads or agent.model.reward_latent:
@@ -68,11 +70,12 @@ def main(argv: list[str]) -> None:
     """Read the command line and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="folders of runs")
+    parser.add_argument("--trust", action="store_true", help="import and call what the run's config names")
     arguments = parser.parse_args(argv)
     with one_line_errors("move_errors", *launch.USER_ERRORS):
         print("| run | replayed episodes | fresh episodes |\n|---|---|---|")
         for name in arguments.runs:
-            replayed, fresh = errors(Path(name))
+            replayed, fresh = errors(Path(name), trust=arguments.trust)
             print(f"| {name} | {replayed:.3f} | {fresh:.3f} |")
 
 

@@ -387,7 +387,7 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         # Time limits end its episodes: what follows them still has a value.
         assert stored["is_last"][:, 5].all() and not stored["is_terminal"].any()
         assert torch.equal(stored["reward"][:, 1:6], stored["action"][:, :5, 1].float())
-        line = refusal(capsys, "--evaluate", str(logdir), "--video", str(tmp_path / "film"))
+        line = refusal(capsys, "--evaluate", str(logdir), "--import", "own_task", "--video", str(tmp_path / "film"))
         assert "rgb_array" in line
     finally:
         gymnasium.registry.pop("Own-v0", None)
