@@ -26,6 +26,10 @@ import terminal
 
 DEFAULTS = "defaults"
 COMMAND_LINE = "command line"
+# Overlays for every program, though each reads only some of their keys.
+FOR_ALL_PROGRAMS = (DEFAULTS, "debug", "gym")
+# A layer that sets the first of two keys alone sets the other with it: only who asks for a schedule gets one.
+FOLLOWERS = {"actor.entropy": "actor.entropy_final"}
 # What importing a module that somebody named may raise where there is none, or none that can be read.
 MODULE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, SyntaxError)
 
@@ -182,6 +186,7 @@ def parse_command_line(
     description: str,
     entry_keys: Mapping[str, str],
     base: Sequence[str] = (),
+    of_others: Mapping[str, str] | None = None,
 ) -> CommandLine:
     """Read `--configs a b`, `--any.nested.key value` (or `=value`) and the entry point's own flags.
 
@@ -191,12 +196,15 @@ def parse_command_line(
         description: first lines of the help page.
         entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
         base: sections that lie under those that are named.
+        of_others: keys, or sections of keys, that another program reads and this one does not, with that program.
 
     Raises:
-        ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag.
+        ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag; a key or a section that
+            is for another program.
     """
     if "-h" in argv or "--help" in argv:
-        terminal.show(_help_page(config_path, description=description, entry_keys=entry_keys))
+        page = _help_page(config_path, description=description, entry_keys=entry_keys, of_others=of_others or {})
+        terminal.show(page)
         raise SystemExit(0)
     names: list[str] = []
     overrides: dict[str, str] = {}
@@ -223,10 +231,52 @@ def parse_command_line(
         else:
             overrides[key] = given[0]
     defaults = load(config_path, [], {})
-    for key in overrides:
-        _lookup(key, defaults, where=COMMAND_LINE, other_keys=("configs", *entry_keys))
+    named = [name for name in names if name not in base]
+    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, of_others=of_others or {})
     settings = load(config_path, [*base, *names], overrides)
     return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides))
+
+
+def _require_own(
+    names: Sequence[str],
+    overrides: Iterable[str],
+    *,
+    path: Path,
+    entry_keys: Iterable[str],
+    of_others: Mapping[str, str],
+) -> None:
+    """Check that this program reads each key that is given, and the keys of each section that is named.
+
+    Raises:
+        ConfigError: there is no such key or section, or another program reads it.
+    """
+
+    sections = _read_sections(path)
+    defaults = Config(sections[DEFAULTS])
+    own = [key for key in defaults.flat() if _other_reader([key], of_others) is None]
+    for key in overrides:
+        _lookup(key, defaults, where=COMMAND_LINE, valid=[*own, "configs", *entry_keys])
+        if other := _other_reader([key], of_others):
+            raise ConfigError(f"{COMMAND_LINE}: only {other} reads {key}; {_nearest(key, own)}")
+    for name in names:
+        if name not in sections:
+            raise ConfigError(f"{path} has no section '{name}'; {_nearest(name, sections)}")
+        if other := _other_owner(name, sections, of_others):
+            raise ConfigError(f"section {name} is for another program: python {other} --configs {name}")
+
+
+def _other_owner(name: str, sections: Mapping[str, Any], of_others: Mapping[str, str]) -> str | None:
+    """The other program that a section is for, if any: one that is called like its keys, or sets one of them."""
+    if name in FOR_ALL_PROGRAMS:
+        return None
+    return _other_reader([name, *_flatten(sections[name], Config(sections[DEFAULTS]))], of_others)
+
+
+def _other_reader(keys: Iterable[str], of_others: Mapping[str, str]) -> str | None:
+    """The program that reads one of the keys where this one does not, if any."""
+    # `a`, `a.b` and `a.b.c` of the key a.b.c.
+    parts = (part for key in keys for part in itertools.accumulate(key.split("."), "{}.{}".format))
+    return next((of_others[part] for part in parts if part in of_others), None)
 
 
 @contextmanager
@@ -450,7 +500,11 @@ def _parsed(overrides: Mapping[str, str], defaults: Config) -> dict[str, Any]:
 
 def _overlaid(config: Config, overlay: Mapping[Any, Any], defaults: Config, *, where: str) -> Config:
     values = config.to_dict()
-    for key, value in _flatten(overlay, defaults).items():
+    flat = _flatten(overlay, defaults)
+    for key, follower in FOLLOWERS.items():
+        if key in flat and follower in defaults.flat():
+            flat.setdefault(follower, flat[key])
+    for key, value in flat.items():
         *sections, name = key.split(".")
         fitted = _fit(key, _thaw(value), _lookup(key, defaults, where=where), where=where)
         target = values
@@ -472,11 +526,12 @@ def _flatten(overlay: Mapping[Any, Any], defaults: Config) -> dict[str, Any]:
     return flat
 
 
-def _lookup(key: str, defaults: Config, *, where: str, other_keys: Sequence[str] = ()) -> Any:
+def _lookup(key: str, defaults: Config, *, where: str, valid: Sequence[str] = ()) -> Any:
+    """The default of a key; where there is no such key, `valid` are those of which the nearest is named."""
     value: Any = defaults
     for name in key.split("."):
         if not isinstance(value, Config) or name not in value:
-            raise ConfigError(f"{where}: unknown key '{key}'; {_nearest(key, [*defaults.flat(), *other_keys])}")
+            raise ConfigError(f"{where}: unknown key '{key}'; {_nearest(key, valid or defaults.flat())}")
         value = value[name]
     return value
 
@@ -505,8 +560,21 @@ def _fit(key: str, value: Any, default: Any, *, where: str) -> Any:
 
 
 def _nearest(key: str, valid: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.0)
-    return f"the nearest is '{matches[0]}'" if matches else "there are none"
+    """The key that was most likely meant, or all whose last part is just what was given."""
+    parts = {name: _last_part(name) for name in valid}
+    same = [name for name, part in parts.items() if part == _last_part(key)]
+    if len(same) > 1 and "." not in key:
+        return f"the nearest are {', '.join(map(repr, same))}"
+    names = {name: name for name in same or parts}
+    if "." not in key:
+        # `entrpy` is meant to be the last part of some key.
+        names = {**{parts[name]: name for name in names}, **names}
+    matches = difflib.get_close_matches(key, list(names), n=1, cutoff=0.0)
+    return f"the nearest is '{names[matches[0]]}'" if matches else "there are none"
+
+
+def _last_part(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _text(value: Any) -> str:
@@ -516,11 +584,14 @@ def _text(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf"}.get(repr(value), repr(value))
 
 
-def _help_page(config_path: Path, *, description: str, entry_keys: Mapping[str, str]) -> str:
+def _help_page(
+    config_path: Path, *, description: str, entry_keys: Mapping[str, str], of_others: Mapping[str, str]
+) -> str:
     sections = _read_sections(config_path)
     comments = _section_comments(safe_files.read_text(config_path, most=MOST_YAML_BYTES))
-    keys = Config(sections[DEFAULTS]).flat()
-    names = [name for name in sections if name != DEFAULTS]
+    flat = Config(sections[DEFAULTS]).flat()
+    keys = {key: value for key, value in flat.items() if _other_reader([key], of_others) is None}
+    names = [name for name in sections if name != DEFAULTS and _other_owner(name, sections, of_others) is None]
     width = max(len(name) for name in [*names, *keys, *entry_keys, "configs"]) + 4
     lines = [description, "", "usage: [--configs SECTION ...] [--KEY VALUE ...]", ""]
     lines += ["flags:", f"  {'--configs':{width}}sections to overlay on the defaults, in order"]

@@ -53,6 +53,7 @@ RANGES = {
     "model.depth": (1, math.inf),
     "discount": (0, 1),
 }
+OF_OTHERS = {"sac": "sac.py"}
 CHOICES = {
     "model.norm": ("rms", "layer"),
     "model.initialisation": ("torch", "published"),
@@ -363,6 +364,7 @@ def main(argv: list[str]) -> None:
             config_path=Path(__file__).with_name("configs.yaml"),
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
+            of_others=OF_OTHERS,
         )
         if command.entry["evaluate"]:
             launch.evaluate_run(command, make_agent=Dreamer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -90,7 +91,11 @@ def choose_device(name: str) -> torch.device:
         torch.Generator(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        # PyTorch's own words on it fill a screen.
+        cause = textwrap.shorten(str(error), 80, placeholder=" ...")
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            cause = "PyTorch finds no CUDA"
+        raise ConfigError(f"device {name!r} cannot be used here ({cause}); give --device cpu, or auto") from error
     return device
 
 

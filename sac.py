@@ -38,6 +38,15 @@ RANGES = {
     **{f"sac.initial_alpha.{critic}": (1e-6, 1e6) for critic in CRITICS},
 }
 CHOICES = {"sac.critic": CRITICS}
+# What of the config only the Dreamer reads.
+_DREAMERS = (
+    *("model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
+    *("replay_context", "batch_length", "actor.type", "actor.units", "actor.layers", "actor.unimix", "actor.entropy"),
+    *("actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr", "actor.grad_clip"),
+    *("actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon", "imag_tours", "imag_mask"),
+    *("imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
+)
+OF_OTHERS = dict.fromkeys(_DREAMERS, "dreamer.py")
 
 
 class SAC:
@@ -183,6 +192,7 @@ def main(argv: list[str]) -> None:
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
             base=[SECTION],
+            of_others=OF_OTHERS,
         )
         if command.entry["evaluate"]:
             launch.evaluate_run(command, make_agent=SAC)

@@ -5,6 +5,7 @@ import math
 import pickle
 import re
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,82 @@ def test_parse_command_line_tells_the_family_from_the_defaults(families: Path) -
     assert command.defaults.steps == 1
     changes = {"task": "gym_Pendulum-v1", "steps": 2, "layers": 2, "actor.units": 16}
     assert config.difference(command.config, command.defaults) == changes
+
+
+PROGRAMS = """\
+defaults: {steps: 1, units: 2, one: {lr: 1.0, units: 3}, two: {lr: 1.0, width: 4}, three: {lr: 1.0}}
+shared: {steps: 2}
+ours: {one: {units: 5}}
+theirs: {steps: 3, two: {width: 5}}
+two: {steps: 4}
+debug: {one: {units: 1}, two: {width: 1}}
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    return written(tmp_path, PROGRAMS)
+
+
+def parse_as_one(path: Path, *argv: str, base: Sequence[str] = ()) -> CommandLine:
+    return config.parse_command_line(
+        list(argv), config_path=path, description="", entry_keys={}, base=base, of_others={"two": "two.py"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--configs", "theirs"], "section theirs is for another program: python two.py --configs theirs"),
+        (["--configs", "ours", "two"], "section two is for another program"),
+        (["--two.width", "1"], "only two.py reads two.width; the nearest is 'one.units'"),
+        (["--lr", "1"], "unknown key 'lr'; the nearest are 'one.lr', 'three.lr'$"),
+        (["--widht", "1"], "unknown key 'widht'; the nearest is 'units'"),
+    ],
+)
+def test_parse_command_line_refuses_what_another_program_reads(programs: Path, argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_as_one(programs, *argv)
+
+
+def test_parse_command_line_takes_what_programs_share_and_its_own_base(programs: Path) -> None:
+    assert parse_as_one(programs, "--configs", "shared", "ours", "debug", "--steps", "7").config.steps == 7
+    assert parse_as_one(programs, "--configs", "two", base=["two"]).config.steps == 4
+
+
+def test_help_leaves_out_what_another_program_reads(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_as_one(programs, "--help")
+    page = capsys.readouterr().out.split()
+    assert {"ours", "shared", "--one.lr"} <= set(page)
+    assert not {"theirs", "--two.lr"} & set(page)
+
+
+SCHEDULED = """\
+defaults: {actor: {entropy: 1.0, entropy_final: 1.0}}
+falling: {actor: {entropy: 2.0, entropy_final: 0.5}}
+flat: {actor: {entropy: 3.0}}
+ending: {actor: {entropy_final: 0.0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "expected"),
+    [
+        ([], {}, (1, 1)),
+        (["falling"], {}, (2, 0.5)),
+        (["falling"], {"actor.entropy": "4"}, (4, 4)),
+        (["falling"], {"actor.entropy": "4", "actor.entropy_final": "3"}, (4, 3)),
+        (["falling"], {"actor.entropy_final": "3"}, (2, 3)),
+        (["falling", "flat"], {}, (3, 3)),
+        (["flat", "ending"], {}, (3, 0)),
+    ],
+)
+def test_load_sets_the_final_entropy_with_the_first_unless_a_layer_gives_both(
+    tmp_path: Path, names: list[str], overrides: dict[str, str], expected: tuple[float, float]
+) -> None:
+    actor = config.load(written(tmp_path, SCHEDULED), names, overrides).actor
+    assert (actor.entropy, actor.entropy_final) == expected
 
 
 def test_config_is_immutable_and_nested(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from ruamel.yaml import YAML
 
 import config
+import dreamer
 import launch
+import sac
 import worlds
 from config import Config
 from dreamer import Dreamer
@@ -102,6 +105,25 @@ def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dic
     metrics = agent.update(replay, progress=0.5)
     assert guard.findings() == []
     return agent, metrics
+
+
+def section_names(capsys: pytest.CaptureFixture[str], program: ModuleType) -> set[str]:
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    return {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()} & set(NAMED)
+
+
+def test_every_section_is_for_a_program(capsys: pytest.CaptureFixture[str]):
+    of_dreamer, of_sac = section_names(capsys, dreamer), section_names(capsys, sac)
+    assert of_sac - of_dreamer == set(OF_SAC) - {"sac"}
+    assert of_sac | of_dreamer | {"sac"} == set(NAMED)
+
+
+@pytest.mark.parametrize("program", [dreamer, sac], ids=lambda program: program.__name__)
+def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
+    flat = section("defaults").flat()
+    for key in program.OF_OTHERS:
+        assert any(f"{name}.".startswith(f"{key}.") for name in flat), key
 
 
 @pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *OF_SAC]])

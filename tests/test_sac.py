@@ -280,6 +280,9 @@ def test_weights_of_a_dreamer_are_refused(tmp_path: Path, capsys: pytest.Capture
     [
         (["--sac.critic", "huber"], "sac.critic is 'huber'; choose one of mse, symlog_disc"),
         (["--sac.max_grad_norm", "inf"], "sac.max_grad_norm is 'inf'; it takes a number (default .inf)"),
+        (["--configs", "pendulum"], "section pendulum is for another program: python dreamer.py --configs pendulum"),
+        (["--lr", "2"], "unknown key 'lr'; the nearest is 'sac.lr'"),
+        (["--actor.entropy", "2"], "only dreamer.py reads actor.entropy"),
         (["--sac.tau", "2"], "sac.tau is 2; it must be between 0 and 1"),
         (["--task", "gym_PixelGrid-v0"], "is of kind image; SAC reads vectors and classes only"),
         (["--reward_scale", "0"], "reward_scale is 0; it must be between 1e-12 and 1e+12"),
