@@ -109,9 +109,7 @@ class Replay:
         # NumPy has a ValueError for what no address reaches.
         except (RuntimeError, MemoryError, ValueError) as error:
             cause = str(error).splitlines()[0]
-            raise UserError(
-                f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})"
-            ) from error
+            raise UserError(f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})") from error
         self.episode_start: Int[Tensor, "E L"] = starts["episode_start"]
 
     def _allocate(self, spaces: Spaces) -> dict[str, Tensor]:
