@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import config
+import runs
 import terminal
 from config import Config
 from runs import CONFIG_FILE, LOCK, METRICS
@@ -37,6 +38,8 @@ class LogdirInUseError(RuntimeError):
 
 class Logger:
     """Scalars to TensorBoard and to metrics.jsonl, pictures and text to TensorBoard; x is env steps everywhere.
+
+    TensorBoard has scalars and pictures in sections, as `score/valid_gap`; metrics.jsonl has the names alone.
 
     Each row of metrics.jsonl is on its way to the disk before `scalars` returns. `state_dict` marks a place in the
     file and `load_state_dict` cuts it there, so that a resumed run repeats no row.
@@ -62,13 +65,13 @@ class Logger:
         assert not row.keys() & values.keys()
         for name, value in values.items():
             row[name] = value if math.isfinite(value) else None
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(runs.tag(name), value, step)
         self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log a picture, uint8 `[height, width, 3]`."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._writer.add_image(runs.tag(name), image, step, dataformats="HWC")
 
     def text(self, name: str, markdown: str, *, step: int | None = None) -> None:
         """Show a page in TensorBoard's text tab; with `step`, a line of a diary."""

@@ -37,6 +37,21 @@ SEEDS = (
     re.compile(r"(?:^|/)(\d+)$"),
     re.compile(r"__(\d+)__\d{9,}$"),
 )
+# TensorBoard's sections, and the metrics and pictures in each; what no other pattern matches is in the last one.
+# TensorBoard shows them by the alphabet and opens the first two: actor, which is a row of charts, and score.
+SECTIONS = (
+    ("actor", r"actor_entropy.*"),
+    ("score", r"(valid|train|episode)_.*(return|gap|length).*"),
+    ("test", r"eval_.*"),
+    ("time", r"fps|updates|env_restarts|bad_inputs"),
+    ("training", r"(model|actor|critic|q|policy|alpha)_loss|actor_saturation|target_entropy|train/alpha"),
+    ("training", r".*_grad_norm.*|(model|actor|critic|q|policy|alpha)_clip_rate|.*_skips_max|rollbacks_max"),
+    ("value", r"(value|target|advantage|return)_.*|critic_error|train/q_(mean|std)"),
+    ("view", r"(validation|test)_.*"),
+    ("world_model", r".*"),
+)
+# Metrics whose names have had a slash from the beginning.
+WITH_SLASH = ("train/alpha", "train/q_mean", "train/q_std", "train/q_grad_norm", "train/policy_grad_norm")
 # A record of an event file: its length, that number's checksum, the event, and the event's checksum.
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 # Larger ones, pictures and the like, hold no scalars, and a checksum takes a second for every four megabytes.
@@ -134,6 +149,18 @@ def without_seed(name: str) -> tuple[str, int | None]:
         if match is not None:
             return name[: match.start()] + name[match.end() :], int(match[1])
     return name, None
+
+
+def tag(name: str) -> str:
+    """What TensorBoard calls a metric of metrics.jsonl, or a picture: its section, and the last part of its name."""
+    section = next(section for section, pattern in SECTIONS if re.fullmatch(pattern, name))
+    return f"{section}/{name.rpartition('/')[2]}"
+
+
+def metric_name(written: str) -> str:
+    """What metrics.jsonl calls what TensorBoard has under this tag; the tag itself where it is none of `tag`."""
+    known = [*WITH_SLASH, written.partition("/")[2]]
+    return next((name for name in known if name and tag(name) == written), written)
 
 
 def _config(path: Path, notes: list[str]) -> Config | None:
@@ -243,7 +270,11 @@ def _event_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]
             if event.session_log.status == SessionLog.START:
                 rows = [row for row in rows if row["step"] < event.step]
             try:
-                values = {value.tag: number for value in event.summary.value if (number := _scalar(value)) is not None}
+                values = {
+                    metric_name(value.tag): number
+                    for value in event.summary.value
+                    if (number := _scalar(value)) is not None
+                }
             except (TypeError, ValueError) as error:
                 notes.append(f"{file.name} is broken at step {event.step} ({_first_line(error)})")
                 continue

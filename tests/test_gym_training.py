@@ -128,7 +128,7 @@ def test_replay_keeps_a_latent_of_every_row(run_of):
 def test_tensorboard_gets_a_picture_of_the_open_loop(run_of):
     for env_id, key in (("PixelGrid-v0", "observation"), ("Switches-v0", "values")):
         events = EventAccumulator(str(run_of(env_id).logdir), size_guidance={"images": 0}).Reload()
-        images = events.Images(f"validation_open_loop_{key}")
+        images = events.Images(f"view/validation_open_loop_{key}")
         assert len(images) == 2 and min(images[0].width, images[0].height) > 100
 
 

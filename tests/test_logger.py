@@ -40,7 +40,7 @@ def test_logger_writes_flat_rows_with_step_and_seconds_first(tmp_path: Path) -> 
     assert rows(tmp_path) == [{"step": 64, "seconds": 1.235, "train_return": -5.5, "updates": 3, "fps": 2.0}]
     assert list(rows(tmp_path)[0])[:2] == ["step", "seconds"]
     logger.close()
-    (event,) = tensorboard(tmp_path).Scalars("train_return")
+    (event,) = tensorboard(tmp_path).Scalars("score/train_return")
     assert (event.step, event.value) == (64, -5.5)
 
 
@@ -49,7 +49,7 @@ def test_logger_writes_non_finite_values_as_null(tmp_path: Path) -> None:
     logger.scalars(1, 0.0, {"loss": math.nan, "scale": -math.inf, "gap": 2.0})
     logger.close()
     assert rows(tmp_path) == [{"step": 1, "seconds": 0.0, "loss": None, "scale": None, "gap": 2.0}]
-    assert math.isnan(tensorboard(tmp_path).Scalars("loss")[0].value)
+    assert math.isnan(tensorboard(tmp_path).Scalars("world_model/loss")[0].value)
 
 
 def test_logger_resumed_drops_rows_after_checkpoint(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_logger_resumed_drops_rows_after_checkpoint(tmp_path: Path) -> None:
     resumed.scalars(25, 0.0, {"loss": 3.0})
     resumed.close()
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(10, 1.0), (20, 1.0), (25, 3.0)]
-    assert tensorboard_steps(tmp_path, "loss") == [10, 20, 25]
+    assert tensorboard_steps(tmp_path, "world_model/loss") == [10, 20, 25]
 
 
 def test_logger_resumed_state_counts_rows_it_kept(tmp_path: Path) -> None:
@@ -108,16 +108,16 @@ def test_logger_begun_anew_drops_rows_of_run_without_checkpoint(tmp_path: Path) 
     again.scalars(5, 0.0, {"loss": 1.0})
     again.close()
     assert [row["step"] for row in rows(tmp_path)] == [5]
-    assert tensorboard_steps(tmp_path, "loss") == [5]
+    assert tensorboard_steps(tmp_path, "world_model/loss") == [5]
 
 
 def test_logger_shows_images_and_text(tmp_path: Path) -> None:
     logger = Logger(tmp_path)
-    logger.image(7, "tour", np.zeros((4, 6, 3), dtype=np.uint8))
+    logger.image(7, "validation_tour", np.zeros((4, 6, 3), dtype=np.uint8))
     logger.text("config", "# facts")
     logger.close()
     events = tensorboard(tmp_path)
-    (image,) = events.Images("tour")
+    (image,) = events.Images("view/validation_tour")
     assert (image.step, image.height, image.width) == (7, 4, 6)
     assert events.Tensors("config/text_summary")[0].tensor_proto.string_val == [b"# facts"]
 

@@ -121,6 +121,41 @@ def test_read_of_our_own_events_equals_that_of_the_rows(tmp_path):
     assert np.array_equal(events.steps, rows.steps) and np.array_equal(events.values, rows.values)
 
 
+def test_read_joins_what_stands_in_no_section_and_in_one(tmp_path):
+    events = [
+        scalar(0, 9.0, tag="valid_gap"),
+        scalar(10, 5.0, tag="score/valid_gap"),
+        scalar(10, 1.0, tag="value/q_mean"),
+    ]
+    events += [scalar(10, 2.0, tag=foreign) for foreign in ("rollout/ep_rew_mean", "score/loss", "value/")]
+    write_events(tmp_path, events)
+    read = {name: one.values.tolist() for name, one in runs.read(tmp_path).series.items()}
+    foreign = {"rollout/ep_rew_mean": [2.0], "score/loss": [2.0], "value/": [2.0]}
+    assert read == {"valid_gap": [9.0, 5.0], "train/q_mean": [1.0], **foreign}
+
+
+LOGGED = {
+    "score": "valid_gap valid_return train_return episode_return train_return_scaled valid_length",
+    "test": "eval_gap eval_return",
+    "actor": "actor_entropy actor_entropy_share",
+    "value": "value_min target_min target_clip_rate advantage_scale critic_error train/q_mean value_outside_rate",
+    "training": "model_loss q_loss actor_saturation train/alpha actor_grad_norm model_clip_rate train/q_grad_norm",
+    "world_model": "mask_loss dyn_loss imag_mask_step_0 imag_return miss_rate mask_accuracy prior_entropy move_error",
+    "time": "fps updates",
+    "view": "validation_tour",
+}
+
+
+@pytest.mark.parametrize(("section", "name"), [(part, name) for part in LOGGED for name in LOGGED[part].split()])
+def test_tag_is_a_section_and_the_last_part_of_the_name_which_it_tells(section, name):
+    assert runs.tag(name) == f"{section}/{name.removeprefix('train/')}"
+    assert runs.metric_name(runs.tag(name)) == name
+
+
+def test_tag_puts_score_among_the_two_sections_that_tensorboard_opens():
+    assert sorted(section for section, _ in runs.SECTIONS)[:2] == ["actor", "score"]
+
+
 def test_read_takes_scalars_in_tensor_form_and_passes_over_the_rest(tmp_path):
     values = [
         Summary.Value(tag="return", tensor=make_tensor_proto(np.float32(2.5))),

@@ -148,9 +148,12 @@ def test_read_instances_takes_a_best_value_with_a_comma_between_thousands(tmp_pa
 
 
 def test_read_instances_keeps_a_number_of_vehicles_that_may_be_too_few(tmp_path):
-    assert [
-        read(tmp_path, "own.vrp", vrp_text(f"VEHICLES: {number}"))[0].vehicles for number in (1, 5, 6, 1000)
-    ] == [1, 5, None, None]
+    assert [read(tmp_path, "own.vrp", vrp_text(f"VEHICLES: {number}"))[0].vehicles for number in (1, 5, 6, 1000)] == [
+        1,
+        5,
+        None,
+        None,
+    ]
 
 
 def test_read_instances_reads_three_coordinates_and_their_lengths(tmp_path):
