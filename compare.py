@@ -175,6 +175,12 @@ def uncompared(groups: Sequence[Group]) -> list[str]:
 def remarks(groups: Sequence[Group]) -> list[str]:
     """What a reader should know before believing the table, a line each."""
     lines = [f"{run.path}: {note}" for group in groups for run in group.runs for note in run.notes]
+    lines += [
+        f"{run.path}: went on at step {change['step']:,} with {change['key']} {change['now']} (was {change['was']})"
+        for group in groups
+        for run in group.runs
+        for change in run.changes
+    ]
     for group in groups:
         repeated = [seed for seed, count in Counter(group.seeds).items() if seed is not None and count > 1]
         if repeated:
@@ -257,7 +263,12 @@ def _group(name: str, loaded: Sequence[Run]) -> Group:
 def _config(run: Run) -> dict[str, Any]:
     """What of the config makes a run another kind of run."""
     settings = {} if run.config is None else run.config.flat()
-    return {key: value for key, value in settings.items() if key not in OF_THE_RUN}
+    settings = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
+    texts: dict[str, str] = {}
+    for change in run.changes:
+        if (key := change["key"]) in settings:
+            texts[key] = f"{texts.get(key, change['was'])}, from step {change['step']:,} on {change['now']}"
+    return settings | texts
 
 
 def _cell(values: Sequence[float | None], form: str) -> str:

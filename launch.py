@@ -36,8 +36,8 @@ from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from replay import Replay, Spaces
-from resuming import changes_since, fitting, load_start, require_class
-from runs import METRICS
+from resuming import Changes, changes_since, fitting, history, listed, load_start, require_class
+from runs import LOCK, METRICS
 from terminal import show, tell
 from trainer import Settings, Trainer
 from worlds import World, make_one, make_world, reading_of_observations
@@ -128,22 +128,14 @@ def train(
         stack.callback(env.close)
         replay = _make_replay(config, _spaces(world.task, env), memory=agent.memory_spaces, device=device)
         _require_windows(config, agent.batch_length)
-        evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
-        # Nothing is written before everything that can be wrong with the config has been looked at.
         logdir = Path(str(config.logdir or default_logdir(argv[0], command)))
-        with writing_to(logdir):
-            logdir.mkdir(parents=True, exist_ok=True)
-            stack.callback(RunLock(logdir).release)
-        state, folder = load_start(command, logdir, device, program=argv[0])
-        if state is not None:
-            require_class(state, make_agent, folder)
-        changes = {} if state is None else changes_since(folder, config, defaults=command.defaults)
-        if command.entry["init"]:
-            path = Path(command.entry["init"])
-            weights = checkpoint.load(path, device)
-            require_class(weights, make_agent, path)
-            with fitting(path):
-                agent.load_weights(weights["agent"])
+        stack.enter_context(claimed(logdir))
+        # References can take minutes to find: what does not fit the run in the logdir is said before.
+        state, folder, changes = _take_up(
+            command, agent, logdir, device=device, program=argv[0], make_agent=make_agent
+        )
+        # Nothing is written before everything that can be wrong with the config has been looked at.
+        evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
         logger = Logger(logdir, resume_step=None if state is None else state["step"])
         stack.callback(logger.close)
         trainer = Trainer(
@@ -160,15 +152,42 @@ def train(
             device=device,
         )
         if state is not None:
-            with fitting(folder):
+            with fitting(folder, changes):
                 trainer.load(state, folder)
-        if late := [key for key in changes if key.startswith(AT_THE_START)]:
-            tell(f"the run in {folder} has begun: {', '.join(late)} changes nothing any more")
-        told = [f"{key} {now} (was {was})" for key, (was, now) in changes.items() if key not in late]
-        if told:
-            tell(f"going on with the run in {folder}, changed: {', '.join(told)}")
-        logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults))
+            changes = _told(changes, folder)
+        past = [] if state is None else history(folder, changes, step=state["step"])
+        logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
         trainer.run()
+
+
+def _take_up(
+    command: CommandLine,
+    agent: Agent,
+    logdir: Path,
+    *,
+    device: torch.device,
+    program: str,
+    make_agent: Callable[..., Agent],
+) -> tuple[dict[str, Any] | None, Path, Changes]:
+    """The checkpoint to go on from, if any, its folder, and what has changed since; the agent has its weights.
+
+    Raises:
+        UserError, CheckpointError: the logdir's run, or the weights to begin with, do not fit.
+    """
+    state, folder = load_start(command, logdir, device, program=program)
+    changes: Changes = {}
+    if state is not None:
+        require_class(state, make_agent, folder)
+        changes = changes_since(folder, command.config, defaults=command.defaults)
+        with fitting(folder, changes):
+            agent.load_state_dict(state["agent"])
+    if command.entry["init"]:
+        path = Path(command.entry["init"])
+        weights = checkpoint.load(path, device)
+        require_class(weights, make_agent, path)
+        with fitting(path):
+            agent.load_weights(weights["agent"])
+    return state, folder, changes
 
 
 def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:
@@ -396,6 +415,40 @@ def unused_logdir(config: Config) -> Path:
     if config.logdir is None or (Path(str(config.logdir)) / METRICS).exists():
         raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
     return Path(str(config.logdir))
+
+
+def _told(changes: Changes, folder: Path) -> Changes:
+    """Tell the user of the changes; those that have an effect."""
+    if late := [key for key in changes if key.startswith(AT_THE_START)]:
+        tell(f"the run in {folder} has begun: {', '.join(late)} changes nothing any more")
+    effective = {key: change for key, change in changes.items() if key not in late}
+    if effective:
+        tell(f"going on with the run in {folder}, changed: {listed(effective)}")
+    return effective
+
+
+@contextmanager
+def claimed(logdir: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is made if need be, and goes away again if nothing came of it.
+
+    Raises:
+        ConfigError: it cannot be made or written to.
+        LogdirInUseError: another process has it.
+    """
+    made = [folder for folder in (logdir, *logdir.parents) if not folder.exists()]
+    with writing_to(logdir):
+        logdir.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(logdir)
+    try:
+        yield
+    finally:
+        lock.release()
+        if made and [path.name for path in logdir.iterdir()] == [LOCK]:
+            (logdir / LOCK).unlink()
+            for folder in made:
+                # Another run may have begun beside this one.
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 @contextmanager

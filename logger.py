@@ -224,6 +224,7 @@ def save_run_facts(
     *,
     defaults: Config,
     flags: Mapping[str, str | None] | None = None,
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write config.yaml, and run.json with the command, the commit and the package versions.
 
@@ -233,6 +234,7 @@ def save_run_facts(
         argv: the command, program included.
         defaults: the config to compare with.
         flags: the program's own, which are no config keys and yet make another kind of run.
+        changes: of the config at which steps, where the run has gone on otherwise than it was.
 
     Returns:
         A page for TensorBoard's text tab: the command, what differs from the defaults, the resolved config.
@@ -243,6 +245,7 @@ def save_run_facts(
         "command": command,
         "program": argv[0],
         "flags": {name: value for name, value in (flags or {}).items() if value is not None},
+        "changes": list(changes),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -250,10 +253,10 @@ def save_run_facts(
     }
     (logdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     before = defaults.flat()
-    changes = [
+    differing = [
         f"| {key} | {before.get(key)} | {value} |" for key, value in config.difference(resolved, defaults).items()
     ]
-    table = ["| key | default | this run |", "| --- | --- | --- |", *changes] if changes else ["nothing"]
+    table = ["| key | default | this run |", "| --- | --- | --- |", *differing] if differing else ["nothing"]
     yaml_block = ["```yaml", config.to_yaml(resolved).rstrip(), "```"]
     return "\n".join([f"`{command}`", "", "## Differs from the defaults", "", *table, "", "## Config", "", *yaml_block])
 

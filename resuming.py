@@ -14,10 +14,12 @@ import torch
 import checkpoint
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, difference, read
-from runs import CONFIG_FILE, METRICS, RUN_FILE
+from envs.routing import RULES
+from runs import CONFIG_FILE, METRICS, RUN_FILE, changes_of
 
 # A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
-WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale")
+WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale", "envs")
+OF_ROUTING = ("nodes",)
 UNREMARKABLE = (
     "steps",
     "logdir",
@@ -30,9 +32,13 @@ UNREMARKABLE = (
 )
 
 
+# The settings, before and now, in which a run goes on otherwise than it was.
+Changes = dict[str, tuple[Any, Any]]
+
+
 @contextmanager
-def fitting(source: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint was made with another config."""
+def fitting(source: Path, changes: Changes | None = None) -> Iterator[None]:
+    """Say in one line that a checkpoint was made with another config, and what is known to be another."""
     try:
         yield
     except (RuntimeError, KeyError) as error:
@@ -40,9 +46,16 @@ def fitting(source: Path) -> Iterator[None]:
             raise
         lines = str(error).splitlines()
         cause = textwrap.shorten(lines[min(1, len(lines) - 1)], 160, placeholder=" ...")
+        if changes:
+            cause += f"; changed since it was made: {listed(changes)}"
         raise CheckpointError(
             f"{source} does not fit this config ({cause}); give the config that it was made with, or another --logdir"
         ) from error
+
+
+def listed(changes: Changes) -> str:
+    """Changes as one reads them."""
+    return ", ".join(f"{key} {now} (was {was})" for key, (was, now) in changes.items())
 
 
 def require_class(state: dict[str, Any], needed: object, source: Path) -> None:
@@ -84,8 +97,8 @@ def load_start(
     return (checkpoint.load_latest(logdir, device), logdir) if has_run else (None, logdir)
 
 
-def changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings, before and now, in which a run goes on otherwise than it was.
+def changes_since(folder: Path, config: Config, *, defaults: Config) -> Changes:
+    """The settings in which the run in a folder goes on otherwise than it was.
 
     Raises:
         ConfigError: what replay holds would not be of the task that goes on.
@@ -97,7 +110,7 @@ def changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str
     changes = {
         key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREMARKABLE
     }
-    for key in WHAT_REPLAY_HOLDS:
+    for key in (*WHAT_REPLAY_HOLDS, *(OF_ROUTING if config.task in RULES else ())):
         if key in changes:
             was, now = changes[key]
             raise ConfigError(
@@ -105,6 +118,20 @@ def changes_since(folder: Path, config: Config, *, defaults: Config) -> dict[str
                 " not fit; give another --logdir"
             )
     return changes
+
+
+def history(folder: Path, changes: Changes, *, step: int) -> list[dict[str, Any]]:
+    """The changes that the run in a folder has seen so far, and those with which it goes on from `step`, in order.
+
+    What it had seen behind that step has not happened to the run that goes on, but for the settings it ended with.
+    """
+    merged: dict[tuple[int, str], dict[str, Any]] = {}
+    now = [{"step": step, "key": key, "was": was, "now": now} for key, (was, now) in changes.items()]
+    for change in [*changes_of(folder), *now]:
+        place = min(change["step"], step), change["key"]
+        was = merged[place]["was"] if place in merged else change["was"]
+        merged[place] = {**change, "step": place[0], "was": was}
+    return [change for change in merged.values() if change["was"] != change["now"]]
 
 
 def _other_maker(logdir: Path, program: str) -> str | None:

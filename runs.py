@@ -83,6 +83,7 @@ class Run(NamedTuple):
         seed: the config's, or the one that the name tells; None where it tells none.
         status: finished, running or stopped; `event files` where only those are there and nobody can tell.
         notes: what could not be read, a line each.
+        changes: as from `changes_of`.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class Run(NamedTuple):
     seed: int | None
     status: str
     notes: tuple[str, ...]
+    changes: tuple[dict[str, Any], ...] = ()
 
 
 def find(path: Path) -> list[Path]:
@@ -139,7 +141,21 @@ def read(path: Path) -> Run:
         seed=seed,
         status="event files" if foreign else _status(path, last),
         notes=tuple(notes),
+        changes=tuple(changes_of(path)),
     )
+
+
+def changes_of(path: Path) -> list[dict[str, Any]]:
+    """With which settings the run in a folder has gone on otherwise than it was: `step`, `key`, `was` and `now`."""
+    try:
+        told = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["changes"]
+        return [
+            {"step": int(change["step"]), "key": str(change["key"]), "was": change["was"], "now": change["now"]}
+            for change in told
+        ]
+    # Also of a run that is older than this entry, or a damaged file, of which `_made_by` tells.
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return []
 
 
 def without_seed(name: str) -> tuple[str, int | None]:

@@ -333,6 +333,17 @@ def test_runs_of_another_program_or_of_other_flags_are_no_seeds_of_ours(tmp_path
     assert set(differences) == {"program", "epochs"}
 
 
+def test_setting_that_was_changed_while_a_run_went_on_is_marked(six: Path):
+    change = {"step": 100, "key": "actor.rate", "was": 2.0, "now": 1.0}
+    (six / "slow-seed2" / "run.json").write_text(json.dumps({"changes": [change]}))
+    groups = compare.group_runs(compare.load([str(six)], {}))
+    assert [group.seeds for group in groups] == [[0, 1, 2], [0, 1], [2]]
+    values = compare.config_differences(groups)["actor.rate"]
+    assert values == {"fast": "2.0", "slow": "1.0", "slow (2)": "2.0, from step 100 on 1.0"}
+    (remark,) = compare.remarks(groups)
+    assert "slow-seed2: went on at step 100 with actor.rate 1.0 (was 2.0)" in remark
+
+
 def test_run_whose_program_cannot_be_read_is_told_of(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "seconds": 1.0, "valid_return": 1.0}\n')
     (tmp_path / "run.json").write_text("{")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+import worlds
+from config import ConfigError
 from logger import METRICS, RunLock
 from tests.run_scenes import (
     COMMAND,
@@ -97,6 +99,33 @@ def test_error_in_a_function_of_the_users_own_keeps_its_traceback(
         train(tmp_path / "run", f"--{key}", f"own_{key}:own")
 
 
+@pytest.mark.parametrize(("key", "value"), [("nodes", "7"), ("model.units", "24"), ("critic.layers", "1")])
+def test_another_config_on_a_used_logdir_is_refused_before_references_are_sought(
+    key: str,
+    value: str,
+    reference: Reference,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(worlds, "make_evaluation", lambda *_args, **_named: pytest.fail("references were sought"))
+    line = refusal(capsys, *COMMAND, f"--{key}", value, "--logdir", str(reference.logdir))
+    assert f"{key} " in line and value in line
+
+
+def test_failed_start_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def fail(*_args: object, **_named: object) -> None:
+        raise ConfigError("no references")
+
+    monkeypatch.setattr(worlds, "make_evaluation", fail)
+    there = tmp_path / "there"
+    there.mkdir()
+    for logdir in (tmp_path / "new" / "run", there):
+        assert "no references" in refusal(capsys, *COMMAND, "--logdir", str(logdir))
+    assert list(tmp_path.iterdir()) == [there]
+
+
 def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     garbage = tmp_path / "garbage.pt"
     garbage.write_bytes(b"no checkpoint at all")
@@ -137,7 +166,10 @@ def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert train(tmp_path, "--steps", "48")
 
 
-@pytest.mark.parametrize(("key", "value"), [("reward_scale", "0.5"), ("cost", "lanes"), ("task", "cvrp")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("reward_scale", "0.5"), ("cost", "lanes"), ("task", "cvrp"), ("nodes", "7"), ("envs", "3")],
+)
 def test_run_of_another_task_is_refused_before_it_is_touched(
     key: str, value: str, reference: Reference, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

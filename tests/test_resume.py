@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+import runs
 from logger import METRICS
+from resuming import history
 from tests.run_scenes import (
     COMMAND,
     ROOT,
@@ -133,3 +136,26 @@ def test_changed_setting_of_a_run_that_goes_on_is_told(
     train(logdir, "--steps", str(STEPS + 48), "--actor.entropy", "0.5")
     told = capsys.readouterr().err
     assert f"going on with the run in {logdir}, changed: actor.entropy 0.5 (was 0.0003)" in told
+    (first, second) = runs.read(logdir).changes
+    assert first == {"step": STEPS, "key": "actor.entropy", "was": 0.0003, "now": 0.5}
+    assert second["key"] == "actor.entropy_final"
+
+
+def changed(key: str, was: object, now: object, *, at: int) -> dict[str, object]:
+    return {"step": at, "key": key, "was": was, "now": now}
+
+
+def test_history_keeps_what_was_changed_before_and_moves_what_has_not_happened_yet(tmp_path: Path):
+    past = [changed("lr", 1, 2, at=10), changed("lr", 2, 3, at=30), changed("clip", 5, 6, at=30)]
+    (tmp_path / "run.json").write_text(json.dumps({"changes": past}))
+    assert history(tmp_path, {}, step=40) == past
+    assert history(tmp_path, {"lr": (3, 4)}, step=40) == [*past, changed("lr", 3, 4, at=40)]
+    # Back to step 20, before the second change, with what was changed then, or as it was.
+    assert history(tmp_path, {}, step=20) == [past[0], changed("lr", 2, 3, at=20), changed("clip", 5, 6, at=20)]
+    assert history(tmp_path, {"lr": (3, 2), "clip": (6, 5)}, step=20) == [past[0]]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"changes": 3}', '{"changes": [{"step": 1}]}'])
+def test_history_of_a_folder_that_tells_none_begins_now(content: str, tmp_path: Path):
+    (tmp_path / "run.json").write_text(content)
+    assert history(tmp_path, {"lr": (1, 2)}, step=5) == [changed("lr", 1, 2, at=5)]
