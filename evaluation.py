@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -281,7 +282,7 @@ def film(
         reading: `wanted_keys`, `zero_keys` and `drop_keys`; see `GymVectorEnv`.
 
     Raises:
-        UserError: the environment does not draw itself.
+        UserError: the environment does not draw itself, or the film cannot be written.
     """
     films: list[list[Image.Image]] = [[] for _ in range(episodes)]
     made: list[gymnasium.Env] = []
@@ -292,21 +293,47 @@ def film(
 
     def shoot(running: Bool[Tensor, " E"]) -> None:
         for row in running.nonzero()[:, 0].tolist():
-            films[row].append(Image.fromarray(np.asarray(made[row].render())))
+            films[row].append(_frame(made[row]))
 
     env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **reading)
     try:
         if made[0].render_mode != "rgb_array":
             raise UserError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
+        with _writing_film(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         play(agent, env, after_step=shoot)
         pace = made[0].metadata.get("render_fps", 30)
     finally:
         env.close()
     frames = [frame for film in films for frame in film]
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "episodes.gif"
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
+    with _writing_film(folder):
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
     return path
+
+
+def _frame(env: gymnasium.Env) -> Image.Image:
+    """What an environment draws.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    frame = np.asarray(env.render())
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+        raise UserError(
+            f"{env.spec} draws {frame.dtype} {frame.shape}, so it cannot be filmed: let render() give uint8"
+            " [height, width, 3]"
+        )
+    return Image.fromarray(frame)
+
+
+@contextmanager
+def _writing_film(folder: Path) -> Iterator[None]:
+    """Say in one line that a folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"no film can be written to {folder} ({error.strerror}); give another folder") from error
 
 
 def _shortened(notices: list[str]) -> tuple[str, ...]:

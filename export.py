@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from config import ConfigError, one_line_errors
 from decoding import Decoding
 from dreamer import Dreamer
 from envs.instances import TEST_SEED
-from logger import METRICS
+from runs import CONFIG_FILE, METRICS, RUN_FILE
 from terminal import show
 
 LONGEST_CURVE = 200
@@ -44,11 +46,31 @@ def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     # Where the run's own folder was, and what it ran on, is nothing to anybody else.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
     state = {"config": settings, "agent": loaded.agent.acting_weights(), "step": loaded.step}
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, state)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}); give another") from error
+
+
+def _require_free(path: Path, run: Path) -> None:
+    """Check that a path is not of a file that a run needs, nor of a folder.
+
+    Raises:
+        ConfigError: it is.
+    """
+    folder = run if run.is_dir() else run.parent
+    if path.resolve().parent == folder.resolve() or (path.parent / CONFIG_FILE).exists():
+        raise ConfigError(f"{path} lies in a run's folder, among its checkpoints; give a path in another")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the path of a file")
 
 
 def facts(run: Path) -> dict[str, Any]:
@@ -61,19 +83,16 @@ def facts(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
     folder = run if run.is_dir() else run.parent
     try:
-        made = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        made = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        curve = [[row["step"], round(row["valid_gap"], 4)] for row in rows if row.get("valid_gap") is not None]
+        told = {"command": made.get("command"), "commit": made.get("commit")}
+        seconds = rows[-1].get("seconds") if rows else None
+    # What another wrote may be JSON, and no such rows.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder} does not say how it was made ({error}); give a run's own folder") from error
-    curve = [[row["step"], round(row["valid_gap"], 4)] for row in rows if "valid_gap" in row]
     every = -(-len(curve) // LONGEST_CURVE) or 1
-    last = rows[-1] if rows else {}
-    return {
-        "command": made.get("command"),
-        "commit": made.get("commit"),
-        "seconds": last.get("seconds"),
-        "curve": curve[::-every][::-1],
-    }
+    return {**told, "seconds": seconds, "curve": curve[::-every][::-1]}
 
 
 def measured(
@@ -119,10 +138,13 @@ def main(argv: list[str]) -> None:
         if arguments.path.suffix != ".pt":
             raise ConfigError(f"{arguments.path} is no name for weights; let it end in .pt")
         record = facts(arguments.run)
+        _require_free(arguments.path, arguments.run)
+        device = launch.choose_device(arguments.device)
+        # It refuses runs that gaps cannot be measured of, before anything is written.
+        solve.load_agent(arguments.run, device, trust=arguments.trust)
         weights_file(arguments.run, arguments.path, trust=arguments.trust)
         state = checkpoint.load(arguments.path, torch.device("cpu"))
         record |= {"seed": state["config"]["seed"], "steps": state["step"]}
-        device = launch.choose_device(arguments.device)
         record |= measured(
             arguments.path,
             instances=arguments.instances,
@@ -133,7 +155,8 @@ def main(argv: list[str]) -> None:
         beside = arguments.path.with_suffix(".json")
         # A line for each entry: the curve is long.
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
-        beside.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+        with _writing(beside):
+            beside.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
         gaps = ", ".join(f"{method} {value:.2f} %" for method, value in record["gaps"].items())
         show(f"{arguments.path} at step {record['steps']}: {arguments.path.stat().st_size / 1e6:.2f} MB, gap {gaps}")
 

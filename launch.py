@@ -40,7 +40,7 @@ from resuming import Changes, changes_since, fitting, history, listed, load_star
 from runs import LOCK, METRICS
 from terminal import show, tell
 from trainer import Settings, Trainer
-from worlds import World, make_one, make_world, reading_of_observations
+from worlds import World, make_one, make_world, reading_of_observations, require_room
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 DREAMER = "dreamer.py"
@@ -277,12 +277,8 @@ def _require_windows(config: Config, rows: int) -> None:
     Raises:
         ConfigError: prefill or capacity is too small.
     """
-    needed = config.envs * rows
-    for key in ("prefill", "replay_capacity"):
-        if config[key] < needed:
-            raise ConfigError(
-                f"{key} is {config[key]}; {config.envs} environments need {needed} for a window of {rows} rows each"
-            )
+    least = dict.fromkeys(("prefill", "replay_capacity"), config.envs * rows)
+    require_room(config, least, what=f"a window of {rows} rows each")
 
 
 class Run(NamedTuple):
@@ -373,13 +369,17 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
         tell(f"the run has a config of its own: {ignored} changes nothing")
+    filmed = None
+    if video:
+        # First, since what it lacks should not show after a hundred episodes.
+        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
+        filmed = film(run.agent, make_env, folder=Path(video), device=device, **reading)
     report = run.world.make_evaluator(None).test(run.agent)
     for line in report.notices:
         tell(line)
     show(f"{path} at step {run.step}: {report.summary}")
-    if video:
-        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
-        show(f"film: {film(run.agent, make_env, folder=Path(video), device=device, **reading)}")
+    if filmed is not None:
+        show(f"film: {filmed}")
 
 
 def _trusts(command: CommandLine) -> bool:

@@ -198,19 +198,23 @@ def _require_mask_rules(env: GymVectorEnv) -> None:
 
 
 def _require_episodes(config: Config, rows: int) -> None:
-    """Check that replay will hold whole episodes when the first update samples them.
+    """Check that replay will hold whole episodes when the first update samples them, and at all.
 
     Raises:
         ConfigError: prefill or capacity is too small.
     """
-    if config.prefill < config.envs * rows:
-        raise ConfigError(
-            f"prefill is {config.prefill} env steps; {config.envs} environments need {config.envs * rows} for an"
-            f" episode of {rows} rows each"
-        )
-    columns = 2 * rows - 1
-    if config.replay_capacity < config.envs * columns:
-        raise ConfigError(
-            f"replay_capacity is {config.replay_capacity} rows; {config.envs} environments need"
-            f" {config.envs * columns} to keep whole episodes of {rows} rows"
-        )
+    least = {"prefill": config.envs * rows, "replay_capacity": config.envs * (2 * rows - 1)}
+    require_room(config, least, what=f"whole episodes of {rows} rows each")
+
+
+def require_room(config: Config, least: dict[str, int], *, what: str) -> None:
+    """Check that the keys of `least` are no smaller than that; all that are are told at once, with what would do.
+
+    Raises:
+        ConfigError: one is smaller.
+    """
+    short = {key: needed for key, needed in least.items() if config[key] < needed}
+    if short:
+        has = " and ".join(f"{key} is {config[key]}" for key in short)
+        add = " ".join(f"--{key} {needed}" for key, needed in short.items())
+        raise ConfigError(f"{has}; {config.envs} environments need more for {what}: add {add}")

@@ -19,6 +19,7 @@ import evaluation
 import launch
 import worlds
 from agent import Agent
+from config import UserError
 from dreamer import Dreamer
 from envs.gym_tasks import make_gym
 from envs.gym_vector import GymVectorEnv
@@ -402,3 +403,17 @@ def test_film_refuses_an_environment_that_draws_nothing(tmp_path: Path):
         film(ScriptedAgent(), make, folder=tmp_path / "film", device=CPU)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "film").exists()
+
+
+def test_film_refuses_what_is_no_picture_at_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make, made = factory(*THREE)
+    monkeypatch.setattr(Scripted, "render", lambda _self: None)
+    with pytest.raises(UserError, match=r"draws object \(\), so it cannot be filmed"):
+        film(ScriptedAgent(), make, folder=tmp_path, device=CPU)
+    assert made[0].time == 0
+
+
+def test_film_says_in_one_line_that_it_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="no film can be written"):
+        film(ScriptedAgent(), factory(*THREE)[0], folder=tmp_path / "file" / "film", device=CPU)

@@ -8,6 +8,7 @@ import checkpoint
 import dreamer
 import export
 import solve
+from config import ConfigError
 from envs.instances import TEST_SEED
 
 CPU = torch.device("cpu")
@@ -107,3 +108,42 @@ def test_export_refuses_what_it_cannot_do_in_one_line(arguments, message, capsys
         export.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and message in line
+
+
+@pytest.fixture(scope="module")
+def pickup_run(tmp_path_factory):
+    logdir = tmp_path_factory.mktemp("export") / "pickup"
+    arguments = ["--configs", "pickup_attn", "debug", "--nodes", "7", "--prefill", "56", "--steps", "57"]
+    dreamer.main([*arguments, "--device", "cpu", "--logdir", str(logdir)])
+    return logdir
+
+
+def test_export_refuses_before_it_writes(run, pickup_run, tmp_path, capsys):
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "file").write_text("")
+    mistakes = [
+        ([str(pickup_run), str(tmp_path / "a.pt")], "was trained on pickup"),
+        ([str(run), str(tmp_path / "a.pt"), "--device", "quantum"], "cannot be used here"),
+        ([str(run), str(run / "latest.pt")], "lies in a run's folder"),
+        ([str(run / "latest.pt"), str(run / "mine.pt")], "lies in a run's folder"),
+        ([str(run), str(pickup_run / "mine.pt")], "lies in a run's folder"),
+        ([str(run), str(tmp_path / "folder.pt")], "is a folder"),
+        ([str(run), str(tmp_path / "file" / "a.pt")], "cannot be written"),
+    ]
+    latest = (run / "latest.pt").read_bytes()
+    for arguments, message in mistakes:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            export.main([*arguments, "--instances", "2"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and message in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.pt"]
+    assert (run / "latest.pt").read_bytes() == latest
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"valid_gap": 1.0}', '{"step": 1, "valid_gap": "low"}'])
+def test_facts_of_a_folder_that_does_not_tell_them_are_refused(content, run, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text(content + "\n")
+    with pytest.raises(ConfigError, match="does not say how it was made"):
+        export.facts(tmp_path)

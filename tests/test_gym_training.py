@@ -387,7 +387,9 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         # Time limits end its episodes: what follows them still has a value.
         assert stored["is_last"][:, 5].all() and not stored["is_terminal"].any()
         assert torch.equal(stored["reward"][:, 1:6], stored["action"][:, :5, 1].float())
-        line = refusal(capsys, "--evaluate", str(logdir), "--import", "own_task", "--video", str(tmp_path / "film"))
+        with monkeypatch.context() as patched:
+            patched.setattr(evaluation.GymEvaluator, "test", lambda *_: pytest.fail("episodes were played first"))
+            line = refusal(capsys, "--evaluate", str(logdir), "--import", "own_task", "--video", str(tmp_path / "film"))
         assert "rgb_array" in line
     finally:
         gymnasium.registry.pop("Own-v0", None)
@@ -454,8 +456,8 @@ def test_refusal_of_a_grid_with_a_mission_in_words_is_followed(
         (["--task", "gym_TMaze-v7"], "did you mean TMaze-v0"),
         (["--task", "gymCartPole-v1"], "gym_ID for a gymnasium environment such as gym_CartPole-v1"),
         (["--import", "no_such_module"], "module 'no_such_module' cannot be imported"),
-        (["--prefill", "47"], "prefill is 47; 4 environments need 48 for a window of 12 rows each"),
-        (["--replay_capacity", "40"], "replay_capacity is 40; 4 environments need 48 for a window of 12 rows each"),
+        (["--prefill", "47"], "prefill is 47; 4 environments need more for a window of 12 rows each: add --prefill 48"),
+        (["--replay_capacity", "40"], "window of 12 rows each: add --replay_capacity 48"),
         (["--prefill_policy", "nearest"], "prefill_policy nearest is for routing"),
         (["--imag_horizon", "episode"], "imag_horizon as a number of steps"),
         (["--actor.type", "tsp_pointer"], "actor.type tsp_pointer points at nodes"),
