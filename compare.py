@@ -26,7 +26,7 @@ from config import ConfigError, one_line_errors
 from curves import draw
 from runs import Run, Series, UnreadableRunError
 from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
-from terminal import show, tell
+from terminal import Parser, show, tell
 
 # What may differ within a group.
 OF_THE_RUN = ("seed", "logdir")
@@ -308,9 +308,7 @@ def _count(text: str) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("compare.py", description=__doc__)
     numbers: dict[str, Any] = {"type": _list_of_numbers, "metavar": "A,B,..."}
     parser.add_argument("logdirs", nargs="*", metavar="LOGDIR", help="runs, folders with runs below them, or globs")
     parser.add_argument("--group", action="append", default=[], metavar="NAME=PATH", help="a group of your own; repeat")

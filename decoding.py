@@ -8,16 +8,18 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from config import UserError
 from envs.files import RoutingInstance
 from envs.instances import longer_side, scale_to_unit_square
-from envs.metrics import plane, plane_unit, tour_lengths
+from envs.metrics import leg_lengths, longest_leg, plane, plane_unit, tour_lengths
 from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
 from envs.rules import Instance, Rules
+from envs.solutions import route_counts
 from imagination import expand_instance
+from memory import require_memory
 from models import ImagBehavior
 from networks import PointerTables, TSPPointerActor
 from tools import uniform
@@ -29,6 +31,8 @@ WORKING_NUMBERS = 2**26
 # Of `augment`, from each symmetric image: more starts cost more than they find.
 MOST_STARTS = 100
 SYMMETRIES = 8
+# Of one instance; these take hours.
+MOST_SAMPLES = 10**7
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Decoding:
         seed: of the draws.
 
     Raises:
-        UserError: there is no such method, or nothing to draw.
+        UserError: there is no such method, or nothing to draw, or more than anybody waits for.
     """
 
     method: str = "greedy"
@@ -57,25 +61,32 @@ class Decoding:
             raise UserError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
         if self.samples < 1:
             raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
+        if self.samples > MOST_SAMPLES:
+            raise UserError(f"samples is {self.samples:,}; at most {MOST_SAMPLES:,} tours are drawn")
 
     @property
     def symmetries(self) -> int:
         """Symmetric images of each instance that are solved."""
         return SYMMETRIES if self.method == "augment" else 1
 
-    def first_nodes(self, rules: type[Rules], num_nodes: int) -> list[int]:
-        """Where the tours of one image begin, spread over the nodes.
+    def starts(self, num_nodes: int) -> int:
+        """Tours of one image."""
+        return {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+
+    def first_nodes(self, rules: type[Rules], num_nodes: int, columns: slice = slice(None)) -> list[int]:
+        """Where the tours of one image begin, spread over the nodes; `columns` are those asked for.
 
         Where all begin at node 0: the nodes that they visit next, 0 for the actor's own choice.
         """
-        count = {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+        count = self.starts(num_nodes)
+        chosen = range(count)[columns]
         if self.method == "sample" and not rules.starts_anywhere:
-            return [0] * count
-        return [index * num_nodes // count for index in range(count)]
+            return [0] * len(chosen)
+        return [index * num_nodes // count for index in chosen]
 
     def decisions(self, rules: type[Rules], num_nodes: int) -> int:
         """All decisions that an instance takes, at most."""
-        return self.symmetries * len(self.first_nodes(rules, num_nodes)) * rules.episode_steps(num_nodes)
+        return self.symmetries * self.starts(num_nodes) * rules.episode_steps(num_nodes)
 
 
 class Imagined(NamedTuple):
@@ -103,20 +114,20 @@ def best_tours(
         progress: called with the decisions just taken.
 
     Raises:
-        UserError: the actor is made for another number of nodes.
+        UserError: the actor is made for another number of nodes, or memory is too small for one instance.
     """
     rules = model.rules
     assert rules is not None
     coords = np.stack([instance.coords for instance in instances])
     metric, num_nodes = instances[0].metric, coords.shape[1]
     refuse_other_sizes(model, behavior, num_nodes)
+    require_room(behavior, num_nodes)
     if num_nodes < MIN_NODES:
         for _ in instances:
             progress(decoding.decisions(rules, num_nodes))
         return [np.arange(num_nodes) for _ in instances]
     device = next(behavior.actor.parameters()).device
     generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.method == "sample" else None
-    first_nodes = torch.tensor(decoding.first_nodes(rules, num_nodes), device=device)
     best = np.zeros((len(instances), rules.episode_steps(num_nodes)), dtype=np.int64)
     best_lengths = np.full(len(instances), np.inf)
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
@@ -127,19 +138,19 @@ def best_tours(
             with torch.no_grad():
                 context, tables = _static(model, behavior, instance)
             numbers_per_start = len(scaled) * _numbers_per_state(behavior, num_nodes)
-            for columns in _chunks(len(first_nodes), numbers_per_start):
-                first = first_nodes[columns].expand(len(scaled), -1)
+            for columns in _chunks(decoding.starts(num_nodes), numbers_per_start):
+                first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=device)
                 found = roll_out(
                     model,
                     behavior,
                     context=context,
                     tables=tables,
-                    first=first,
+                    first=first.expand(len(scaled), -1),
                     generator=generator,
                     progress=progress,
                 )
                 tours = found.cpu().numpy()
-                lengths = tour_lengths(coords[rows], tours, metric)
+                lengths = tour_lengths(coords[rows], tours, metric) + _penalties(instances[rows], tours)
                 winner = lengths.argmin(1)
                 chosen = np.arange(len(tours)), winner
                 better = lengths[chosen] < best_lengths[rows]
@@ -148,6 +159,40 @@ def best_tours(
                 best[rows, tours.shape[-1] :][better] = tours[chosen][better][:, :1]
                 best_lengths[rows][better] = lengths[chosen][better]
     return [_without_waiting(tour) for tour in best]
+
+
+def nearest_neighbour_lengths(
+    rules: type[Rules], instances: Sequence[RoutingInstance]
+) -> Float64[np.ndarray, " I"]:
+    """Lengths of the tours that go to the nearest legal node each time, a vehicle home only when it has to.
+
+    Args:
+        rules: of the instances' problem.
+        instances: all of one size and one metric.
+    """
+    num_nodes, metric = len(instances[0].coords), instances[0].metric
+    found = []
+    for rows in _chunks(len(instances), 16 * num_nodes):
+        coords = np.stack([instance.coords for instance in instances[rows]])
+        # Rules ask for the number of nodes, not where they are.
+        state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
+        length = np.zeros(len(coords))
+        for _ in range(rules.episode_steps(num_nodes)):
+            current = state.current.numpy()
+            here = coords[np.arange(len(coords)), current][:, None]
+            legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
+            blocked = ~rules.action_mask(state).numpy()
+            # The first node is where a tour ends: not before no other is left.
+            legs = np.where(blocked, np.inf, legs)
+            last = legs[:, 0].copy()
+            legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, last)
+            chosen = legs.argmin(1)
+            length += np.where(chosen == current, 0.0, legs[np.arange(len(coords)), chosen])
+            state, finished = rules.step(state, torch.from_numpy(chosen))
+            if bool(finished.all()):
+                break
+        found.append(length)
+    return np.concatenate(found)
 
 
 def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
@@ -267,6 +312,33 @@ def refuse_other_sizes(model: WorldModel, behavior: ImagBehavior, num_nodes: int
             f"has {num_nodes} nodes, and the run's actor takes {model.task.num_actions};"
             " one trained with actor.type: tsp_pointer takes any number"
         )
+
+
+def require_room(behavior: ImagBehavior, num_nodes: int) -> None:
+    """Check that memory can hold what one instance of that size needs; others can wait, and are solved in pieces.
+
+    Raises:
+        NotEnoughMemory: it cannot.
+    """
+    # A few positions more or less are not worth asking the system for.
+    needed = 4 * _numbers_per_instance(behavior, num_nodes)
+    if needed > WORKING_NUMBERS:
+        device = next(behavior.actor.parameters()).device
+        work = f"has {num_nodes:,} nodes, and solving so many takes"
+        require_memory(needed, device=device, work=work, remedy="solve it in parts, or where there is more memory")
+
+
+def _penalties(
+    instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B Q L"]
+) -> Float64[np.ndarray, "B Q"]:
+    """What puts a plan with more routes than there are vehicles behind every other; 0 for all others."""
+    penalties = np.zeros(tours.shape[:2])
+    for row, instance in enumerate(instances):
+        if instance.vehicles is not None:
+            # No plan is longer than a route of its own for each customer.
+            worst = 2 * len(instance.coords) * longest_leg(instance.coords, instance.metric) + 1
+            penalties[row] = worst * np.maximum(route_counts(tours[row]) - instance.vehicles, 0)
+    return penalties
 
 
 def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple[Float[Tensor, "B N 2"], list[float]]:

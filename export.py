@@ -8,7 +8,6 @@ writes tsp20.pt (config, format number, and the weights of world model and actor
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from decoding import Decoding
 from dreamer import Dreamer
 from envs.instances import TEST_SEED
 from runs import CONFIG_FILE, METRICS, RUN_FILE
-from terminal import show
+from terminal import Parser, show
 
 LONGEST_CURVE = 200
 
@@ -123,9 +122,7 @@ def gap(agent: Dreamer, cases: list[solve.RoutingInstance], mean_reference: floa
 
 def main(argv: list[str]) -> None:
     """Read the command line; write weights and facts."""
-    parser = argparse.ArgumentParser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("export.py", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="LOGDIR", help="a run's folder, or a checkpoint file in one")
     add("path", type=Path, metavar="FILE.pt", help="where the weights go; the facts go beside them")

@@ -35,6 +35,7 @@ from envs.vector import RoutingVectorEnv
 from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
+from memory import memory_at_hand, readable_bytes
 from replay import Replay, Spaces
 from resuming import Changes, changes_since, fitting, history, listed, load_start, require_class
 from runs import LOCK, METRICS
@@ -220,38 +221,6 @@ def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torc
 def rows_when_full(config: Config) -> int:
     """Rows that replay will hold in the end, but for the last rows of episodes."""
     return min(config.replay_capacity, config.steps)
-
-
-def readable_bytes(count: float | int) -> str:
-    """Such as 12.3 kB."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"
-
-
-def memory_at_hand(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can still take of the machine's memory, or of what its container or job is allowed.
-
-    Args:
-        root: where `proc` and `sys` are. None comes of a system that has none.
-    """
-    found = []
-    with suppress(OSError):
-        found += re.findall(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(), re.MULTILINE)
-    left = [1024 * int(kilobytes) for kilobytes in found]
-    groups = [root / "sys/fs/cgroup"]
-    with suppress(OSError, IndexError):
-        own = re.findall(r"^0::/(.+)$", (root / "proc/self/cgroup").read_text(), re.MULTILINE)[0]
-        groups += [groups[0] / part for part in (own, *map(str, Path(own).parents))]
-    for group in groups:
-        # A group without a limit says "max", or has no such file.
-        with suppress(OSError, ValueError):
-            limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-            cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
-            left.append(max(0, limit - used + sum(map(int, cached))))
-    return min(left, default=None)
 
 
 def _spaces(task: Task, env: RoutingVectorEnv | GymVectorEnv) -> Spaces:

@@ -9,77 +9,57 @@ For example:
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from matplotlib.image import imsave
 from tqdm import tqdm
 
+import answers
 import config
 import launch
+from answers import Solution
 from config import ConfigError, UserError, one_line_errors
-from decoding import Decoding, Imagined, as_instance, best_tours, imagined_tours
+from decoding import (
+    Decoding,
+    as_instance,
+    best_tours,
+    imagined_tours,
+    nearest_neighbour_lengths,
+    refuse_other_sizes,
+    require_room,
+)
 from dreamer import Dreamer
 from envs.costs import EUCLIDEAN
+from envs.cvrp import FIELD_INSTANCES, CVRPRules
 from envs.drawing import draw_tour
 from envs.files import InstanceError, RoutingInstance, read_instances
 from envs.instances import reference_tour
 from envs.metrics import EXACT, distance_matrix, plane, tour_length
 from envs.pyvrp_reference import pyvrp_solution
 from envs.routing import MIN_NODES, RULES, CVRPInstance
-from envs.solutions import check_solution, known_length, solution_path, write_solution
-from terminal import show, tell
+from envs.solutions import check_solution, known_length, route_counts, solution_path, write_solution
+from memory import NotEnoughMemory, is_exhausted, require_memory
+from terminal import Parser, show, tell
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # By problem, as in `envs.routing.RULES`: the solver that the field compares with.
 REFERENCES = {"tsp": "lkh", "cvrp": "pyvrp"}
-
+# Bytes, by measurement and rounded up: of a random instance and its solution, of each of its nodes, and of each leg
+# while a solver looks for a reference.
+INSTANCE_BYTES, NODE_BYTES, LEG_BYTES = 3000, 80, 150
 
 TRUST_HELP = "import and call what the run's config names; without it, code that a file names is never run"
 
 # An instance with the file it came from, and the length that is known of it.
 Case = tuple[Path, RoutingInstance, int | float | None]
-
-
-class Solution(NamedTuple):
-    """A checked solution of an instance, with lengths in the instance's own metric.
-
-    Attributes:
-        instance: what was solved.
-        tour: as in `envs.solutions`.
-        length: of the closed tour.
-        seconds: what decoding took; instances that were solved together share it.
-        reference: length to compare with; None where it is neither known nor asked for.
-        imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
-    """
-
-    instance: RoutingInstance
-    tour: Int64[np.ndarray, " L"]
-    length: int | float
-    seconds: float
-    reference: int | float | None = None
-    imagined: Imagined | None = None
-
-    @property
-    def gap(self) -> float | None:
-        """How much longer than the reference, in percent; None without one, or where all its legs round to 0."""
-        return 100 * (self.length / self.reference - 1) if self.reference else None
-
-    @property
-    def imagined_real_length(self) -> int | float | None:
-        """What the imagined tour is long; None where there is none."""
-        if self.imagined is None:
-            return None
-        return tour_length(self.instance.coords, self.imagined.tour, self.instance.metric)
 
 
 def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dreamer:
@@ -110,9 +90,23 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
 
 
 def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
-    """Instances of the problem that an agent was trained on, as the field draws them."""
+    """Instances of the problem that an agent was trained on, as the field draws them.
+
+    Raises:
+        UserError: the agent takes another size, or memory is too small for so many, or for one of that size.
+    """
     rules = agent.task.rules
     assert rules is not None
+    try:
+        refuse_other_sizes(agent.model, agent.behavior, num_nodes)
+        require_room(agent.behavior, num_nodes)
+    except UserError as error:
+        raise UserError(f"every random instance {error}") from error
+    # The field's vehicle-routing instances are drawn all together.
+    drawn_at_once = max(count, FIELD_INSTANCES) if issubclass(rules, CVRPRules) else count
+    needed = INSTANCE_BYTES * count + NODE_BYTES * num_nodes * drawn_at_once
+    work = f"{count:,} random instances of {num_nodes:,} nodes take"
+    require_memory(needed, device=torch.device("cpu"), work=work, remedy="ask for fewer, or for smaller ones")
     drawn = rules.field_instances(count, num_nodes, seed=seed)
     width = len(str(count - 1))
     instances = []
@@ -127,7 +121,7 @@ def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> l
 
 def solve(
     agent: Dreamer, instances: Sequence[RoutingInstance], decoding: Decoding, *, imagine: bool = False
-) -> list[Solution | ValueError]:
+) -> list[Solution | UserError]:
     """A checked solution of each instance, in order, or why it cannot be solved; a progress bar shows long work.
 
     Args:
@@ -145,40 +139,83 @@ def solve(
     for index, instance in enumerate(instances):
         groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
     total = sum(decoding.decisions(rules, size) * len(members) for (_, size, _), members in groups.items())
-    outcomes: dict[int, Solution | ValueError] = {}
-    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=2, disable=None, leave=False) as bar:
+    outcomes: dict[int, Solution | UserError] = {}
+    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for (problem, _, _), members in groups.items():
             group = [instances[index] for index in members]
-            begin = time.perf_counter()
             try:
                 if problem != rules.name:
                     raise UserError(f"is a {problem} instance, and the run was trained on {rules.name}")
-                tours = best_tours(agent.model, agent.behavior, group, decoding, progress=bar.update)
+                found = _solve_group(agent, group, decoding, imagine=imagine, progress=bar.update)
             except UserError as error:
                 outcomes |= dict.fromkeys(members, error)
-                continue
-            seconds = (time.perf_counter() - begin) / len(group)
-            pictured = imagined_tours(agent.model, agent.behavior, group) if imagine else [None] * len(group)
-            for index, instance, tour, picture in zip(members, group, tours, pictured, strict=True):
-                if picture is not None:
-                    # The model knows rewards as they were stored.
-                    picture = picture._replace(length=picture.length / agent.reward_scale)
-                check_solution(instance, tour)
-                length = tour_length(instance.coords, tour, instance.metric)
-                outcomes[index] = Solution(instance, tour, length, seconds, imagined=picture)
+            except (MemoryError, RuntimeError) as error:
+                if not is_exhausted(error):
+                    raise
+                short = NotEnoughMemory("ran out of memory; solve it alone, or where there is more")
+                outcomes |= dict.fromkeys(members, short)
+            else:
+                outcomes |= dict(zip(members, found, strict=True))
     return [outcomes[index] for index in range(len(instances))]
 
 
+def _solve_group(
+    agent: Dreamer,
+    group: Sequence[RoutingInstance],
+    decoding: Decoding,
+    *,
+    imagine: bool,
+    progress: Callable[[int], object],
+) -> list[Solution | UserError]:
+    """The same for instances of one size and metric."""
+    assert agent.task.rules is not None
+    begin = time.perf_counter()
+    tours = best_tours(agent.model, agent.behavior, group, decoding, progress=progress)
+    seconds = (time.perf_counter() - begin) / len(group)
+    pictured = imagined_tours(agent.model, agent.behavior, group) if imagine else [None] * len(group)
+    nearest = nearest_neighbour_lengths(agent.task.rules, group).tolist()
+    found: list[Solution | UserError] = []
+    for instance, tour, picture, simple in zip(group, tours, pictured, nearest, strict=True):
+        if picture is not None:
+            # The model knows rewards as they were stored.
+            picture = picture._replace(length=picture.length / agent.reward_scale)
+        check_solution(instance, tour)
+        length = tour_length(instance.coords, tour, instance.metric)
+        solution = Solution(instance, tour, length, seconds, imagined=picture, nearest=simple)
+        found.append(_too_many_routes(solution) or solution)
+    return found
+
+
+def _too_many_routes(solution: Solution) -> UserError | None:
+    instance = solution.instance
+    if instance.vehicles is None:
+        return None
+    (routes,) = route_counts(solution.tour[None]).tolist()
+    if routes <= instance.vehicles:
+        return None
+    return UserError(
+        f"may use {instance.vehicles} vehicles, and the best plan found has {routes} routes; look longer, with --decode"
+        " sample --samples 1000, or raise VEHICLES"
+    )
+
+
 def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float]:
-    """The length of each instance's solution by another solver, `lkh` or `pyvrp`; all are of one problem."""
+    """The length of each instance's solution by another solver, `lkh` or `pyvrp`; all are of one problem.
+
+    Raises:
+        UserError: a solver finds none, or needs more memory than there is.
+    """
     sizes = {len(instance.coords) for instance in instances}
     problem = instances[0].problem
     plain = all(instance.metric == EXACT for instance in instances)
+    legs = max(sizes) ** 2
+    work = f"{solver} for {max(sizes):,} nodes needs"
+    require_memory(LEG_BYTES * legs, device=torch.device("cpu"), work=work, remedy="give --reference none")
     if solver == REFERENCES[problem] and plain and len(sizes) == 1 and min(sizes) >= MIN_NODES:
         # Those of a random set are kept from one call to the next.
         coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
         return list(map(float, RULES[problem].reference_lengths(as_instance(instances, coords))))
-    bar = tqdm(instances, desc=solver, delay=2, disable=None, leave=False)
+    bar = tqdm(instances, desc=solver, delay=1, disable=None, leave=False)
     return [_reference(instance, solver) for instance in bar]
 
 
@@ -196,91 +233,20 @@ def write(solution: Solution, folder: Path) -> None:
     instance = solution.instance
     write_solution(solution_path(folder, instance), instance, solution.tour)
     comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
-    title = f"{instance.name}: length {_text(solution.length)}{comparison}"
+    title = f"{instance.name}: length {answers.length_text(solution.length, instance.metric)}{comparison}"
     picture = draw_tour(plane(instance.coords, instance.metric), solution.tour, title=title)
     imsave(folder / f"{instance.name}.png", picture)
 
 
-def totals(solutions: Sequence[Solution]) -> dict[str, float | None]:
-    """Means over the instances, and the seconds that decoding took; None where there is nothing to average.
-
-    The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones.
-    """
-
-    def mean(values: list[int | float]) -> float | None:
-        return float(np.mean(values)) if values else None
-
-    return {
-        "mean_length": mean([solution.length for solution in solutions]),
-        "mean_reference": mean([solution.reference for solution in solutions if solution.reference is not None]),
-        "mean_gap_percent": mean([solution.gap for solution in solutions if solution.gap is not None]),
-        "seconds": sum(solution.seconds for solution in solutions),
-    }
-
-
-def as_json(solutions: Sequence[Solution]) -> str:
-    """Totals and every solution as one JSON object; nodes are counted from 0."""
-    rows = []
-    for solution in solutions:
-        row: dict[str, Any] = {
-            "name": solution.instance.name,
-            "n": len(solution.instance.coords),
-            "length": solution.length,
-            "reference": solution.reference,
-            "gap_percent": solution.gap,
-            "tour": solution.tour.tolist(),
-        }
-        if solution.imagined is not None:
-            row["imagined_length"] = solution.imagined.length
-            row["imagined_real_length"] = solution.imagined_real_length
-            row["imagined_tour"] = solution.imagined.tour.tolist()
-        rows.append(row)
-    return json.dumps({**totals(solutions), "instances": rows}, allow_nan=False)
-
-
-def table(solutions: Sequence[Solution]) -> str:
-    """One line for each solution, and one with the totals."""
-    with_imagined = any(solution.imagined is not None for solution in solutions)
-    heads = ["instance", "n", "length", "reference", "gap, %", "seconds"]
-    heads += ["imagined", "in truth"] if with_imagined else []
-    rows = [heads]
-    for solution in solutions:
-        cells = [solution.instance.name, str(len(solution.instance.coords))]
-        cells += [_text(solution.length), _text(solution.reference), _percent(solution.gap), f"{solution.seconds:.3f}"]
-        if with_imagined:
-            expected = None if solution.imagined is None else solution.imagined.length
-            cells += [_text(expected), _text(solution.imagined_real_length)]
-        rows.append(cells)
-    if len(solutions) > 1:
-        total = totals(solutions)
-        means = [_text(total["mean_length"]), _text(total["mean_reference"]), _percent(total["mean_gap_percent"])]
-        rows.append([f"mean of {len(solutions)}", "", *means, f"{total['seconds']:.3f} in all"])
-    columns = [max(len(row[index]) for row in rows if index < len(row)) for index in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, columns, strict=False))
-        )
-        for row in rows
-    )
-
-
-def _text(length: int | float | None) -> str:
-    if length is None:
-        return "-"
-    return f"{length:.0f}" if float(length).is_integer() else f"{length:.4f}"
-
-
-def _percent(gap: float | None) -> str:
-    return "-" if gap is None else f"{gap:.2f}"
-
-
 def positive(text: str) -> int:
-    """A count on the command line."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
+    """A count on the command line, also written as 1e6."""
+    try:
+        number = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        number = 0
+    if number < 1 or number != number // 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 up")
+    return int(number)
 
 
 def _seed(text: str) -> int:
@@ -292,12 +258,10 @@ def _seed(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="solve.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("solve.py", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
-    add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .npy or .npz files")
+    add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .tsv, .json, .npy or .npz files")
     add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, default=0, help="of the random instances and of --decode sample (default 0)")
@@ -335,10 +299,61 @@ def _check_output(folder: Path, found: Sequence[Case]) -> None:
             raise ConfigError(
                 f"--out {folder}: {path.stem}.sol would stand where a best known solution does; give another"
             )
+    # Made when there is something to write: what fails before leaves nothing behind.
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        cause = "may not be written to" if existing.is_dir() else "is no folder"
+        raise ConfigError(f"--out {folder} cannot be made a folder ({existing} {cause}); give another")
+
+
+def _cases(arguments: argparse.Namespace, agent: Dreamer) -> tuple[list[Case], int]:
+    """What is to be solved, and how many files cannot be read."""
+    if arguments.random:
+        num_nodes = arguments.nodes or agent.task.num_actions
+        drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
+        return [(Path(each.name), each, None) for each in drawn], 0
+    return _read(arguments.files, with_known=arguments.reference is None)
+
+
+def _with_references(solutions: list[Solution], solver: str) -> list[Solution]:
+    """Solutions with references; one that there is no reference of is told of, and keeps its length."""
+    try:
+        lengths = references([each.instance for each in solutions], solver)
+    except (UserError, MemoryError) as error:
+        if len(solutions) > 1:
+            return [found for each in solutions for found in _with_references([each], solver)]
+        tell(f"solve.py: {solutions[0].instance.name} has no reference: {str(error) or 'out of memory'}")
+        return solutions
+    return [one._replace(reference=length) for one, length in zip(solutions, lengths, strict=True)]
+
+
+def _print(solutions: Sequence[Solution], decoding: Decoding, *, as_json: bool, trained_on: int) -> None:
+    if as_json:
+        show(answers.as_json(solutions))
+    elif solutions:
+        show(answers.table(solutions))
+        if tours := answers.tours(solutions):
+            show(f"\n{tours}")
+    for line in answers.warnings(solutions, decoding, trained_on=trained_on):
+        tell(f"solve.py: {line}")
+
+
+def _write_all(solutions: Sequence[Solution], folder: Path) -> str:
+    """Write every solution and say where.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for solution in tqdm(solutions, desc="writing", delay=1, disable=None, leave=False):
+            write(solution, folder)
     except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be made a folder ({error.strerror}); give another") from error
+        raise ConfigError(f"--out {folder} cannot be written to ({error.strerror or error}); give another") from error
+    suffix = solution_path(folder, solutions[0].instance).suffix
+    if len(solutions) == 1:
+        return f"written: {solution_path(folder, solutions[0].instance)} and its picture (.png)"
+    return f"written to {folder}: {len(solutions)} solutions ({suffix}) and their pictures (.png)"
 
 
 def main(argv: list[str]) -> None:
@@ -353,33 +368,27 @@ def main(argv: list[str]) -> None:
         assert agent.task.rules is not None
         if arguments.reference == "lkh" and REFERENCES[agent.task.rules.name] != "lkh":
             raise ConfigError(f"LKH solves no {agent.task.rules.name} instances here; give --reference pyvrp")
-        if arguments.random:
-            num_nodes = arguments.nodes or agent.task.num_actions
-            drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
-            found: list[Case] = [(Path(), each, None) for each in drawn]
-            failures = 0
-        else:
-            found, failures = _read(arguments.files, with_known=arguments.reference is None)
+        found, failures = _cases(arguments, agent)
         if arguments.out is not None:
             _check_output(arguments.out, found)
         solutions: list[Solution] = []
+        told: set[str] = set()
         outcomes = solve(agent, [instance for _, instance, _ in found], decoding, imagine=arguments.imagine)
         for (path, _, known), outcome in zip(found, outcomes, strict=True):
-            if isinstance(outcome, ValueError):
-                tell(f"solve.py: {path} {outcome}")
-                failures += 1
-            else:
+            if isinstance(outcome, Solution):
                 solutions.append(outcome._replace(reference=known))
+                continue
+            failures += 1
+            # Those of a batch fail for one reason.
+            if (line := f"solve.py: {path} {outcome}") not in told:
+                told.add(line)
+                tell(line)
         if arguments.reference in ("lkh", "pyvrp") and solutions:
-            lengths = references([solution.instance for solution in solutions], arguments.reference)
-            solutions = [one._replace(reference=length) for one, length in zip(solutions, lengths, strict=True)]
-        if arguments.json:
-            show(as_json(solutions))
-        elif solutions:
-            show(table(solutions))
-        if arguments.out is not None:
-            for solution in tqdm(solutions, desc="writing", delay=2, disable=None, leave=False):
-                write(solution, arguments.out)
+            solutions = _with_references(solutions, arguments.reference)
+        _print(solutions, decoding, as_json=arguments.json, trained_on=agent.task.num_actions)
+        if arguments.out is not None and solutions:
+            # Beside a JSON object nothing else goes to stdout.
+            (tell if arguments.json else show)(_write_all(solutions, arguments.out))
     if failures:
         raise SystemExit(1)
 

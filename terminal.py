@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
 import sys
 from typing import Any
 
@@ -28,13 +30,30 @@ def one_line(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print results, to stdout."""
-    print(printable(text), flush=True)
+    """Print results, to stdout. A reader that has left, as `head` does, misses what follows, and stops nothing."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        # What is still to be flushed at the end of the process goes nowhere too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(text: str) -> None:
     """Print what is said about the work, to stderr."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line: every option whole, so that a new one never changes what an old command means."""
+
+    def __init__(self, program: str, *, description: str | None) -> None:
+        """Describe a program as its docstring does."""
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=program, description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def print_help(self, file: Any = None) -> None:
+        """Show the help page."""
+        show(self.format_help().rstrip())
 
 
 class Screen:

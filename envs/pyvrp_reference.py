@@ -43,7 +43,14 @@ def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) 
         UserError: no plan was found.
     """
     distances = distance_matrix(instance.coords, instance.metric)
-    return cheapest_plan(distances, instance.demand, instance.capacity, name=instance.name, iterations=iterations)
+    return cheapest_plan(
+        distances,
+        instance.demand,
+        instance.capacity,
+        vehicles=instance.vehicles,
+        name=instance.name,
+        iterations=iterations,
+    )
 
 
 def cheapest_plan(
@@ -51,25 +58,29 @@ def cheapest_plan(
     demand: Int[np.ndarray, " N"] | None,
     capacity: int | None,
     *,
+    vehicles: int | None = None,
     name: str = "a random instance",
     iterations: int | None = None,
 ) -> Int64[np.ndarray, " L"]:
-    """The same by the costs of moves from each node (row) to each (column); a tour where there is no demand."""
+    """The same by the costs of moves from each node (row) to each (column); a tour where there is no demand.
+
+    `vehicles` is the number of routes that there may be; any number where not given.
+    """
     count = len(costs)
     if count < 3:
         return join_routes([[node] for node in range(1, count)]) if demand is not None else np.arange(count)
     if demand is None:
         loads: list[list[int]] = [[] for _ in range(count)]
-        vehicles, units = pyvrp.VehicleType(1), LKH_UNITS
+        fleet, units = pyvrp.VehicleType(1), LKH_UNITS
     else:
         loads = [[int(amount)] for amount in demand]
-        vehicles, units = pyvrp.VehicleType(count - 1, capacity=[int(capacity or 0)]), PYVRP_UNITS
+        fleet, units = pyvrp.VehicleType(vehicles or count - 1, capacity=[int(capacity or 0)]), PYVRP_UNITS
     distances: Any = whole_distances(costs, units=units)
     data = pyvrp.ProblemData(
         locations=[pyvrp.Location(0, 0)] * count,
         clients=[pyvrp.Client(node, delivery=loads[node]) for node in range(1, count)],
         depots=[pyvrp.Depot(0)],
-        vehicle_types=[vehicles],
+        vehicle_types=[fleet],
         distance_matrices=[distances],
         duration_matrices=[np.zeros_like(distances)],
     )

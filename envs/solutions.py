@@ -61,6 +61,11 @@ def split_routes(tour: Int[np.ndarray, " L"]) -> list[Int[np.ndarray, " C"]]:
     return [tour[begin + 1 : end] for begin, end in zip(depots, [*depots[1:], len(tour)], strict=True)]
 
 
+def route_counts(tours: Int[np.ndarray, "Q L"]) -> Int[np.ndarray, " Q"]:
+    """Routes of each CVRP solution: how often it leaves the depot. Waiting there, at its end too, is none."""
+    return ((tours == 0) & (np.roll(tours, -1, axis=-1) != 0)).sum(-1)
+
+
 def join_routes(routes: list[list[int]]) -> Int[np.ndarray, " L"]:
     """The inverse of `split_routes`; an instance without customers stays at its depot."""
     return np.array([node for route in routes for node in (0, *route)] or [0], dtype=np.int64)

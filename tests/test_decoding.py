@@ -9,7 +9,7 @@ import decoding
 import evaluation
 import launch
 import worlds
-from decoding import Decoding, best_tours, imagined_tours, symmetric
+from decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
 from dreamer import Dreamer
 from envs.cvrp import CVRPRules
 from envs.files import RoutingInstance
@@ -18,6 +18,7 @@ from envs.metrics import EXACT, tour_length
 from envs.routing import TSPRules
 from envs.solutions import check_solution
 from guard import Guard
+from memory import NotEnoughMemory
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -131,6 +132,45 @@ def test_symmetric_images_are_eight_and_keep_lengths():
     for image in images:
         torch.testing.assert_close(torch.cdist(image, image), torch.cdist(coords, coords))
         assert ((image >= 0) & (image <= 1)).all()
+
+
+def test_decoding_numbers_the_first_nodes_piece_by_piece():
+    many = Decoding(method="sample", samples=10**7)
+    assert many.first_nodes(TSPRules, 20, slice(9_999_998, 10_000_010)) == [19, 19]
+    assert many.first_nodes(CVRPRules, 20, slice(5, 8)) == [0, 0, 0]
+    some = Decoding(method="sample", samples=7)
+    pieces = [node for begin in (0, 3, 6) for node in some.first_nodes(TSPRules, 5, slice(begin, begin + 3))]
+    assert pieces == some.first_nodes(TSPRules, 5)
+
+
+def test_best_tours_refuse_an_instance_that_memory_cannot_hold(monkeypatch):
+    monkeypatch.setattr("memory.memory_at_hand", lambda: 1000)
+    monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1000)
+    with pytest.raises(NotEnoughMemory, match="has 9 nodes"):
+        decode(make_agent(), instances(1, 9))
+
+
+def test_nearest_neighbour_lengths_go_to_the_nearest_open_node():
+    # Along a line from 0: to 1, to 3, over to -2, to 8 and home: 1 + 2 + 5 + 10 + 8.
+    line = np.array([[0.0, 0], [-2, 0], [3, 0], [1, 0], [8, 0]])
+    cases = [RoutingInstance(name, "tsp", coords, EXACT) for name, coords in (("a", line), ("b", 2 * line))]
+    assert nearest_neighbour_lengths(TSPRules, cases).tolist() == [26, 52]
+
+
+def test_nearest_neighbour_lengths_of_cvrp_come_home_only_to_load():
+    # With room for two: to 1, to 3 and home, to -2, to 8 and home: 1 + 2 + 3 and 2 + 10 + 8.
+    line = np.array([[0.0, 0], [-2, 0], [3, 0], [1, 0], [8, 0]])
+    case = RoutingInstance("a", "cvrp", line, EXACT, np.array([0, 1, 1, 1, 1]), 2)
+    assert nearest_neighbour_lengths(CVRPRules, [case]).tolist() == [26]
+
+
+def test_penalties_put_plans_with_too_many_routes_behind_all_others():
+    (case,) = cvrp_instances(1, 4)
+    plans = np.array([[[0, 1, 2, 3, 0, 0], [0, 1, 0, 2, 3, 0], [0, 1, 0, 2, 0, 3]]])
+    one, two, none = (decoding._penalties([case._replace(vehicles=most)], plans)[0] for most in (1, 2, None))
+    longest = tour_length(case.coords, plans[0, 2], EXACT)
+    assert one[0] == 0 and one[1] > longest and one[2] > one[1] + longest
+    assert two[:2].tolist() == [0, 0] and two[2] > longest and not none.any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])

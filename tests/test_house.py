@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
 GROUND = frozenset(
     {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
-    | {"agent", "layers", "learner", "moves", "resuming", "runs", "safe_files", "terminal", "views"}
+    | {"agent", "layers", "learner", "memory", "moves", "resuming", "runs", "safe_files", "terminal", "views"}
 )
 LAYERS = (
     GROUND,
@@ -33,6 +33,7 @@ LAYERS = (
     frozenset({"models", "sac"}),
     frozenset({"pictures"}),
     frozenset({"dreamer", "decoding"}),
+    frozenset({"answers"}),
     frozenset({"solve", "compare"}),
     frozenset({"export"}),
 )

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,8 @@ from launch import make_generators
 NODES = 6
 CPU = torch.device("cpu")
 TRIANGLE = np.array([[0, 0], [3, 0], [3, 4]])
+# The depot at a corner of a rectangle; to the near corner and back is 6, around the other three 3 + 4 + 5.
+RECTANGLE, AMOUNTS = [[0, 0], [0, 3], [4, 3], [4, 0]], [0, 2, 2, 1]
 
 
 @pytest.fixture(scope="session")
@@ -279,16 +284,119 @@ def test_solve_refuses_an_output_folder_that_is_a_file(run, tmp_path, capsys):
     assert code == 2 and str(path) in line
 
 
+def test_solve_leaves_no_folder_where_nothing_could_be_solved(run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        solve_files(run, tmp_path, tmp_path / "missing.tsp")
+    assert stopped.value.code == 1 and not (tmp_path / "out").exists()
+
+
+def test_solve_answers_on_the_screen_before_it_fails_to_write(run, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(solve, "write", full)
+    with pytest.raises(SystemExit) as stopped:
+        solve_files(run, tmp_path, write_tsp(tmp_path, "own", TRIANGLE))
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.out.splitlines()[1].split()[:3] == ["own", "3", "12"]
+    assert f"--out {tmp_path / 'out'} cannot be written to (No space" in captured.err.splitlines()[-1]
+
+
+def test_solve_says_where_files_went_and_shows_tours_counted_from_one(run, tmp_path, capsys):
+    solve_files(run, tmp_path, write_tsp(tmp_path, "own", TRIANGLE))
+    lines = capsys.readouterr().out.splitlines()
+    assert str(tmp_path / "out" / "own.tour") in lines[-1]
+    (shown,) = [line.split() for line in lines if line.startswith("own:")]
+    assert sorted(shown[1:]) == ["1", "2", "3"]
+
+
+def test_solve_keeps_the_answers_of_others_where_one_is_too_large(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("memory.memory_at_hand", lambda: 10**6)
+    files = [write_tsp(tmp_path, "large", field_test_coords(500, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
+    monkeypatch.setattr("decoding.WORKING_NUMBERS", 10**6)
+    with pytest.raises(SystemExit) as stopped:
+        solve_files(run, tmp_path, *files)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 1 and captured.out.splitlines()[1].split()[:5] == ["own", "3", "12", "12", "0.00"]
+    (line,) = [line for line in captured.err.splitlines() if "large" in line]
+    assert "has 500 nodes" in line and "1 MB are free" in line
+
+
+def test_solve_keeps_the_answers_of_others_where_memory_runs_out(run, tmp_path, capsys, monkeypatch):
+    whole = solve.best_tours
+
+    def short(model, behavior, group, decoding, **keywords):
+        if len(group[0].coords) == 5:
+            raise MemoryError
+        return whole(model, behavior, group, decoding, **keywords)
+
+    monkeypatch.setattr(solve, "best_tours", short)
+    files = [write_tsp(tmp_path, "large", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
+    with pytest.raises(SystemExit) as stopped:
+        solve_files(run, tmp_path, *files)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 1 and captured.out.splitlines()[1].startswith("own")
+    assert "large.tsp ran out of memory" in captured.err
+
+
+def test_solve_keeps_an_answer_that_there_is_no_reference_for(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("memory.memory_at_hand", lambda: solve.LEG_BYTES * 10)
+    files = [write_tsp(tmp_path, "five", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
+    solve_files(run, tmp_path, *files)
+    captured = capsys.readouterr()
+    rows = {line.split()[0]: line.split()[3] for line in captured.out.splitlines()[1:3]}
+    assert rows == {"five": "-", "own": "12"}
+    assert "five has no reference: lkh for 5 nodes needs" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--random", "1e9"], "1,000,000,000 random instances of 6 nodes take"),
+        (["--random", "1", "--nodes", "1e8"], "every random instance has 100,000,000 nodes"),
+        (["--random", "1", "--decode", "sample", "--samples", "1e12"], "samples is 1,000,000,000,000"),
+    ],
+)
+def test_solve_refuses_what_no_memory_holds_in_one_line(arguments, message, run, capsys):
+    code, line = refusal(capsys, run, *arguments, "--device", "cpu")
+    assert code == 2 and message in line
+
+
+def test_solve_refuses_more_cvrp_instances_than_memory_holds(cvrp_run, capsys, monkeypatch):
+    # The field's set is drawn whole, however few are asked for.
+    monkeypatch.setattr("memory.memory_at_hand", lambda: solve.NODE_BYTES * 20 * 9_000)
+    code, line = refusal(capsys, cvrp_run, "--random", 1, "--nodes", 20, "--device", "cpu")
+    assert code == 2 and "1 random instances of 20 nodes take" in line
+
+
+def test_solve_goes_on_where_the_reader_of_its_output_has_left(run, tmp_path):
+    path = write_tsp(tmp_path, "own", TRIANGLE)
+    program = [sys.executable, solve.__file__, str(run), str(path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    finished = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert finished.returncode == 0 and b"BrokenPipe" not in finished.stderr
+    assert (tmp_path / "out" / "own.tour").exists()
+
+
+def test_solve_refuses_a_plan_with_more_routes_than_vehicles(cvrp_run, tmp_path, capsys):
+    path = write_vrp(tmp_path, "own", RECTANGLE, AMOUNTS, 3)
+    # Demands of 2, 2 and 1 and a capacity of 3 need two routes.
+    path.write_text(path.read_text().replace("CAPACITY", "VEHICLES : 1\nCAPACITY"))
+    with pytest.raises(SystemExit):
+        solve_files(cvrp_run, tmp_path, path, options=())
+    captured = capsys.readouterr()
+    assert "own.vrp may use 1 vehicles, and the best plan found has" in captured.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_solution_gap_is_in_percent_and_needs_a_reference():
     case = RoutingInstance("own", "tsp", TRIANGLE.astype(float), "EUC_2D")
     solution = solve.Solution(case, np.arange(3), length=15, reference=12, seconds=0.0)
     assert solution.gap == pytest.approx(25)
     assert solution._replace(reference=None).gap is None
     assert solution._replace(reference=0).gap is None
-
-
-# The depot at a corner of a rectangle; to the near corner and back is 6, around the other three 3 + 4 + 5.
-RECTANGLE, AMOUNTS = [[0, 0], [0, 3], [4, 3], [4, 0]], [0, 2, 2, 1]
 
 
 def test_solve_writes_the_plan_of_a_cvrp_file(cvrp_run, tmp_path, capsys):

@@ -5,7 +5,15 @@ import pytest
 
 from envs.files import RoutingInstance
 from envs.pyvrp_reference import pyvrp_solution
-from envs.solutions import IllegalSolution, check_solution, join_routes, known_length, split_routes, write_solution
+from envs.solutions import (
+    IllegalSolution,
+    check_solution,
+    join_routes,
+    known_length,
+    route_counts,
+    split_routes,
+    write_solution,
+)
 
 SQUARE = np.array([[0.0, 0], [0, 3], [4, 3], [4, 0]])
 TSP = RoutingInstance("own", "tsp", SQUARE, "EUC_2D")
@@ -50,6 +58,17 @@ def test_check_solution_holds_routes_to_the_rules(routes, fault):
     else:
         with pytest.raises(IllegalSolution, match=fault):
             check_solution(CVRP, np.array(routes))
+
+
+def test_route_counts_do_not_count_waiting_at_the_depot():
+    tours = np.array([[0, 1, 0, 2, 3, 0], [0, 1, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 0, 2, 0, 3]])
+    assert route_counts(tours).tolist() == [2, 1, 0, 3]
+
+
+def test_pyvrp_solution_uses_no_more_vehicles_than_there_are():
+    # By way of the depot, two routes are as short as one.
+    case = CVRP._replace(coords=np.array([[0.0, 0], [0, 3], [0, -3], [1, 0]]), capacity=5, vehicles=1)
+    assert len(split_routes(pyvrp_solution(case, iterations=50))) == 1
 
 
 def test_join_routes_is_the_inverse_of_split_routes():
