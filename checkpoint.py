@@ -8,20 +8,43 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
+import re
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+import safe_files
 import terminal
 
 FORMAT = 1
 LATEST = "latest.pt"
 PREVIOUS = "previous.pt"
 UNREADABLE = "unreadable.pt"
+OBJECTS = "holds objects other than tensors and plain values, which are never loaded: they could run code"
+ZIP_BEGINS = b"PK\x03\x04"
+# All that `save` needs by name. The loader would also take others that run nothing and yet take memory: `bytearray`
+# makes gigabytes of a few letters, and so do tensors of which the file holds no numbers.
+ALLOWED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]+Storage"
+)
+# Entries of a state, and levels; those of a long run are some ten thousand, in 10 levels.
+MOST_ENTRIES = 2**20
+DEEPEST = 64
+# Bytes that the tensors may claim beyond those of the file: a tensor may repeat its numbers, and then a few bytes claim
+# terabytes. Tensors of ours repeat none, and numbers of their own are in the file.
+MOST_REPEATED = 2**24
+
+
+# What zipfile, pickletools and the loader raise on bytes that are no archive of theirs.
+UNREADABLE_ARCHIVE = (RuntimeError, zipfile.BadZipFile, ValueError, EOFError, LookupError, TypeError, AttributeError)
+UNREADABLE_ARCHIVE += (OverflowError, MemoryError, AssertionError, struct.error, zlib.error)
 
 
 class CheckpointError(RuntimeError):
@@ -43,7 +66,7 @@ def save(path: Path, state: Mapping[str, Any], *, keep_before: bool = True) -> N
     """
     _check_plain(state, "state")
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with safe_files.create(temporary) as file:
         torch.save({"format": FORMAT, "state": dict(state)}, file)
         file.flush()
         os.fsync(file.fileno())
@@ -61,23 +84,24 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         CheckpointError: the file is missing, empty, truncated, corrupt, of another format, or holds code.
     """
     try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise _unusable(path, "is empty, truncated or not a checkpoint")
-            # torch.load does not compare the checksums that torch.save writes.
-            if zipfile.ZipFile(file).testzip() is not None:
-                raise _unusable(path, "is corrupt (a checksum differs)")
-            file.seek(0)
+        with safe_files.open_to_read(path) as file:
+            _require_sound(file, path)
             content = torch.load(file, map_location=device, weights_only=True)
+            size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise _unusable(path, f"cannot be opened ({error.strerror})") from error
     except pickle.UnpicklingError as error:
-        cause = "holds objects other than tensors and plain values, which are never loaded: they could run code"
-        raise _unusable(path, cause) from error
+        raise _unusable(path, OBJECTS) from error
     except CheckpointError:
         raise
-    except (RuntimeError, zipfile.BadZipFile) as error:
-        raise _unusable(path, f"is corrupt or not a checkpoint ({str(error).splitlines()[0]})") from error
+    except UNREADABLE_ARCHIVE as error:
+        raise _unusable(path, f"is corrupt or not a checkpoint ({terminal.one_line(str(error))[:100]})") from error
+    try:
+        safe_files.require_small(content, _parts, most=MOST_ENTRIES, deepest=DEEPEST)
+    except safe_files.TooLargeError as error:
+        raise _unusable(path, str(error)) from error
+    if _claimed(content) > size + MOST_REPEATED:
+        raise _unusable(path, f"has {size:,} bytes, and its tensors claim {_claimed(content):,}")
     if not isinstance(content, dict) or not {"format", "state"} <= content.keys():
         raise _unusable(path, "is not a checkpoint of this program")
     if content["format"] != FORMAT:
@@ -134,6 +158,56 @@ def restore_generators(generators: Mapping[str, torch.Generator], state: Mapping
                 f"random generator '{name}' was saved on another kind of device than {generator.device.type}; "
                 "resume on that kind, or take the weights only, with --init"
             ) from error
+
+
+def _require_sound(file: BinaryIO, path: Path) -> None:
+    """Check an archive before anything in it is loaded; the place in the file is its beginning afterwards.
+
+    Raises:
+        CheckpointError: it is none that `save` has written.
+    """
+    # The loader goes by the first bytes, and zipfile by the last ones.
+    if file.read(len(ZIP_BEGINS)) != ZIP_BEGINS or not zipfile.is_zipfile(file):
+        raise _unusable(path, "is empty, truncated or not a checkpoint")
+    archive = zipfile.ZipFile(file)
+    members = archive.infolist()
+    declared, size = sum(member.file_size for member in members), file.seek(0, os.SEEK_END)
+    # `save` does not compress: a thousandth of the memory that it takes would do for an archive that is.
+    if archive.comment or declared > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _unusable(path, f"has {size:,} bytes and declares {declared:,}: it is compressed, or not a checkpoint")
+    # torch.load does not compare the checksums that torch.save writes.
+    if archive.testzip() is not None:
+        raise _unusable(path, "is corrupt (a checksum differs)")
+    for member in members:
+        if member.filename.endswith(".pkl"):
+            _require_plain_pickle(archive.read(member), path)
+    file.seek(0)
+
+
+def _require_plain_pickle(content: bytes, path: Path) -> None:
+    for opcode, argument, _ in pickletools.genops(content):
+        named = argument if opcode.name in ("GLOBAL", "INST") else ""
+        if opcode.name == "STACK_GLOBAL" or (named and not ALLOWED.fullmatch(str(named))):
+            raise _unusable(path, OBJECTS)
+
+
+def _parts(value: object) -> Iterable[object]:
+    """What a container in a state holds."""
+    if isinstance(value, Mapping):
+        return (*value.keys(), *value.values())
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _claimed(content: object) -> int:
+    """Bytes that all tensors would take if none repeated its numbers."""
+    waiting, total = [content], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            total += value.numel() * value.element_size()
+        else:
+            waiting += _parts(value)
+    return total
 
 
 def _unusable(path: Path, cause: str) -> CheckpointError:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,7 @@ def test_save_killed_at_any_call_leaves_whole_checkpoint(
 
 SAVE_FOREVER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 import torch
 import checkpoint
@@ -213,3 +216,75 @@ def test_restore_generators_refuses_other_names_and_devices() -> None:
         checkpoint.restore_generators(generators, {"model": generators["acting"].get_state()})
     with pytest.raises(CheckpointError, match="'acting' was saved on another kind of device than cpu"):
         checkpoint.restore_generators(generators, {"acting": torch.zeros(16, dtype=torch.uint8)})
+
+
+# Files that a stranger has made
+
+
+def rewritten(path: Path, change: Callable[[bytes], bytes], *, compression: int = zipfile.ZIP_STORED) -> None:
+    """Write a checkpoint anew, with another pickle in it or another compression."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, change(content) if name.endswith("data.pkl") else content)
+
+
+def pickled(value: str) -> Callable[[bytes], bytes]:
+    """A pickle whose state is what an expression in opcodes gives."""
+    opcodes = {
+        "bytearray": b"c__builtin__\nbytearray\n(J\x00\xca\x9a\x3btR",
+        "meta tensor": b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n)R",
+    }[value]
+    return lambda _: (
+        b"\x80\x02}(X\x06\x00\x00\x00formatK\x01X\x05\x00\x00\x00state}X\x01\x00\x00\x00w" + opcodes + b"su."
+    )
+
+
+def laughing(levels: int) -> dict[str, object]:
+    value: list[object] = [0, 0]
+    for _ in range(levels):
+        value = [value, value]
+    return {"laugh": value}
+
+
+@pytest.mark.parametrize(
+    ("attack", "cause"),
+    [
+        (lambda path: rewritten(path, lambda same: same, compression=zipfile.ZIP_DEFLATED), "it is compressed"),
+        (lambda path: rewritten(path, pickled("bytearray")), "objects other than tensors"),
+        (lambda path: rewritten(path, pickled("meta tensor")), "objects other than tensors"),
+        (lambda path: rewritten(path, lambda same: b"\xff" + same), "corrupt or not a checkpoint"),
+        (lambda path: path.write_bytes(b"legacy" + path.read_bytes()), "not a checkpoint"),
+        (lambda path: torch.save({"format": 1, "state": laughing(40)}, path), "entries, counting those"),
+        (lambda path: torch.save({"format": 1, "state": laughing(70)}, path), "64 levels deep"),
+        (lambda path: torch.save({"format": 1, "state": {"w": torch.zeros(1).expand(2**40)}}, path), "tensors claim"),
+    ],
+    ids=["compressed", "bytearray", "meta tensor", "no pickle", "legacy", "references", "nested", "expanded"],
+)
+def test_load_refuses_small_files_that_take_much_memory(attack: Callable[[Path], object], cause: str, tmp_path: Path):
+    path = tmp_path / "friend.pt"
+    checkpoint.save(path, {"weights": torch.zeros(10**6)})
+    attack(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=cause) as refused:
+        checkpoint.load(path, CPU)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+    # Kilobytes; on macOS bytes.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["fifo", "device"])
+def test_load_refuses_what_is_no_regular_file_at_once(make: Callable[[Path], object], tmp_path: Path):
+    make(tmp_path / "latest.pt")
+    with pytest.raises(CheckpointError, match="only regular files are opened"):
+        checkpoint.load(tmp_path / "latest.pt", CPU)
+
+
+def test_save_follows_no_link(tmp_path: Path):
+    (tmp_path / "precious").write_text("mine")
+    for name in ("latest.pt", "latest.pt.tmp"):
+        (tmp_path / name).symlink_to("precious")
+    checkpoint.save(tmp_path / "latest.pt", {"step": 1}, keep_before=False)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert checkpoint.load(tmp_path / "latest.pt", CPU) == {"step": 1}
