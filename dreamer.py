@@ -36,15 +36,19 @@ DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
 
 
+MOST_LAYERS = 1000
 RANGES = {
-    **dict.fromkeys(("batch_size", "model_every", "model.units", "model.layers", "model.move_units"), (1, math.inf)),
-    **dict.fromkeys(("actor.units", "actor.layers", "critic.units", "critic.layers"), (1, math.inf)),
+    **dict.fromkeys(("batch_size", "model_every", "model.units", "model.move_units"), (1, math.inf)),
+    **dict.fromkeys(("actor.units", "critic.units"), (1, math.inf)),
     **dict.fromkeys(("model.free_nats", "reward_updates", "imag_penalty", "critic.slow_scale"), (0, math.inf)),
     **dict.fromkeys(("actor.entropy", "actor.entropy_final", "actor.pointer.latent"), (0, math.inf)),
     **dict.fromkeys(("actor.unimix", "model.rssm.unimix", "imag_gradient_mix", "critic.slow_rate"), (0, 1)),
     **{f"model.rssm.{name}": (1, math.inf) for name in ("deter", "stoch", "classes", "hidden", "blocks")},
-    **{f"model.encoder.{name}": (1, math.inf) for name in ("width", "layers", "heads")},
-    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
+    **{f"model.encoder.{name}": (1, math.inf) for name in ("width", "heads")},
+    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
+    # Each is an object of its own, so that a number of any size in a received config would be built for ever.
+    **dict.fromkeys(("model.layers", "model.encoder.layers", "actor.pointer.layers"), (1, MOST_LAYERS)),
+    **dict.fromkeys(("actor.layers", "critic.layers"), (1, MOST_LAYERS)),
     "actor.pointer.clip": (1e-3, math.inf),
     "actor.advantage_floor": (1e-8, math.inf),
     "batch_length": (2, math.inf),

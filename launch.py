@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -303,12 +304,26 @@ def load_run(
     config = config.replace(**(changes or {}))
     require_trust(config, run, given=given, trust=trust)
     world = make_world(config.replace(envs=1, env_processes=False), device)
+    _require_fit(state["agent"], run, make_agent=make_agent, task=world.task, config=config)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
     )
     with fitting(run):
         agent.load_weights(state["agent"])
     return Run(config, world, agent, state["step"])
+
+
+def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent], task: Task, config: Config) -> None:
+    """Check that weights fit their config before the sizes in it take memory: on a device that has none.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    nowhere, generators = torch.device("meta"), make_generators(config.seed, torch.device("cpu"))
+    with nowhere, warnings.catch_warnings(), fitting(source):
+        # PyTorch warns of weights that are loaded into nothing.
+        warnings.simplefilter("ignore")
+        make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere)).load_weights(weights)
 
 
 def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:

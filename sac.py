@@ -30,10 +30,12 @@ DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections 
 SECTION = "sac"
 
 RANGES = {
-    **dict.fromkeys(("batch_size", "sac.units", "sac.layers"), (1, math.inf)),
+    **dict.fromkeys(("batch_size", "sac.units"), (1, math.inf)),
     "sac.bins": (3, math.inf),
     **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
-    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "layers", "heads", "hidden")},
+    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
+    # Each is an object of its own, so that a number of any size in a received config would be built for ever.
+    **dict.fromkeys(("sac.layers", "actor.pointer.layers"), (1, 1000)),
     "actor.pointer.clip": (1e-3, math.inf),
     **{f"sac.initial_alpha.{critic}": (1e-6, 1e6) for critic in CRITICS},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,22 @@ def test_solve_runs_named_code_with_trust(marker: Path, tmp_path: Path, capsys: 
     path = write_weights(tmp_path / "own.pt", agent=trained_weights(), imag_reward=NAMED["imag_reward"])
     solve.main([str(path), "--random", "1", "--device", "cpu", "--trust"])
     assert marker.exists() and "random-0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["model__units", "actor__pointer__hidden", "model__rssm__deter"])
+def test_solve_refuses_sizes_that_the_weights_do_not_have_before_they_take_memory(
+    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_weights(tmp_path / "friend.pt", agent=trained_weights(), **{size: 10**8})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "does not fit this config" in refusal(capsys, solve.main, path, "--random", 1, "--device", "cpu")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_solve_refuses_layers_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_weights(tmp_path / "friend.pt", agent=trained_weights(), actor__pointer__layers=10**9)
+    line = refusal(capsys, solve.main, path, "--random", 1, "--device", "cpu")
+    assert "actor.pointer.layers is 1e+09; it must be between 1 and 1000" in line
 
 
 def test_trust_takes_true_or_false(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
