@@ -43,8 +43,10 @@ MOST_REPEATED = 2**24
 
 
 # What zipfile, pickletools and the loader raise on bytes that are no archive of theirs.
-UNREADABLE_ARCHIVE = (RuntimeError, zipfile.BadZipFile, ValueError, EOFError, LookupError, TypeError, AttributeError)
-UNREADABLE_ARCHIVE += (OverflowError, MemoryError, AssertionError, struct.error, zlib.error)
+UNREADABLE_ARCHIVE = (
+    *(RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(AssertionError, zipfile.BadZipFile, struct.error, zlib.error),
+)
 
 
 class CheckpointError(RuntimeError):

@@ -13,7 +13,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from config import ConfigError
 from runs import Series
+from safe_files import replacing
 from summary import interval
+from terminal import one_line
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -54,7 +56,8 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(handles), 4), frameon=False)
     figure.supxlabel(CAPTION, fontsize=8, color="0.4")
     try:
-        figure.savefig(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
     except ValueError as error:
         # Of numbers near the largest there are; only logs of others have such.
         raise ConfigError(f"{path} cannot be drawn ({error})") from error
@@ -92,7 +95,7 @@ def _draw_group(axes: Axes, series: Sequence[Series], axis: str, *, name: str, i
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
     seeds = "1 seed" if len(series) == 1 else f"{len(series)} seeds"
     # Between two dollars would be mathematics.
-    label = f"{name} ({seeds})".replace("$", r"\$")
+    label = one_line(f"{name} ({seeds})").replace("$", r"\$")
     axes.plot(grid, mean, color=color, linestyle=line, linewidth=1.8, label=label)
 
 

@@ -22,6 +22,7 @@ from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance, each_part
 from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
+from safe_files import replacing
 
 # Pictures by name, of whatever an agent can show: called with instances, or with an episode.
 Pictures = Callable[[Instance], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
@@ -307,8 +308,8 @@ def film(
         env.close()
     frames = [frame for film in films for frame in film]
     path = folder / "episodes.gif"
-    with _writing_film(folder):
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
+    with _writing_film(folder), replacing(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=1000 / pace, loop=0)
     return path
 
 

@@ -25,7 +25,8 @@ from config import ConfigError, one_line_errors
 from decoding import Decoding
 from dreamer import Dreamer
 from envs.instances import TEST_SEED
-from runs import CONFIG_FILE, METRICS, RUN_FILE
+from runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
+from safe_files import read_text, write_text
 from terminal import Parser, show
 
 LONGEST_CURVE = 200
@@ -82,13 +83,13 @@ def facts(run: Path) -> dict[str, Any]:
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
     folder = run if run.is_dir() else run.parent
     try:
-        made = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        made = json.loads(read_text(folder / RUN_FILE, most=MOST_FACTS))
+        rows = [json.loads(line) for line in read_text(folder / METRICS, most=MOST_LOG).splitlines()]
         curve = [[row["step"], round(row["valid_gap"], 4)] for row in rows if row.get("valid_gap") is not None]
         told = {"command": made.get("command"), "commit": made.get("commit")}
         seconds = rows[-1].get("seconds") if rows else None
     # What another wrote may be JSON, and no such rows.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder} does not say how it was made ({error}); give a run's own folder") from error
     every = -(-len(curve) // LONGEST_CURVE) or 1
     return {**told, "seconds": seconds, "curve": curve[::-every][::-1]}
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
         # A line for each entry: the curve is long.
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
         with _writing(beside):
-            beside.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+            write_text(beside, f"{{\n{lines}\n}}\n")
         gaps = ", ".join(f"{method} {value:.2f} %" for method, value in record["gaps"].items())
         show(f"{arguments.path} at step {record['steps']}: {arguments.path.stat().st_size / 1e6:.2f} MB, gap {gaps}")
 

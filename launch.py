@@ -40,8 +40,9 @@ from memory import memory_at_hand, readable_bytes
 from replay import Replay, Spaces
 from resuming import Changes, changes_since, fitting, history, listed, load_start, require_class
 from runs import LOCK, METRICS
+from safe_files import refuse_links
 from terminal import show, tell
-from trainer import Settings, Trainer
+from trainer import OWN_FOLDERS, Settings, Trainer
 from worlds import World, make_one, make_world, reading_of_observations, require_room
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
@@ -133,12 +134,11 @@ def train(
         logdir = Path(str(config.logdir or default_logdir(argv[0], command)))
         stack.enter_context(claimed(logdir))
         # References can take minutes to find: what does not fit the run in the logdir is said before.
-        state, folder, changes = _take_up(
-            command, agent, logdir, device=device, program=argv[0], make_agent=make_agent
-        )
+        state, folder, changes = _take_up(command, agent, logdir, device=device, program=argv[0], make_agent=make_agent)
         # Nothing is written before everything that can be wrong with the config has been looked at.
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
-        logger = Logger(logdir, resume_step=None if state is None else state["step"])
+        with writing_to(logdir):
+            logger = Logger(logdir, resume_step=None if state is None else state["step"])
         stack.callback(logger.close)
         trainer = Trainer(
             agent,
@@ -320,10 +320,12 @@ def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent]
         CheckpointError: they do not.
     """
     nowhere, generators = torch.device("meta"), make_generators(config.seed, torch.device("cpu"))
-    with nowhere, warnings.catch_warnings(), fitting(source):
+    with nowhere, warnings.catch_warnings():
         # PyTorch warns of weights that are loaded into nothing.
         warnings.simplefilter("ignore")
-        make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere)).load_weights(weights)
+        agent = make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
+        with fitting(source):
+            agent.load_weights(weights)
 
 
 def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:
@@ -422,6 +424,7 @@ def claimed(logdir: Path) -> Iterator[None]:
     made = [folder for folder in (logdir, *logdir.parents) if not folder.exists()]
     with writing_to(logdir):
         logdir.mkdir(parents=True, exist_ok=True)
+        refuse_links(logdir, (METRICS, *OWN_FOLDERS))
         lock = RunLock(logdir)
     try:
         yield

@@ -12,6 +12,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from tqdm import tqdm
 
 import config
 import runs
+import safe_files
 import terminal
 from config import Config
-from runs import CONFIG_FILE, LOCK, METRICS
+from runs import CONFIG_FILE, LOCK, METRICS, RUN_FILE
 
+# Letters of a process id in a lock.
+LONGEST_ID = 20
 PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
 
 
@@ -53,11 +57,16 @@ class Logger:
             resume_step: the step of the checkpoint that the run goes on from: `load_state_dict` is to follow. None
                 for a run that begins: what an earlier process logged there, without reaching a checkpoint, is cut.
         """
-        # TensorBoard hides what a killed process logged at purge_step or later.
-        self._writer = SummaryWriter(str(logdir), purge_step=0 if resume_step is None else resume_step + 1)
-        self._file = (logdir / METRICS).open("ab")
+        self._file = safe_files.open_in_place(logdir / METRICS)
         if resume_step is None:
             self._file.truncate(0)
+        # TensorBoard hides what a killed process logged at purge_step or later. It would write through a link that had
+        # the name of its file, which nobody can foresee this way.
+        self._writer = SummaryWriter(
+            str(logdir),
+            purge_step=0 if resume_step is None else resume_step + 1,
+            filename_suffix=f".{uuid.uuid4().hex[:12]}",
+        )
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
         """Log one row. A value that is not finite is null in metrics.jsonl, since JSON has no word for it."""
@@ -88,7 +97,8 @@ class Logger:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Cut metrics.jsonl at the marked place; in a new logdir there is nothing to cut, and the rows begin here."""
-        content = Path(self._file.name).read_bytes()[: state["bytes"]]
+        self._file.seek(0)
+        content = self._file.read(state["bytes"])
         # A file shorter than marked may end in a torn row: cut after the last whole one.
         self._file.truncate(content.rfind(b"\n") + 1)
 
@@ -196,18 +206,18 @@ class RunLock:
         Raises:
             LogdirInUseError: another live process has it.
         """
-        self._file = (logdir / LOCK).open("a+")
+        self._file = safe_files.open_in_place(logdir / LOCK)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
+            owner = self._file.read(LONGEST_ID).decode("ascii", errors="replace").strip() or "unknown"
             self._file.close()
             raise LogdirInUseError(
                 f"{logdir} is in use by process {owner}; give another --logdir, or stop that process and start again"
             ) from error
         self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
+        self._file.write(f"{os.getpid()}\n".encode())
         self._file.flush()
 
     def release(self) -> None:
@@ -251,7 +261,7 @@ def save_run_facts(
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
-    (logdir / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    safe_files.write_text(logdir / RUN_FILE, json.dumps(facts, indent=2) + "\n")
     before = defaults.flat()
     differing = [
         f"| {key} | {before.get(key)} | {value} |" for key, value in config.difference(resolved, defaults).items()

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 import checkpoint
+import safe_files
 from checkpoint import CheckpointError
 from config import UserError
 
@@ -232,7 +233,7 @@ class Replay:
         Returns:
             The manifest, to be saved in a checkpoint and handed to `load_chunks`.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(folder)
         if folder != self._chunk_folder:
             self._chunks, self._chunk_folder = [], folder
             self._saved_totals, self._saved_oldest = [0, 0], [0, 0]

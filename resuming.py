@@ -15,7 +15,8 @@ import checkpoint
 from checkpoint import CheckpointError
 from config import CommandLine, Config, ConfigError, difference, read
 from envs.routing import RULES
-from runs import CONFIG_FILE, METRICS, RUN_FILE, changes_of
+from runs import CONFIG_FILE, METRICS, MOST_FACTS, RUN_FILE, changes_of
+from safe_files import read_text
 
 # A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
 WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale", "envs")
@@ -140,7 +141,7 @@ def _other_maker(logdir: Path, program: str) -> str | None:
     if not log.exists() or not log.stat().st_size:
         return None
     try:
-        maker = json.loads((logdir / RUN_FILE).read_text(encoding="utf-8")).get("program")
-    except (OSError, ValueError, AttributeError):
+        maker = json.loads(read_text(logdir / RUN_FILE, most=MOST_FACTS)).get("program")
+    except (OSError, ValueError, AttributeError, RecursionError):
         maker = None
     return None if maker == program else str(maker or "another program")

@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -23,6 +23,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util import tensor_util
 
 import config
+import safe_files
 from config import Config, UserError
 
 METRICS = "metrics.jsonl"
@@ -56,6 +57,8 @@ WITH_SLASH = ("train/alpha", "train/q_mean", "train/q_std", "train/q_grad_norm",
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 # Larger ones, pictures and the like, hold no scalars, and a checksum takes a second for every four megabytes.
 LARGEST_CHECKED = 2**16
+# Bytes: of a log whose rows take a few times as many in memory, of one event, and of run.json.
+MOST_LOG, LARGEST_EVENT, MOST_FACTS = 2**30, 2**28, 2**20
 
 
 class UnreadableRunError(UserError):
@@ -148,7 +151,7 @@ def read(path: Path) -> Run:
 def changes_of(path: Path) -> list[dict[str, Any]]:
     """With which settings the run in a folder has gone on otherwise than it was: `step`, `key`, `was` and `now`."""
     try:
-        told = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))["changes"]
+        told = json.loads(safe_files.read_text(path / RUN_FILE, most=MOST_FACTS))["changes"]
         return [
             {"step": int(change["step"]), "key": str(change["key"]), "was": change["was"], "now": change["now"]}
             for change in told
@@ -213,7 +216,7 @@ def _status(path: Path, last: dict[str, Any]) -> str:
 def _is_locked(path: Path) -> bool:
     """Whether a live process holds the lock. The process id in it may be another's by now, or of another container."""
     try:
-        with path.open("rb") as file:
+        with safe_files.open_to_read(path) as file:
             # An empty one was released. A shared lock for a moment is in nobody's way but one's who begins just then.
             if not file.read(1):
                 return False
@@ -228,7 +231,7 @@ def _is_locked(path: Path) -> bool:
 def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The whole rows of metrics.jsonl, and notes on those that are none."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = safe_files.read_bytes(path, most=MOST_LOG).split(b"\n")
     except FileNotFoundError:
         return [], []
     except OSError as error:
@@ -302,26 +305,37 @@ def _event_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]
 
 def _events(file: Path, notes: list[str]) -> Iterator[Event]:
     """The events of a file up to the first broken one, which is noted."""
-    content = memoryview(file.read_bytes())
-    place = 0
-    while place < len(content):
-        length = HEADER.unpack_from(content, place)[0] if len(content) - place >= HEADER.size else len(content)
-        begin = place + HEADER.size
-        place = begin + length + FOOTER.size
-        try:
-            if place > len(content):
-                raise DecodeError
-            record = bytes(content[begin : begin + length])
-            (checksum,) = FOOTER.unpack_from(content, begin + length)
-            if length <= LARGEST_CHECKED and masked_crc32c(record) != checksum:
-                raise DecodeError
-            event = Event.FromString(record)
-            if not math.isfinite(event.wall_time):
-                raise DecodeError
-        except DecodeError:
-            notes.append(f"{file.name} is broken from byte {begin - HEADER.size} on")
-            return
-        yield event
+    try:
+        with safe_files.open_to_read(file) as content:
+            place = 0
+            while header := content.read(HEADER.size):
+                try:
+                    event, size = _event(header, content)
+                except (DecodeError, struct.error):
+                    notes.append(f"{file.name} is broken from byte {place} on")
+                    return
+                place += size
+                yield event
+    except OSError as error:
+        notes.append(f"{file.name} cannot be read ({error.strerror})")
+
+
+def _event(header: bytes, content: BinaryIO) -> tuple[Event, int]:
+    """The event behind a header, and the bytes that its record takes.
+
+    Raises:
+        DecodeError, struct.error: it is broken, or the file ends before it does.
+    """
+    (length, _) = HEADER.unpack(header)
+    # A length that is none must not be read.
+    record = content.read(min(length, LARGEST_EVENT))
+    (checksum,) = FOOTER.unpack(content.read(FOOTER.size))
+    if len(record) < length or (length <= LARGEST_CHECKED and masked_crc32c(record) != checksum):
+        raise DecodeError
+    event = Event.FromString(record)
+    if not math.isfinite(event.wall_time):
+        raise DecodeError
+    return event, HEADER.size + length + FOOTER.size
 
 
 def _scalar(value: Summary.Value) -> float | None:
@@ -350,10 +364,11 @@ def _made_by(path: Path, notes: list[str]) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(safe_files.read_text(path, most=MOST_FACTS))
         if "program" not in facts:
             return {}
         return {"program": str(facts["program"]), **{name: str(value) for name, value in facts["flags"].items()}}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        notes.append(f"{path.name} cannot be read ({error}), so that nobody knows which program made this run")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        notes.append(f"{path.name} cannot be read ({cause}), so that nobody knows which program made this run")
         return {}

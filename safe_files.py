@@ -180,6 +180,17 @@ def make_folder(path: Path) -> None:
         raise _not_written(path, "a link")
 
 
+def refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """Check that none of the named files and folders in a folder is a link, before they are needed.
+
+    Raises:
+        OSError: one is.
+    """
+    for name in names:
+        if (folder / name).is_symlink():
+            raise _not_written(folder / name, "a link")
+
+
 def _require_regular(descriptor: int, path: str | os.PathLike) -> None:
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISDIR(mode):

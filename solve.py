@@ -47,6 +47,7 @@ from envs.pyvrp_reference import pyvrp_solution
 from envs.routing import MIN_NODES, RULES, CVRPInstance
 from envs.solutions import check_solution, known_length, route_counts, solution_path, write_solution
 from memory import NotEnoughMemory, is_exhausted, require_memory
+from safe_files import replacing
 from terminal import Parser, show, tell
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
@@ -235,7 +236,8 @@ def write(solution: Solution, folder: Path) -> None:
     comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
     title = f"{instance.name}: length {answers.length_text(solution.length, instance.metric)}{comparison}"
     picture = draw_tour(plane(instance.coords, instance.metric), solution.tour, title=title)
-    imsave(folder / f"{instance.name}.png", picture)
+    with replacing(folder / f"{instance.name}.png") as temporary:
+        imsave(temporary, picture)
 
 
 def positive(text: str) -> int:

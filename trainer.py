@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 import checkpoint
+import safe_files
 import terminal
 from agent import Agent
 from checkpoint import CheckpointError
@@ -44,7 +45,9 @@ WARN_ABOVE = {
     "train/q_std": 5e3,
 }
 WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
-REPORTS = "guard"
+REPORTS, REPLAY = "guard", "replay"
+# In the logdir; the program makes and deletes files there.
+OWN_FOLDERS = (REPORTS, REPLAY)
 # A shell that is closed and what schedulers send before they kill are requests to stop, too.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 # A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
@@ -262,7 +265,7 @@ class Trainer:
         while self.guard.reports:
             report = self.guard.reports.pop(0)
             path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
-            path.parent.mkdir(exist_ok=True)
+            safe_files.make_folder(path.parent)
             checkpoint.save(path, {"step": self.step, **report})
             self._progress.say(f"guard: python -m guard {path} tells more")
 
@@ -379,7 +382,7 @@ class Trainer:
         return {
             "agent": self.agent.state_dict(),
             "agent_class": type(self.agent).__name__,
-            "replay": self.replay.save_chunks(self.logdir / "replay"),
+            "replay": self.replay.save_chunks(self.logdir / REPLAY),
             "env": self.env.state_dict(),
             "generators": checkpoint.generator_state(self.generators),
             "averages": self.averages.state_dict(),
@@ -407,7 +410,7 @@ class Trainer:
     def load(self, state: dict[str, Any], folder: Path) -> None:
         """Go on from a checkpoint whose replay lies under `folder`."""
         self.agent.load_state_dict(state["agent"])
-        self.replay.load_chunks(folder / "replay", state["replay"])
+        self.replay.load_chunks(folder / REPLAY, state["replay"])
         lost = self.env.load_state_dict(state["env"])
         checkpoint.restore_generators(self.generators, state["generators"])
         self.averages.load_state_dict(state["averages"])

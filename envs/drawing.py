@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from terminal import one_line
+
 PANEL_INCHES = 4.8
 DOTS_PER_INCH = 100
 
@@ -87,7 +89,8 @@ def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | N
     axes.scatter(left_out[:, 0], left_out[:, 1], s=dot_area, facecolor="white", edgecolor=OPEN_COLOR, zorder=2)
     axes.plot(start[:, 0], start[:, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
     if title is not None:
-        axes.set_title(title, fontsize=11, color=NODE_COLOR)
+        # Names are of files: between two dollars would be mathematics, and control characters have no letter.
+        axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False)
 
 
 def _routes(nodes: np.ndarray) -> list[np.ndarray]:

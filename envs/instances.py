@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from tqdm import tqdm
 
+import safe_files
 from config import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ VALIDATION_SEED = 4321
 HELD_KARP_MAX_NODES = 9
 
 MIN_REFERENCE_NODES = 3
+
+# As the cache holds them.
+NUMBER = np.dtype("<f8")
 
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
 LKH_UNITS = 1_000_000
@@ -142,7 +145,8 @@ def reference_lengths(
 ) -> Float64[np.ndarray, " I"]:
     """Lengths of the reference tours, computed once for the same coordinates and then read from disk.
 
-    A cache that cannot be read is computed again; one that cannot be written is logged and done without.
+    A cache that cannot be read, or whose checksum differs, is computed again; one that cannot be written is logged and
+    done without.
 
     Args:
         coords: node positions.
@@ -179,11 +183,13 @@ def cached_lengths(
     shapes = " ".join(str(part.shape) for part in contiguous)
     data = b"".join(part.tobytes() for part in contiguous)
     name = hashlib.sha256(f"{version} {shapes}".encode() + data).hexdigest()
-    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{name}.npy"
+    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{name}.lengths"
     lengths = _read_cache(cache_file, num_instances=len(content[0]))
     if lengths is None:
         lengths = compute()
-        _write_cache(cache_file, lengths)
+        # Nodes that all lie at one point have a tour of no length, which is quickly found again.
+        if _are_lengths(lengths):
+            _write_cache(cache_file, lengths)
     return lengths
 
 
@@ -219,25 +225,40 @@ def _default_cache_dir() -> Path:
 
 
 def _read_cache(cache_file: Path, *, num_instances: int) -> Float64[np.ndarray, " I"] | None:
+    """The lengths in a file of the cache; None where there is none, or where it is not as it was written."""
+    size = hashlib.sha256().digest_size
     try:
-        lengths = np.load(cache_file, allow_pickle=False)
+        content = safe_files.read_bytes(cache_file, most=size + NUMBER.itemsize * num_instances)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("computing reference lengths again: %s cannot be read (%s)", cache_file, error)
+    except OSError as error:
+        logger.warning("computing reference lengths again: %s cannot be read (%s)", cache_file, error.strerror)
         return None
-    if lengths.shape != (num_instances,) or lengths.dtype != np.float64 or not np.isfinite(lengths).all():
-        logger.warning("computing reference lengths again: %s does not hold them", cache_file)
-        return None
-    return lengths
+    digest, data = content[:size], content[size:]
+    if digest == _digest(cache_file, data) and len(data) == NUMBER.itemsize * num_instances:
+        lengths = np.frombuffer(data, NUMBER).astype(np.float64)
+        if _are_lengths(lengths):
+            return lengths
+    logger.warning("computing reference lengths again: %s does not hold them", cache_file)
+    return None
 
 
 def _write_cache(cache_file: Path, lengths: Float64[np.ndarray, " I"]) -> None:
+    data = lengths.astype(NUMBER).tobytes()
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         # Renamed into place, so that a run reading at this moment never sees half a file.
-        with tempfile.NamedTemporaryFile(dir=cache_file.parent, suffix=".tmp", delete=False) as unfinished:
-            np.save(unfinished, lengths)
-        os.replace(unfinished.name, cache_file)
+        with safe_files.replacing(cache_file) as unfinished:
+            unfinished.write_bytes(_digest(cache_file, data) + data)
     except OSError as error:
         logger.warning("reference lengths are not cached: %s cannot be written (%s)", cache_file, error)
+
+
+def _digest(cache_file: Path, data: bytes) -> bytes:
+    """A checksum of lengths and of what they are the lengths of, which the file's name says."""
+    return hashlib.sha256(cache_file.name.encode() + data).digest()
+
+
+def _are_lengths(lengths: Float64[np.ndarray, " I"]) -> bool:
+    """Whether these can be divided by."""
+    return bool((np.isfinite(lengths) & (lengths > 0)).all())

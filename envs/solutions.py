@@ -81,11 +81,12 @@ def write_solution(path: Path, instance: RoutingInstance, tour: Int[np.ndarray, 
     length = tour_length(instance.coords, tour, instance.metric)
     if instance.demand is not None:
         routes = [route.tolist() for route in split_routes(tour) if len(route)]
-        vrplib.write_solution(path, routes, {"Cost": length})
+        with safe_files.replacing(path) as temporary:
+            vrplib.write_solution(temporary, routes, {"Cost": length})
         return
     lines = [f"NAME : {path.name}", f"COMMENT : length {length}", "TYPE : TOUR"]
     lines += [f"DIMENSION : {len(tour)}", "TOUR_SECTION", *map(str, tour + 1), "-1", "EOF"]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    safe_files.write_text(path, "\n".join(lines) + "\n")
 
 
 def known_length(path: str | os.PathLike, instance: RoutingInstance) -> int | float | None:

@@ -108,3 +108,8 @@ def test_draw_open_loop_stays_readable_however_much_there_is():
     long = np.zeros((200, 16, 16, 3), np.uint8)
     width = draw_open_loop(long[:MOST_FRAMES], long[:MOST_FRAMES], seen=8).shape[1]
     assert draw_open_loop(long, long, seen=8).shape[1] == width
+
+
+def test_draw_tour_takes_any_name_of_a_file_as_title():
+    picture = draw_tour(np.eye(3, 2), np.arange(3), title="$x^{$ \x1b[2J\n$\\frac$")
+    assert picture.ndim == 3

@@ -1,4 +1,6 @@
+import hashlib
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -107,10 +109,24 @@ def test_reference_lengths_are_kept_in_the_users_cache_folder(xdg, tmp_path, mon
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", xdg and str(tmp_path / xdg))
     reference_lengths(SQUARE[None])
-    assert len(list((tmp_path / (xdg or ".cache") / "dreamer-routing").glob("*.npy"))) == 1
+    assert len(list((tmp_path / (xdg or ".cache") / "dreamer-routing").glob("*.lengths"))) == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "not an array", "wrong shape", "not finite", "a folder"])
+def tampered(cache_file, change):
+    """Put other lengths into a file of the cache, with or without the checksum that goes with them."""
+    content = cache_file.read_bytes()
+    size = hashlib.sha256().digest_size
+    data = change(np.frombuffer(content[size:])).tobytes()
+    return content[:size] + data, hashlib.sha256(cache_file.name.encode() + data).digest() + data
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("truncated", "empty", "not an array", "too few", "10 % off", "zeros", "a folder", "a fifo"),
+        *("not finite, with a checksum", "zeros, with a checksum", "negative, with a checksum", "of other instances"),
+    ],
+)
 def test_reference_lengths_recompute_a_damaged_cache(damage, tmp_path, caplog):
     coords = field_test_coords(5, 3)
     lengths = reference_lengths(coords, cache_dir=tmp_path)
@@ -123,18 +139,36 @@ def test_reference_lengths_recompute_a_damaged_cache(damage, tmp_path, caplog):
             cache_file.write_bytes(b"")
         case "not an array":
             cache_file.write_bytes(b"hello")
-        case "wrong shape":
-            np.save(cache_file, lengths[:2])
-        case "not finite":
-            np.save(cache_file, lengths * np.nan)
-        case "a folder":
+        case "too few":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: whole[:2])[1])
+        case "10 % off":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: 1.1 * whole)[0])
+        case "zeros":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: 0 * whole)[0])
+        case "not finite, with a checksum":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: np.nan * whole)[1])
+        case "zeros, with a checksum":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: 0 * whole)[1])
+        case "negative, with a checksum":
+            cache_file.write_bytes(tampered(cache_file, lambda whole: -whole)[1])
+        case "of other instances":
+            reference_lengths(2 * coords, cache_dir=tmp_path)
+            (other,) = set(tmp_path.iterdir()) - {cache_file}
+            other.rename(cache_file)
+        case _:
             cache_file.unlink()
-            cache_file.mkdir()
+            cache_file.mkdir() if damage == "a folder" else os.mkfifo(cache_file)
     np.testing.assert_array_equal(reference_lengths(coords, cache_dir=tmp_path), lengths)
     assert "again" in caplog.text
     if damage != "a folder":
         assert cache_file.read_bytes() == content
         assert list(tmp_path.iterdir()) == [cache_file]
+
+
+def test_reference_lengths_of_nodes_at_one_point_are_zero_and_not_cached(tmp_path, caplog):
+    for _ in range(2):
+        assert reference_lengths(np.zeros((1, 4, 2)), cache_dir=tmp_path).tolist() == [0]
+    assert not list(tmp_path.iterdir()) and not caplog.text
 
 
 def test_reference_lengths_do_without_a_cache_that_cannot_be_written(tmp_path, caplog):
