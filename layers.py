@@ -38,8 +38,10 @@ class BlockLinear(nn.Module):
             raise UserError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
         self.blocks = blocks
         bound = math.sqrt(blocks / size_in)
-        self.weight = nn.Parameter(torch.empty(blocks, size_in // blocks, size_out // blocks, device="cpu"))
-        self.bias = nn.Parameter(torch.zeros(size_out, device="cpu"))
+        self.weight = nn.Parameter(
+            torch.empty(blocks, size_in // blocks, size_out // blocks, device=torch.get_default_device())
+        )
+        self.bias = nn.Parameter(torch.zeros(size_out, device=torch.get_default_device()))
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:

@@ -278,7 +278,7 @@ class TSPPointerActor(nn.Module):
         if belief:
             self.gate = nn.Linear(belief, width)
             self.gated = nn.Linear(width, width, bias=False)
-            self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device="cpu"))
+            self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device=torch.get_default_device()))
 
     def encode(
         self,
@@ -418,7 +418,7 @@ class Critic(nn.Module):
             self.nodes = SetEncoder(node_features, width=units, layers=layers, heads=4, hidden=2 * units)
             summary_size = 3 * units + state_features + 1
         self.mlp = MLP(feat_size + summary_size, bins, units=units, layers=layers, zero_output=True)
-        self.register_buffer("bins", symexp_bins(bins, device="cpu"))
+        self.register_buffer("bins", symexp_bins(bins, device=torch.get_default_device()))
 
     def encode(
         self, nodes: Float[Tensor, "B N F"] | None, valid: Bool[Tensor, "B N"] | None = None

@@ -114,8 +114,10 @@ class TwinMLP(nn.Module):
         for index in range(self.layers):
             # As torch.nn.Linear begins.
             bound = 1 / math.sqrt(sizes[index])
-            weight = torch.empty(TWINS, sizes[index], sizes[index + 1], device="cpu").uniform_(-bound, bound)
-            bias = torch.empty(TWINS, 1, sizes[index + 1], device="cpu").uniform_(-bound, bound)
+            weight = torch.empty(TWINS, sizes[index], sizes[index + 1], device=torch.get_default_device()).uniform_(
+                -bound, bound
+            )
+            bias = torch.empty(TWINS, 1, sizes[index + 1], device=torch.get_default_device()).uniform_(-bound, bound)
             self.register_parameter(f"weight{index}", nn.Parameter(weight))
             self.register_parameter(f"bias{index}", nn.Parameter(bias))
         self.register_state_dict_post_hook(_tell_twins_apart)
@@ -159,7 +161,7 @@ class ActionValues(nn.Module):
         self.mlp = TwinMLP(obs_size + action_size, 1 if bins is None else bins, units=units, layers=layers)
         self.two_hot = bins is not None
         if bins is not None:
-            self.register_buffer("bins", symexp_bins(bins, device="cpu"))
+            self.register_buffer("bins", symexp_bins(bins, device=torch.get_default_device()))
             last = self.mlp.layers - 1
             # Every expectation begins at 0, not at a random one of bins that reach to half a billion.
             nn.init.zeros_(getattr(self.mlp, f"weight{last}"))

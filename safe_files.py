@@ -150,7 +150,11 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: there is no such folder, or it cannot be written to.
     """
     temporary = path.parent / f".{uuid.uuid4().hex}{path.suffix}"
-    create(temporary).close()
+    try:
+        create(temporary).close()
+    except OSError as error:
+        # Of the file that was asked for.
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     try:
         yield temporary
         os.replace(temporary, path)

@@ -48,8 +48,8 @@ class SetNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(width, device="cpu"))
-        self.shift = nn.Parameter(torch.zeros(width, device="cpu"))
+        self.scale = nn.Parameter(torch.ones(width, device=torch.get_default_device()))
+        self.shift = nn.Parameter(torch.zeros(width, device=torch.get_default_device()))
 
     def forward(
         self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None

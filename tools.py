@@ -351,10 +351,10 @@ class ReturnScale(nn.Module):
             raise UserError(f"advantage scaling is {method!r}; choose one of {', '.join(self.METHODS)}")
         super().__init__()
         self.method, self.floor, self.rate = method, floor, rate
-        self.register_buffer("low", torch.zeros((), device="cpu"))
-        self.register_buffer("high", torch.zeros((), device="cpu"))
+        self.register_buffer("low", torch.zeros((), device=torch.get_default_device()))
+        self.register_buffer("high", torch.zeros((), device=torch.get_default_device()))
         # Kept on the device, since making a tensor of numbers there would wait for it.
-        self.register_buffer("shares", torch.tensor([0.05, 0.95], device="cpu"), persistent=False)
+        self.register_buffer("shares", torch.tensor([0.05, 0.95], device=torch.get_default_device()), persistent=False)
         self._before = (self.low.clone(), self.high.clone())
 
     @torch.no_grad()

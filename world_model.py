@@ -109,7 +109,7 @@ class WorldModel(nn.Module):
             self.decoder = ObservationDecoder(decoded, feat_size, units=units, layers=layers, depth=settings.depth)
         self.reward_latent = settings.reward_latent
         self.position_as_node = settings.current_pos == "node"
-        self.register_buffer("bins", symexp_bins(settings.bins, device="cpu"))
+        self.register_buffer("bins", symexp_bins(settings.bins, device=torch.get_default_device()))
         heads: dict[str, nn.Module] = {}
         if "reward" in self.loss_scales:
             if self.rules is None:
