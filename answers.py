@@ -14,6 +14,7 @@ from decoding import Decoding, Imagined
 from envs.files import RoutingInstance
 from envs.metrics import tour_length, unit
 from envs.solutions import split_routes
+from terminal import one_line
 
 # More tours than this are too much for a screen, and means come before the rows of so many.
 MOST_SHOWN = 20
@@ -129,7 +130,11 @@ def table(solutions: Sequence[Solution]) -> str:
 def _cells(solution: Solution, *, with_imagined: bool) -> list[str]:
     instance = solution.instance
     lengths = [solution.length, solution.reference]
-    cells = [instance.name, str(len(instance.coords)), *(length_text(length, instance.metric) for length in lengths)]
+    cells = [
+        one_line(instance.name),
+        str(len(instance.coords)),
+        *(length_text(length, instance.metric) for length in lengths),
+    ]
     cells += [_percent(solution.gap), f"{solution.seconds:.3f}"]
     if with_imagined:
         expected = None if solution.imagined is None else solution.imagined.length
@@ -174,7 +179,7 @@ def tours(solutions: Sequence[Solution], *, columns: int | None = None) -> str:
     lines = ["routes, customers counted from 1:" if plans else "tours, nodes counted from 1:"]
     longest = columns // 3
     for solution in solutions:
-        name = solution.instance.name
+        name = one_line(solution.instance.name)
         name = name if len(name) <= longest else name[: longest - 3] + "..."
         lines.append(_shortened(f"{name}:", _numbers(solution.instance, solution.tour), columns))
         if solution.imagined is not None:
@@ -221,7 +226,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
     worse = [each for each in solutions if each.nearest is not None and each.length > each.nearest * (1 + 1e-9)]
     if worse:
         named = [
-            f"{each.instance.name} ({length_text(each.length, each.instance.metric)} where that gives"
+            f"{one_line(each.instance.name)} ({length_text(each.length, each.instance.metric)} where that gives"
             f" {length_text(each.nearest, each.instance.metric)})"
             for each in worse[:NAMES_SHOWN]
         ]
@@ -231,7 +236,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
         )
     far = [each for each in solutions if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:
-        named = [f"{each.instance.name} ({len(each.instance.coords)} nodes)" for each in far[:NAMES_SHOWN]]
+        named = [f"{one_line(each.instance.name)} ({len(each.instance.coords)} nodes)" for each in far[:NAMES_SHOWN]]
         lines.append(
             f"{len(far)} of {len(solutions)} with more than {FARTHEST_SIZE} times the {trained_on} nodes trained on:"
             f" {_listed(named, len(far))}; tours of such sizes are far from short: train a run with more --nodes"

@@ -50,7 +50,7 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
             if series:
                 _draw_group(axes, series, axis, name=name, index=index)
         _dress(axes, axis, [one for series in drawn.values() for one in series], log_scale=log_scale)
-    figure.axes[0].set_ylabel(label)
+    figure.axes[0].set_ylabel(one_line(label), parse_math=False)
     handles, names = figure.axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(handles), 4), frameon=False)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import answers
 import checkpoint
 import compare
 import dreamer
@@ -170,6 +171,13 @@ def test_read_takes_no_memory_for_an_event_that_is_not_there(tmp_path: Path) -> 
 
 def test_refuse_links_passes_over_what_is_not_there(tmp_path: Path) -> None:
     safe_files.refuse_links(tmp_path, ("replay",))
+
+
+def test_table_of_solutions_has_one_line_for_a_name_of_several(tmp_path: Path) -> None:
+    instance = RoutingInstance("own\n\x1b[2J999", "tsp", SQUARE, EXACT)
+    solution = answers.Solution(instance, np.arange(4), 4, 0.1)
+    _, row = answers.table([solution]).splitlines()
+    assert row.startswith("own ?[2J999") and "\x1b" not in answers.tours([solution], columns=80)
 
 
 def test_names_and_settings_of_others_steer_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
