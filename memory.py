@@ -28,11 +28,17 @@ def require_memory(needed: int | float, *, device: torch.device, work: str, reme
     Raises:
         NotEnoughMemory: there are fewer.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_at_hand()
+    free = _free_of_gpu(device) if device.type == "cuda" else memory_at_hand()
     if free is not None and needed > free:
         raise NotEnoughMemory(
             f"{work} about {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free; {remedy}"
         )
+
+
+def _free_of_gpu(device: torch.device) -> int:
+    # PyTorch keeps what it has freed, and uses it again.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def is_exhausted(error: BaseException) -> bool:

@@ -28,6 +28,7 @@ import launch
 from answers import Solution
 from config import ConfigError, UserError, one_line_errors
 from decoding import (
+    WORKING_NUMBERS,
     Decoding,
     as_instance,
     best_tours,
@@ -105,7 +106,7 @@ def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> l
         raise UserError(f"every random instance {error}") from error
     # The field's vehicle-routing instances are drawn all together.
     drawn_at_once = max(count, FIELD_INSTANCES) if issubclass(rules, CVRPRules) else count
-    needed = INSTANCE_BYTES * count + NODE_BYTES * num_nodes * drawn_at_once
+    needed = 4 * WORKING_NUMBERS + INSTANCE_BYTES * count + NODE_BYTES * num_nodes * drawn_at_once
     work = f"{count:,} random instances of {num_nodes:,} nodes take"
     require_memory(needed, device=torch.device("cpu"), work=work, remedy="ask for fewer, or for smaller ones")
     drawn = rules.field_instances(count, num_nodes, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import elkai
@@ -25,6 +25,8 @@ VALIDATION_SEED = 4321
 
 # Up to here the exact dynamic programme is faster than starting LKH.
 HELD_KARP_MAX_NODES = 9
+# Instances that it takes at a time: 40 MB of them, at 9 nodes.
+HELD_KARP_PIECE = 1000
 
 MIN_REFERENCE_NODES = 3
 
@@ -118,7 +120,13 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     num_nodes = coords.shape[1]
     if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
         raise UserError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
-    return cheapest_tours(euclidean_distances(coords))
+    # In pieces, since distances are far more numbers than positions.
+    if num_nodes <= HELD_KARP_MAX_NODES:
+        pieces = range(0, max(len(coords), 1), HELD_KARP_PIECE)
+        return np.concatenate(
+            [held_karp_tours(euclidean_distances(coords[begin : begin + HELD_KARP_PIECE])) for begin in pieces]
+        )
+    return _lkh_tours(map(euclidean_distances, coords), count=len(coords))
 
 
 def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
@@ -197,7 +205,11 @@ def cheapest_tours(costs: Float64[np.ndarray, "I N N"]) -> Int64[np.ndarray, "I 
     """Optimal tours (up to 9 nodes), or tours by LKH, by the costs of moves from each node (row) to each (column)."""
     if costs.shape[-1] <= HELD_KARP_MAX_NODES:
         return held_karp_tours(costs)
-    bar = tqdm(costs, desc="reference tours", delay=2, disable=None)
+    return _lkh_tours(costs, count=len(costs))
+
+
+def _lkh_tours(costs: Iterable[Float64[np.ndarray, "N N"]], *, count: int) -> Int64[np.ndarray, "I N"]:
+    bar = tqdm(costs, total=count, desc="reference tours", delay=2, disable=None)
     return np.stack([lkh_tour(whole_distances(each)) for each in bar])
 
 

@@ -299,6 +299,10 @@ VALID = {
     "own.tsp": TSP_FILE.encode(),
     "own.vrp": CVRP_FILE.encode(),
     "own.csv": CSV_FILE.encode(),
+    "places.csv": b'name;lat;lon\n"a;b";52,5;13,4\nb;48,1;11,6\nc;53,5;10,0\n',
+    "table.tsv": "id\tx\ty\n0\t1\t2\n1\t3\t4\n".encode("utf-16"),
+    "own.json": b'[{"x": 1, "y": 2}, {"x": 3.5, "y": -4e2}]',
+    "batch.json": b'{"coords": [[[0, 1], [2, 3]]], "demand": [[0, 1]], "capacity": 3}',
     "own.npy": as_bytes(np.save, BATCH["coords"]),
     "own.npz": as_bytes(np.savez, **BATCH),
     "packed.npz": as_bytes(np.savez_compressed, **BATCH),
@@ -348,5 +352,5 @@ def test_read_instances_reads_or_refuses_mutated_files(data, tmp_path):
         message = str(path)
     assert message.startswith(str(path)) and "\n" not in message
     for instance in instances:
-        assert np.isfinite(instance.coords).all() and instance.coords.shape[1] == 2
+        assert np.isfinite(instance.coords).all() and instance.coords.shape[1] in (2, 3)
         assert instance.demand is None or (instance.demand <= instance.capacity).all()

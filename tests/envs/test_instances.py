@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -83,6 +84,25 @@ def test_reference_tours_of_nodes_at_one_point_are_tours():
 def test_reference_tours_refuse_what_is_no_instance(coords):
     with pytest.raises(ValueError, match="at least 3 nodes, all at finite positions"):
         reference_tours(coords)
+
+
+def test_reference_tours_are_found_in_pieces(monkeypatch):
+    coords = field_test_coords(5, 7)
+    together = reference_tours(coords)
+    monkeypatch.setattr(instances, "HELD_KARP_PIECE", 3)
+    np.testing.assert_array_equal(reference_tours(coords), together)
+
+
+def test_reference_tours_hold_the_distances_of_one_instance_at_a_time(monkeypatch):
+    monkeypatch.setattr(instances, "lkh_tour", lambda distances: np.arange(len(distances)))
+    coords = field_test_coords(100, 300)
+    tracemalloc.start()
+    try:
+        assert reference_tours(coords).shape == (300, 100)
+        # All distances together are 24 MB.
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_reference_lengths_of_unit_square_is_four(tmp_path):
