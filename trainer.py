@@ -119,7 +119,7 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C came twice.
         """
         self._clock = time.monotonic()
-        self._progress = ProgressBar(self.settings.steps, initial=self.step)
+        self._progress = ProgressBar(self.settings.steps, initial=self.step, updates_from=self.settings.prefill)
         self._logged_at = (self.step, self._elapsed())
         # What was started to outlive its terminal, with nohup, ignores SIGHUP.
         numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
@@ -130,6 +130,7 @@ class Trainer:
                 self.row = self._first_row(obs)
                 self.any_first = info["any_first"]
                 self._evaluate()
+                self._show()
             self._train()
             if self.finished:
                 self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
@@ -162,11 +163,15 @@ class Trainer:
             self._learn()
             if self.updates_owed >= 1:
                 return
-            if self._crossed("log_every"):
+            self._progress.move(self.step)
+            logged, evaluated = self._crossed("log_every"), self._crossed("eval_every")
+            if logged:
                 self._log()
-            if self._crossed("eval_every"):
+            if evaluated:
                 with self._saving():
                     self._evaluate()
+            if logged or evaluated:
+                self._show()
             if self._crossed("checkpoint_every"):
                 self._save()
 
@@ -315,7 +320,6 @@ class Trainer:
             values["bad_inputs"] = sum(self.env.bad_inputs.values())
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
-        self._show()
         for name, threshold in WARN_ABOVE.items():
             if values.get(name, 0.0) > threshold:
                 self._warn(f"{name} is {values[name]:.3g}, above {threshold:g}")
@@ -328,19 +332,25 @@ class Trainer:
         self.logger.text("warnings", line, step=self.step)
 
     def _show(self) -> None:
-        names = {"fps": "fps", "train_return": "return", "valid_gap": "gap %", "actor_entropy": "entropy"}
-        if "valid_gap" not in self.latest:
-            names["valid_return"] = "valid"
-        self._progress.update(self.step, {names[key]: self.latest[key] for key in names if key in self.latest})
+        figures = {
+            "gap": ("valid_gap", "{:.3g} %"),
+            "valid": ("valid_return", "{:.4g}"),
+            "return": ("train_return", "{:.4g}"),
+            "entropy": ("actor_entropy", "{:.3g}"),
+        }
+        if "valid_gap" in self.latest:
+            del figures["valid"]
+        told = {name: form.format(self.latest[key]) for name, (key, form) in figures.items() if key in self.latest}
+        self._progress.update(self.step, told)
 
     def _evaluate(self) -> None:
         self._report("validation", "valid", self.evaluator.validate(self.agent))
-        self._show()
 
     def _finish(self) -> None:
         """The test set, once."""
         if self.step > self._logged_at[0]:
             self._log()
+            self._show()
         with self._saving():
             report = self.evaluator.test(self.agent)
         self._report("test", "eval", report)

@@ -4,11 +4,13 @@ import fcntl
 import json
 import math
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -190,29 +192,88 @@ def test_metric_averages_resumed_give_same_numbers() -> None:
     assert resumed.fetch() == kept.fetch() == {"loss": 1.5, "loss_min": 1.0}
 
 
-def test_progress_bar_prints_plain_lines_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = ProgressBar(500, initial=100)
-    bar.update(200, {"fps": 1234.567, "gap": "12.3 %"})
+class Clock:
+    """A clock that tests set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_progress_bar_prints_one_plain_line_a_call_without_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    bar = ProgressBar(500, initial=100, clock=clock)
+    clock.now = 10.0
+    bar.move(150)
+    bar.update(200, {"gap": "12.3 %", "return": -3.123456})
     bar.close()
-    assert capsys.readouterr().err == "step 200/500  fps 1235  gap 12.3 %\n"
+    assert capsys.readouterr().err == "step 200/500  gap 12.3 %  return -3.123  10.0 steps/s  00:30 left\n"
 
 
-@pytest.mark.parametrize(
-    ("columns", "shown"),
-    [pytest.param(100, "200/500 [", id="bar"), pytest.param(0, "step 200/500  gap 12.3", id="no_width")],
-)
-def test_progress_bar_on_terminal(columns: int, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def shown(columns: int, monkeypatch: pytest.MonkeyPatch, steps: Callable[[ProgressBar, Clock], None]) -> list[str]:
+    """What a terminal of this width shows, one state of the line after another."""
     reader, writer = os.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with open(reader, "rb", buffering=0) as screen, open(writer, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        bar = ProgressBar(500, initial=100)
-        bar.update(200, {"gap": 12.3})
-        bar.close()
+        clock = Clock()
+        bar = ProgressBar(2_000_000, updates_from=1000, clock=clock)
+        steps(bar, clock)
         terminal.flush()
-        text = screen.read(10_000).decode()
-    assert shown in text
-    assert ("gap=12.3" in text) == (columns > 0)
+        os.set_blocking(screen.fileno(), False)
+        parts = []
+        while select.select([screen], [], [], 0)[0]:
+            parts.append(screen.read(10_000))
+        bar.close()
+    return b"".join(parts).decode().replace("\n", "\r").split("\r")
+
+
+FIGURES: dict[str, float | str] = {"gap": "2.51 %", "return": -3.8612, "entropy": "0.112"}
+
+
+def halfway(bar: ProgressBar, clock: Clock) -> None:
+    clock.now = 1.0
+    bar.move(1000)
+    clock.now = 101.0
+    bar.update(1_001_000, {**FIGURES})
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 140])
+def test_progress_bar_on_terminal_shows_gap_first_and_one_speed(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = shown(columns, monkeypatch, halfway)[-1]
+    assert line.startswith("gap 2.51 %") and line.count("steps/s") == 1 and "01:39 left" in line
+    assert len(line) <= columns and (line.count("█") >= 3) == (columns >= 80)
+    assert ("entropy" in line) == (columns > 80)
+
+
+def test_progress_bar_without_width_prints_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = next(line for line in shown(0, monkeypatch, halfway) if line)
+    assert line.startswith("step 1001000/2000000  gap 2.51 %")
+
+
+def test_progress_bar_moves_between_two_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moves(bar: ProgressBar, clock: Clock) -> None:
+        halfway(bar, clock)
+        for step in (1_200_000, 1_400_000, 1_400_001):
+            clock.now += 10 if step % 2 == 0 else 0
+            bar.move(step)
+
+    lines = [line for line in shown(80, monkeypatch, moves) if "gap" in line]
+    assert [line.split("%|")[0].split()[-1] for line in lines] == ["50", "60", "70"]
+
+
+def test_progress_bar_tells_time_left_from_the_steps_with_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    bar = ProgressBar(11_000, updates_from=1000, clock=clock)
+    clock.now = 1.0
+    bar.update(900, {})
+    bar.move(1000)
+    clock.now = 101.0
+    bar.update(2000, {})
+    early, late = capsys.readouterr().err.splitlines()
+    assert "left" not in early
+    assert late == "step 2000/11000  10.0 steps/s  15:00 left"
 
 
 HOLD_LOCK = """
