@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +38,8 @@ from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
 from memory import memory_at_hand, readable_bytes
-from replay import Replay, Spaces
+from observations import readings
+from replay import REWARD_AND_ENDS, Replay, Spaces
 from resuming import Changes, changes_since, fitting, history, listed, load_start, require_class
 from runs import LOCK, METRICS
 from safe_files import refuse_links
@@ -137,8 +139,9 @@ def train(
         state, folder, changes = _take_up(command, agent, logdir, device=device, program=argv[0], make_agent=make_agent)
         # Nothing is written before everything that can be wrong with the config has been looked at.
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
+        step = None if state is None else state["step"]
         with writing_to(logdir):
-            logger = Logger(logdir, resume_step=None if state is None else state["step"])
+            logger = Logger(logdir, resume_step=step)
         stack.callback(logger.close)
         trainer = Trainer(
             agent,
@@ -159,6 +162,8 @@ def train(
             changes = _told(changes, folder)
         past = [] if state is None else history(folder, changes, step=state["step"])
         logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
+        for line in opening(config, world.task, replay, logdir=logdir, device=device, step=step):
+            tell(line)
         trainer.run()
 
 
@@ -190,6 +195,42 @@ def _take_up(
         with fitting(path):
             agent.load_weights(weights["agent"])
     return state, folder, changes
+
+
+def opening(
+    config: Config, task: Task, replay: Replay, *, logdir: Path, device: torch.device, step: int | None
+) -> list[str]:
+    """What a run says of itself before it begins: where it stands, what it reads, what it will take.
+
+    Args:
+        config: the run's.
+        task: what is to be solved.
+        replay: what has been lived through.
+        logdir: the run's folder.
+        device: where it learns.
+        step: of the checkpoint that the run goes on from; None for a new run.
+    """
+    model = config.model
+    seen = readings(task, encode_keys=model.encode_keys, decode_keys=model.decode_keys)
+    if task.rules is not None:
+        seen = [f"{config.task} of {config.nodes} nodes: {', '.join(sorted({*replay.rows} - {*REWARD_AND_ENDS}))}"]
+    rows = rows_when_full(config)
+    held = f", of which {len(replay):,} are there" if len(replay) else ""
+    size = f"{readable_bytes(rows * replay.row_bytes)} when full, taken as it fills"
+    if device.type != "cpu":
+        size = f"{readable_bytes(replay.length * replay.num_envs * replay.row_bytes)}"
+    threads = f", {config.threads} thread{'s' if config.threads > 1 else ''}" if device.type == "cpu" else ""
+    begins = "a new run" if step is None else f"goes on from its checkpoint at step {step:,}"
+    facts = {
+        "logdir": [f"{logdir} ({begins}, to step {config.steps:,})"],
+        "device": [f"{device}{threads}"],
+        "sees": seen,
+        "replay": [f"{rows:,} rows of {readable_bytes(replay.row_bytes)}{held}; {size}"],
+        "curves": [f"tensorboard --logdir {shlex.quote(str(logdir.parent))}"],
+    }
+    return [
+        f"{name if index == 0 else '':<8}{line}" for name, lines in facts.items() for index, line in enumerate(lines)
+    ]
 
 
 def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from tests.run_scenes import COMMAND, STEPS
+from tests.run_scenes import COMMAND, STEPS, train
 from tests.scenes import debug_config, refusal
 
 
@@ -24,3 +24,36 @@ def test_replay_holds_no_more_rows_than_a_run_has_steps_and_memory_is_asked_for_
     config = debug_config(steps=500, replay_capacity=10**6)
     assert launch.rows_when_full(config) == 500
     assert launch.rows_when_full(config.replace(replay_capacity=400)) == 400
+
+
+def opening(capsys: pytest.CaptureFixture[str], logdir: Path, *arguments: str) -> tuple[dict[str, str], list[str]]:
+    """What a short run says of itself first, and the lines that follow."""
+    capsys.readouterr()
+    train(logdir, "--steps", "56", "--log_every", "28", "--eval_every", "28", *arguments)
+    lines = capsys.readouterr().err.splitlines()
+    facts = [line.split(maxsplit=1) for line in lines[: len(FACTS)]]
+    return {name: value for name, value in facts}, lines[len(FACTS) :]
+
+
+FACTS = ("logdir", "device", "sees", "replay", "curves")
+
+
+def test_run_says_at_the_start_where_it_stands_and_what_it_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    logdir = tmp_path / "a run"
+    facts, _ = opening(capsys, logdir)
+    assert tuple(facts) == FACTS
+    assert str(logdir) in facts["logdir"] and "new run" in facts["logdir"]
+    assert "cpu" in facts["device"] and "coords" in facts["sees"]
+    assert "56 rows of 91 bytes" in facts["replay"] and "5.1 kB" in facts["replay"]
+    assert facts["curves"] == f"tensorboard --logdir {tmp_path}"
+    facts, _ = opening(capsys, logdir, "--steps", "84")
+    assert "step 56" in facts["logdir"] and "step 84" in facts["logdir"] and "84 rows" in facts["replay"]
+
+
+def test_run_without_terminal_prints_one_line_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, lines = opening(capsys, tmp_path)
+    steps = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert steps == ["0/56", "28/56", "56/56"]
+    assert all(line.split("  ")[1].startswith("gap ") for line in lines if line.startswith("step "))
