@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from envs.metrics import leg_lengths, longest_leg, plane, plane_unit, tour_lengt
 from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
 from envs.rules import Instance, Rules
 from envs.solutions import route_counts
-from imagination import expand_instance
+from imagining.behavior import ImagBehavior
+from imagining.routing_imagination import RoutingImagination
+from imagining.routing_model import RoutingContext
+from imagining.routing_starts import expand_instance
 from memory import require_memory
-from models import ImagBehavior
-from networks import PointerTables, TSPPointerActor
 from tools import uniform
 from views import View
-from world_model import RoutingContext, WorldModel
 
 # Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.
 WORKING_NUMBERS = 2**26
@@ -97,7 +97,6 @@ class Imagined(NamedTuple):
 
 
 def best_tours(
-    model: WorldModel,
     behavior: ImagBehavior,
     instances: Sequence[RoutingInstance],
     decoding: Decoding,
@@ -107,7 +106,6 @@ def best_tours(
     """The best tour found of each instance, by the length in the instance's own metric; as in `envs.solutions`.
 
     Args:
-        model: reads the state, where the actor reads its latent.
         behavior: its actor decides.
         instances: all of the model's problem, of one size and one metric.
         decoding: how to look.
@@ -116,11 +114,10 @@ def best_tours(
     Raises:
         UserError: the actor is made for another number of nodes, or memory is too small for one instance.
     """
-    rules = model.rules
-    assert rules is not None
+    rules = _routing(behavior).rules
     coords = np.stack([instance.coords for instance in instances])
     metric, num_nodes = instances[0].metric, coords.shape[1]
-    refuse_other_sizes(model, behavior, num_nodes)
+    refuse_other_sizes(behavior, num_nodes)
     require_room(behavior, num_nodes)
     if num_nodes < MIN_NODES:
         for _ in instances:
@@ -136,12 +133,11 @@ def best_tours(
             instance = as_instance(instances[rows], symmetric(scaled, image))
             # Tables are the expensive part, so all the tours of an image share them.
             with torch.no_grad():
-                context, tables = _static(model, behavior, instance)
+                context, tables = _static(behavior, instance)
             numbers_per_start = len(scaled) * _numbers_per_state(behavior, num_nodes)
             for columns in _chunks(decoding.starts(num_nodes), numbers_per_start):
                 first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=device)
                 found = roll_out(
-                    model,
                     behavior,
                     context=context,
                     tables=tables,
@@ -161,9 +157,7 @@ def best_tours(
     return [_without_waiting(tour) for tour in best]
 
 
-def nearest_neighbour_lengths(
-    rules: type[Rules], instances: Sequence[RoutingInstance]
-) -> Float64[np.ndarray, " I"]:
+def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
     """Lengths of the tours that go to the nearest legal node each time, a vehicle home only when it has to.
 
     Args:
@@ -215,11 +209,10 @@ def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
 
 @torch.no_grad()
 def roll_out(
-    model: WorldModel,
     behavior: ImagBehavior,
     *,
     context: RoutingContext,
-    tables: PointerTables | None,
+    tables: Any,
     first: Int[Tensor, "B Q"],
     generator: torch.Generator | None,
     progress: Callable[[int], object] = lambda decisions: None,
@@ -227,16 +220,15 @@ def roll_out(
     """Tours of B instances, Q of each; those that are complete before the last wait at their first node.
 
     Args:
-        model: as in `best_tours`.
-        behavior: likewise.
+        behavior: as in `best_tours`.
         context: the instances.
         tables: of the pointer actor; None for any other.
         first: as `Decoding.first_nodes` has them.
         generator: draws the actions; None takes the likeliest.
         progress: as in `best_tours`.
     """
-    rules, actor = model.rules, behavior.actor
-    assert rules is not None
+    model, actor = _routing(behavior).model, behavior.actor
+    rules = model.rules
     instance = expand_instance(context.instance, first.shape)
     state = rules.reset(instance, first if rules.starts_anywhere else None)
     latent = model.begin(context, state, None) if actor.latent_size else None
@@ -251,7 +243,7 @@ def roll_out(
             action = torch.where(first > 0, first, action)
         state, finished = rules.step(state, action)
         if latent is not None:
-            latent = model.follow(latent, action, context, state)
+            latent = model.observe_state(latent, action, context, state)
         tours.append(action)
         progress(first.numel())
         if not rules.fixed_length and bool(finished.all()):
@@ -271,13 +263,10 @@ def symmetric(coords: Float[Tensor, "B N 2"], image: int) -> Float[Tensor, "B N 
 
 
 @torch.no_grad()
-def imagined_tours(
-    model: WorldModel, behavior: ImagBehavior, instances: Sequence[RoutingInstance]
-) -> list[Imagined | None]:
+def imagined_tours(behavior: ImagBehavior, instances: Sequence[RoutingInstance]) -> list[Imagined | None]:
     """The tour of each instance that the model imagines greedily; None where there are too few nodes for one.
 
     Args:
-        model: imagines.
         behavior: its actor decides.
         instances: all of one size and one metric.
 
@@ -285,31 +274,36 @@ def imagined_tours(
         UserError: the actor is made for another number of nodes.
     """
     num_nodes = len(instances[0].coords)
-    refuse_other_sizes(model, behavior, num_nodes)
+    refuse_other_sizes(behavior, num_nodes)
     if num_nodes < MIN_NODES:
         return [None for _ in instances]
     device = next(behavior.actor.parameters()).device
     found: list[Imagined | None] = []
     for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
         scaled, units = _scaled(instances[rows], device)
-        trajectory, reward = behavior.imagine_greedily(model, as_instance(instances[rows], scaled))
-        assert trajectory.state is not None
-        tours = torch.cat((trajectory.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1).cpu().numpy()
-        lengths = -reward[:, 0].double().sum(-1).cpu().numpy() * units
-        pairs = zip(map(_without_waiting, tours), lengths.tolist(), strict=True)
+        greedy = _routing(behavior).imagine_greedily(
+            behavior.actor, as_instance(instances[rows], scaled), needs_latent=behavior.needs_latent
+        )
+        lengths = -greedy.reward.double().sum(-1).cpu().numpy() * units
+        pairs = zip(map(_without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
         found += [Imagined(tour, length) for tour, length in pairs]
     return found
 
 
-def refuse_other_sizes(model: WorldModel, behavior: ImagBehavior, num_nodes: int) -> None:
+def _routing(behavior: ImagBehavior) -> RoutingImagination:
+    assert isinstance(behavior.imagination, RoutingImagination), "tours are of routing"
+    return behavior.imagination
+
+
+def refuse_other_sizes(behavior: ImagBehavior, num_nodes: int) -> None:
     """Check that the actor takes instances of that size.
 
     Raises:
         UserError: it does not.
     """
-    if not isinstance(behavior.actor, TSPPointerActor) and num_nodes != model.task.num_actions:
+    if not behavior.actor.takes(num_nodes):
         raise UserError(
-            f"has {num_nodes} nodes, and the run's actor takes {model.task.num_actions};"
+            f"has {num_nodes} nodes, and the run's actor takes {behavior.task.num_actions};"
             " one trained with actor.type: tsp_pointer takes any number"
         )
 
@@ -328,9 +322,7 @@ def require_room(behavior: ImagBehavior, num_nodes: int) -> None:
         require_memory(needed, device=device, work=work, remedy="solve it in parts, or where there is more memory")
 
 
-def _penalties(
-    instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B Q L"]
-) -> Float64[np.ndarray, "B Q"]:
+def _penalties(instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B Q L"]) -> Float64[np.ndarray, "B Q"]:
     """What puts a plan with more routes than there are vehicles behind every other; 0 for all others."""
     penalties = np.zeros(tours.shape[:2])
     for row, instance in enumerate(instances):
@@ -357,29 +349,23 @@ def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple
     return torch.from_numpy(np.stack(scaled)).float().to(device), units
 
 
-def _static(
-    model: WorldModel, behavior: ImagBehavior, instance: Instance
-) -> tuple[RoutingContext, PointerTables | None]:
+def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
     """What the networks need of B instances, encoded once."""
-    assert model.rules is not None
+    model = _routing(behavior).model
     # Nobody reads the world model's own embeddings where the actor reads no latent.
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
     # Where costs are hidden, all tours are planned by what is believed before the first move.
-    tables = behavior.tables(model, instance, model.first_belief(instance))
+    tables = behavior.actor.tables(model.node_set(instance, model.first_belief(instance)))
     return RoutingContext(instance=instance, nodes=nodes), tables
-
-
-def _heads(behavior: ImagBehavior) -> int:
-    return behavior.actor.heads if isinstance(behavior.actor, TSPPointerActor) else 1
 
 
 def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:
     # Attention scores and the pointer's tables, each of heads x nodes x nodes; activations of a few thousand per node.
-    return 6 * _heads(behavior) * num_nodes**2 + 4096 * num_nodes
+    return 6 * behavior.actor.heads * num_nodes**2 + 4096 * num_nodes
 
 
 def _numbers_per_state(behavior: ImagBehavior, num_nodes: int) -> int:
-    return 8 * _heads(behavior) * num_nodes
+    return 8 * behavior.actor.heads * num_nodes
 
 
 def _chunks(count: int, numbers_each: int) -> Iterator[slice]:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 import launch
 from config import Config, UserError, one_line_errors, parse_command_line, validate_choices, validate_ranges
-from envs.costs import FACTORS, LAST_COST, LAST_NODE
-from envs.rules import CURRENT_NODE, Instance
-from envs.tasks import ACTION_MASK, Task
+from envs.tasks import Task
 from guard import Guard
-from imagination import Imagination
-from learner import Learner, Losses
-from models import ImagBehavior
-from networks import Latent, PointerTables, TSPPointerActor
+from imagining.imagination import Look
+from imagining.settings import ImaginationSettings
+from learner import Computed, Learner, Losses
+from models import make_behavior, make_imagination
+from networks import Latent
 from optimizer import Optimizer
 from pictures import make_pictures
 from replay import Replay
-from tools import uniform
-from views import View, encode_static
-from world_model import Observed, RoutingContext, WorldModel
+from tools import Bounds, uniform
 
 DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn
@@ -84,34 +80,25 @@ class Dreamer:
             UserError: the config's parts do not fit the task or one another.
         """
         validate_ranges(config, RANGES)
+        validate_choices(config, CHOICES)
         self.task, self.device, self.guard = task, device, guard
         # What rewards were multiplied with before the model saw them.
         self.reward_scale = config.reward_scale
         self.generators = generators
-        validate_choices(config, CHOICES)
-        imagination = Imagination.of(config)
-        if imagination.reward != "head" and config.reward_scale != 1:
-            raise UserError(f"reward_scale is {config.reward_scale:g}; imag_reward {imagination.reward} needs it at 1")
-        optimizer = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
-        self.model = WorldModel(task, config.model, discount=imagination.discount).to(device)
-        self.behavior = ImagBehavior(
-            task,
-            self.model,
-            imagination=imagination,
-            actor=config.actor,
-            critic=config.critic,
-            optimizer=optimizer,
-            guard=guard,
-            norm=config.model.norm,
-            initialisation=config.model.initialisation,
-        ).to(device)
+        settings = ImaginationSettings.of(config)
+        if settings.reward != "head" and config.reward_scale != 1:
+            raise UserError(f"reward_scale is {config.reward_scale:g}; imag_reward {settings.reward} needs it at 1")
+        self.imagination = make_imagination(task, settings, model=config.model)
+        self.model = self.imagination.model.to(device)
+        self.behavior = make_behavior(task, self.imagination, config=config, guard=guard).to(device)
         self.model_optimizer = Optimizer(
             "model",
             {"model": self.model},
             guard=guard,
             lr=config.model.lr,
             clip=config.model.grad_clip,
-            **optimizer,
+            **config.schedule.to_dict(),
+            **config.optimizer.to_dict(),
         )
         behavior = self.behavior
         self.learner = Learner(
@@ -123,26 +110,18 @@ class Dreamer:
             guard=guard,
         )
         self.batch_size = config.batch_size
-        self.model_every, self.reward_updates = config.model_every, config.reward_updates
-        # Routing trains on whole episodes, so that each row of a batch has one static context.
-        self.whole_episodes = task.rules is not None
-        self.batch_length = config.batch_length
-        if task.rules is not None:
-            self.batch_length = task.rules.episode_steps(task.num_actions) + 1
+        self.model_every = config.model_every
+        self.reward_updates = config.reward_updates if self.model.separate_reward else 0
+        self.batch_length, self.whole_episodes = task.sequence(config.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
-        self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        if config.replay_context and task.rules is None:
-            self.memory_spaces = self.model.memory_spaces
+        self.memory_spaces = self.model.memory_spaces if config.replay_context else {}
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
         latent = self.model.rssm.initial((num_envs,))
         spec = self.task.actions
         action = torch.zeros((num_envs, *spec.shape), dtype=spec.dtype, device=self.device)
-        state = {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": {}}
-        if self.model.belief is not None:
-            state["belief"] = latent.deter.new_zeros(num_envs, self.model.belief_size)
-        return state
+        return {**latent._asdict(), "action": action, **self.imagination.first_notes(num_envs)}
 
     @torch.no_grad()
     def act(
@@ -163,73 +142,33 @@ class Dreamer:
             any_first: whether one does anywhere; static context is encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
-        view, context, static, belief = None, None, state["static"], None
-        if self.task.rules is not None:
-            instance, routing_state = self.task.rules.restore(obs)
-            static = encode_static(
-                static, instance, is_first, any_first=any_first, rules=self.task.rules, encode=self._encode_static
-            )
-            states = type(routing_state)(*(part[:, None] for part in routing_state))
-            view = View.of(self.task.rules, states, obs[ACTION_MASK][:, None])
-            if "nodes" in static:
-                context = RoutingContext(instance=instance, nodes=static["nodes"])
-            if self.model.belief is not None:
-                belief = self._believe(obs, instance, state["belief"], is_first)
-        elif self.task.actions.masked:
-            view = View(obs[ACTION_MASK][:, None])
-        latent, feat = Latent(state["deter"], state["stoch"]), None
-        if self.behavior.actor.latent_size:
-            latent = self._infer(obs, context, view, latent, state["action"], is_first, generator)
+        actor, latent, feat = self.behavior.actor, Latent(state["deter"], state["stoch"]), None
+        look = self.imagination.look(obs, state, actor, is_first=is_first, any_first=any_first)
+        if actor.latent_size:
+            latent = self._infer(obs, look, latent, state["action"], is_first, generator)
             # One failed update must not leave its NaN in here until the episode ends.
             latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
-        tables = None
-        if belief is not None:
-            # Every move tells more of what is hidden.
-            tables = self.behavior.tables(self.model, instance, belief)
-        elif isinstance(self.behavior.actor, TSPPointerActor):
-            tables = PointerTables.of(static)
-        dist = self.behavior.actor(feat, tables, view)
+        dist = actor(feat, look.tables, look.view)
         if generator is None:
             action = dist.mode()[:, 0]
         else:
             shape = (is_first.shape[0], 1, *self.task.actions.shape)
             action = dist.sample(uniform(shape, generator))[:, 0]
-        state = {"deter": latent.deter, "stoch": latent.stoch, "action": action, "static": static}
-        return action, state if belief is None else state | {"belief": belief}
-
-    def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
-        """What acting needs of each instance for a whole episode."""
-        actor, encoded = self.behavior.actor, {}
-        if isinstance(actor, TSPPointerActor) and self.model.belief is None:
-            assert self.task.rules is not None
-            encoded = actor.encode(self.task.rules.node_features(instance), valid=instance.valid).named()
-        if actor.latent_size:
-            encoded["nodes"] = self.model.context(instance).nodes
-        return encoded
-
-    def _believe(
-        self, obs: dict[str, Tensor], instance: Instance, before: Float[Tensor, "E L"], is_first: Bool[Tensor, " E"]
-    ) -> Float[Tensor, "E L"]:
-        """The belief after an observation; nothing passes from one episode to the next."""
-        rows = {name: obs[name][:, None] for name in (CURRENT_NODE, LAST_NODE, LAST_COST, FACTORS) if name in obs}
-        belief = self.model.believe(rows, instance, before.masked_fill(is_first[:, None], 0.0))[:, 0]
-        # One failed update must not leave its NaN in here until the episode ends.
-        return belief.nan_to_num(0.0, 0.0, 0.0)
+        return action, {**latent._asdict(), "action": action, **look.notes}
 
     def _infer(
         self,
         obs: dict[str, Tensor],
-        context: RoutingContext | None,
-        view: View | None,
+        look: Look,
         latent: Latent,
         prev_action: Shaped[Tensor, "E *A"],
         is_first: Bool[Tensor, " E"],
         generator: torch.Generator | None,
     ) -> Latent:
         """The latent after an observation."""
-        embed = self.model.encode(obs, context, view).flatten(0, -2)
-        action = self.model.embed_action(prev_action[:, None], context)[:, 0]
+        embed = self.model.encode(obs, look.context, look.view).flatten(0, -2)
+        action = self.model.embed_action(prev_action[:, None], look.context)[:, 0]
         noise = None
         if generator is not None:
             noise = uniform((embed.shape[0], self.model.rssm.stoch_size), generator)
@@ -251,48 +190,43 @@ class Dreamer:
         self.guard.update = self.learner.updates
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
-        for _ in range(self.reward_updates if self.task.rules is not None and "reward" in self.model.heads else 0):
+        for _ in range(self.reward_updates):
             metrics |= self._update_reward(self._sample(replay), progress)
-        reward_range = (replay.reward_min, replay.reward_max)
         with_model = self.learner.updates % self.model_every == 0
-        seen: list[Observed | None] = []
 
-        def compute() -> tuple[Losses, dict[str, Tensor]]:
-            losses, loss_metrics, observed = self._losses(
-                batch, with_model=with_model, progress=progress, reward_range=reward_range
-            )
-            seen.append(observed)
-            return losses, loss_metrics
+        def compute() -> Computed:
+            return self._losses(batch, with_model=with_model, progress=progress, rewards=replay.rewards)
 
-        metrics |= self.learner.update(compute, batch=batch, progress=progress)
-        if self.memory_spaces and seen[0] is not None:
-            replay.rewrite(batch, self.model.memory(seen[0].latents))
-        return metrics
+        update_metrics, observed = self.learner.update(compute, batch=batch, progress=progress)
+        if self.memory_spaces and with_model:
+            replay.rewrite(batch, self.model.memory(observed.latents))
+        return metrics | update_metrics
 
-    def _losses(
-        self, batch: dict[str, Tensor], *, with_model: bool, progress: float, reward_range: tuple[Tensor, Tensor]
-    ) -> tuple[Losses, dict[str, Tensor], Observed | None]:
+    def _losses(self, batch: dict[str, Tensor], *, with_model: bool, progress: float, rewards: Bounds) -> Computed:
         """All losses of one update, each with the groups it trains; metrics; the latents that the model saw."""
         losses: Losses = []
         metrics: dict[str, Tensor] = {}
         observed = None
         if with_model:
-            model_losses, metrics, observed = self.model.loss(batch, self._noise(batch))
+            model_losses, metrics, observed = self.model.loss(batch, self._noise(batch, "model"))
             self.guard.watch_all("model loss", model_losses)
-            total = torch.stack([self.model.loss_scales[name] * loss for name, loss in model_losses.items()]).sum()
-            metrics["model_loss"] = total.detach()
+            total = self.model.total(model_losses)
+            metrics = metrics | {"model_loss": total.detach()}
             losses.append((total, ("model",)))
+        elif self.behavior.starts_from_latents:
+            with torch.no_grad():
+                observed = self.model.observe(batch, self._noise(batch, "imagination"))
         behavior_losses, behavior_metrics = self.behavior.losses(
-            self.model,
             batch,
             observed,
             progress=progress,
-            reward_range=reward_range,
+            rewards=rewards,
             generator=self.generators["imagination"],
+            replayed=with_model,
         )
         for name, loss in behavior_losses.items():
             losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
-        return losses, metrics | behavior_metrics, observed
+        return Computed(losses, metrics | behavior_metrics, observed)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
@@ -335,27 +269,21 @@ class Dreamer:
         return weights
 
     def _sample(self, replay: Replay) -> dict[str, Tensor]:
-        sample = replay.sample_episodes if self.whole_episodes else replay.sample_windows
-        batch = sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
+        batch = replay.sample(
+            self.batch_size, self.batch_length, whole_episodes=self.whole_episodes, generator=self.generators["replay"]
+        )
         self.guard.watch_all("replayed", batch)
         return batch
 
-    def _noise(self, batch: dict[str, Tensor]) -> Tensor:
-        return uniform((*batch["reward"].shape, self.model.rssm.stoch_size), self.generators["model"])
+    def _noise(self, batch: dict[str, Tensor], role: str) -> Tensor:
+        return uniform((*batch["reward"].shape, self.model.rssm.stoch_size), self.generators[role])
 
     def _update_reward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
-        """Train the move head alone; it needs many more updates than the rest of the model, and they are cheap."""
-        assert self.task.rules is not None
-        instance, _ = self.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
+        """Train the reward head alone; it needs many more updates than the rest of the model, and they are cheap."""
 
-        def compute() -> tuple[Losses, dict[str, Tensor]]:
-            feat = None
-            if self.model.reward_latent:
-                with torch.no_grad():
-                    feat = self.model.observe(batch, self._noise(batch)).latents.feat()
-            loss = self.model.move_loss(batch, instance, feat)
-            metrics = {"move_error": loss.detach().sqrt()}
-            return [(self.model.loss_scales["reward"] * loss, ("model",))], metrics
+        def compute() -> Computed:
+            loss, metrics = self.model.reward_loss(batch, self.generators["model"])
+            return Computed([(loss, ("model",))], metrics)
 
         return self.learner.update_alone("model", compute, batch=batch, progress=progress)
 
@@ -378,7 +306,7 @@ def main(argv: list[str]) -> None:
                 argv=["dreamer.py", *argv],
                 make_agent=Dreamer,
                 make_pictures=lambda agent: make_pictures(
-                    agent.model, agent.behavior, device=agent.device, reward_scale=agent.reward_scale
+                    agent.imagination, agent.behavior, device=agent.device, reward_scale=agent.reward_scale
                 ),
             )
 

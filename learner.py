@@ -18,8 +18,18 @@ from recovery import Recovery
 # Each loss with the names of all the groups that it trains.
 Losses = list[tuple[Tensor, tuple[str, ...]]]
 Metrics = dict[str, Tensor]
-Compute = Callable[[], tuple[Losses, Metrics]]
 Batch = Mapping[str, Tensor]
+
+
+class Computed(NamedTuple):
+    """An update's losses and metrics, and what its agent wants handed back of what the losses saw."""
+
+    losses: Losses
+    metrics: Metrics
+    seen: Any = None
+
+
+Compute = Callable[[], Computed]
 
 
 class Attempt(NamedTuple):
@@ -67,14 +77,15 @@ class Learner:
         Its skips are counted for themselves: that it goes well says nothing of updates of all groups together.
         """
         draws = checkpoint.generator_state(self.generators)
-        losses, metrics = compute()
-        ((loss, _),) = losses
+        ((loss, _),), metrics, _ = compute()
         applied, _ = self.optimizers[name].step(loss, progress=progress, stream="alone")
         self._alone.append(Attempt(compute, batch, draws, applied))
         return metrics
 
-    def update(self, compute: Compute, *, batch: Batch, progress: float) -> Metrics:
+    def update(self, compute: Compute, *, batch: Batch, progress: float) -> tuple[Metrics, Any]:
         """Minimise the losses once; if updates keep failing, go back to the last good state.
+
+        Gives metrics, and what the losses have seen.
 
         Args:
             compute: gives losses and metrics. It is called again, with the same random numbers, where they were not
@@ -83,7 +94,7 @@ class Learner:
             progress: the share of the run that is over, for schedules.
         """
         draws = checkpoint.generator_state(self.generators)
-        losses, metrics = compute()
+        losses, metrics, seen = compute()
         applied, update_metrics = update_together(self._with_optimizers(losses), progress=progress)
         self.follow(applied)
         together = Attempt(compute, batch, draws, torch.stack(list(applied.values())).amin())
@@ -99,7 +110,7 @@ class Learner:
             self.generators["replay"].manual_seed(self.updates)
         self.updates += 1
         rollbacks = torch.full((), float(self.recovery.rollbacks), device=losses[0][0].device)
-        return metrics | update_metrics | {"rollbacks_max": rollbacks}
+        return metrics | update_metrics | {"rollbacks_max": rollbacks}, seen
 
     def _with_optimizers(self, losses: Losses) -> list[tuple[Tensor, list[Optimizer]]]:
         return [(loss, [self.optimizers[name] for name in names]) for loss, names in losses]
@@ -115,7 +126,7 @@ class Learner:
         def run_again() -> list[tuple[Tensor, dict[str, Tensor]]]:
             return [
                 (loss, {name: p for each in named for name, p in zip(each.names, each.parameters, strict=True)})
-                for loss, named in self._with_optimizers(attempt.compute()[0])
+                for loss, named in self._with_optimizers(attempt.compute().losses)
             ]
 
         try:

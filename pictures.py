@@ -9,33 +9,36 @@ from torch import Tensor
 from envs.drawing import draw_open_loop, draw_tour
 from envs.rules import Instance, each_part
 from evaluation import Pictures
-from models import ImagBehavior
+from imagining.behavior import ImagBehavior
+from imagining.imagination import Imagination
+from imagining.observation_imagination import ObservationImagination
+from imagining.routing_imagination import RoutingImagination
 from tools import uniform
-from world_model import WorldModel
 
 # Rows that an open-loop picture observes before it imagines.
 OPEN_LOOP_SEEN = 8
 
 
 def make_pictures(
-    model: WorldModel, behavior: ImagBehavior, *, device: torch.device, reward_scale: float
+    imagination: Imagination, behavior: ImagBehavior, *, device: torch.device, reward_scale: float
 ) -> Pictures | None:
-    """What draws the imagination of a model and its behaviour; None where there is nothing to draw.
+    """What draws the imagination of a behaviour; None where there is nothing to draw.
 
     Of a routing task it takes an instance, of any other a replayed sequence, and it gives pictures by name.
     """
 
     @torch.no_grad()
     def imagined_tour(instance: Instance) -> dict[str, np.ndarray]:
+        assert isinstance(imagination, RoutingImagination)
         instance = each_part(instance, lambda part: part[:1].to(device))
-        trajectory, reward = behavior.imagine_greedily(model, instance)
-        assert trajectory.state is not None
-        tour = torch.cat((trajectory.state.current[0, 0, :1], trajectory.action[0, 0, :-1]))
-        title = f"imagined: length {-float(reward.sum()) / reward_scale:.3f} by the model"
-        return {"imagined": draw_tour(instance.coords[0].cpu().numpy(), tour.cpu().numpy(), title=title)}
+        greedy = imagination.imagine_greedily(behavior.actor, instance, needs_latent=behavior.needs_latent)
+        title = f"imagined: length {-float(greedy.reward.sum()) / reward_scale:.3f} by the model"
+        coords, tour = instance.coords[0].cpu().numpy(), greedy.tours[0].cpu().numpy()
+        return {"imagined": draw_tour(coords, tour, title=title)}
 
     def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        length = sequence["is_first"].shape[1]
+        assert isinstance(imagination, ObservationImagination)
+        model, length = imagination.model, sequence["is_first"].shape[1]
         seen = max(1, min(OPEN_LOOP_SEEN, length // 2))
         if length < seen + 1:
             return {}
@@ -47,6 +50,7 @@ def make_pictures(
             for name, value in predicted.items()
         }
 
-    if model.rules is not None:
+    if isinstance(imagination, RoutingImagination):
         return imagined_tour
-    return open_loop if model.decoder is not None else None
+    assert isinstance(imagination, ObservationImagination)
+    return open_loop if imagination.model.decoder is not None else None

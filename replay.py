@@ -22,6 +22,7 @@ import checkpoint
 import safe_files
 from checkpoint import CheckpointError
 from config import UserError
+from tools import Bounds
 
 # Shape and dtype of what is stored of each row, by its name.
 Spaces = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -155,6 +156,16 @@ class Replay:
         self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(ignored, -torch.inf).amax())
         self.total += 1
         self.oldest = max(self.oldest, self.total - self.length)
+
+    @property
+    def rewards(self) -> Bounds:
+        """The smallest and the largest reward, 0-d, over every finite one ever added but those at `is_first`."""
+        return Bounds(self.reward_min, self.reward_max)
+
+    def sample(self, batch: int, length: int, *, whole_episodes: bool, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `sample_episodes` or else `sample_windows`."""
+        draw = self.sample_episodes if whole_episodes else self.sample_windows
+        return draw(batch, length, generator=generator)
 
     def sample_windows(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Windows drawn uniformly among all that are stored; they may cross the ends of episodes.

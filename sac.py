@@ -16,7 +16,7 @@ import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.tasks import Task
 from guard import Guard
-from learner import Learner, Losses
+from learner import Computed, Learner
 from observations import select
 from optimizer import Optimizer
 from replay import Replay
@@ -91,12 +91,9 @@ class SAC:
             guard=guard,
         )
         self.batch_size = config.batch_size
-        # A transition is two rows; routing takes whole episodes, whose nodes are then encoded once.
-        self.batch_length = 2
-        self.rows_per_update = self.batch_size
-        if task.rules is not None:
-            self.batch_length = task.rules.episode_steps(task.num_actions) + 1
-            self.rows_per_update = self.batch_size * self.batch_length
+        # A transition is two rows.
+        self.batch_length, self.whole_episodes = task.sequence(2)
+        self.rows_per_update = self.batch_size * (self.batch_length if self.whole_episodes else 1)
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def _make_soft(self, config: Config) -> Soft:
@@ -155,15 +152,16 @@ class SAC:
             progress: the share of the run that is over, for schedules.
         """
         self.guard.update = self.learner.updates
-        sample = replay.sample_windows if self.task.rules is None else replay.sample_episodes
-        batch = sample(self.batch_size, self.batch_length, generator=self.generators["replay"])
+        batch = replay.sample(
+            self.batch_size, self.batch_length, whole_episodes=self.whole_episodes, generator=self.generators["replay"]
+        )
         self.guard.watch_all("replayed", batch)
 
-        def compute() -> tuple[Losses, dict[str, Tensor]]:
+        def compute() -> Computed:
             losses, metrics = self.soft.losses(batch, self.generators["model"])
-            return [(loss, (name,)) for name, loss in losses.items()], metrics
+            return Computed([(loss, (name,)) for name, loss in losses.items()], metrics)
 
-        metrics = self.learner.update(compute, batch=batch, progress=progress)
+        metrics, _ = self.learner.update(compute, batch=batch, progress=progress)
         for name in ("q", "policy"):
             metrics[f"train/{name}_grad_norm"] = metrics.pop(f"{name}_grad_norm")
         return metrics

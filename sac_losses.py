@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from acting import encode_static
+from actors import TSPPointerActor, saturation
 from config import UserError
 from envs.rules import Instance, Rules
 from envs.tasks import ACTION_MASK, Task
-from networks import PointerTables, TSPPointerActor, saturation
 from sac_networks import (
     ActionValues,
     ObservationVector,
@@ -28,7 +29,7 @@ from sac_networks import (
     relu_mlp,
 )
 from tools import OneHotDist, ReturnScale, follow_slowly, uniform
-from views import View, encode_static
+from views import View
 
 Metrics = dict[str, Tensor]
 CRITICS = ("mse", "symlog_disc")
@@ -284,7 +285,7 @@ class RoutingSoft(DiscreteSoft):
         )
         states = type(state)(*(part[:, None] for part in state))
         view = View.of(self.rules, states, obs[ACTION_MASK][:, None])
-        dist = self.policy(None, PointerTables.of(static), view)
+        dist = self.policy(None, self.policy.restore(static), view)
         chosen = dist.mode() if generator is None else dist.sample(uniform((*is_first.shape, 1), generator))
         return chosen[:, 0], static
 
@@ -296,7 +297,8 @@ class RoutingSoft(DiscreteSoft):
         value = self.values(nodes, view, instance.valid)
         with torch.no_grad():
             slow_value = self.target_values(nodes, view, instance.valid)
-        return Judged.over_legal(self.policy.distribution(scores, view), scores, view.action_mask, value, slow_value)
+        dist = self.policy.distribution(scores, view)
+        return Judged.over_legal(dist, scores, batch[ACTION_MASK], value, slow_value)
 
     def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
         """The policy's tables of each instance, by name."""

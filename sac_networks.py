@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actors import TSPPointerActor
 from config import UserError
 from envs.tasks import ObservationKey
-from networks import TSPPointerActor
 from tools import SymexpTwoHot, symexp_bins
 from views import View
 

@@ -100,7 +100,7 @@ def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> l
     rules = agent.task.rules
     assert rules is not None
     try:
-        refuse_other_sizes(agent.model, agent.behavior, num_nodes)
+        refuse_other_sizes(agent.behavior, num_nodes)
         require_room(agent.behavior, num_nodes)
     except UserError as error:
         raise UserError(f"every random instance {error}") from error
@@ -172,9 +172,9 @@ def _solve_group(
     """The same for instances of one size and metric."""
     assert agent.task.rules is not None
     begin = time.perf_counter()
-    tours = best_tours(agent.model, agent.behavior, group, decoding, progress=progress)
+    tours = best_tours(agent.behavior, group, decoding, progress=progress)
     seconds = (time.perf_counter() - begin) / len(group)
-    pictured = imagined_tours(agent.model, agent.behavior, group) if imagine else [None] * len(group)
+    pictured = imagined_tours(agent.behavior, group) if imagine else [None] * len(group)
     nearest = nearest_neighbour_lengths(agent.task.rules, group).tolist()
     found: list[Solution | UserError] = []
     for instance, tour, picture, simple in zip(group, tours, pictured, nearest, strict=True):

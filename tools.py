@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -291,6 +291,13 @@ class BernoulliDist:
     def log_prob(self, value: Bool[Tensor, "*B"] | Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """Log-likelihood of `value`, which may be a probability too."""
         return -functional.binary_cross_entropy_with_logits(self.logits, value.to(self.logits.dtype), reduction="none")
+
+
+class Bounds(NamedTuple):
+    """The least and the largest that something can be."""
+
+    low: Tensor
+    high: Tensor
 
 
 def lambda_return(

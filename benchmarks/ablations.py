@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import actors
 import dreamer
-import networks
 from tools import OneHotDist
 
 BASE = ["--configs", "tsp_few_steps", "--train_ratio", "33.6"]
@@ -48,7 +48,7 @@ class LeakingDist(OneHotDist):
 def run(name: str, logdir: Path) -> None:
     """Train one variant."""
     if name == "leak":
-        networks.OneHotDist = LeakingDist  # type: ignore[misc]
+        actors.OneHotDist = LeakingDist  # type: ignore[misc]
     dreamer.main([*BASE, *VARIANTS[name], "--logdir", str(logdir)])
 
 

@@ -29,8 +29,8 @@ from envs.drawing import draw_tour_pair
 from envs.instances import TEST_SEED, field_test_coords
 from envs.rules import Instance
 from envs.vector import RoutingVectorEnv
-from imagination import imagine
-from starts import episode_starts
+from imagining.routing_imagination import RoutingImagination
+from imagining.routing_model import RoutingModel
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 GRID, STEP = 40, 0.1
@@ -45,13 +45,19 @@ def short_moves(origin: Float[Tensor, "*B 2"], half_turns: Float[Tensor, "*B"]) 
     return origin + STEP * torch.stack((torch.cos(angle), torch.sin(angle)), -1)
 
 
+def routing_model(agent: Dreamer) -> RoutingModel:
+    """The agent's world model, which is one of routing."""
+    assert isinstance(agent.model, RoutingModel)
+    return agent.model
+
+
 def fields(agent: Dreamer, costs: Costs) -> Float[Tensor, "2 D X Y"]:
     """Cost per distance of short moves, true and learnt, by direction and origin."""
     axis = torch.linspace(0, 1, GRID, device=agent.device)
     origin = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).expand(len(DIRECTIONS), -1, -1, -1)
     turns = torch.tensor([*DIRECTIONS.values()], device=agent.device)[:, None, None].expand(origin.shape[:-1])
     target = short_moves(origin, turns)
-    learnt = -agent.model.predict_move(origin, target, None) / agent.reward_scale
+    learnt = -routing_model(agent).predict_move(origin, target, None) / agent.reward_scale
     return torch.stack((costs.between(origin, target), learnt)) / STEP
 
 
@@ -104,7 +110,7 @@ def draw_belief(
     axes.plot(angle, costs.between(origin, target, factors.expand(len(turns), -1)).cpu() / STEP, "k--", label="true")
     for moves in MOVES:
         if moves < len(believed):
-            learnt = -agent.model.predict_move(origin, target, believed[moves]) / (STEP * agent.reward_scale)
+            learnt = -routing_model(agent).predict_move(origin, target, believed[moves]) / (STEP * agent.reward_scale)
             axes.plot(angle, learnt.cpu(), label=f"after {moves} moves")
     axes.set_title("cost per distance")
     axes.legend(loc="lower left", bbox_to_anchor=(0.9, 0.9))
@@ -114,18 +120,11 @@ def draw_belief(
 @torch.no_grad()
 def planned_tour(agent: Dreamer, instance: Instance, belief: Float[Tensor, "1 F"]) -> Tensor:
     """The tour that the agent would take of the whole instance if it believed this throughout, [N]."""
-    behavior, model = agent.behavior, agent.model
-    start = episode_starts(model, instance, tours=1, needs_latent=behavior.needs_latent, generator=None)
-    trajectory = imagine(
-        model,
-        behavior.actor,
-        start=start._replace(belief=belief),
-        tables=behavior.tables(model, instance, belief),
-        noise=None,
-        horizon=instance.coords.shape[1],
+    assert isinstance(agent.imagination, RoutingImagination)
+    greedy = agent.imagination.imagine_greedily(
+        agent.behavior.actor, instance, needs_latent=agent.behavior.needs_latent, belief=belief
     )
-    assert trajectory.state is not None
-    return trajectory.state.current[0, 0, :-1]
+    return greedy.tours[0]
 
 
 def draw(agent: Dreamer, out: Path) -> list[Path]:

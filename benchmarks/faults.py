@@ -159,14 +159,14 @@ def in_advantages(value: float) -> Fault:
 
     @contextmanager
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
-        reward = agent.behavior.returns.reward
+        reward = agent.imagination.reward
 
         def corrupted(*arguments: Any) -> Tensor:
             rewards = reward(*arguments).clone(memory_format=torch.contiguous_format)
             _write(rewards, value, rng)
             return rewards
 
-        with patch.object(agent.behavior.returns, "reward", corrupted):
+        with patch.object(agent.imagination, "reward", corrupted):
             yield
 
     return fault
@@ -179,8 +179,8 @@ def in_noise() -> Fault:
     def fault(agent: Dreamer, rng: random.Random) -> Iterator[None]:
         noise = agent._noise
 
-        def corrupted(batch: dict[str, Tensor]) -> Tensor:
-            values = noise(batch)
+        def corrupted(batch: dict[str, Tensor], role: str) -> Tensor:
+            values = noise(batch, role)
             _write(values, math.nan, rng)
             return values
 

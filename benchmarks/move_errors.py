@@ -20,6 +20,7 @@ import launch
 from benchmarks.speed import CONFIGS, act_and_store, make_env
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
+from imagining.routing_model import RoutingModel
 from replay import REWARD_AND_ENDS, Replay
 
 # Another one than anybody trains with, for the fresh episodes.
@@ -30,10 +31,9 @@ EPISODES = 256
 @torch.no_grad()
 def move_error(agent: Dreamer, replay: Replay) -> float:
     """Of the moves of `EPISODES` episodes drawn from replay, in the unit of the costs."""
-    assert agent.task.rules is not None
+    assert isinstance(agent.model, RoutingModel)
     batch = replay.sample_episodes(EPISODES, agent.batch_length, generator=agent.generators["replay"])
-    instance, _ = agent.task.rules.restore({key: value[:, 0] for key, value in batch.items()})
-    return float(agent.model.move_loss(batch, instance, None).sqrt()) / agent.reward_scale
+    return float(agent.model.move_loss(batch, agent.model.first_instance(batch), None).sqrt()) / agent.reward_scale
 
 
 def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
@@ -50,7 +50,8 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
     )
     agent = run.agent
     assert isinstance(agent, Dreamer)
-    if agent.task.rules is None or "reward" not in agent.model.heads or agent.model.reward_latent:
+    model = agent.model
+    if not isinstance(model, RoutingModel) or not model.separate_reward or model.reward_latent:
         raise ConfigError(f"{logdir} has no head that tells what a move costs from its geometry")
     state = checkpoint.load_latest(logdir, device, to_go_on=False) if logdir.is_dir() else None
     if state is None:

@@ -30,14 +30,14 @@ from torch import Tensor
 import evaluation
 import launch
 import worlds
+from actors import TSPPointerActor
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
 from dreamer import Dreamer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance
 from guard import Guard, NonFinite
-from imagination import expand_instance
+from imagining.routing_starts import expand_instance
 from logger import Logger, MetricAverages, ProgressBar, save_run_facts
-from networks import TSPPointerActor
 from tools import leave_one_out, uniform
 from views import View
 
@@ -109,7 +109,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         alive.append((~finished).float())
     features = [view.features for view in views if view.features is not None]
     view = View(
-        torch.stack([view.action_mask for view in views], 2),
+        torch.stack([view.action_mask for view in views if view.action_mask is not None], 2),
         first=state.first[..., None],
         current=torch.stack([view.current for view in views if view.current is not None], 2),
         features=torch.stack(features, 2) if features else None,

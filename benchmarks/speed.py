@@ -23,7 +23,6 @@ import torch
 
 import launch
 import learner
-import models
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
 from envs.routing import RULES
@@ -101,8 +100,10 @@ def update_seconds(agent: Dreamer, replay: Replay, updates: int) -> float:
 def imagined_decisions(agent: Dreamer, replay: Replay) -> int:
     """Decisions that one update imagines."""
     behavior = agent.behavior
-    start = behavior.start(agent.model, agent._sample(replay), None, agent.generators["imagination"])
-    return start.weight.numel() * behavior._horizon()
+    start = behavior.imagination.start(
+        agent._sample(replay), None, needs_latent=False, generator=agent.generators["imagination"]
+    )
+    return start.weight.numel() * behavior.imagination.horizon
 
 
 def guard_share(agent: Dreamer, replay: Replay, pairs: int) -> float:
@@ -133,11 +134,11 @@ def phase_seconds(agent: Dreamer, replay: Replay, updates: int) -> dict[str, flo
         "replay sample": (agent, "_sample"),
         "model": (agent.model, "loss"),
         "reward updates": (agent, "_update_reward"),
-        "start": (behavior, "start"),
-        "encode": (behavior, "tables"),
-        "imagine": (models, "imagine"),
-        "reward": (behavior.returns, "reward"),
-        "targets": (behavior, "targets"),
+        "start": (agent.imagination, "start"),
+        "encode": (behavior.actor, "tables"),
+        "imagine": (behavior, "_roll_out"),
+        "reward": (agent.imagination, "reward"),
+        "targets": (behavior.returns, "targets"),
         "score": (behavior, "_actor_loss"),
         "critic": (behavior, "_critic_loss"),
         "backward and step": (learner, "update_together"),

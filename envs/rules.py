@@ -197,9 +197,15 @@ class Rules(ABC):
 
 
 def each_part(parts: Parts, function: Callable[[Tensor], Tensor]) -> Parts:
-    """An instance or a state with every tensor replaced by what the function makes of it; a None stays."""
+    """A NamedTuple with every tensor in it, at any depth, replaced by what the function makes of it; a None stays."""
     make: Any = type(parts)
-    return make(*(None if part is None else function(part) for part in parts))
+    return make(*(_each_part(part, function) for part in parts))
+
+
+def _each_part(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(part, tuple):
+        return each_part(part, function)
+    return None if part is None else function(part)
 
 
 def visited_at_first(instance: Instance) -> Bool[Tensor, "*B N"]:

@@ -128,6 +128,15 @@ class Task(NamedTuple):
         assert self.actions.kind == "discrete", f"{self.actions.kind} actions cannot be counted"
         return self.actions.sizes[0]
 
+    def sequence(self, length: int) -> tuple[int, bool]:
+        """How many rows a replayed sequence has, and whether it is a whole episode.
+
+        Routing trains on whole episodes, so that each has one static context; any other task on windows of `length`.
+        """
+        if self.rules is None:
+            return length, False
+        return self.rules.episode_steps(self.num_actions) + 1, True
+
     @property
     def encoded(self) -> dict[str, ObservationKey]:
         """What a world model sees: the observations and, since legality may show nowhere else, the action mask."""

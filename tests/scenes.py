@@ -21,14 +21,20 @@ from envs.rules import Rules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from imagination import Imagination, Noise, Start, Trajectory, imagine
-from models import ImagBehavior, WorldModel
+from imagining.behavior import ImagBehavior
+from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine
+from imagining.observation_imagination import ObservationImagination
+from imagining.observation_model import ObservationModel
+from imagining.routing_imagination import RoutingImagination
+from imagining.routing_model import RoutingModel
+from imagining.settings import ImaginationSettings
+from imagining.world_model import Observed, WorldModel
+from models import make_behavior, make_imagination
 from moves import MoveHead
 from networks import TSPPointerActor
 from optimizer import update_together
 from replay import Replay
-from tools import uniform
-from world_model import Observed
+from tools import Bounds, uniform
 
 CPU = torch.device("cpu")
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
@@ -39,7 +45,7 @@ WORTH = torch.tensor([-1.0, 0.5, 2.0])
 # Rows of a scripted episode, its final observation included.
 EPISODE_ROWS = 5
 # Of the rewards in replay.
-RANGE = (torch.tensor(-0.9), torch.tensor(-0.1))
+RANGE = Bounds(torch.tensor(-0.9), torch.tensor(-0.1))
 
 
 def vector(size: int) -> ObservationKey:
@@ -209,18 +215,13 @@ def routing_replay(
 # A world model and a behaviour
 
 
-def make_behavior(task: Task, model: WorldModel, *, settings: Config, guard: Guard) -> ImagBehavior:
-    return ImagBehavior(
-        task,
-        model,
-        imagination=Imagination.of(settings),
-        actor=settings.actor,
-        critic=settings.critic,
-        optimizer={**settings.schedule.to_dict(), **settings.optimizer.to_dict()},
-        guard=guard,
-        norm=settings.model.norm,
-        initialisation=settings.model.initialisation,
-    )
+def imagination_in(model: WorldModel, settings: Config) -> Imagination:
+    """The way to imagine in a world model that is there already."""
+    choices = ImaginationSettings.of(settings)
+    if isinstance(model, RoutingModel):
+        return RoutingImagination(model, choices)
+    assert isinstance(model, ObservationModel)
+    return ObservationImagination(model, choices)
 
 
 class Scene:
@@ -229,29 +230,44 @@ class Scene:
     def __init__(self, task: Task = ROUTING, **changes: Any) -> None:
         torch.manual_seed(0)
         settings = debug_config(*([] if task.rules else ["gym"]), **changes)
-        self.model = WorldModel(task, settings.model, discount=settings.discount)
+        choices = ImaginationSettings.of(settings)
+        self.imagination = make_imagination(task, choices, model=settings.model)
         self.guard = Guard("cpu")
-        self.behavior = make_behavior(task, self.model, settings=settings, guard=self.guard)
+        self.behavior: ImagBehavior = make_behavior(task, self.imagination, config=settings, guard=self.guard)
+
+    @property
+    def model(self) -> Any:
+        """The world model; of either kind, as a test knows which one it asked for."""
+        return self.imagination.model
 
     def start(self, batch: dict[str, Tensor], seed: int = 0) -> Start:
-        return self.behavior.start(self.model, batch, None, generator(seed))
+        return self.start_by(batch, generator(seed))
 
-    def imagine(
-        self, start: Start, *, horizon: int = NODES, seed: int = 1, mask: str = "rules", differentiable: bool = False
-    ) -> Trajectory:
+    def start_by(self, batch: dict[str, Tensor], draws: torch.Generator) -> Start:
+        return self.imagination.start(
+            batch, self._seen(batch, draws), needs_latent=self.behavior.needs_latent, generator=draws
+        )
+
+    def _seen(self, batch: dict[str, Tensor], draws: torch.Generator) -> Observed | None:
+        """What imagination starts from, as an agent has it in updates that do not train the world model."""
+        if not self.behavior.starts_from_latents:
+            return None
+        with torch.no_grad():
+            return self.model.observe(batch, uniform((*batch["reward"].shape, self.model.rssm.stoch_size), draws))
+
+    def imagine(self, start: Start, *, horizon: int = NODES, seed: int = 1, differentiable: bool = False) -> Trajectory:
         draws, shape = generator(seed), start.weight.shape
         noise = Noise(
             latent=torch.rand(horizon, *shape, self.model.rssm.stoch_size, generator=draws),
             action=torch.rand(horizon, *shape, *self.model.task.actions.shape, generator=draws),
         )
         return imagine(
-            self.model,
+            self.imagination,
             self.behavior.actor,
             start=start,
-            tables=self.behavior.tables(self.model, start.instance, start.belief),
+            tables=self.behavior.actor.tables(self.imagination.node_set(start.context)),
             noise=noise,
             horizon=horizon,
-            mask=mask,
             differentiable=differentiable,
         )
 
@@ -263,11 +279,19 @@ class Scene:
         noise = uniform((*batch["reward"].shape, self.model.rssm.stoch_size), generator(seed))
         return self.model.observe(batch, noise)
 
+    def bounds(self, trajectory: Trajectory, start: Start, rewards: Bounds = RANGE) -> Bounds | None:
+        """The range that targets are clipped to."""
+        possible = self.imagination.possible_returns(trajectory, start, rewards)
+        return self.behavior.returns.bounds(possible, device=CPU)
+
     def losses(
         self, batch: dict[str, Tensor], observed: Observed | None = None, *, seed: int = 0, progress: float = 0.0
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of actor and critic; with `observed`, also of the critic on replayed rewards."""
+        draws = generator(seed)
+        seen = self._seen(batch, draws) if observed is None else observed
         return self.behavior.losses(
-            self.model, batch, observed, progress=progress, reward_range=RANGE, generator=generator(seed)
+            batch, seen, progress=progress, rewards=RANGE, generator=draws, replayed=observed is not None
         )
 
     def update(self, batch: dict[str, Tensor], seed: int = 0, *, progress: float = 0.0) -> dict[str, Tensor]:
@@ -311,8 +335,8 @@ def constant_critic(scene: Scene) -> float:
 
 
 def state_of(trajectory: Trajectory) -> TSPState:
-    assert trajectory.state is not None
-    return trajectory.state
+    assert trajectory.moments.state is not None
+    return trajectory.moments.state
 
 
 def instance_of(start: Start) -> TSPInstance:
@@ -366,5 +390,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
-def make_world_model(task: Task, **changes: Any) -> WorldModel:
-    return WorldModel(task, debug_config(**{f"model.{key}": value for key, value in changes.items()}).model)
+def make_world_model(task: Task, *, discount: float = 1.0, **changes: Any) -> Any:
+    """A world model of the kind that the task needs, from the section `debug` with some keys changed."""
+    settings = debug_config(**{f"model.{key}": value for key, value in changes.items()}).model
+    return ObservationModel(task, settings, discount=discount) if task.rules is None else RoutingModel(task, settings)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from envs.tasks import Task
 from guard import Guard
-from imagination import Noise, imagine
-from models import WorldModel
+from imagining.behavior import make_actor
+from imagining.imagination import Noise, imagine
 from optimizer import Optimizer
 from tests.scenes import (
     NODES,
@@ -18,7 +18,7 @@ from tests.scenes import (
     WORTH,
     debug_config,
     generator,
-    make_behavior,
+    imagination_in,
     make_world_model,
     routing_replay,
     scripted_replay,
@@ -29,7 +29,7 @@ from tools import uniform
 class Learner:
     """A world model with its optimiser, taught from replay."""
 
-    def __init__(self, model: WorldModel, *, lr: float = 5e-3) -> None:
+    def __init__(self, model: Any, *, lr: float = 5e-3) -> None:
         self.model = model
         self.optimizer = Optimizer("model", {"model": model}, guard=Guard("cpu"), lr=lr, clip=10.0)
         self.noise = generator(1)
@@ -111,13 +111,17 @@ def test_imagined_reward_is_that_of_the_imagined_action(scripted: Taught):
     model = scripted.learner.model
     changes = {"imag_horizon": "3", "imag_start": "replay", "imag_first": "stored", "baseline": "critic"}
     settings = debug_config(imag_tours=1, **{"actor.type": "mlp"}, **changes)
-    behavior = make_behavior(SCRIPTED, model, settings=settings, guard=Guard("cpu"))
-    start = behavior.start(model, scripted.batch, None, generator(3))
+    imagination, actor = (
+        imagination_in(model, settings),
+        make_actor(SCRIPTED, imagination_in(model, settings), settings.actor),
+    )
+    observed = model.observe(scripted.batch, scripted.learner.draw(scripted.batch))
+    start = imagination.start(scripted.batch, observed, needs_latent=True, generator=generator(3))
     noise = Noise(latent=torch.rand(2, *start.weight.shape, model.rssm.stoch_size), action=torch.rand(2, 64, 12))
-    trajectory = imagine(model, behavior.actor, start=start, tables=None, noise=noise, horizon=2)
+    trajectory = imagine(imagination, actor, start=start, tables=None, noise=noise, horizon=2)
     # Two moves further the episode still goes on; what follows its end answers no action.
     inner = scripted.batch["clock"][..., 0] < 0.3
-    reward, worth = behavior.returns.reward(model, trajectory, start)[inner], WORTH[trajectory.action][inner]
+    reward, worth = imagination.reward(trajectory, start)[inner], WORTH[trajectory.action][inner]
     assert len(worth.unique()) == len(WORTH)
     assert mean_error(reward, worth) < 0.15
     assert mean_error(reward[:, 0], worth[:, 1]) > 0.5

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from dreamer import Dreamer
 from envs.routing import TSPRules
+from envs.rules import each_part
 from envs.tasks import ActionSpec, Task
 from guard import Guard
-from imagination import imagine
+from imagining.behavior import ImagBehavior
+from imagining.imagination import imagine
 from launch import make_generators
-from models import ImagBehavior
 from networks import Latent
 from tests.scenes import (
     CPU,
@@ -37,6 +38,7 @@ from tests.scenes import (
     vector,
     without_zero_outputs,
 )
+from views import View
 
 # Actor
 
@@ -62,15 +64,22 @@ def actor_gradient(scene: Scene, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_reinforce_gradient_equals_the_one_written_out_by_hand():
     scene, batch = Scene(imag_reward="simulated", imag_tours=3, actor__unimix=0.0, **PLAIN), episodes(4)
     draws = generator()
-    start = scene.behavior.start(scene.model, batch, None, draws)
-    noise = scene.behavior._noise(scene.model, start.weight.shape, NODES, draws)
+    start = scene.start_by(batch, draws)
+    noise = scene.behavior._noise(start.weight.shape, draws)
     tables = pointer_of(scene).encode(TSPRules.node_features(instance_of(start)))
     trajectory = imagine(
-        scene.model, scene.behavior.actor, start=start, tables=tables.detach(), noise=noise, horizon=NODES
+        scene.imagination,
+        scene.behavior.actor,
+        start=start,
+        tables=each_part(tables, Tensor.detach),
+        noise=noise,
+        horizon=NODES,
     )
     returns = -lengths(instance_of(start).coords, tours_of(trajectory))
     dist = scene.behavior.actor(
-        None if trajectory.feat is None else trajectory.feat[:, :, :-1], tables, trajectory.view(slice(0, -1))
+        trajectory.feat(slice(0, -1)),
+        tables,
+        trajectory.moments.view.at(slice(0, -1)),
     )
     objective = torch.zeros(())
     for row in range(4):
@@ -99,18 +108,16 @@ def test_dynamics_gradient_reaches_the_actor_through_the_moves():
 def test_dynamics_gradient_of_a_move_is_that_of_the_expected_position():
     scene = costly_legs(Scene(imag_gradient="dynamics", baseline="critic", imag_tours=1, imag_horizon="1", **PLAIN))
     start, trajectory = scene.imagine_from(episodes(8), horizon=1, differentiable=True)
-    assert trajectory.positions is not None
-    target = trajectory.positions[1]
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start).sum()
+    assert trajectory.decisions.choice is not None
+    choice = trajectory.decisions.choice
+    reward = scene.imagination.reward(trajectory, start).sum()
     parameters = list(scene.behavior.actor.parameters())
     actual = torch.autograd.grad(reward, parameters, allow_unused=True, retain_graph=True)
-    (slope,) = torch.autograd.grad(reward, target)
+    (slope,) = torch.autograd.grad(reward, choice)
     tables = pointer_of(scene).encode(TSPRules.node_features(instance_of(start)))
-    assert trajectory.feat is not None
-    probs = scene.behavior.actor(trajectory.feat[:, :, :1], tables, trajectory.view(slice(0, 1))).probs
-    expected = torch.autograd.grad(
-        (probs @ instance_of(start).coords[:, None] * slope).sum(), parameters, allow_unused=True
-    )
+    view = trajectory.moments.view.at(slice(0, 1))
+    probs = scene.behavior.actor(trajectory.feat(slice(0, 1)), tables, view).probs
+    expected = torch.autograd.grad((probs * slope).sum(), parameters, allow_unused=True)
     assert max(gradient.abs().max() for gradient in expected if gradient is not None) > 1e-4
     for mine, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
@@ -293,8 +300,8 @@ def test_replay_value_loss_is_there_where_it_can_teach_the_model():
     assert set(plain.losses(batch, plain.observe(batch))[0]) == {"actor", "critic", "replay_value"}
     assert set(plain.losses(batch)[0]) == {"actor", "critic"}
     assert set(without.losses(batch, without.observe(batch))[0]) == {"actor", "critic"}
-    routing, tours = Scene(critic__replay_scale=0.3, **CRITIC), episodes(2)
-    assert set(routing.losses(tours, routing.observe(tours))[0]) == {"actor", "critic"}
+    with pytest.raises(ValueError, match="critic.replay_scale is 0.3; routing needs it at 0"):
+        Scene(critic__replay_scale=0.3, **CRITIC)
 
 
 def test_replay_value_loss_by_hand():
@@ -311,11 +318,11 @@ def test_replay_value_loss_by_hand():
     # Two trajectories of two steps from each row; the first step of the first is what the row is worth.
     targets = torch.randn(1, 8, 2)
     worth, reward = targets[0, ::2, 0], batch["reward"][0]
-    loss = behavior._replay_value_loss(scene.model, batch, observed, targets)
+    loss = behavior._replay_value_loss(batch, observed, targets)
     expected = torch.zeros(())
     for row in (0, 2):
         feat = latents.feat()[:, row]
-        dist, slow = behavior.critic(feat, None, None), behavior.slow_critic(feat, None, None).mean()
+        dist, slow = behavior.critic(feat, None, View(None)), behavior.slow_critic(feat, None, View(None)).mean()
         target = reward[row + 1] + 0.5 * worth[row + 1]
         expected = expected - (dist.log_prob(target[None]) + 0.5 * dist.log_prob(slow.detach())).sum() / 2
     torch.testing.assert_close(loss, expected)

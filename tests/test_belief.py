@@ -18,10 +18,11 @@ from envs.metrics import EXACT
 from envs.routing import TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from imagining.routing_model import RoutingModel
+from imagining.world_model import Observed
 from launch import make_generators
 from moves import MoveHead, move_geometry
 from tests.scenes import CPU, NODES, Scene, debug_config, episodes, generator, pointer_of, routing, without_zero_outputs
-from world_model import Observed
 
 BELIEF: dict[str, Any] = {
     "model__belief": True,
@@ -153,7 +154,9 @@ def test_move_head_gives_the_same_for_one_latent_of_many_moves():
 
 def observed_and_start(scene: Scene, batch: dict[str, Tensor]) -> tuple[Observed, Any]:
     observed = scene.observe(batch)
-    return observed, scene.behavior.start(scene.model, batch, observed, generator(0))
+    draws = generator(0)
+    latents = observed if scene.behavior.needs_latent else None
+    return observed, scene.imagination.start(batch, latents, needs_latent=scene.behavior.needs_latent, generator=draws)
 
 
 def test_row_starts_are_rows_of_their_episode_with_their_belief():
@@ -162,7 +165,7 @@ def test_row_starts_are_rows_of_their_episode_with_their_belief():
     row = start.state.visited[:, 0].sum(-1) - 1
     every = torch.arange(64)
     assert start.state.current.equal(batch["current_node"][every, row][:, None].expand(-1, 3))
-    torch.testing.assert_close(start.belief, beliefs(scene, batch)[every, row])
+    torch.testing.assert_close(start.context.belief, beliefs(scene, batch)[every, row])
     assert (start.weight == 1).all() and start.latent is None
 
 
@@ -180,10 +183,10 @@ def test_row_starts_are_early_rows_mostly_and_never_the_last():
 def test_imagined_rewards_are_those_of_the_belief_at_the_start():
     scene, batch = believing(), stretched()
     start, trajectory = scene.imagine_from(batch)
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
-    assert start.belief is not None and start.context is not None and trajectory.state is not None
-    table = scene.model.predict_moves(start.context.instance, start.belief)
-    current = trajectory.state.current[:, :, :-1]
+    reward = scene.imagination.reward(trajectory, start)
+    assert start.context.belief is not None and trajectory.moments.state is not None
+    table = scene.model.predict_moves(start.context.instance, start.context.belief)
+    current = trajectory.moments.state.current[:, :, :-1]
     expected = table[torch.arange(4)[:, None, None], current, trajectory.action] * trajectory.alive
     torch.testing.assert_close(reward, expected)
 
@@ -210,10 +213,10 @@ def test_belief_changes_the_policy_and_predicted_costs_are_part_of_it():
     _, start = observed_and_start(scene, batch)
     actor, model, instance = pointer_of(scene), scene.model, start.context.instance
     nodes = RULES.node_features(instance)
-    moves = model.predict_moves(instance, start.belief)
-    plain = actor.encode(nodes, start.belief, torch.zeros_like(moves))
-    torch.testing.assert_close(actor.encode(nodes, start.belief, moves).direct - plain.direct, 0.5 * moves)
-    assert not actor.encode(nodes, start.belief.roll(1, 0), moves).logits.isclose(plain.logits).all()
+    moves = model.predict_moves(instance, start.context.belief)
+    plain = actor.encode(nodes, start.context.belief, torch.zeros_like(moves))
+    torch.testing.assert_close(actor.encode(nodes, start.context.belief, moves).direct - plain.direct, 0.5 * moves)
+    assert not actor.encode(nodes, start.context.belief.roll(1, 0), moves).logits.isclose(plain.logits).all()
 
 
 def test_every_part_of_a_believing_actor_learns():
@@ -223,6 +226,11 @@ def test_every_part_of_a_believing_actor_learns():
     without = [name for name, p in scene.behavior.actor.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert without == []
     assert all(parameter.grad is None for parameter in scene.model.parameters())
+
+
+def routing_model(agent: Dreamer) -> RoutingModel:
+    assert isinstance(agent.model, RoutingModel)
+    return agent.model
 
 
 def hidden_agent(**changes: Any) -> Dreamer:
@@ -235,11 +243,12 @@ def test_solver_plans_by_what_is_believed_before_any_move(monkeypatch: pytest.Mo
     agent = hidden_agent(**{key.replace("__", "."): value for key, value in BELIEF.items()})
     cases = [RoutingInstance(str(i), "tsp", nodes, EXACT) for i, nodes in enumerate(field_test_coords(NODES, 3))]
     seen = tables_of(agent, monkeypatch)
-    best_tours(agent.model, agent.behavior, cases, Decoding())
+    best_tours(agent.behavior, cases, Decoding())
     instance = TSPInstance(torch.tensor(field_test_coords(NODES, 3)).float())
-    belief = agent.model.first_belief(instance)
+    model = routing_model(agent)
+    belief = model.first_belief(instance)
     assert belief is not None
-    by_belief, without = (agent.behavior.tables(agent.model, instance, each) for each in (belief, None))
+    by_belief, without = (agent.behavior.actor.tables(model.node_set(instance, each)) for each in (belief, None))
     assert by_belief is not None and without is not None
     torch.testing.assert_close(seen[0], by_belief.direct)
     assert not seen[0].isclose(without.direct).all()
@@ -281,7 +290,7 @@ def tables_while_acting(agent: Dreamer, monkeypatch: pytest.MonkeyPatch) -> list
 
 def test_acting_believes_what_training_believes(monkeypatch: pytest.MonkeyPatch):
     agent = hidden_agent(**BELIEF)
-    believe, seen = agent.model.believe, []
+    believe, seen = routing_model(agent).believe, []
 
     def record(*arguments: Any) -> Tensor:
         seen.append(believe(*arguments))

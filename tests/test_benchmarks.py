@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import compare
-import models
 from benchmarks import cost_fields, move_errors, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
@@ -15,6 +14,7 @@ from envs.costs import Costs
 from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
+from imagining.behavior import ImagBehavior
 from launch import make_generators, unused_logdir
 from logger import Logger
 from worlds import make_task
@@ -126,7 +126,7 @@ def test_policy_gradient_refuses_the_folder_of_another_run(tmp_path, capsys):
 def test_speed_prints_both_tables_and_leaves_the_code_as_it_was(options, capsys, monkeypatch):
     monkeypatch.setattr(speed, "ENV_SECONDS", 0.02)
     monkeypatch.setattr(speed, "GUARD_PAIRS", 3)
-    imagine = models.imagine
+    roll_out = ImagBehavior._roll_out
     speed.main(["--configs", "debug", "--device", "cpu", "--updates", "4", *options])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     figures = {row[0]: float(row[1].replace(",", "")) for row in rows if row[0] not in ("what", "phase")}
@@ -136,7 +136,7 @@ def test_speed_prints_both_tables_and_leaves_the_code_as_it_was(options, capsys,
         assert figures[phase] > 0
     parts = list(figures)[list(figures).index("replay sample") : -1]
     assert sum(figures[part] for part in parts) == pytest.approx(figures["update"], abs=0.1)
-    assert models.imagine is imagine
+    assert ImagBehavior._roll_out is roll_out
 
 
 def test_speed_refuses_a_task_that_is_no_routing(capsys):

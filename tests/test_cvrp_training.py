@@ -19,7 +19,7 @@ from envs.routing import tour_length
 from envs.rules import each_part
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
-from imagination import Trajectory
+from imagining.imagination import Trajectory
 from networks import TSPPointerActor
 from replay import Replay
 from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
@@ -56,8 +56,8 @@ def imagined(made: Scene, batch: dict[str, Tensor], **choices: Any) -> tuple[Any
 
 
 def plan_states(trajectory: Trajectory) -> CVRPState:
-    assert isinstance(trajectory.state, CVRPState)
-    return trajectory.state
+    assert isinstance(trajectory.moments.state, CVRPState)
+    return trajectory.moments.state
 
 
 def test_replayed_windows_hold_one_whole_plan_and_count_no_more():
@@ -82,9 +82,9 @@ def test_imagined_masks_are_the_environments_at_every_step():
     )
     obs, _ = env.reset()
     running = torch.ones(rows, dtype=torch.bool)
-    assert trajectory.mask is not None
+    assert trajectory.moments.view.action_mask is not None
     for step in range(horizon):
-        assert trajectory.mask[:, :, step].flatten(0, 1)[running].equal(obs["action_mask"][running])
+        assert trajectory.moments.view.action_mask[:, :, step].flatten(0, 1)[running].equal(obs["action_mask"][running])
         assert trajectory.alive[:, :, step].flatten().equal(running.float())
         load = plan_states(trajectory).load[:, :, step].flatten()
         assert load[running].equal(obs["load"][running, 0])
@@ -169,12 +169,12 @@ def test_load_enters_the_pointers_query_linearly():
 def test_critic_and_world_model_see_the_load():
     made, batch = scene(), cvrp_batch()
     without_zero_outputs(made.behavior)
-    context, view = made.model.episode_context(batch)
-    assert context is not None and view is not None and view.features is not None
+    context, view = made.model.context(made.model.first_instance(batch)), made.model.view(batch)
+    assert view.features is not None and view.action_mask is not None
     emptied = view._replace(features=torch.zeros_like(view.features))
     assert not made.model.encode({}, context, view).allclose(made.model.encode({}, context, emptied))
     critic = made.behavior.critic
-    nodes = critic.encode(CVRPRules.node_features(context.instance))
+    nodes = critic.tables(made.model.node_set(context.instance))
     feat = torch.zeros(*view.action_mask.shape[:-1], made.model.rssm.feat_size)
     values = [critic(feat, nodes, each).mean() for each in (view, emptied)]
     assert not values[0].allclose(values[1])

@@ -45,7 +45,7 @@ def cvrp_instances(count, num_nodes=NODES, capacity=15):
 
 
 def decode(agent, cases, **how):
-    return best_tours(agent.model, agent.behavior, cases, Decoding(**how))
+    return best_tours(agent.behavior, cases, Decoding(**how))
 
 
 def lengths(cases, tours):
@@ -120,7 +120,7 @@ def test_best_tours_report_all_decisions():
         how = Decoding(method=method, samples=3)
         seen: list[int] = []
         agent, cases = make_agent(), instances(2, 5)
-        best_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
+        best_tours(agent.behavior, cases, how, progress=seen.append)
         assert sum(seen) == 2 * how.decisions(TSPRules, 5)
 
 
@@ -178,7 +178,7 @@ def test_imagined_tours_expect_lengths_in_the_unit_of_the_instance(scale):
     # With the true cost in place of a learned one, imagination expects what its tour is long.
     agent = make_agent(imag_reward="simulated")
     cases = [case._replace(coords=scale * case.coords) for case in instances(3, 8)]
-    imagined = [each for each in imagined_tours(agent.model, agent.behavior, cases) if each is not None]
+    imagined = [each for each in imagined_tours(agent.behavior, cases) if each is not None]
     assert [sorted(each.tour) for each in imagined] == [list(range(8))] * 3
     np.testing.assert_allclose(
         [each.length for each in imagined], lengths(cases, [e.tour for e in imagined]), rtol=1e-5
@@ -220,9 +220,9 @@ def test_best_tours_of_cvrp_keep_the_rules_in_instances_of_any_size(method, num_
 def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
     agent, (case,) = make_cvrp_agent(), cvrp_instances(1)
     scaled = torch.from_numpy(case.coords)[None].float()
-    context, tables = decoding._static(agent.model, agent.behavior, decoding.as_instance([case], scaled))
+    context, tables = decoding._static(agent.behavior, decoding.as_instance([case], scaled))
     first = torch.tensor([Decoding(method="augment").first_nodes(CVRPRules, NODES)])
-    plans = decoding.roll_out(agent.model, agent.behavior, context=context, tables=tables, first=first, generator=None)
+    plans = decoding.roll_out(agent.behavior, context=context, tables=tables, first=first, generator=None)
     assert plans[0, 1:, 1].tolist() == list(range(1, NODES))
     np.testing.assert_array_equal(decoding._without_waiting(plans[0, 0].numpy()), decode(agent, [case])[0])
 
@@ -232,14 +232,14 @@ def test_best_tours_of_cvrp_report_all_decisions():
         how = Decoding(method=method, samples=3)
         seen: list[int] = []
         agent, cases = make_cvrp_agent(), cvrp_instances(2)
-        best_tours(agent.model, agent.behavior, cases, how, progress=seen.append)
+        best_tours(agent.behavior, cases, how, progress=seen.append)
         assert sum(seen) == 2 * how.decisions(CVRPRules, NODES)
 
 
 def test_imagined_plans_expect_lengths_in_the_unit_of_the_instance():
     agent = make_cvrp_agent(imag_reward="simulated")
     cases = [case._replace(coords=1000 * case.coords) for case in cvrp_instances(5)]
-    imagined = [each for each in imagined_tours(agent.model, agent.behavior, cases) if each is not None]
+    imagined = [each for each in imagined_tours(agent.behavior, cases) if each is not None]
     for case, each in zip(cases, imagined, strict=True):
         check_solution(case, each.tour)
     np.testing.assert_allclose(

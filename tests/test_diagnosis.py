@@ -188,8 +188,7 @@ def test_diagnosis_changes_nothing_of_the_agent(agent: dreamer.Dreamer, replay: 
     before = {name: value.clone() for name, value in agent.learner.recovery._state().items()}
 
     def compute() -> Any:
-        reward_range = (replay.reward_min, replay.reward_max)
-        return agent._losses(batch, with_model=True, progress=0.0, reward_range=reward_range)[:2]
+        return agent._losses(batch, with_model=True, progress=0.0, rewards=replay.rewards)
 
     attempt = Attempt(compute, batch, draws, torch.zeros(()))
     agent.learner._find_cause(attempt, update=1, take_back=True)

@@ -17,7 +17,7 @@ from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from imagination import Imagination
+from imagining.settings import ImaginationSettings
 from logger import METRICS
 from pictures import make_pictures
 from tools import uniform
@@ -200,7 +200,7 @@ def test_weights_alone_leave_the_counters():
 
 def test_make_pictures_draws_the_imagined_tour():
     shown = agent()
-    pictures: Any = make_pictures(shown.model, shown.behavior, device=CPU, reward_scale=1.0)
+    pictures: Any = make_pictures(shown.imagination, shown.behavior, device=CPU, reward_scale=1.0)
     drawn = pictures(TSPInstance(torch.rand(1, NODES, 2)))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]
@@ -218,12 +218,12 @@ def test_make_task_takes_the_nodes_from_the_config():
 
 
 def test_imagination_reads_horizon_and_range():
-    settings = Imagination.of(debug_config(imag_horizon="7", target_clip="[-20, 0]", baseline="critic"))
+    settings = ImaginationSettings.of(debug_config(imag_horizon="7", target_clip="[-20, 0]", baseline="critic"))
     assert settings.horizon == 7
     assert settings.target_clip == (-20.0, 0.0)
-    assert Imagination.of(debug_config()).horizon == "episode"
+    assert ImaginationSettings.of(debug_config()).horizon == "episode"
 
 
 def test_imagination_refuses_a_range_that_is_none():
     with pytest.raises(ValueError, match="target_clip is '\\[low, high\\]'; a range is written as two numbers"):
-        Imagination.of(debug_config(target_clip="[low, high]"))
+        ImaginationSettings.of(debug_config(target_clip="[low, high]"))

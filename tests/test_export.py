@@ -85,7 +85,7 @@ def test_exported_weights_take_missing_config_keys_from_the_defaults(run, tmp_pa
     state = checkpoint.load(path, CPU)
     del state["config"]["imag_first"], state["config"]["model"]["depth"]
     checkpoint.save(path, state)
-    assert solve.load_agent(path, CPU).behavior.imagination.first == "any"
+    assert solve.load_agent(path, CPU).behavior.settings.first == "any"
 
 
 def test_init_begins_a_run_with_exported_weights(run, tmp_path):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import networks
+import actors
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPEnv, TSPInstance, TSPRules, TSPState
 from envs.tasks import ActionSpec, Task, wrong_share
 from envs.vector import RoutingVectorEnv
-from imagination import Imagination, Trajectory, expand_instance
+from imagining.imagination import Trajectory
+from imagining.routing_imagination import RoutingImagination
+from imagining.routing_starts import expand_instance
+from imagining.settings import ImaginationSettings
 from layers import MLP
 from tests.scenes import (
     CPU,
@@ -34,7 +37,7 @@ from tests.scenes import (
     with_head,
 )
 from tools import OneHotDist
-from views import take_nodes
+from views import View
 
 # Legality
 
@@ -85,7 +88,7 @@ def test_leaking_unimix_takes_illegal_actions(monkeypatch: pytest.MonkeyPatch):
 
     scene, batch = Scene(actor__unimix=0.1), episodes(32)
     assert scene.update(batch)["miss_rate"] == 0
-    monkeypatch.setattr(networks, "OneHotDist", LeakingDist)
+    monkeypatch.setattr(actors, "OneHotDist", LeakingDist)
     assert scene.update(batch)["miss_rate"] > 0.005
 
 
@@ -104,20 +107,20 @@ def test_imag_mask_step_0_is_the_agreement_with_the_rules():
 
 
 def test_true_state_is_stepped_alongside_a_predicted_mask():
-    _, trajectory = Scene(imag_mask="predicted").imagine_from(episodes(8), mask="predicted")
-    assert trajectory.mask is not None and trajectory.true_mask is not None
-    assert not torch.equal(trajectory.mask, trajectory.true_mask)
-    assert torch.equal(trajectory.true_mask, TSPRules.action_mask(state_of(trajectory)))
-    assert trajectory.mask[:, :, :-1].gather(-1, trajectory.action[..., None]).all()
+    _, trajectory = Scene(imag_mask="predicted").imagine_from(episodes(8))
+    assert trajectory.moments.view.action_mask is not None and trajectory.moments.true_mask is not None
+    assert not torch.equal(trajectory.moments.view.action_mask, trajectory.moments.true_mask)
+    assert torch.equal(trajectory.moments.true_mask, TSPRules.action_mask(state_of(trajectory)))
+    assert trajectory.moments.view.action_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).all()
 
 
 def test_mask_rules_give_the_exact_mask():
     scene, batch = Scene(SWITCHING), switches_episodes(16)
-    assert scene.behavior.mask_from == "rules"
+    assert scene.imagination.mask_from == "rules"
     start, trajectory = scene.imagine_from(batch, horizon=SWITCHES)
-    assert isinstance(start.state, SwitchesState)
-    assert trajectory.mask is not None and trajectory.true_mask is not None
-    assert torch.equal(trajectory.mask, trajectory.true_mask)
+    assert isinstance(start.state.rules_state, SwitchesState)
+    assert trajectory.moments.view.action_mask is not None and trajectory.moments.true_mask is not None
+    assert torch.equal(trajectory.moments.view.action_mask, trajectory.moments.true_mask)
     fresh = trajectory.action[:, :4]
     # From the first row of an episode, four moves press every switch once.
     assert (fresh.sort(-1).values == torch.arange(SWITCHES)).all()
@@ -128,10 +131,10 @@ def test_mask_rules_give_the_exact_mask():
 
 def test_predicted_mask_is_held_against_mask_rules():
     scene, batch = Scene(SWITCHING, imag_mask="predicted"), switches_episodes(16)
-    assert scene.behavior.mask_from == "predicted"
-    _, trajectory = scene.imagine_from(batch, horizon=SWITCHES, mask="predicted")
-    assert trajectory.mask is not None and trajectory.true_mask is not None
-    assert not torch.equal(trajectory.mask, trajectory.true_mask)
+    assert scene.imagination.mask_from == "predicted"
+    _, trajectory = scene.imagine_from(batch, horizon=SWITCHES)
+    assert trajectory.moments.view.action_mask is not None and trajectory.moments.true_mask is not None
+    assert not torch.equal(trajectory.moments.view.action_mask, trajectory.moments.true_mask)
     assert scene.update(batch)["miss_rate"] > 0.05
 
 
@@ -160,33 +163,33 @@ def test_mask_rules_are_held_against_what_happened():
 def test_action_mask_is_seen_by_the_world_model():
     scene, batch = Scene(SWITCHING), switches_episodes(2)
     changed = {**batch, "action_mask": ~batch["action_mask"]}
-    assert not torch.allclose(scene.model.encode(batch, None, None), scene.model.encode(changed, None, None))
+    assert not torch.allclose(*(scene.model.encode(each, None, View(None)) for each in (batch, changed)))
 
 
 def test_mask_without_rules_is_predicted_and_keeps_its_best_action_open():
     scene, batch = Scene(SWITCHING._replace(mask_rules=None)), switches_episodes(8)
-    assert scene.behavior.mask_from == "predicted"
+    assert scene.imagination.mask_from == "predicted"
     assert "miss_rate" not in scene.update(batch)
     head = scene.model.heads["mask"]
     assert isinstance(head, MLP)
     nn.init.constant_(head.output.bias, -100.0)
-    start, trajectory = scene.imagine_from(batch, horizon=3, mask=scene.behavior.mask_from)
-    assert start.state is None and trajectory.true_mask is None
-    assert trajectory.mask is not None and trajectory.feat is not None
-    best = head(trajectory.feat).argmax(-1, keepdim=True)
-    predicted = torch.zeros_like(trajectory.mask).scatter(-1, best, True)
-    assert torch.equal(trajectory.mask[:, :, 1:], predicted[:, :, 1:])
+    start, trajectory = scene.imagine_from(batch, horizon=3)
+    assert start.state.rules_state is None and trajectory.moments.true_mask is None
+    assert trajectory.moments.view.action_mask is not None and trajectory.moments.feat is not None
+    best = head(trajectory.moments.feat).argmax(-1, keepdim=True)
+    predicted = torch.zeros_like(trajectory.moments.view.action_mask).scatter(-1, best, True)
+    assert torch.equal(trajectory.moments.view.action_mask[:, :, 1:], predicted[:, :, 1:])
     assert torch.equal(trajectory.action[:, :, 1:], best[:, :, 1:-1, 0])
     # Where imagination starts the mask was seen.
     tours = start.weight.shape[1] // (SWITCHES + 1)
-    assert torch.equal(trajectory.mask[:, :, 0], batch["action_mask"].repeat_interleave(tours, 1))
+    assert torch.equal(trajectory.moments.view.action_mask[:, :, 0], batch["action_mask"].repeat_interleave(tours, 1))
 
 
 def test_task_without_masks_needs_no_mask_head():
     scene = Scene(SCRIPTED, imag_mask="rules")
-    assert scene.behavior.mask_from == "rules" and "mask" not in scene.model.heads
+    assert scene.imagination.mask_from == "rules" and "mask" not in scene.model.heads
     _, trajectory = scene.imagine_from(random_rows(SCRIPTED), horizon=2)
-    assert trajectory.mask is None and trajectory.view(slice(None)) is None
+    assert trajectory.moments.view.at(slice(None)) == View(None)
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
@@ -211,7 +214,7 @@ def test_imagination_takes_actions_of_every_kind(actions: ActionSpec, differenti
 def test_imagined_states_equal_those_of_the_vector_environment():
     scene, batch = Scene(imag_reward="simulated", imag_first="stored"), episodes(16)
     start, trajectory = scene.imagine_from(batch)
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
+    reward = scene.imagination.reward(trajectory, start)
     state, rows = state_of(trajectory), trajectory.action.shape[0] * trajectory.action.shape[1]
     coords = instance_of(start).coords.repeat_interleave(trajectory.action.shape[1], 0)
     env = RoutingVectorEnv(TSPRules, num_envs=rows, num_nodes=NODES, device=CPU, instances=coords, check_actions=True)
@@ -219,8 +222,8 @@ def test_imagined_states_equal_those_of_the_vector_environment():
     for step in range(NODES + 1):
         assert torch.equal(obs["current_node"], state.current[:, :, step].flatten())
         assert torch.equal(obs["visited"], state.visited[:, :, step].flatten(0, 1))
-        assert trajectory.mask is not None
-        assert torch.equal(obs["action_mask"], trajectory.mask[:, :, step].flatten(0, 1))
+        assert trajectory.moments.view.action_mask is not None
+        assert torch.equal(obs["action_mask"], trajectory.moments.view.action_mask[:, :, step].flatten(0, 1))
         if step < NODES:
             obs, earned, terminated, _, _ = env.step(trajectory.action[:, :, step].flatten())
             torch.testing.assert_close(earned, reward[:, :, step].flatten())
@@ -230,7 +233,7 @@ def test_imagined_states_equal_those_of_the_vector_environment():
 def test_imagined_states_equal_those_of_the_gymnasium_environment():
     scene = Scene(imag_reward="simulated", imag_first="stored")
     start, trajectory = scene.imagine_from(episodes(1))
-    reward, state = scene.behavior.returns.reward(scene.model, trajectory, start), state_of(trajectory)
+    reward, state = scene.imagination.reward(trajectory, start), state_of(trajectory)
     for tour in range(trajectory.action.shape[1]):
         env = TSPEnv(num_nodes=NODES)
         obs, _ = env.reset(options={"coords": instance_of(start).coords[0].numpy()})
@@ -251,7 +254,7 @@ def test_alive_ends_with_the_episode_and_reward_with_it():
     # From row t of an episode there are N - t decisions to take.
     expected = torch.tensor([[1.0] * (NODES - row) + [0.0] * row for row in range(NODES + 1)])
     assert torch.equal(trajectory.alive, expected.expand(4, -1, -1))
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
+    reward = scene.imagination.reward(trajectory, start)
     assert (reward[trajectory.alive == 0] == 0).all()
     assert (reward[trajectory.alive == 1] == -1).all()
 
@@ -266,7 +269,7 @@ def test_expanded_instance_is_a_view():
 
 def equal(one: Trajectory, other: Trajectory) -> bool:
     return torch.equal(one.action, other.action) and (
-        one.feat is None or other.feat is None or torch.equal(one.feat, other.feat)
+        one.moments.feat is None or other.moments.feat is None or torch.equal(one.moments.feat, other.moments.feat)
     )
 
 
@@ -289,34 +292,36 @@ def test_greedy_imagination_draws_nothing_and_takes_the_likeliest_tour():
     scene = Scene()
     instance = TSPInstance(torch.rand(8, NODES, 2))
     before = torch.get_rng_state()
-    trajectory, reward = scene.behavior.imagine_greedily(scene.model, instance)
-    again, _ = scene.behavior.imagine_greedily(scene.model, instance)
+    assert isinstance(scene.imagination, RoutingImagination)
+    actor = scene.behavior.actor
+    tours, reward, trajectory = scene.imagination.imagine_greedily(actor, instance, needs_latent=True)
+    again = scene.imagination.imagine_greedily(actor, instance, needs_latent=True).trajectory
     assert equal(trajectory, again)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (tours_of(trajectory).sort(-1).values == torch.arange(NODES)).all()
-    assert reward.shape == trajectory.action.shape == (8, 1, NODES)
-    feat = None if trajectory.feat is None else trajectory.feat[:, :, :-1]
+    assert (tours.sort(-1).values == torch.arange(NODES)).all()
+    assert reward.shape == (8, NODES)
     tables = pointer_of(scene).encode(TSPRules.node_features(instance))
-    assert torch.equal(scene.behavior.actor(feat, tables, trajectory.view(slice(0, -1))).mode(), trajectory.action)
+    dist = actor(trajectory.feat(slice(0, -1)), tables, trajectory.moments.view.at(slice(0, -1)))
+    assert torch.equal(dist.mode(), trajectory.action)
 
 
 def test_differentiable_imagination_equals_the_plain_one():
-    scene = Scene(imag_gradient="dynamics")
+    scene = with_head(Scene(imag_gradient="dynamics"), times_length=-1.0)
     start = scene.start(episodes(8))
     plain, graph = scene.imagine(start), scene.imagine(start, differentiable=True)
     assert torch.equal(plain.action, graph.action)
-    assert plain.feat is not None and graph.feat is not None and graph.positions is not None
-    torch.testing.assert_close(plain.feat, graph.feat)
-    coords, state = instance_of(start).coords, state_of(plain)
-    torch.testing.assert_close(graph.positions[0], take_nodes(coords, state.current[:, :, :-1]))
-    torch.testing.assert_close(graph.positions[1], take_nodes(coords, plain.action))
-    assert plain.log_prob is None and plain.positions is None
+    assert plain.moments.feat is not None and graph.moments.feat is not None
+    torch.testing.assert_close(plain.moments.feat, graph.moments.feat)
+    # A move costs its length by the head, which begins where the move before it ended.
+    torch.testing.assert_close(scene.imagination.reward(graph, start), scene.imagination.reward(plain, start))
+    assert scene.imagination.reward(plain, start).abs().min() > 0
+    assert plain.decisions.log_prob is None and plain.decisions.choice is None
 
 
 def test_plain_imagination_keeps_no_graph():
     _, trajectory = Scene().imagine_from(episodes(4))
-    assert trajectory.feat is not None
-    assert not trajectory.feat.requires_grad and not trajectory.alive.requires_grad
+    assert trajectory.moments.feat is not None
+    assert not trajectory.moments.feat.requires_grad and not trajectory.alive.requires_grad
 
 
 # Choices
@@ -350,7 +355,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("choices", "message"), REFUSED, ids=[str(choices) for choices, _ in REFUSED])
 def test_imagination_refuses_what_does_not_go_together(choices: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        Imagination(**choices)
+        ImaginationSettings(**choices)
 
 
 @pytest.mark.parametrize(
@@ -366,5 +371,5 @@ def test_imagination_refuses_what_does_not_go_together(choices: dict[str, Any], 
     ids=str,
 )
 def test_imagination_accepts_what_goes_together(choices: dict[str, Any]):
-    accepted = Imagination(**choices)
+    accepted = ImaginationSettings(**choices)
     assert all(getattr(accepted, name) == value for name, value in choices.items())

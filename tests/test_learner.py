@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from guard import Guard, GuardSettings, culprit
-from learner import Learner, Losses
+from learner import Computed, Learner
 from optimizer import Optimizer
 
 SETTINGS = GuardSettings(max_skips=2, snapshot_every=4, max_rollbacks=2, recovery=6)
@@ -43,21 +43,24 @@ class Scene:
         rows = torch.zeros(4, 1, dtype=torch.int64)
         batch = {"inputs": torch.full((4, 1, 3), scale), "is_first": rows.bool(), "env": rows, "column": rows}
 
-        def compute() -> tuple[Losses, dict[str, Tensor]]:
+        def compute() -> Computed:
             noise = torch.rand(4, 1, 3, generator=self.generators["noise"])
             self.drawn.append(noise)
             self.before, self.statistic = self.statistic, self.statistic + 1
-            return [(self.network(batch["inputs"] + noise).square().mean(), ("network",))], {"seen": noise.mean()}
+            loss = self.network(batch["inputs"] + noise).square().mean()
+            return Computed([(loss, ("network",))], {"seen": noise.mean()}, seen=noise)
 
         self.guard.update = self.learner.updates
-        return self.learner.update(compute, batch=batch, progress=0.0)
+        metrics, seen = self.learner.update(compute, batch=batch, progress=0.0)
+        assert seen is self.drawn[0]
+        return metrics
 
     def update_alone(self, scale: float = 1.0) -> dict[str, Tensor]:
         rows = torch.zeros(4, 1, dtype=torch.int64)
         batch = {"alone": torch.full((4, 1, 3), scale), "is_first": rows.bool(), "env": rows, "column": rows}
 
-        def compute() -> tuple[Losses, dict[str, Tensor]]:
-            return [(self.network(batch["alone"]).square().mean(), ("network",))], {}
+        def compute() -> Computed:
+            return Computed([(self.network(batch["alone"]).square().mean(), ("network",))], {})
 
         return self.learner.update_alone("network", compute, batch=batch, progress=0.0)
 

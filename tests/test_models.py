@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from envs.tasks import Task
-from models import make_actor
+from imagining.behavior import make_actor
 from networks import MaskedActor, TSPPointerActor
 from tests.scenes import (
     ROUTING,
@@ -18,17 +18,17 @@ from tests.scenes import (
     ("actor_type", "expected"), [("tsp_pointer", TSPPointerActor), ("masked", MaskedActor), ("mlp", MaskedActor)]
 )
 def test_make_actor_builds_every_type(actor_type: str, expected: type):
-    assert type(make_actor(ROUTING, 12, debug_config(**{"actor.type": actor_type}).actor)) is expected
+    assert type(make_actor(ROUTING, Scene().imagination, debug_config(**{"actor.type": actor_type}).actor)) is expected
 
 
 def test_make_actor_refuses_an_unknown_type():
     with pytest.raises(ValueError, match="actor.type is 'transformer'; choose tsp_pointer, masked or mlp"):
-        make_actor(ROUTING, 12, debug_config(**{"actor.type": "transformer"}).actor)
+        make_actor(ROUTING, Scene().imagination, debug_config(**{"actor.type": "transformer"}).actor)
 
 
 def test_make_actor_refuses_a_pointer_where_there_are_no_nodes():
     with pytest.raises(ValueError, match="this task has none; choose mlp or masked"):
-        make_actor(SCRIPTED, 12, debug_config().actor)
+        make_actor(SCRIPTED, Scene(SCRIPTED).imagination, debug_config().actor)
 
 
 def norms(module: nn.Module) -> set[type]:

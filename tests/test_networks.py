@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from critics import LatentCritic, NodeCritic
 from envs.tasks import ActionSpec
 from layers import use_layer_norm
 from moves import MoveHead, move_geometry
-from networks import RSSM, Critic, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActor
+from networks import RSSM, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActor
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 from tools import BoundedNormal, MultiOneHot, OneHotDist
-from views import View, summarise, take_nodes
+from views import NodeSet, View, summarise, take_nodes
 
 BATCH, NODES, FEATURES, FEAT = 3, 6, 2, 12
 
@@ -43,10 +44,16 @@ def nodes_of(view: View) -> tuple[Tensor, Tensor]:
     return view.first, view.current
 
 
+def mask_of(view: View) -> Tensor:
+    """Which nodes are open in routing states."""
+    assert view.action_mask is not None
+    return view.action_mask
+
+
 def permuted(view: View, order: Tensor) -> View:
     """The same states once node order[i] is called i."""
     new_name, (first, current) = order.argsort(), nodes_of(view)
-    return View(view.action_mask[..., order], first=new_name[first], current=new_name[current])
+    return View(mask_of(view)[..., order], first=new_name[first], current=new_name[current])
 
 
 def test_use_layer_norm_leaves_no_other_norm() -> None:
@@ -151,7 +158,7 @@ def naive_pointer(actor: TSPPointerActor, nodes: Tensor, feat: Tensor | None, vi
     key, value = actor.key(nodes), actor.value(nodes)
     glimpse = []
     for part in torch.arange(width).chunk(heads):
-        scores = (key[:, part] @ query[part] / math.sqrt(width / heads)).masked_fill(~view.action_mask, -torch.inf)
+        scores = (key[:, part] @ query[part] / math.sqrt(width / heads)).masked_fill(~mask_of(view), -torch.inf)
         glimpse.append(torch.softmax(scores, -1) @ value[:, part])
     pointed = actor.pointer(nodes) @ torch.cat(glimpse) / math.sqrt(width)
     direct = actor.direct_to(nodes) @ actor.direct_from(nodes[current]) / math.sqrt(width)
@@ -166,9 +173,9 @@ def test_pointer_tables_equal_plain_attention(latent: int) -> None:
     dist = actor(feat, actor.encode(nodes), view)
     for b in range(BATCH):
         for q in range(4):
-            state = View(view.action_mask[b, q], first=first[b, q], current=current[b, q])
+            state = View(mask_of(view)[b, q], first=first[b, q], current=current[b, q])
             logits = naive_pointer(actor, nodes[b], None if feat is None else feat[b, q], state)
-            expected = torch.softmax(logits.masked_fill(~state.action_mask, -torch.inf), -1)
+            expected = torch.softmax(logits.masked_fill(~mask_of(state), -torch.inf), -1)
             torch.testing.assert_close(dist.probs[b, q], expected)
 
 
@@ -216,7 +223,7 @@ def test_pointer_takes_any_number_of_states(queries: tuple[int, ...]) -> None:
     flat = View(
         first=first.reshape(BATCH, -1),
         current=current.reshape(BATCH, -1),
-        action_mask=view.action_mask.reshape(BATCH, -1, NODES),
+        action_mask=mask_of(view).reshape(BATCH, -1, NODES),
     )
     expected = actor(feat.reshape(BATCH, -1, FEAT), tables, flat).probs
     torch.testing.assert_close(probs, expected.view(BATCH, *queries, NODES))
@@ -235,7 +242,7 @@ def test_pointer_clips_its_logits() -> None:
     actor, view = pointer(unimix=0.0), routing_view(4)
     with torch.no_grad():
         actor.direct_from.weight.mul_(1e4)
-    view = view._replace(action_mask=torch.ones_like(view.action_mask))
+    view = view._replace(action_mask=torch.ones_like(mask_of(view)))
     probs = actor(torch.randn(BATCH, 4, FEAT), actor.encode(torch.randn(BATCH, NODES, FEATURES)), view).probs
     spread = probs.amax(-1).log() - probs.amin(-1).log()
     assert spread.max().item() == pytest.approx(20, abs=1e-3)
@@ -244,17 +251,17 @@ def test_pointer_clips_its_logits() -> None:
 @pytest.mark.parametrize("build", [pointer, masked_actor])
 def test_actor_gives_illegal_actions_probability_0(build) -> None:
     actor, view = build(), routing_view(50)
-    tables = actor.encode(torch.randn(BATCH, NODES, FEATURES)) if actor.needs_nodes else None
+    tables = actor.tables(NodeSet(torch.randn(BATCH, NODES, FEATURES), None))
     dist = actor(torch.randn(BATCH, 50, FEAT), tables, view)
-    assert (dist.probs[~view.action_mask] == 0).all() and (dist.probs[view.action_mask] > 0).all()
-    assert view.action_mask.gather(-1, dist.sample(torch.rand(BATCH, 50))[..., None]).all()
+    assert (dist.probs[~mask_of(view)] == 0).all() and (dist.probs[mask_of(view)] > 0).all()
+    assert mask_of(view).gather(-1, dist.sample(torch.rand(BATCH, 50))[..., None]).all()
 
 
 @pytest.mark.parametrize("build", [pointer, masked_actor])
 def test_actor_survives_an_empty_mask(build) -> None:
     actor, view = build(), routing_view(4)
-    view.action_mask[0, 2] = False
-    tables = actor.encode(torch.randn(BATCH, NODES, FEATURES)) if actor.needs_nodes else None
+    mask_of(view)[0, 2] = False
+    tables = actor.tables(NodeSet(torch.randn(BATCH, NODES, FEATURES), None))
     dist = actor(torch.randn(BATCH, 4, FEAT), tables, view)
     action = dist.mode()
     assert action[0, 2] == 0 and dist.log_prob(action)[0, 2] == 0 and dist.entropy()[0, 2] == 0
@@ -274,13 +281,12 @@ def test_pointer_gradient_reaches_every_parameter(latent: int) -> None:
     assert_gradient_reaches(list(actor.named_parameters()), (dist.probs * torch.randn(BATCH, 4, NODES)).sum())
 
 
-def test_pointer_tables_detach_keeps_the_numbers() -> None:
+def test_pointer_tables_are_restored_from_what_acting_keeps() -> None:
     for latent in (0, 3):
-        tables = pointer(latent=latent).encode(torch.randn(BATCH, NODES, FEATURES))
-        for part, detached in zip(tables, tables.detach(), strict=True):
-            assert (part is None) == (detached is None)
-            if part is not None and detached is not None:
-                assert part.requires_grad and not detached.requires_grad and torch.equal(part, detached)
+        actor = pointer(latent=latent)
+        tables = actor.tables(NodeSet(torch.randn(BATCH, NODES, FEATURES), None))
+        for part, restored in zip(tables, actor.restore(actor.named(tables)), strict=True):
+            assert part is restored
 
 
 def test_masked_actor_gradient_reaches_every_parameter() -> None:
@@ -290,7 +296,7 @@ def test_masked_actor_gradient_reaches_every_parameter() -> None:
 
 
 def test_masked_actor_without_view_allows_every_action() -> None:
-    assert (masked_actor()(torch.randn(BATCH, FEAT), None, None).probs > 0).all()
+    assert (masked_actor()(torch.randn(BATCH, FEAT), None, View(None)).probs > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -304,7 +310,7 @@ def test_masked_actor_without_view_allows_every_action() -> None:
 )
 def test_masked_actor_acts_in_every_kind_of_task(actions: ActionSpec, expected: type) -> None:
     actor = MaskedActor(FEAT, actions, units=8, layers=2, unimix=0.01)
-    dist = actor(torch.randn(BATCH, 4, FEAT), None, None)
+    dist = actor(torch.randn(BATCH, 4, FEAT), None, View(None))
     action = dist.sample(torch.rand(BATCH, 4, *actions.shape))
     assert action.shape == (BATCH, 4, *actions.shape) and action.dtype == actions.dtype
     assert dist.embed(action).shape == (BATCH, 4, actions.embed_size)
@@ -312,32 +318,33 @@ def test_masked_actor_acts_in_every_kind_of_task(actions: ActionSpec, expected: 
     assert type(dist) is expected
 
 
-def routing_critic() -> Critic:
-    return Critic(FEAT, FEATURES, units=8, layers=2, bins=15)
+def routing_critic() -> NodeCritic:
+    return NodeCritic(FEAT, FEATURES, units=8, layers=2, bins=15)
 
 
 def test_critic_starts_at_0() -> None:
     critic, view = routing_critic(), routing_view(4)
-    value = critic(torch.randn(BATCH, 4, FEAT), critic.encode(torch.randn(BATCH, NODES, FEATURES)), view)
+    value = critic(torch.randn(BATCH, 4, FEAT), critic.tables(NodeSet(torch.randn(BATCH, NODES, FEATURES), None)), view)
     assert (value.mean() == 0).all()
-    plain = Critic(FEAT, None, units=8, layers=2, bins=255)
-    assert plain.encode(None) is None
-    assert (plain(torch.randn(BATCH, 4, FEAT), None, None).mean() == 0).all()
+    plain = LatentCritic(FEAT, units=8, layers=2, bins=255)
+    assert (plain(torch.randn(BATCH, 4, FEAT), None, View(None)).mean() == 0).all()
 
 
 def test_critic_is_permutation_invariant() -> None:
     critic, view, nodes = routing_critic(), routing_view(4), torch.randn(BATCH, NODES, FEATURES)
     without_zero_outputs(critic.mlp)
     feat, order = torch.randn(BATCH, 4, FEAT), torch.randperm(NODES)
-    expected = critic(feat, critic.encode(nodes), view).logits
-    torch.testing.assert_close(critic(feat, critic.encode(nodes[:, order]), permuted(view, order)).logits, expected)
+    expected = critic(feat, critic.tables(NodeSet(nodes, None)), view).logits
+    torch.testing.assert_close(
+        critic(feat, critic.tables(NodeSet(nodes[:, order], None)), permuted(view, order)).logits, expected
+    )
 
 
 def test_critic_gradient_reaches_every_parameter() -> None:
     critic, view, nodes = routing_critic(), routing_view(4), torch.randn(BATCH, NODES, FEATURES)
     feat, target = torch.randn(BATCH, 4, FEAT), torch.randn(BATCH, 4)
-    loss = -critic(feat, critic.encode(nodes), view).log_prob(target).sum()
+    loss = -critic(feat, critic.tables(NodeSet(nodes, None)), view).log_prob(target).sum()
     assert_gradient_reaches(critic.mlp.output.named_parameters(), loss)
     without_zero_outputs(critic.mlp)
-    loss = -critic(feat, critic.encode(nodes), view).log_prob(target).sum()
+    loss = -critic(feat, critic.tables(NodeSet(nodes, None)), view).log_prob(target).sum()
     assert_gradient_reaches(list(critic.named_parameters()), loss)

@@ -89,10 +89,10 @@ def test_padded_instances_have_the_tables_and_values_of_the_unpadded(rules):
     actor, critic = pointer_of(scene), scene.behavior.critic
     short, long = (actor.encode(rules.node_features(each), valid=each.valid) for each in (alone, padded))
     torch.testing.assert_close(long.current.unflatten(-1, (-1, SIZE))[:, :NODES, :, :NODES].flatten(2), short.current)
-    embedded = critic.encode(rules.node_features(padded), padded.valid)
-    assert embedded is not None
-    torch.testing.assert_close(embedded[:, :NODES], critic.encode(rules.node_features(alone)))
-    assert not embedded[:, NODES:].any()
+    embedded, expected = (critic.tables(scene.model.node_set(each)) for each in (padded, alone))
+    assert embedded is not None and expected is not None
+    torch.testing.assert_close(embedded.nodes[:, :NODES], expected.nodes)
+    assert not embedded.nodes[:, NODES:].any()
 
 
 @pytest.mark.parametrize("rules", PROBLEMS)
@@ -115,13 +115,14 @@ def test_padded_batches_are_imagined_as_the_unpadded(rules, mask):
     small, large = scenes(rules, imag_first="any" if rules.starts_anywhere else "stored", imag_mask=mask)
     rows, horizon = rules.episode_steps(NODES) + 1, rules.episode_steps(NODES)
     short, long = (
-        scene.imagine_from(batch_of(rules, each, rows=rows), horizon=horizon, mask=mask)[1]
+        scene.imagine_from(batch_of(rules, each, rows=rows), horizon=horizon)[1]
         for scene, each in ((small, alone), (large, padded))
     )
     for name in ("action", "alive"):
         assert getattr(short, name).equal(getattr(long, name)), name
-    torch.testing.assert_close(long.feat, short.feat)
-    assert long.mask is not None and not long.mask[..., NODES:].any()
+    torch.testing.assert_close(long.moments.feat, short.moments.feat)
+    mask = long.moments.view.action_mask
+    assert mask is not None and not mask[..., NODES:].any()
 
 
 @pytest.mark.parametrize("rules", PROBLEMS)

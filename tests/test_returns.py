@@ -16,11 +16,12 @@ from envs.costs import Costs
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
 from guard import Guard
+from imagining.imagination import Start, Trajectory
+from imagining.returns import replayed_returns, statistics
 from launch import make_generators
 from layers import MLP
 from optimizer import Optimizer
 from replay import Replay
-from returns import replayed_returns, statistics
 from tests.scenes import (
     CPU,
     NODES,
@@ -38,6 +39,7 @@ from tests.scenes import (
     routing_replay,
     tours_of,
 )
+from tools import Bounds
 
 # Six nodes in the unit square; the longest leg is a diagonal.
 COORDS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5], [0.5, 0.0]])
@@ -50,12 +52,10 @@ DIAGONAL = math.sqrt(2)
 def test_penalty_is_taken_from_illegal_moves_alone():
     batch = episodes(32)
     plain, punished = (Scene(imag_mask="predicted", imag_penalty=penalty) for penalty in (0.0, 2.0))
-    start, trajectory = plain.imagine_from(batch, mask="predicted")
-    assert trajectory.true_mask is not None
-    legal = trajectory.true_mask[:, :, :-1].gather(-1, trajectory.action[..., None])[..., 0]
-    difference = plain.behavior.returns.reward(plain.model, trajectory, start) - punished.behavior.returns.reward(
-        punished.model, trajectory, start
-    )
+    start, trajectory = plain.imagine_from(batch)
+    assert trajectory.moments.true_mask is not None
+    legal = trajectory.moments.true_mask[:, :, :-1].gather(-1, trajectory.action[..., None])[..., 0]
+    difference = plain.imagination.reward(trajectory, start) - punished.imagination.reward(trajectory, start)
     assert (~legal).any()
     torch.testing.assert_close(difference, 2.0 * (~legal).float() * trajectory.alive)
 
@@ -64,7 +64,7 @@ def test_penalty_is_taken_from_illegal_moves_alone():
 def test_simulated_return_is_minus_the_tours_length(first: str):
     scene = Scene(imag_reward="simulated", imag_first=first)
     start, trajectory = scene.imagine_from(episodes(16))
-    returns = scene.behavior.returns.reward(scene.model, trajectory, start).sum(-1)
+    returns = scene.imagination.reward(trajectory, start).sum(-1)
     torch.testing.assert_close(-returns, lengths(instance_of(start).coords, tours_of(trajectory)))
 
 
@@ -76,8 +76,8 @@ def test_head_comes_close_to_the_true_cost_from_replayed_moves_alone():
         loss = head.model.move_loss(batch, TSPInstance(batch["coords"][:, 0]), None)
         optimizer.step(loss, progress=0.0)
     start, trajectory = head.imagine_from(episodes(64))
-    predicted = head.behavior.returns.reward(head.model, trajectory, start)
-    simulated = truth.behavior.returns.reward(truth.model, trajectory, start)
+    predicted = head.imagination.reward(trajectory, start)
+    simulated = truth.imagination.reward(trajectory, start)
     assert (predicted - simulated).abs().mean() < 0.04
     assert simulated.abs().mean() > 0.3
 
@@ -164,10 +164,10 @@ def test_custom_reward_is_loaded_and_used(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     scene = Scene(imag_reward="own_reward:twice_the_node")
     start, trajectory = scene.imagine_from(episodes(4))
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
+    reward = scene.imagination.reward(trajectory, start)
     torch.testing.assert_close(reward, 2.0 * trajectory.action)
     # Nobody knows what range such returns have.
-    assert scene.behavior.returns.bounds(scene.model, trajectory, start, RANGE) == (None, None)
+    assert scene.bounds(trajectory, start) is None
     assert scene.update(episodes(4))["imag_return"] == 2.0 * sum(range(NODES))
 
 
@@ -184,9 +184,18 @@ def square_batch(count: int = 1) -> dict[str, Tensor]:
     return episodes(count, COORDS)
 
 
+def worth_of(
+    scene: Scene, trajectory: Trajectory, start: Start, reward: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Targets and advantages if a trajectory's actions earned `reward`; metrics."""
+    scene.imagination.reward = lambda *_: reward  # type: ignore[method-assign]
+    worth, metrics = scene.behavior.worth(trajectory, start, scene.imagination.node_set(start.context), RANGE)
+    return worth.targets, worth.advantage, metrics
+
+
 def targets(scene: Scene, reward: Tensor, **choices: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     start, trajectory = scene.imagine_from(square_batch(reward.shape[0]), horizon=reward.shape[-1], **choices)
-    return scene.behavior.targets(scene.model, trajectory, start, reward, RANGE)
+    return worth_of(scene, trajectory, start, reward)
 
 
 def test_leave_one_out_advantage_by_hand():
@@ -339,10 +348,9 @@ def test_replayed_returns_take_nothing_from_the_next_episode():
 # Clipping
 
 
-def bounds(scene: Scene, reward_range: tuple[float, float] = (-0.9, -0.1)) -> tuple[Any, Any]:
+def bounds(scene: Scene, rewards: tuple[float, float] = (-0.9, -0.1)) -> Any:
     start, trajectory = scene.imagine_from(square_batch())
-    limits = (torch.tensor(reward_range[0]), torch.tensor(reward_range[1]))
-    return scene.behavior.returns.bounds(scene.model, trajectory, start, limits)
+    return scene.bounds(trajectory, start, Bounds(*map(torch.tensor, rewards)))
 
 
 # Before each of a tour's decisions, this many legs are left.
@@ -377,7 +385,7 @@ def test_penalty_widens_the_bounds_by_its_largest_sum(reward: str, leg: float):
 def test_constant_range_and_none_are_taken_as_given():
     low, high = bounds(Scene(target_clip="[-20, 0.5]"))
     assert (float(low), float(high)) == (-20.0, 0.5)
-    assert bounds(Scene(target_clip="none")) == (None, None)
+    assert bounds(Scene(target_clip="none")) is None
 
 
 def test_targets_are_clipped_and_the_clipped_share_is_logged():
@@ -394,5 +402,5 @@ def test_targets_are_clipped_and_the_clipped_share_is_logged():
 def test_no_true_return_is_clipped():
     scene, batch = Scene(imag_reward="simulated"), square_batch(4)
     start, trajectory = scene.imagine_from(batch)
-    reward = scene.behavior.returns.reward(scene.model, trajectory, start)
-    assert scene.behavior.targets(scene.model, trajectory, start, reward, RANGE)[2]["target_clip_rate"] == 0
+    reward = scene.imagination.reward(trajectory, start)
+    assert worth_of(scene, trajectory, start, reward)[2]["target_clip_rate"] == 0

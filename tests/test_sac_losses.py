@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from actors import saturation
 from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, Task
 from envs.vector import RoutingVectorEnv
-from networks import saturation
 from sac_losses import ContinuousSoft, RoutingSoft, VectorSoft
 
 CPU = torch.device("cpu")

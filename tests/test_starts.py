@@ -52,6 +52,4 @@ def test_augmentation_changes_coordinates_and_keeps_lengths():
     assert 0 < unchanged.sum() < 20
     tours = tours_of(trajectory)
     torch.testing.assert_close(lengths(augmented, tours), lengths(stored, tours))
-    torch.testing.assert_close(
-        -scene.behavior.returns.reward(scene.model, trajectory, start).sum(-1), lengths(stored, tours)
-    )
+    torch.testing.assert_close(-scene.imagination.reward(trajectory, start).sum(-1), lengths(stored, tours))

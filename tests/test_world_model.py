@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
+from imagining.routing_model import RoutingModel
 from layers import MLP
-from models import WorldModel
 from networks import Latent, NodeHead
 from tests.scenes import (
     EPISODE_ROWS,
@@ -19,7 +19,6 @@ from tests.scenes import (
     SCRIPTED,
     SWITCHES,
     SWITCHING,
-    debug_config,
     generator,
     make_world_model,
     random_rows,
@@ -48,7 +47,7 @@ def test_move_loss_is_the_mean_squared_reward_while_the_head_is_zero():
 
 
 def every_scale(value: float) -> dict[str, Any]:
-    scales = ("dyn", "rep", "decoder", *WorldModel.HEADS)
+    scales = ("dyn", "rep", "decoder", *RoutingModel.HEADS)
     return {f"loss_scales.{name}": value for name in scales}
 
 
@@ -57,23 +56,23 @@ def test_every_routing_head_has_a_finite_loss(current_pos: str):
     model = make_world_model(ROUTING, current_pos=current_pos, **every_scale(1.0))
     batch = routing_replay().sample_episodes(4, NODES + 1, generator=generator())
     losses, metrics, _ = model.loss(batch, torch.rand(4, NODES + 1, model.rssm.stoch_size))
-    assert set(losses) == {"dyn", "rep", *WorldModel.HEADS} == set(model.loss_scales)
-    assert set(model.heads) == set(WorldModel.HEADS)
+    assert set(losses) == {"dyn", "rep", *RoutingModel.HEADS} == set(model.loss_scales)
+    assert set(model.heads) == set(RoutingModel.HEADS)
     assert all(loss.isfinite() and loss.ndim == 0 for loss in losses.values())
     assert all(f"{name}_loss" in metrics for name in losses)
     assert not any(metric.requires_grad for metric in metrics.values())
 
 
-@pytest.mark.parametrize("name", WorldModel.HEADS)
+@pytest.mark.parametrize("name", RoutingModel.HEADS)
 def test_head_with_scale_0_is_not_built(name: str):
     model = make_world_model(ROUTING, **every_scale(1.0) | {f"loss_scales.{name}": 0.0})
-    assert set(model.heads) == set(WorldModel.HEADS) - {name}
+    assert set(model.heads) == set(RoutingModel.HEADS) - {name}
     batch = routing_replay().sample_episodes(2, NODES + 1, generator=generator())
     losses, _, _ = model.loss(batch, torch.rand(2, NODES + 1, model.rssm.stoch_size))
-    assert set(losses) == {"dyn", "rep", *WorldModel.HEADS} - {name}
+    assert set(losses) == {"dyn", "rep", *RoutingModel.HEADS} - {name}
 
 
-@pytest.mark.parametrize("name", WorldModel.HEADS)
+@pytest.mark.parametrize("name", RoutingModel.HEADS)
 def test_single_head_trains_alone(name: str):
     model = make_world_model(ROUTING, **every_scale(0.0) | {f"loss_scales.{key}": 1.0 for key in ("dyn", "rep", name)})
     batch = routing_replay().sample_episodes(2, NODES + 1, generator=generator())
@@ -213,7 +212,7 @@ def logit(probability: float) -> float:
 
 @pytest.mark.parametrize("discount", [1.0, 0.9])
 def test_cont_target_holds_the_discount(discount: float):
-    model = WorldModel(SCRIPTED, debug_config().model, discount=discount)
+    model = make_world_model(SCRIPTED, discount=discount)
     head = model.heads["cont"]
     assert isinstance(head, MLP)
     nn.init.zeros_(head.output.weight)

@@ -1,0 +1,1 @@
+"""World models, imagination in them, and the behaviour that is learnt there."""

@@ -1,0 +1,330 @@
+"""Imagination: trajectories in a world model's latent space, one path for every kind of world."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from actors import ActionDist, Actor
+from config import UserError
+from envs.rules import each_part
+from imagining.settings import ImaginationSettings
+from imagining.world_model import Metrics, Observed, WorldModel
+from networks import Latent
+from tools import Bounds
+from views import NodeSet, View
+
+
+class Noise(NamedTuple):
+    """The randomness of one imagination, drawn beforehand: uniform in [0, 1)."""
+
+    latent: Float[Tensor, "H B Q S"]
+    action: Float[Tensor, "H B Q *A"]
+
+
+class Start(NamedTuple):
+    """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
+
+    `latent` is None where nobody reads it; `state` is what the kind of world steps by rules, and `context` what never
+    changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end).
+    """
+
+    latent: Latent | None
+    state: Any
+    context: Any
+    weight: Float[Tensor, "B Q"]
+
+
+class Moment(NamedTuple):
+    """An imagined state before the next action: its latent, what rules know of it, and what networks see of it.
+
+    `state` is None where nobody asks for it after imagination; `true_mask` is the rules' own, where there are any.
+    """
+
+    feat: Float[Tensor, "B *Q F"] | None
+    state: Any
+    view: View
+    true_mask: Bool[Tensor, "B *Q N"] | None
+
+
+class Decision(NamedTuple):
+    """An imagined action. In differentiable imagination it comes with a graph: as the distribution embeds it."""
+
+    action: Shaped[Tensor, "B *Q"]
+    choice: Float[Tensor, "B *P"] | None = None
+    log_prob: Float[Tensor, "B *P"] | None = None
+    entropy: Float[Tensor, "B *P"] | None = None
+
+
+class Trajectory(NamedTuple):
+    """What was imagined from a `Start`: H decisions, and the H + 1 moments around them, stacked as [B, Q, H, ...].
+
+    `alive` is how likely each action is to be taken at all: the start's weight times every `cont` before it.
+    """
+
+    moments: Moment
+    decisions: Decision
+    cont: Float[Tensor, "B Q H"]
+    alive: Float[Tensor, "B Q H"]
+
+    @property
+    def action(self) -> Shaped[Tensor, "B Q H *A"]:
+        """The actions."""
+        return self.decisions.action
+
+    def feat(self, steps: slice) -> Float[Tensor, "B Q T F"] | None:
+        """The latent features at `steps`; None where nobody reads them."""
+        return None if self.moments.feat is None else self.moments.feat[:, :, steps]
+
+
+class Imagination(ABC):
+    """How one kind of world is imagined: where it starts, how what is known is stepped, and what actions earn.
+
+    Attributes:
+        model: predicts what nobody knows.
+        settings: the choices that the config makes.
+        mask_from: `rules`, or `predicted` where the actor's mask is decoded from the latent.
+        horizon: steps to imagine, at most.
+        discount: by which returns are discounted beside every step's `cont`.
+        reads_latent: whether rewards or continues are predicted from latents.
+        starts_at_rows: whether `start` begins in replayed rows, and so takes their latents.
+        node_features: numbers that describe a node; 0 where there are none.
+        state_features: numbers that describe a state beside its nodes.
+        belief_size: numbers in a belief about hidden costs; 0 where none is kept.
+    """
+
+    model: WorldModel
+    settings: ImaginationSettings
+    mask_from: str
+    horizon: int
+    discount: float
+    reads_latent: bool
+    starts_at_rows: bool
+    node_features: int = 0
+    state_features: int = 0
+    belief_size: int = 0
+
+    def __init__(self, settings: ImaginationSettings, *, knows_mask: bool, model: WorldModel) -> None:
+        """Take the choices, and check those that every kind of world shares.
+
+        Raises:
+            UserError: they need a head that the model does not have.
+        """
+        if settings.reward == "head" and "reward" not in model.heads:
+            raise UserError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
+        # Where nobody wrote down how the mask changes, it is predicted.
+        self.mask_from = settings.mask if knows_mask else "predicted"
+        if self.mask_from == "predicted" and "mask" not in model.heads:
+            raise UserError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
+        self.settings = settings
+
+    @abstractmethod
+    def start(
+        self,
+        batch: dict[str, Tensor],
+        observed: Observed | None,
+        *,
+        needs_latent: bool,
+        generator: torch.Generator,
+    ) -> Start:
+        """Where to imagine from.
+
+        Args:
+            batch: replayed sequences.
+            observed: their latents; None where `starts_at_rows` is False or nobody reads latents.
+            needs_latent: whether anybody reads the latents of the start.
+            generator: draws what is random about it.
+        """
+
+    @abstractmethod
+    def view(self, feat: Float[Tensor, "B Q F"] | None, state: Any, context: Any) -> Moment:
+        """What there is of a state [B, Q] to see."""
+
+    @abstractmethod
+    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"]) -> tuple[Any, Bool[Tensor, "B Q"] | None]:
+        """The known part of the state after an action, and where the episode is over, as far as rules tell that."""
+
+    @abstractmethod
+    def cont(self, moments: Moment, finished: Bool[Tensor, "B Q H"] | None) -> Float[Tensor, "B Q H"]:
+        """How likely the episode goes on after each action."""
+
+    @abstractmethod
+    def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
+        """What imagined actions earn."""
+
+    @abstractmethod
+    def possible_returns(self, trajectory: Trajectory, start: Start, rewards: Bounds) -> Bounds | None:
+        """The range that returns can lie in, each bound [B, Q, H]; None where none is known.
+
+        Args:
+            trajectory: what was imagined.
+            start: where it began.
+            rewards: the smallest and largest reward in replay, 0-d.
+        """
+
+    @abstractmethod
+    def node_set(self, context: Any) -> NodeSet | None:
+        """The nodes that actor and critic see; None where there are none, or where they change with every state."""
+
+    @abstractmethod
+    def first_notes(self, num_envs: int) -> dict[str, Any]:
+        """What acting keeps of each environment beside the latent, before the first step."""
+
+    @abstractmethod
+    def look(
+        self,
+        obs: dict[str, Tensor],
+        notes: Mapping[str, Any],
+        actor: Actor,
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+    ) -> Look:
+        """What there is to see where the agent stands in the real environments.
+
+        Args:
+            obs: observations, [E, ...].
+            notes: from `first_notes` or the last look.
+            actor: who is going to read it.
+            is_first: where an episode begins.
+            any_first: whether one does anywhere.
+        """
+
+    def all_over(self, start: Start, finished: Bool[Tensor, "B Q"] | None) -> bool:
+        """Whether nothing is left to imagine before the horizon, where that can be asked without waiting for a GPU."""
+        return False
+
+
+class Look(NamedTuple):
+    """What acting sees: each environment's view [E, 1, ...], the actor's tables, and what to keep for the next step.
+
+    `context` is what the world model embeds observations by.
+    """
+
+    view: View
+    context: Any
+    tables: Any
+    notes: dict[str, Any]
+
+
+def imagine(
+    imagination: Imagination,
+    actor: Actor,
+    *,
+    start: Start,
+    tables: Any,
+    noise: Noise | None,
+    horizon: int,
+    differentiable: bool = False,
+) -> Trajectory:
+    """Let the actor act: the RSSM predicts the latent, and what is known is stepped by the rules.
+
+    Args:
+        imagination: steps the kind of world that there is.
+        actor: chooses the actions.
+        start: where to begin.
+        tables: what the actor made of the start's nodes.
+        noise: what to sample with; None takes the mode of actor and prior instead.
+        horizon: steps to take, at most: where every episode has ended before, no more are taken.
+        differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
+    """
+    shape, state, context = start.weight.shape, start.state, start.context
+    latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
+    moments: list[Moment] = []
+    decisions: list[Decision] = []
+    ends: list[Tensor | None] = []
+    with torch.set_grad_enabled(differentiable):
+        for step in range(horizon):
+            moments.append(_moment(imagination, latent, state, context, shape))
+            action_noise = None if noise is None else noise.action[step]
+            decision = _decide(actor, moments[-1], tables, action_noise, differentiable=differentiable)
+            decisions.append(decision)
+            latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
+            latent = _advance(imagination.model, latent, decision, context, latent_noise)
+            state, finished = imagination.step(state, decision.action)
+            ends.append(finished)
+            if imagination.all_over(start, finished):
+                break
+        moments.append(_moment(imagination, latent, state, context, shape))
+        stacked: Moment = _stack(moments, shape)
+        cont = imagination.cont(stacked, _stack(ends, shape))
+    # An action is taken if its start counts and every step before it let the episode go on.
+    alive = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
+    return Trajectory(stacked, _stack(decisions, shape), cont, alive)
+
+
+def _moment(
+    imagination: Imagination, latent: Latent | None, state: Any, context: Any, shape: tuple[int, ...]
+) -> Moment:
+    feat = None if latent is None else latent.feat().unflatten(0, shape)
+    return imagination.view(feat, state, context)
+
+
+def _decide(
+    actor: Actor, moment: Moment, tables: Any, noise: Float[Tensor, "B Q *A"] | None, *, differentiable: bool
+) -> Decision:
+    # The score of an action is not differentiated through the latents that led to it.
+    feat = None if moment.feat is None else moment.feat.detach()
+    dist: ActionDist = actor(feat, tables, moment.view)
+    action = dist.mode() if noise is None else dist.sample(noise)
+    if not differentiable:
+        return Decision(action)
+    return Decision(action, dist.embed(action), dist.log_prob(action), dist.entropy())
+
+
+def _advance(
+    model: WorldModel, latent: Latent | None, decision: Decision, context: Any, noise: Float[Tensor, "R S"] | None
+) -> Latent | None:
+    """The latents after a decision; None where nobody reads them."""
+    if latent is None:
+        return None
+    if decision.choice is None:
+        embedded = model.embed_action(decision.action, context)
+    else:
+        embedded = model.embed_choice(decision.choice, context)
+    return model.rssm.imagine_step(latent, embedded.flatten(0, 1), noise)
+
+
+def _stack(parts: Sequence[Any], shape: tuple[int, ...]) -> Any:
+    """What every step [B, Q, ...] has, as [B, Q, H, ...]: tensors, and NamedTuples of them part by part."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*(_stack(each, shape) for each in zip(*parts, strict=True)))
+    # What no step changes is the same tensor throughout: a view of it takes no memory.
+    if all(part is first for part in parts):
+        return first.unsqueeze(2).expand(*shape, len(parts), *first.shape[2:])
+    return torch.stack(list(parts), 2)
+
+
+def legality(trajectory: Trajectory, *, every_step: bool) -> Metrics:
+    """How often actions were illegal, and how well the actor's mask agreed with the rules'.
+
+    The agreement is that of the first step, or of each where the mask is not the rules' own.
+    """
+    mask, true_mask = trajectory.moments.view.action_mask, trajectory.moments.true_mask
+    if mask is None or true_mask is None:
+        return {}
+    legal = true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
+    alive = trajectory.alive
+    metrics = {"miss_rate": ((~legal) * alive).sum() / alive.sum()}
+    for step in range(mask.shape[2] - 1 if every_step else 1):
+        metrics[f"imag_mask_step_{step}"] = (mask[:, :, step] == true_mask[:, :, step]).float().mean()
+        metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()
+    return metrics
+
+
+def thin(trajectory: Trajectory, count: int, tours: int) -> Trajectory:
+    """The trajectories of the first `count` instances, and of those the first of every `tours`."""
+    return each_part(trajectory, lambda part: part[:count, ::tours])
+
+
+def repeated(latents: Latent, tours: int) -> Latent:
+    """Latents [B, T] without their graph, each `tours` times side by side."""
+    return each_part(latents, lambda part: part.detach().repeat_interleave(tours, 1))

@@ -1,0 +1,121 @@
+"""How any gymnasium task is imagined: everything in latents, but for a mask whose rules the user wrote down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from actors import Actor
+from config import UserError
+from envs.rules import each_part
+from envs.tasks import ACTION_MASK
+from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
+from imagining.observation_model import ObservationModel
+from imagining.settings import ImaginationSettings
+from imagining.world_model import Observed
+from tools import Bounds
+from views import NodeSet, View
+
+
+class Legality(NamedTuple):
+    """What is known of which actions are legal: a state of the mask's rules, and what was observed at the start.
+
+    Both are None where every action is legal; `rules_state` also where nobody wrote rules down, and `observed` beyond
+    the first step.
+    """
+
+    rules_state: Any = None
+    observed: Bool[Tensor, "B Q N"] | None = None
+
+
+class ObservationImagination(Imagination):
+    """Imagination that knows of a state no more than its latent, and perhaps its mask."""
+
+    model: ObservationModel
+
+    def __init__(self, model: ObservationModel, settings: ImaginationSettings) -> None:
+        """Take the model and the settings.
+
+        Raises:
+            UserError: the settings do not fit the task or the model.
+        """
+        task = model.task
+        if not isinstance(settings.horizon, int) or settings.reward != "head":
+            raise UserError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
+        super().__init__(settings, knows_mask=task.mask_rules is not None or not task.actions.masked, model=model)
+        self.model, self.mask_rules, self.masked = model, task.mask_rules, task.actions.masked
+        self.horizon = settings.horizon
+        # The `cont` head predicts the discount with it.
+        self.discount = 1.0
+        self.reads_latent = self.starts_at_rows = True
+
+    @torch.no_grad()
+    def start(
+        self, batch: dict[str, Tensor], observed: Observed | None, *, needs_latent: bool, generator: torch.Generator
+    ) -> Start:
+        """Every row of replayed sequences but the terminal ones."""
+        assert observed is not None, "imagination starts from replayed latents here"
+        tours = self.settings.tours
+        rules_state = None if self.mask_rules is None else self.mask_rules.restore(batch)
+        legality = Legality(rules_state, batch[ACTION_MASK] if self.masked else None)
+        weight = (~batch["is_terminal"]).float().repeat_interleave(tours, 1)
+        return Start(repeated(observed.latents, tours), _repeated(legality, tours), None, weight)
+
+    def view(self, feat: Float[Tensor, "B Q F"] | None, state: Legality, context: None) -> Moment:
+        assert feat is not None, "a task without routing rules is imagined in latents"
+        true_mask = None
+        if self.mask_rules is not None:
+            true_mask = self.mask_rules.action_mask(state.rules_state)
+        if not self.masked:
+            mask = None
+        elif self.mask_from == "rules":
+            mask = true_mask
+        elif state.observed is not None:
+            mask = state.observed
+        else:
+            mask = self.model.predict_mask(feat, context)
+        return Moment(feat, None, View(mask), true_mask)
+
+    def step(self, state: Legality, action: Shaped[Tensor, "B Q *A"]) -> tuple[Legality, None]:
+        if self.mask_rules is None:
+            return Legality(), None
+        return Legality(self.mask_rules.step(state.rules_state, action)), None
+
+    def cont(self, moments: Moment, finished: Bool[Tensor, "B Q H"] | None) -> Float[Tensor, "B Q H"]:
+        assert moments.feat is not None
+        return self.model.predict_cont(moments.feat[:, :, 1:])
+
+    def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
+        """What the reward head expects with each latent."""
+        feat = trajectory.feat(slice(1, None))
+        assert feat is not None
+        return self.model.predict_reward(feat)
+
+    def possible_returns(self, trajectory: Trajectory, start: Start, rewards: Bounds) -> Bounds | None:
+        return None
+
+    def node_set(self, context: None) -> NodeSet | None:
+        return None
+
+    def first_notes(self, num_envs: int) -> dict[str, Any]:
+        return {}
+
+    def look(
+        self,
+        obs: dict[str, Tensor],
+        notes: Mapping[str, Any],
+        actor: Actor,
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+    ) -> Look:
+        view = View(obs[ACTION_MASK][:, None] if self.masked else None)
+        return Look(view, context=None, tables=None, notes={})
+
+
+def _repeated(legality: Legality, tours: int) -> Legality:
+    return each_part(legality, lambda part: part.repeat_interleave(tours, 1))

@@ -1,0 +1,279 @@
+"""The world model of routing: nodes are static context, encoded once per episode; rules know the rest of a state."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from config import UserError
+from envs.costs import FACTORS, LAST_COST, LAST_NODE
+from envs.rules import CURRENT_NODE, Instance, Rules, State
+from envs.tasks import ACTION_MASK, Task
+from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
+from layers import MLP
+from moves import Belief, MoveHead
+from networks import RSSM, Latent, NodeHead, RoutingEncoder
+from sets import masked_share
+from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
+from views import NodeSet, View, take_nodes
+
+
+class RoutingContext(NamedTuple):
+    """What never changes within an episode, encoded once for B instances.
+
+    `belief` is what the model knows of hidden costs where imagination begins; None where it keeps no belief.
+    """
+
+    instance: Instance
+    nodes: Float[Tensor, "B N E"]
+    belief: Float[Tensor, "B L"] | None = None
+
+
+class RoutingModel(WorldModel):
+    """A world model in which observations and actions look up embeddings of nodes.
+
+    The reward head sees a move's geometry; what it may read beside it is the latent, or a belief about hidden costs.
+    """
+
+    HEADS = ("reward", "cont", "mask", "current_node", "current_pos", "coords")
+
+    def __init__(self, task: Task, settings: Any) -> None:
+        """Build encoder, belief, RSSM and every head whose loss scale is not 0.
+
+        Args:
+            task: what there is to model.
+            settings: the config section `model`.
+
+        Raises:
+            UserError: the settings do not fit the task.
+        """
+        super().__init__(task, settings)
+        assert task.rules is not None, "this model is of routing tasks"
+        self.rules: type[Rules] = task.rules
+        self.memory_spaces = {}
+        scales = settings.loss_scales.to_dict()
+        scales.pop("decoder")
+        self.loss_scales = {name: scale for name, scale in scales.items() if scale}
+        self.routing_encoder = RoutingEncoder(
+            self.rules.num_node_features,
+            state_features=self.rules.num_state_features,
+            units=settings.units,
+            **settings.encoder.to_dict(),
+        )
+        self.belief = self._make_belief(settings)
+        self.belief_size = 0 if self.belief is None else self.belief.size
+        self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **settings.rssm.to_dict())
+        self.reward_latent = settings.reward_latent
+        self.position_as_node = settings.current_pos == "node"
+        self.heads = nn.ModuleDict(self._make_heads(settings))
+        self.separate_reward = "reward" in self.heads
+        self._finish(settings)
+
+    def _make_belief(self, settings: Any) -> Belief | None:
+        costs = self.rules.costs
+        if costs.shown == "factors" and not settings.belief:
+            raise UserError("cost_shown: factors is read by a belief alone: set model.belief: true")
+        if not settings.belief:
+            return None
+        if not costs.hidden:
+            raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
+        if settings.reward_latent:
+            raise UserError("the move head reads a belief or the latent: set model.reward_latent: false")
+        return Belief(costs.hidden if costs.shown == "factors" else 0, size=settings.units)
+
+    def _make_heads(self, settings: Any) -> dict[str, nn.Module]:
+        feat_size, units = self.rssm.feat_size, settings.units
+        reward_inputs = feat_size if self.reward_latent else self.belief_size
+        makers = {
+            "reward": lambda: MoveHead(latent_size=reward_inputs, units=settings.move_units, layers=2),
+            "cont": lambda: MLP(feat_size, 1, units=units, layers=1),
+            "mask": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
+            "current_node": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
+            "current_pos": lambda: MLP(feat_size, 1 if self.position_as_node else 2, units=units, layers=1),
+            "coords": lambda: MLP(feat_size, 2 * self.task.num_actions, units=units, layers=1),
+        }
+        return {name: make() for name, make in makers.items() if name in self.loss_scales}
+
+    def context(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> RoutingContext:
+        """Encode the static part of B instances."""
+        nodes = self.routing_encoder.nodes(self.rules.node_features(instance), instance.valid)
+        return RoutingContext(instance=instance, nodes=nodes, belief=belief)
+
+    def node_set(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> NodeSet:
+        """What actor and critic see of B instances, and of what is believed of their hidden costs."""
+        moves = None if belief is None else self.predict_moves(instance, belief)
+        return NodeSet(self.rules.node_features(instance), instance.valid, belief, moves)
+
+    def encode(self, obs: dict[str, Tensor], context: RoutingContext, view: View) -> Float[Tensor, "*B U"]:
+        """Embed observations, of which the view says all that there is to see beside the nodes."""
+        return self.routing_encoder(context.nodes, view)
+
+    def embed_action(self, action: Int[Tensor, "B *Q"], context: RoutingContext) -> Float[Tensor, "B *Q A"]:
+        """The embeddings of the nodes chosen."""
+        return take_nodes(context.nodes, action)
+
+    def embed_choice(self, choice: Float[Tensor, "B Q N"], context: RoutingContext) -> Float[Tensor, "B Q A"]:
+        return choice @ context.nodes
+
+    def observe(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> Observed:
+        """Infer the latents of whole episodes."""
+        context = self.context(self.first_instance(batch))
+        embed = self.encode(batch, context, self.view(batch))
+        action = self.embed_action(batch["prev_action"], context)
+        latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise)
+        return Observed(latents, posterior, prior, context)
+
+    def first_instance(self, batch: dict[str, Tensor]) -> Instance:
+        """The instances of whole episodes [B, T, ...], each from its first row."""
+        return self.rules.restore({key: value[:, 0] for key, value in batch.items()})[0]
+
+    def view(self, batch: dict[str, Tensor]) -> View:
+        """What networks see of observed states beside the latent."""
+        _, state = self.rules.restore(batch)
+        return View.of(self.rules, state, batch[ACTION_MASK])
+
+    def believe(
+        self, obs: dict[str, Tensor], instance: Instance, before: Float[Tensor, "B L"] | None = None
+    ) -> Float[Tensor, "B T L"]:
+        """The belief about hidden costs after each row of observations [B, T, ...] of one episode.
+
+        `before` is the belief before the first of these rows; None where the episode begins there.
+        """
+        assert self.belief is not None, "this model keeps no belief"
+        origin = take_nodes(instance.coords, obs[LAST_NODE])
+        target = take_nodes(instance.coords, obs[CURRENT_NODE])
+        return self.belief(origin, target, obs[LAST_COST].squeeze(-1), obs.get(FACTORS), before)
+
+    def first_belief(self, instance: Instance) -> Float[Tensor, "B L"] | None:
+        """The belief before any move, where nothing was observed; None where there is none to keep."""
+        if self.belief is None:
+            return None
+        here = instance.coords[:, :1]
+        return self.belief(here, here, torch.zeros_like(here[..., 0]), None)[:, 0]
+
+    def begin(self, context: RoutingContext, state: State, noise: Float[Tensor, "B Q S"] | None) -> Latent:
+        """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
+        embed = self._embed_state(context, state)
+        rows = embed.shape[0]
+        no_action = embed.new_zeros(rows, context.nodes.shape[-1])
+        is_first = torch.ones(rows, dtype=torch.bool, device=embed.device)
+        noise = None if noise is None else noise.flatten(0, 1)
+        latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
+        return Latent(*(part.unflatten(0, state.current.shape) for part in latent))
+
+    def observe_state(
+        self, latent: Latent, action: Int[Tensor, "B Q"], context: RoutingContext, state: State
+    ) -> Latent:
+        """The likeliest latents after `action` has led to `state`, [B, Q]."""
+        embed = self._embed_state(context, state)
+        embedded = self.embed_action(action, context).flatten(0, 1)
+        is_first = torch.zeros(embed.shape[0], dtype=torch.bool, device=embed.device)
+        before = Latent(*(part.flatten(0, 1) for part in latent))
+        after, _ = self.rssm.observe_step(before, embedded, embed, is_first, None)
+        return Latent(*(part.unflatten(0, action.shape) for part in after))
+
+    def _embed_state(self, context: RoutingContext, state: State) -> Float[Tensor, "R U"]:
+        view = View.of(self.rules, state, self.rules.action_mask(state))
+        return self.encode({}, context, view).flatten(0, 1)
+
+    def move_loss(
+        self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
+    ) -> Float[Tensor, ""]:
+        """Squared error of the move head: from the latent before each move, and the move, to the next row's reward.
+
+        A belief answers for all the moves from its row to the end of the episode.
+        """
+        origin = take_nodes(instance.coords, batch[CURRENT_NODE][:, :-1])
+        target = take_nodes(instance.coords, batch["action"][:, :-1])
+        # The last row's action was never carried out, and the next episode's first reward answers no action.
+        weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
+        reward = batch["reward"][:, 1:]
+        latent = feat[:, :-1] if feat is not None and self.reward_latent else None
+        if self.belief is not None:
+            # A belief that is asked about the next move alone need not remember what it knows.
+            origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
+            weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
+        predicted = self.predict_move(origin, target, latent)
+        return ((predicted - reward).square() * weight).sum() / weight.sum().clamp(min=1)
+
+    def reward_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
+        """The scaled loss of the move head alone, and metrics; `generator` draws latents where the head reads them."""
+        feat = None
+        if self.reward_latent:
+            with torch.no_grad():
+                noise = uniform((*batch["reward"].shape, self.rssm.stoch_size), generator)
+                feat = self.observe(batch, noise).latents.feat()
+        loss = self.move_loss(batch, self.first_instance(batch), feat)
+        return self.loss_scales["reward"] * loss, {"move_error": loss.detach().sqrt()}
+
+    def predict_move(
+        self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], latent: Float[Tensor, "*#B F"] | None
+    ) -> Float[Tensor, "*B"]:
+        """The reward that the move head expects of moves between two positions, by a latent feature or a belief."""
+        return self.heads["reward"](origin, target, latent)
+
+    @torch.no_grad()
+    def predict_moves(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "B N N"]:
+        """What it expects of every move from a node (row) to a node (column) of each instance."""
+        coords = instance.coords
+        return self.predict_move(coords[:, :, None], coords[:, None], None if belief is None else belief[:, None, None])
+
+    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
+        logits, valid = self.heads["mask"](feat, context.nodes), context.instance.valid
+        if valid is not None:
+            valid = valid.view(len(valid), *[1] * (logits.ndim - 2), -1)
+            logits = logits.masked_fill(~valid, -torch.inf)
+        return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
+
+    def _head_losses(
+        self, batch: dict[str, Tensor], observed: Observed, feat: Float[Tensor, "B T F"], mean: RowMean
+    ) -> tuple[Losses, Metrics]:
+        context: RoutingContext = observed.context
+        losses: Losses = {}
+        metrics: Metrics = {}
+        if "reward" in self.heads:
+            losses["reward"] = self.move_loss(batch, context.instance, feat)
+        if "cont" in self.heads:
+            losses["cont"] = self._cont_loss(batch, feat, mean, discount=1.0)
+        if "mask" in self.heads:
+            losses["mask"], metrics["mask_accuracy"] = self._mask_loss(batch, context, feat, mean)
+        if "current_node" in self.heads:
+            losses["current_node"], metrics["current_node_accuracy"] = self._node_loss(batch, context, feat, mean)
+        if "current_pos" in self.heads:
+            if self.position_as_node:
+                target = batch[CURRENT_NODE][..., None].float()
+            else:
+                target = take_nodes(context.instance.coords, batch[CURRENT_NODE])
+            losses["current_pos"] = mean(-SymlogGaussian(self.heads["current_pos"](feat)).log_prob(target))
+        if "coords" in self.heads:
+            target = context.instance.coords.flatten(1)[:, None].expand(-1, feat.shape[1], -1)
+            losses["coords"] = mean(-SymlogGaussian(self.heads["coords"](feat)).log_prob(target))
+        return losses, metrics
+
+    def _mask_loss(
+        self, batch: dict[str, Tensor], context: RoutingContext, feat: Float[Tensor, "B T F"], mean: RowMean
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The loss of the mask head over real nodes, and the share of entries that it has right."""
+        dist, valid = BernoulliDist(self.heads["mask"](feat, context.nodes)), context.instance.valid
+        log_prob = dist.log_prob(batch[ACTION_MASK])
+        if valid is None:
+            loss = mean(-log_prob.mean(-1))
+        else:
+            loss = mean(-(log_prob * valid[:, None]).sum(-1) / valid.sum(-1, keepdim=True))
+        return loss, mean(masked_share(dist.mode() == batch[ACTION_MASK], valid)).detach()
+
+    def _node_loss(
+        self, batch: dict[str, Tensor], context: RoutingContext, feat: Float[Tensor, "B T F"], mean: RowMean
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The loss of the head that names the current node, and how often it is right."""
+        logits, valid = self.heads["current_node"](feat, context.nodes), context.instance.valid
+        node = OneHotDist(logits, mask=None if valid is None else valid[:, None].expand_as(logits))
+        hit = (node.mode() == batch[CURRENT_NODE]).float()
+        return mean(-node.log_prob(batch[CURRENT_NODE])), mean(hit)
+
+    def _row_weight(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:
+        """Rows beyond the first episode of a whole-episode batch carry no weight."""
+        return (batch["is_first"].cumsum(1) <= 1).float()

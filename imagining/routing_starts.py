@@ -1,0 +1,131 @@
+"""Where tours are imagined from: the beginning of replayed or freshly drawn instances' episodes, or replayed rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs.rules import Instance, Rules, each_part
+from imagining.imagination import Start, repeated
+from imagining.routing_model import RoutingModel
+from imagining.world_model import Observed
+from tools import uniform
+
+
+def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
+    """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
+    extra = [1] * (len(shape) - 1)
+    return each_part(
+        instance, lambda part: part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
+    )
+
+
+def episode_starts(
+    model: RoutingModel,
+    instance: Instance,
+    *,
+    tours: int,
+    spread: bool = False,
+    needs_latent: bool,
+    generator: torch.Generator | None,
+) -> Start:
+    """The beginnings of each instance's episodes.
+
+    Args:
+        model: has the rules, and encodes what they give.
+        instance: wherever it comes from.
+        tours: trajectories of each instance.
+        spread: let the tours of one instance begin at nodes spread over it, rather than where the rules say.
+        needs_latent: whether anybody reads the latents.
+        generator: draws the latents; None takes their mode.
+    """
+    context = model.context(instance)
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
+    shape, first = torch.Size((count, tours)), None
+    if spread:
+        # A closed tour is the same wherever it begins, but never in padding.
+        nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
+        first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
+    state = model.rules.reset(expand_instance(instance, shape), first)
+    latent = None
+    if needs_latent:
+        noise = None if generator is None else uniform((*shape, model.rssm.stoch_size), generator)
+        latent = model.begin(context, state, noise)
+    belief = model.first_belief(instance)
+    context = context._replace(belief=None if belief is None else belief.detach())
+    return Start(latent, state, context, torch.ones(shape, device=device))
+
+
+def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
+    """Replayed instances, of which the last ones give way to a share of freshly drawn ones of the full size.
+
+    Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
+    A share below one instance is one.
+    """
+    count, num_nodes = instance.coords.shape[:2]
+    device = instance.coords.device
+    drawn = max(1, round(share * count))
+    fresh = rules.random(drawn, num_nodes, generator=generator, device=device)
+    if instance.valid is not None:
+        fresh = rules.pad(fresh, num_nodes)
+    drawn_parts = iter(part for part in fresh if part is not None)
+    return each_part(instance, lambda part: torch.cat((part[: count - drawn], next(drawn_parts))))
+
+
+def row_starts(
+    model: RoutingModel,
+    batch: dict[str, Tensor],
+    observed: Observed | None,
+    *,
+    tours: int,
+    generator: torch.Generator,
+) -> Start:
+    """One row of each replayed episode, drawn with a density that falls from the first to none at the last.
+
+    What is chosen early in a tour decides most, and is chosen while the belief forms.
+
+    Args:
+        model: has the rules, and encodes what they give.
+        batch: replayed sequences that begin at an episode's first row.
+        observed: their latents; None where nobody reads them.
+        tours: trajectories of each row.
+        generator: draws the rows.
+    """
+    count = batch["reward"].shape[0]
+    rows = torch.arange(count, device=batch["reward"].device)
+    decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)
+    # The smaller of two uniform draws.
+    drawn = uniform((count, 2), generator).amin(-1)
+    row = (drawn * decisions).long()
+    instance, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
+    shape = torch.Size((count, tours))
+    states = each_part(state, lambda part: part[:, None].expand(*shape, *part.shape[1:]))
+    latent = None
+    if observed is not None:
+        latent = each_part(
+            observed.latents, lambda part: part.detach()[rows, row][:, None].expand(*shape, *part.shape[2:])
+        )
+    belief = None if model.belief is None else model.believe(batch, instance)[rows, row]
+    return Start(latent, states, model.context(instance, belief), torch.ones(shape, device=rows.device))
+
+
+def replayed_starts(model: RoutingModel, batch: dict[str, Tensor], observed: Observed | None, *, tours: int) -> Start:
+    """Every row of replayed sequences; rows beyond the first episode's end do not count.
+
+    Args:
+        model: has the rules, and encodes what they give.
+        batch: replayed sequences that begin at an episode's first row.
+        observed: their latents; None where nobody reads them.
+        tours: trajectories of each row, side by side.
+    """
+    weight = (~batch["is_terminal"]).float() * (batch["is_first"].cumsum(1) <= 1)
+    _, state = model.rules.restore(batch)
+    latent, context = None, None
+    if observed is None:
+        context = model.context(model.first_instance(batch))
+    else:
+        latent = repeated(observed.latents, tours)
+        context = observed.context._replace(nodes=observed.context.nodes.detach())
+    states = each_part(state, lambda part: part.repeat_interleave(tours, 1))
+    return Start(latent, states, context, weight.repeat_interleave(tours, 1))
