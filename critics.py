@@ -58,7 +58,8 @@ class LatentCritic(Critic):
 
     def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: View) -> SymexpTwoHot:
         assert feat is not None, "this critic reads the latent"
-        return SymexpTwoHot(self.mlp(feat), self.bins)
+        # Some steps of a trajectory lie scattered in memory; one copy is cheaper than what products make of them.
+        return SymexpTwoHot(self.mlp(feat.contiguous()), self.bins)
 
 
 class NodeCritic(Critic):
