@@ -41,19 +41,19 @@ class Actor(nn.Module, ABC):
     heads: int = 1
 
     @abstractmethod
-    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: View) -> Float[Tensor, "B *Q S"]:
+    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> Float[Tensor, "B *Q S"]:
         """What it makes of states: the numbers that a distribution is built from."""
 
     @abstractmethod
-    def distribution(self, scores: Float[Tensor, "B *Q S"], view: View) -> ActionDist:
+    def distribution(self, scores: Float[Tensor, "B *Q S"], view: Any) -> ActionDist:
         """The distribution over legal actions that scores stand for."""
 
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: View) -> ActionDist:
+    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> ActionDist:
         """The distribution over the legal actions of Q states of each instance."""
         return self.distribution(self.scores(feat, tables, view), view)
 
     def penalty(
-        self, scores: Float[Tensor, "B *Q S"], view: View
+        self, scores: Float[Tensor, "B *Q S"], view: Any
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """What scores cost by themselves, whatever their actions earn, and metrics."""
         return torch.zeros((), device=scores.device), {}

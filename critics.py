@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,7 +41,7 @@ class Critic(nn.Module, ABC):
         """What it needs of the nodes of B instances; None where it sees none."""
 
     @abstractmethod
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: View) -> SymexpTwoHot:
+    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
         """The distribution over returns."""
 
 
@@ -56,7 +56,7 @@ class LatentCritic(Critic):
     def tables(self, nodes: NodeSet | None) -> None:
         return None
 
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: View) -> SymexpTwoHot:
+    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
         assert feat is not None, "this critic reads the latent"
         # Some steps of a trajectory lie scattered in memory; one copy is cheaper than what products make of them.
         return SymexpTwoHot(self.mlp(feat.contiguous()), self.bins)

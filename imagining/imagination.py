@@ -17,7 +17,7 @@ from imagining.settings import ImaginationSettings
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
 from tools import Bounds
-from views import NodeSet, View
+from views import NodeSet
 
 
 class Noise(NamedTuple):
@@ -44,11 +44,13 @@ class Moment(NamedTuple):
     """An imagined state before the next action: its latent, what rules know of it, and what networks see of it.
 
     `state` is None where nobody asks for it after imagination; `true_mask` is the rules' own, where there are any.
+    A view is a NamedTuple with an `action_mask` (or None) and a method `at` like that of `View`; what else it holds,
+    its kind of world and the actors that read it agree on.
     """
 
     feat: Float[Tensor, "B *Q F"] | None
     state: Any
-    view: View
+    view: Any
     true_mask: Bool[Tensor, "B *Q N"] | None
 
 
@@ -206,7 +208,7 @@ class Look(NamedTuple):
     `context` is what the world model embeds observations by.
     """
 
-    view: View
+    view: Any
     context: Any
     tables: Any
     notes: dict[str, Any]

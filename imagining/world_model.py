@@ -17,7 +17,6 @@ from envs.tasks import Task
 from layers import initialise, use_layer_norm
 from networks import RSSM, Latent
 from tools import BernoulliDist, OneHotDist, symexp_bins
-from views import View
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -73,7 +72,7 @@ class WorldModel(nn.Module, ABC):
             initialise(self)
 
     @abstractmethod
-    def encode(self, obs: dict[str, Tensor], context: Any, view: View) -> Float[Tensor, "*B U"]:
+    def encode(self, obs: dict[str, Tensor], context: Any, view: Any) -> Float[Tensor, "*B U"]:
         """Embed observations."""
 
     @abstractmethod

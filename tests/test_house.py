@@ -21,15 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
 GROUND = frozenset(
     {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
-    | {"agent", "layers", "learner", "memory", "moves", "resuming", "runs", "safe_files", "terminal", "views"}
+    | {"acting", "agent", "layers", "learner", "memory", "moves", "resuming", "runs", "safe_files", "terminal", "views"}
 )
 LAYERS = (
     GROUND,
-    frozenset({"networks", "evaluation", "summary", "dynamics_map"}),
+    frozenset({"actors", "critics", "evaluation", "summary", "dynamics_map"}),
+    frozenset({"networks"}),
     frozenset({"observations", "trainer", "curves", "sac_networks", "worlds"}),
-    frozenset({"world_model", "launch", "sac_losses"}),
-    frozenset({"imagination"}),
-    frozenset({"returns", "starts"}),
+    frozenset({"imagining", "launch", "sac_losses"}),
     frozenset({"models", "sac"}),
     frozenset({"pictures"}),
     frozenset({"dreamer", "decoding"}),

@@ -51,8 +51,9 @@ class Scene:
             return Computed([(loss, ("network",))], {"seen": noise.mean()}, seen=noise)
 
         self.guard.update = self.learner.updates
+        drawn = len(self.drawn)
         metrics, seen = self.learner.update(compute, batch=batch, progress=0.0)
-        assert seen is self.drawn[0]
+        assert seen is self.drawn[drawn]
         return metrics
 
     def update_alone(self, scale: float = 1.0) -> dict[str, Tensor]:

@@ -325,10 +325,10 @@ def test_solve_keeps_the_answers_of_others_where_one_is_too_large(run, tmp_path,
 def test_solve_keeps_the_answers_of_others_where_memory_runs_out(run, tmp_path, capsys, monkeypatch):
     whole = solve.best_tours
 
-    def short(model, behavior, group, decoding, **keywords):
+    def short(behavior, group, decoding, **keywords):
         if len(group[0].coords) == 5:
             raise MemoryError
-        return whole(model, behavior, group, decoding, **keywords)
+        return whole(behavior, group, decoding, **keywords)
 
     monkeypatch.setattr(solve, "best_tours", short)
     files = [write_tsp(tmp_path, "large", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
