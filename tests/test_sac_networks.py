@@ -114,7 +114,7 @@ def test_observation_vector_reads_numbers_and_classes():
 
 
 def test_observation_vector_refuses_an_image():
-    with pytest.raises(ValueError, match="'pixels' is of kind image; SAC reads vectors and classes only"):
+    with pytest.raises(ValueError, match="'pixels' is of kind image, and SAC reads vectors and classes only"):
         ObservationVector({"pixels": ObservationKey("image", (16, 16, 3), torch.uint8)})
 
 
