@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from agent import Agent
 from config import UserError
 from envs.drawing import draw_tour
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import Crash, GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance, each_part
 from envs.tasks import Task
@@ -33,21 +33,28 @@ MOST_NOTICES = 3
 
 
 class Report(NamedTuple):
-    """The outcome of an evaluation: figures and pictures by name, one line to read, and lines about what went wrong."""
+    """The outcome of an evaluation: figures and pictures by name, one line to read, and what went wrong.
+
+    `notices` are lines to read about that, `crashes` the environments that crashed and were replaced.
+    """
 
     values: dict[str, float]
     pictures: dict[str, np.ndarray]
     summary: str
     notices: tuple[str, ...] = ()
+    crashes: tuple[Crash, ...] = ()
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Judges an agent while it trains (`validate`) and once at the end (`test`), on cases that never change."""
+    """Judges an agent while it trains (`validate`) and once at the end (`test`), on cases that never change.
+
+    `test` gives None where it is switched off.
+    """
 
     def validate(self, agent: Agent) -> Report: ...
 
-    def test(self, agent: Agent) -> Report: ...
+    def test(self, agent: Agent) -> Report | None: ...
 
 
 class Evaluation(NamedTuple):
@@ -152,9 +159,10 @@ class RoutingEvaluator:
 
 
 class Episodes(NamedTuple):
-    """Episodes of a gymnasium task, one for each row of a vector environment, and the first of them step by step.
+    """Episodes of a gymnasium task, and the first of them step by step.
 
-    `crashed` is how many of them a crash cut short, `bad_inputs` how many gave numbers that were not finite.
+    `crashed` is how many of them a crash cut short, `bad_inputs` how many gave numbers that were not finite, `cut` how
+    many had not ended after `LONGEST_EPISODE` steps.
     """
 
     returns: Float[Tensor, " I"]
@@ -162,46 +170,59 @@ class Episodes(NamedTuple):
     first: dict[str, Tensor]
     crashed: int
     bad_inputs: int
+    cut: int
 
 
 @torch.no_grad()
 def play(
-    agent: Agent, env: GymVectorEnv, *, after_step: Callable[[Bool[Tensor, " E"]], None] | None = None
+    agent: Agent,
+    env: GymVectorEnv,
+    *,
+    episodes: int | None = None,
+    after_step: Callable[[dict[int, int]], None] | None = None,
 ) -> Episodes:
-    """Let the agent play one episode in every environment, by the mode of its policy.
+    """Let the agent play episodes by the mode of its policy: as many at once as there are environments.
 
     Args:
         agent: plays; nothing random is drawn.
-        env: freshly made, so that its seed decides the episodes.
-        after_step: called with the environments whose episode still runs, after the reset and every step.
+        env: of an evaluation, freshly made or lent, so that its seed decides the episodes.
+        episodes: how many; as many as there are environments, where none are given.
+        after_step: called after the reset and every step with the environments whose episode still runs, and which
+            episode that is.
     """
+    count = env.num_envs if episodes is None else episodes
     obs, info = env.reset()
     state = agent.initial_state(env.num_envs)
-    running = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    returns = torch.zeros(env.num_envs, device=env.device)
-    lengths = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device)
+    returns, lengths = np.zeros(count, np.float32), np.zeros(count, np.int64)
     prev_action = torch.zeros((1, *env.actions.shape), dtype=env.actions.dtype, device=env.device)
     rows: list[dict[str, Tensor]] = []
-    crashed: set[int] = set()
-    bad_inputs = set(info["bad_inputs"])
-    for _ in range(LONGEST_EPISODE):
+    ended, crashed, bad_inputs, cut = set[int](), set[int](), set[int](), set[int]()
+    bad_inputs.update(info["bad_inputs"])
+    while len(ended) < count:
+        playing = {row: case for row, case in enumerate(env.cases) if case < count and case not in ended}
         if after_step is not None:
-            after_step(running)
-        if bool(running[0]) or not rows:
+            after_step(playing)
+        if playing.get(0) == 0:
             first = {name: value[:1] for name, value in obs.items()}
             rows.append({**first, "prev_action": prev_action, "is_first": info["is_first"][:1]})
         action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
         prev_action = action[:1]
         obs, reward, terminated, truncated, info = env.step(action)
-        returns += reward.masked_fill(~running, 0.0)
-        lengths += running
-        for found, name in ((crashed, "crashed"), (bad_inputs, "bad_inputs")):
-            found.update(row for row in info[name] if bool(running[row]))
-        running = running & ~(terminated | truncated)
-        if not bool(running.any()):
-            break
+        earned, over = reward.cpu().numpy(), (terminated | truncated).tolist()
+        for row, case in playing.items():
+            returns[case] += earned[row]
+            lengths[case] += 1
+            if not over[row] and lengths[case] >= LONGEST_EPISODE:
+                cut.add(case)
+                env.give_up(row)
+            if over[row] or case in cut:
+                ended.add(case)
+        crashed.update(playing[row] for row in info["crashed"] if row in playing)
+        # A row that has not played begins an episode in this step.
+        bad_inputs.update(playing.get(row, env.cases[row]) for row in info["bad_inputs"])
     first_episode = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
-    return Episodes(returns, lengths, first_episode, len(crashed), len(bad_inputs))
+    bad = sum(case < count for case in bad_inputs)
+    return Episodes(torch.from_numpy(returns), torch.from_numpy(lengths), first_episode, len(crashed), bad, len(cut))
 
 
 class GymEvaluator:
@@ -213,21 +234,25 @@ class GymEvaluator:
         *,
         valid_episodes: int,
         eval_episodes: int,
+        most_envs: int,
         device: torch.device,
+        training_env: GymVectorEnv | None = None,
         pictures: Callable[[dict[str, Tensor]], dict[str, np.ndarray]] | None = None,
-        **reading: Any,
+        **options: Any,
     ) -> None:
-        """Remember how to make environments; each evaluation makes its own.
+        """Remember how to make environments; each evaluation makes its own, or borrows those of training.
 
         Args:
             make_env: makes one.
             valid_episodes: of each evaluation during training.
-            eval_episodes: of the final one.
+            eval_episodes: of the final one; 0: there is none.
+            most_envs: environments at once.
             device: where the agent lives.
+            training_env: played in, where given: no environment is made.
             pictures: draws what the agent imagines of an episode.
-            reading: `wanted_keys`, `zero_keys` and `drop_keys`; see `GymVectorEnv`.
+            options: of environments that are made; see `GymVectorEnv`.
         """
-        self.reading = reading
+        self.options, self.most_envs, self.training_env = options, most_envs, training_env
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
@@ -235,18 +260,33 @@ class GymEvaluator:
         """Episodes with the validation seeds."""
         return self._report(agent, self.valid_episodes, seed=VALIDATION_SEED)
 
-    def test(self, agent: Agent) -> Report:
-        """Episodes with the test seeds."""
-        return self._report(agent, self.eval_episodes, seed=TEST_SEED)
+    def test(self, agent: Agent) -> Report | None:
+        """Episodes with the test seeds; None where there are to be none."""
+        return self._report(agent, self.eval_episodes, seed=TEST_SEED) if self.eval_episodes else None
 
-    def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
+    @contextmanager
+    def _environments(self, count: int, seed: int) -> Iterator[GymVectorEnv]:
+        if self.training_env is not None:
+            with self.training_env.lent(seed):
+                yield self.training_env
+            return
         env = GymVectorEnv(
-            self.make_env, num_envs=count, device=self.device, seed=seed, evaluation=True, **self.reading
+            self.make_env,
+            num_envs=min(count, self.most_envs),
+            device=self.device,
+            seed=seed,
+            evaluation=True,
+            **self.options,
         )
         try:
-            episodes = play(agent, env)
+            yield env
         finally:
             env.close()
+
+    def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
+        with self._environments(count, seed) as env:
+            episodes = play(agent, env, episodes=count)
+            notices, crashes = _shortened(env.notices), tuple(env.crashes)
         pictures = {} if self.pictures is None else self.pictures(episodes.first)
         mean = float(episodes.returns.mean())
         values = {"return": mean, "length": float(episodes.lengths.float().mean())}
@@ -260,7 +300,14 @@ class GymEvaluator:
         if episodes.bad_inputs:
             values["bad_inputs"] = episodes.bad_inputs
             summary += f"; {episodes.bad_inputs} with numbers that were not finite"
-        return Report(values, pictures, summary, _shortened(env.notices))
+        if episodes.cut:
+            values["cut"] = episodes.cut
+            summary += f"; {episodes.cut} cut at {LONGEST_EPISODE} steps"
+            notices += (
+                f"{episodes.cut} of {count} episodes had not ended after {LONGEST_EPISODE} steps and count as they"
+                " stood; register the environment with max_episode_steps to end them sooner",
+            )
+        return Report(values, pictures, summary, notices, crashes)
 
 
 def film(
@@ -270,16 +317,18 @@ def film(
     folder: Path,
     device: torch.device,
     episodes: int = 3,
+    most_envs: int = 3,
     **reading: Any,
 ) -> Path:
     """Write a GIF of the first test episodes into `folder`.
 
     Args:
         agent: plays.
-        make_env: makes an environment that draws itself.
+        make_env: makes an environment that draws itself, in this process.
         folder: made if need be.
         device: where the agent lives.
-        episodes: how many, side by side.
+        episodes: how many, one after another.
+        most_envs: environments at once.
         reading: `wanted_keys`, `zero_keys` and `drop_keys`; see `GymVectorEnv`.
 
     Raises:
@@ -292,17 +341,18 @@ def film(
         made.append(make_env())
         return made[-1]
 
-    def shoot(running: Bool[Tensor, " E"]) -> None:
-        for row in running.nonzero()[:, 0].tolist():
-            films[row].append(_frame(made[row]))
+    def shoot(playing: dict[int, int]) -> None:
+        for row, episode in playing.items():
+            films[episode].append(_frame(made[row]))
 
-    env = GymVectorEnv(make_and_keep, num_envs=episodes, device=device, seed=TEST_SEED, evaluation=True, **reading)
+    num_envs = min(episodes, most_envs)
+    env = GymVectorEnv(make_and_keep, num_envs=num_envs, device=device, seed=TEST_SEED, evaluation=True, **reading)
     try:
         if made[0].render_mode != "rgb_array":
             raise UserError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
         with _writing_film(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        play(agent, env, after_step=shoot)
+        play(agent, env, episodes=episodes, after_step=shoot)
         pace = made[0].metadata.get("render_fps", 30)
     finally:
         env.close()

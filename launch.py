@@ -8,7 +8,7 @@ import shlex
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from config import (
 )
 from dynamics_map import CONTEXTS
 from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
+from envs.routing import RULES
 from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
 from evaluation import film
@@ -45,7 +46,7 @@ from runs import LOCK, METRICS
 from safe_files import refuse_links
 from terminal import show, tell
 from trainer import OWN_FOLDERS, Settings, Trainer
-from worlds import World, make_one, make_world, reading_of_observations, require_room
+from worlds import TRAINING_ENV, World, make_one, make_world, reading_of_observations, require_room
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 DREAMER = "dreamer.py"
@@ -57,16 +58,23 @@ ENTRY_KEYS = {
     "trust": "true: with --evaluate, import and call what the run's config names (false)",
 }
 # What --evaluate takes from the command line; all else is the run's own.
-OF_EVALUATION = ("eval_episodes", "eval_instances", "import")
+OF_EVALUATION = (
+    *("eval_episodes", "eval_instances", "import"),
+    *("envs", "env_processes", "env_timeout", "env_restarts"),
+)
 OF_THE_MACHINE = ("device", "threads")
+OF_A_TEST = {"eval_episodes": (1, math.inf)}
+# Entry keys that name files and folders.
+PATHS = ("resume", "init")
 AT_THE_START = "sac.initial_alpha."
 ROLES = ("environment", "acting", "replay", "model", "imagination")
-CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS}
+CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS, "eval_env": ("own", TRAINING_ENV)}
 RANGES = {
-    **dict.fromkeys(("steps", "log_every", "eval_every", "checkpoint_every"), (1, math.inf)),
+    **dict.fromkeys(("steps", "log_every", "checkpoint_every"), (1, math.inf)),
     **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
-    **dict.fromkeys(("valid_episodes", "eval_episodes"), (1, math.inf)),
-    **dict.fromkeys(("prefill", "train_ratio", "guard.max_rollbacks", "guard.recovery", "env_timeout"), (0, math.inf)),
+    "valid_episodes": (1, math.inf),
+    **dict.fromkeys(("eval_every", "eval_episodes", "env_timeout", "env_restarts"), (0, math.inf)),
+    **dict.fromkeys(("prefill", "train_ratio", "guard.max_rollbacks", "guard.recovery"), (0, math.inf)),
     "seed": (0, 2**63 - 1),
     **dict.fromkeys(("guard.max_skips", "guard.snapshot_every"), (1, math.inf)),
     "reward_scale": (1e-12, 1e12),
@@ -117,14 +125,16 @@ def train(
         UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
         NonFinite: training met a value that is not finite.
     """
-    config = command.config
+    config, command = command.config, _with_absolute_paths(command)
     if command.entry["video"]:
         raise ConfigError("--video goes with --evaluate")
+    logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
     validate_ranges(config, RANGES)
     validate_choices(config, CHOICES)
     settings = Settings.of(config)
     device = prepare_torch(config)
-    world = make_world(config, device)
+    with _telling_of_crashes():
+        world = make_world(config, device)
     generators = make_generators(config.seed, device)
     guard = Guard(device, GuardSettings(**{name: config.guard[name] for name in GuardSettings._fields}))
     agent = make_agent(world.task, config, device=device, generators=generators, guard=guard)
@@ -133,7 +143,6 @@ def train(
         stack.callback(env.close)
         replay = _make_replay(config, _spaces(world.task, env), memory=agent.memory_spaces, device=device)
         _require_windows(config, agent.batch_length)
-        logdir = Path(str(config.logdir or default_logdir(argv[0], command)))
         stack.enter_context(claimed(logdir))
         # References can take minutes to find: what does not fit the run in the logdir is said before.
         state, folder, changes = _take_up(command, agent, logdir, device=device, program=argv[0], make_agent=make_agent)
@@ -233,6 +242,22 @@ def opening(
     ]
 
 
+def _with_absolute_paths(command: CommandLine) -> CommandLine:
+    """The same command after an environment has changed the working directory."""
+    paths = {key: str(Path(str(command.entry[key])).absolute()) for key in PATHS if command.entry[key]}
+    return command._replace(entry={**command.entry, **paths})
+
+
+@contextmanager
+def _telling_of_crashes() -> Iterator[None]:
+    """Print an environment's own traceback where there is no logdir yet to save it in."""
+    try:
+        yield
+    except EnvironmentCrashed as error:
+        tell(error.crash.trace.rstrip())
+        raise
+
+
 def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:
     """Replay with room for what the config keeps of what the run will live through.
 
@@ -310,6 +335,7 @@ def load_run(
     changes: dict[str, Any] | None = None,
     given: Config | None = None,
     trust: bool = False,
+    to_play: bool = False,
 ) -> Run:
     """The agent of a run as its checkpoint has it, in its world.
 
@@ -323,6 +349,7 @@ def load_run(
         given: the config of the user's own command line. Code that the run's config names is run where this one names
             the same.
         trust: run whatever code the run's config names.
+        to_play: make as many gymnasium environments as the config says, and not one alone to learn what the task is.
 
     Raises:
         ConfigError: there is no such run, or its config names code that the user has not named.
@@ -344,7 +371,8 @@ def load_run(
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
     require_trust(config, run, given=given, trust=trust)
-    world = make_world(config.replace(envs=1, env_processes=False), device)
+    alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
+    world = make_world(config.replace(**alone), device)
     _require_fit(state["agent"], run, make_agent=make_agent, task=world.task, config=config)
     agent = make_agent(
         world.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
@@ -376,18 +404,24 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
         UserError, CheckpointError: there is no run that can be evaluated.
     """
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
-    validate_ranges(command.config, RANGES)
+    # An environment may change the working directory.
+    folder = None if video is None else Path(video).absolute()
+    validate_ranges(command.config, {**RANGES, **OF_A_TEST})
     device = prepare_torch(command.config)
     changes = {key: command.config[key] for key in command.overrides if key in OF_EVALUATION}
-    run = load_run(
-        path,
-        make_agent=make_agent,
-        device=device,
-        defaults=command.defaults,
-        changes=changes,
-        given=command.config,
-        trust=_trusts(command),
-    )
+    with _telling_of_crashes():
+        run = load_run(
+            path,
+            make_agent=make_agent,
+            device=device,
+            defaults=command.defaults,
+            # The environments that are made to learn what the task is are played in, too.
+            changes={**changes, "eval_env": TRAINING_ENV},
+            given=command.config,
+            trust=_trusts(command),
+            to_play=True,
+        )
+    validate_ranges(run.config, OF_A_TEST)
     if video and run.world.task.rules is not None:
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
@@ -396,12 +430,17 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
         tell(f"the run has a config of its own: {ignored} changes nothing")
-    filmed = None
-    if video:
-        # First, since what it lacks should not show after a hundred episodes.
-        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
-        filmed = film(run.agent, make_env, folder=Path(video), device=device, **reading)
-    report = run.world.make_evaluator(None).test(run.agent)
+    with _telling_of_crashes():
+        world, filmed = run.world, None
+        if folder is not None:
+            # First, since what it lacks should not show after a hundred episodes; alone, as a simulator may exist once.
+            world.close()
+            make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
+            filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)
+            world = make_world(run.config, device)
+        with closing(world):
+            report = world.make_evaluator(None).test(run.agent)
+    assert report is not None, "there are episodes to be played"
     for line in report.notices:
         tell(line)
     show(f"{path} at step {run.step}: {report.summary}")

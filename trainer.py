@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ import terminal
 from agent import Agent
 from checkpoint import CheckpointError
 from config import Config, UserError
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
+from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from envs.rules import nearest_node
 from envs.tasks import ACTION_MASK, Task
 from envs.vector import RoutingVectorEnv
@@ -45,9 +45,11 @@ WARN_ABOVE = {
     "train/q_std": 5e3,
 }
 WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
-REPORTS, REPLAY = "guard", "replay"
+REPORTS, REPLAY, CRASHES = "guard", "replay", "crashes"
 # In the logdir; the program makes and deletes files there.
-OWN_FOLDERS = (REPORTS, REPLAY)
+OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
+# Of crashes that the run goes on after, in one process.
+MOST_CRASH_REPORTS = 20
 # A shell that is closed and what schedulers send before they kill are requests to stop, too.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 # A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
@@ -108,6 +110,7 @@ class Trainer:
         self.latest: dict[str, float] = {}
         self.finished = False
         self.emergency = False
+        self.crash_reports = 0
         self._stop_signal: str | None = None
         self._interrupted_at = -math.inf
 
@@ -126,11 +129,15 @@ class Trainer:
         handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
         try:
             if not self.row:
-                obs, info = self.env.reset()
+                with self._saving():
+                    # Before training's first episodes, which an evaluation in the same environments would end.
+                    if self.settings.eval_every:
+                        self._evaluate()
+                    obs, info = self.env.reset()
                 self.row = self._first_row(obs)
                 self.any_first = info["any_first"]
-                self._evaluate()
-                self._show()
+                if self.latest:
+                    self._show()
             self._train()
             if self.finished:
                 self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
@@ -177,12 +184,40 @@ class Trainer:
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
-        """Save the run before an environment ends it: one that crashes, or gives what cannot be taken."""
+        """Save the run before an environment ends it: one that crashes, or gives what cannot be taken.
+
+        Raises:
+            EnvironmentCrashed: as what is done here, and says where the environment's own traceback is.
+        """
         try:
             yield
-        except (UserError, EnvironmentCrashed):
-            self._save()
-            raise
+        except (UserError, EnvironmentCrashed) as error:
+            # Before the first episode there is nothing to go on from.
+            if self.row:
+                self._save()
+            if not isinstance(error, EnvironmentCrashed):
+                raise
+            path = self._report_crash(error.crash)
+            where = f"{path} has its traceback" if path else f"its traceback: {error.crash.trace}"
+            remedy = "mend the environment, and the same command goes on; or --env_restarts N restarts it N times"
+            raise EnvironmentCrashed(f"{error}; {where}; {remedy}", error.crash) from error
+
+    def _report_crash(self, crash: Crash) -> Path | None:
+        """Save the environment's own traceback; the file, or None where it cannot be written."""
+        path = self.logdir / CRASHES / f"step_{self.step:09d}_env_{crash.row}.txt"
+        try:
+            safe_files.make_folder(path.parent)
+            safe_files.write_text(path, crash.trace)
+        except OSError:
+            return None
+        return path
+
+    def _note_crashes(self, crashes: Iterable[Crash]) -> None:
+        """Save what is known of crashes that the run goes on after, until there are `MOST_CRASH_REPORTS`."""
+        for crash in crashes:
+            self.crash_reports += 1
+            if self.crash_reports <= MOST_CRASH_REPORTS and (path := self._report_crash(crash)):
+                self._progress.say(f"{path} has the traceback of environment {crash.row}")
 
     def _collect(self) -> None:
         """One step of every environment."""
@@ -235,6 +270,8 @@ class Trainer:
                 self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
             while self.env.notices:
                 self._progress.say(self.env.notices.pop(0))
+            self._note_crashes(self.env.crashes)
+            self.env.crashes.clear()
         else:
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
             if not self.env.rules.fixed_length:
@@ -300,7 +337,7 @@ class Trainer:
 
     def _crossed(self, key: str) -> bool:
         every = getattr(self.settings, key)
-        return self.step // every > self.step_before // every
+        return every > 0 and self.step // every > self.step_before // every
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self._clock
@@ -316,7 +353,7 @@ class Trainer:
             values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         self._logged_at = (self.step, seconds)
         if isinstance(self.env, GymVectorEnv):
-            values["env_restarts"] = self.env.restarts
+            values["env_restarts"] = self.env.restarts.used
             values["bad_inputs"] = sum(self.env.bad_inputs.values())
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
@@ -344,22 +381,37 @@ class Trainer:
         self._progress.update(self.step, told)
 
     def _evaluate(self) -> None:
-        self._report("validation", "valid", self.evaluator.validate(self.agent))
+        with self._closing_lost_episodes():
+            report = self.evaluator.validate(self.agent)
+        self._report("validation", "valid", report)
+
+    @contextmanager
+    def _closing_lost_episodes(self) -> Iterator[None]:
+        """Close the episodes that an evaluation in the training's environments ends, as a time limit would."""
+        try:
+            yield
+        finally:
+            if isinstance(self.env, GymVectorEnv) and self.row:
+                self.row = {**self.row, "is_last": self.row["is_last"] | self.env.take_lost()}
 
     def _finish(self) -> None:
         """The test set, once."""
         if self.step > self._logged_at[0]:
             self._log()
             self._show()
-        with self._saving():
+        with self._saving(), self._closing_lost_episodes():
             report = self.evaluator.test(self.agent)
-        self._report("test", "eval", report)
         self.finished = True
+        if report is None:
+            self._progress.say("there is no final evaluation, as the config says")
+            return
+        self._report("test", "eval", report)
         self._progress.say(f"final evaluation: {report.summary}")
 
     def _report(self, name: str, prefix: str, report: Report) -> None:
         for line in report.notices:
             self._progress.say(f"{name}: {line}")
+        self._note_crashes(report.crashes)
         values = {f"{prefix}_{key}": value for key, value in report.values.items()}
         self.latest |= values
         self.logger.scalars(self.step, self._elapsed(), values)

@@ -12,7 +12,7 @@ from config import Config, ConfigError
 from dynamics_map import DynamicsMapContext
 from envs.costs import EUCLIDEAN, find_costs
 from envs.gym_tasks import make_gym
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import GymVectorEnv, Restarts
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
 from envs.rules import MIN_NODES, Rules
@@ -21,6 +21,8 @@ from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
 
 GYM_PREFIX = "gym_"
+# The value of eval_env that evaluates in the environments of training.
+TRAINING_ENV = "training"
 
 
 def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
@@ -37,11 +39,15 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules]
 
 
 class World(NamedTuple):
-    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there."""
+    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there.
+
+    `close` ends the environments.
+    """
 
     task: Task
     make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
     make_evaluator: Callable[[Any], Evaluator]
+    close: Callable[[], None]
 
 
 def make_world(config: Config, device: torch.device) -> World:
@@ -97,7 +103,7 @@ def _routing_world(config: Config, device: torch.device) -> World:
         test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
 
-    return World(task, make_env, make_evaluator)
+    return World(task, make_env, make_evaluator, close=lambda: None)
 
 
 def _curriculum(config: Config) -> list[tuple[int, int | None]]:
@@ -135,16 +141,14 @@ def _gym_world(config: Config, device: torch.device) -> World:
         raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
     make_env = make_one(config)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
-    reading = reading_of_observations(config)
-    env = GymVectorEnv(
-        make_env,
-        num_envs=config.envs,
-        device=device,
-        seed=config.seed,
-        processes=config.env_processes,
-        timeout=config.env_timeout,
-        **reading,
-    )
+    options = {
+        "processes": config.env_processes,
+        "timeout": config.env_timeout,
+        # Those of evaluations count, too.
+        "restarts": Restarts(allowed=config.env_restarts),
+        **reading_of_observations(config),
+    }
+    env = GymVectorEnv(make_env, num_envs=config.envs, device=device, seed=config.seed, **options)
     _require_mask_rules(env)
     task = Task(
         rules=None,
@@ -159,12 +163,14 @@ def _gym_world(config: Config, device: torch.device) -> World:
             make_env,
             valid_episodes=config.valid_episodes,
             eval_episodes=config.eval_episodes,
+            most_envs=config.envs,
             device=device,
+            training_env=env if config.eval_env == TRAINING_ENV else None,
             pictures=pictures,
-            **reading,
+            **options,
         )
 
-    return World(task, lambda _generators: env, make_evaluator)
+    return World(task, lambda _generators: env, make_evaluator, close=env.close)
 
 
 def make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Shaped
@@ -27,7 +27,14 @@ class BadInputs:
         rows: the environments of which any was, since `begin_step`.
     """
 
-    def __init__(self, *, zero_keys: str, drop_keys: str, notice_once: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        *,
+        zero_keys: str,
+        drop_keys: str,
+        notice_once: Callable[[str, str], None],
+        where: Callable[[int], str],
+    ) -> None:
         """Begin with none.
 
         Args:
@@ -35,12 +42,13 @@ class BadInputs:
             drop_keys: the same for episodes to be dropped. It comes first: `zero_keys` may be a config's for all
                 observations, and this what a user asks for of one.
             notice_once: takes a topic, and the line that the user should read the first time.
+            where: names an environment, and the step of its episode at which it is.
 
         Raises:
             UserError: one is no regular expression.
         """
         self._zero_keys, self._drop_keys = compiled(zero_keys), compiled(drop_keys)
-        self._notice_once = notice_once
+        self._notice_once, self._where = notice_once, where
         self.counts: dict[str, int] = {}
         self.rows: set[int] = set()
 
@@ -48,29 +56,28 @@ class BadInputs:
         """Forget which environments the last step was about."""
         self.rows = set()
 
-    def mend(self, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]], lengths: Sequence[int]) -> list[int]:
+    def mend(self, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]]) -> list[int]:
         """See to all environments, in place. Returns those whose episode is to be dropped.
 
         Args:
             numbers: observations by key, and rewards.
-            lengths: the step of its episode at which each environment is.
 
         Raises:
             BadInput: a number is bad, and its key in neither expression.
         """
         if all(np.isfinite(values).all() for values in numbers.values()):
             return []
-        return [row for row, length in enumerate(lengths) if self.mend_row(row, numbers, length)]
+        rows = range(len(next(iter(numbers.values()))))
+        return [row for row in rows if self.mend_row(row, numbers)]
 
     def mend_row(
-        self, row: int, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]], length: int, *, begun: int | None = None
+        self, row: int, numbers: Mapping[str, Shaped[np.ndarray, "E *S"]], *, begun: int | None = None
     ) -> bool:
         """The same for one environment. Returns whether its episode is to be dropped.
 
         Args:
             row: the environment.
             numbers: as for `mend`.
-            length: the step of its episode at which it is.
             begun: the episodes in a row that began so, where another one may not be dropped.
         """
         drop = False
@@ -81,7 +88,7 @@ class BadInputs:
             if not bad.any():
                 continue
             fault = (
-                f"environment {row}, step {length} of its episode: '{key}' has {bad.sum()} of {bad.size}"
+                f"{self._where(row)}: '{key}' has {bad.sum()} of {bad.size}"
                 " entries that are NaN, infinite or beyond float32"
             )
             dropped, zeroed = self._drop_keys.fullmatch(key), self._zero_keys.fullmatch(key)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +25,56 @@ Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], B
 # Begins the spawn keys of the seeds of training, so that they are none of an evaluation, whatever the run's seed.
 TRAINING = 1
 
-# Crashes of one environment, with no completed step in between, that end the run.
+# Crashes of one environment, with no completed step in between, that end the run however many it may replace.
 MAX_CRASHES = 5
 
 
+class Crash(NamedTuple):
+    """What is known of a crash: the row of the environment, and the environment's own traceback."""
+
+    row: int
+    trace: str
+
+
 class EnvironmentCrashed(RuntimeError):
-    """An environment cannot be made or begun, or crashes again and again. The message is one line."""
+    """An environment cannot be made or begun, or crashes where none may be replaced any more. The message is one line.
+
+    Attributes:
+        crash: where and how.
+    """
+
+    def __init__(self, message: str, crash: Crash) -> None:
+        super().__init__(message)
+        self.crash = crash
+
+
+@dataclasses.dataclass
+class Restarts:
+    """How many environments that crash a run may replace, over its whole length, and how many it has."""
+
+    allowed: int = 0
+    used: int = 0
+
+
+class _Cases:
+    """Which episode of an evaluation each row plays: the next that none has begun.
+
+    So the episodes of an evaluation, counted from 0, begin with the same seeds however many rows share them.
+    """
+
+    def __init__(self, num_envs: int, *, seed: int) -> None:
+        self.seed = seed
+        self.of_row = [-1] * num_envs
+        self._attempts = [0] * num_envs
+        self._begun = 0
+
+    def begin(self, row: int, *, again: bool) -> tuple[int, int]:
+        """Number and attempt of the episode that a row begins: the same number where it begins it `again`."""
+        if not again:
+            self.of_row[row], self._attempts[row] = self._begun, 0
+            self._begun += 1
+        self._attempts[row] += 1
+        return self.of_row[row], self._attempts[row]
 
 
 class GymVectorEnv:
@@ -44,8 +90,9 @@ class GymVectorEnv:
     - `crashed` and `bad_inputs`: the rows whose episode a crash ended in this step, and those that gave a number that
       was set to 0 or dropped.
 
-    An environment that raises, or whose process dies, is replaced by a new one: its episode ends as truncated with
-    the last observation and reward 0, and the next step begins another. Every episode begins with
+    An environment that raises, or whose process dies, raises `EnvironmentCrashed`; or, while `restarts` allows it, is
+    replaced by a new one: its episode ends as truncated with the last observation and reward 0, and the next step
+    begins another. Every episode begins with
     `env.reset(seed=...)`; the seed comes from (seed, environment, episode number), and is another in an evaluation.
 
     No number that is NaN, infinite or beyond float32 comes out of here: one in an observation of floats or in a reward
@@ -61,6 +108,8 @@ class GymVectorEnv:
         processes: run each environment in a process of its own.
         timeout: seconds after which a process that has not answered counts as dead (5 times as many for its first
             answer); 0: none. In this process a call that never returns cannot be ended.
+        restarts: how many crashed environments may be replaced; counts on, and may be shared with other vector
+            environments of the same run. None: none may.
         zero_keys: a regular expression; where it matches a whole key of the observation, or "reward", numbers that
             are not finite are set to 0.
         drop_keys: the same for episodes to be dropped; comes before `zero_keys`.
@@ -72,7 +121,9 @@ class GymVectorEnv:
         left_out: what is not, by flat key, each with the reason.
         actions: what can be done.
         mask_rules: the attribute of this name of the environment, or None.
-        restarts: environments that crashed and were replaced so far.
+        name: of the environment: its id, or its class where it has none.
+        restarts: how many crashed environments were replaced so far.
+        crashes: what is known of each of them. Whoever writes it down empties the list.
         notices: lines that the user should read, such as an environment's first crash. Whoever prints them empties
             the list.
 
@@ -80,6 +131,8 @@ class GymVectorEnv:
         UserError: no environments, spaces that are not supported, or another argument that cannot be used.
         EnvironmentCrashed: an environment cannot be made.
     """
+
+    crashes: list[Crash]
 
     def __init__(
         self,
@@ -91,6 +144,7 @@ class GymVectorEnv:
         evaluation: bool = False,
         processes: bool = False,
         timeout: float = 60.0,
+        restarts: Restarts | None = None,
         zero_keys: str = "",
         drop_keys: str = "",
         wanted_keys: Sequence[str] = ALL_KEYS,
@@ -101,12 +155,13 @@ class GymVectorEnv:
             raise UserError(f"timeout is {timeout}; it takes seconds, or 0 for none")
         self.num_envs = num_envs
         self.device = torch.device(device)
-        self.restarts = 0
+        self.restarts = Restarts() if restarts is None else restarts
+        self.crashes = []
         self.notices: list[str] = []
         self._noticed: set[str] = set()
-        self._bad = BadInputs(zero_keys=zero_keys, drop_keys=drop_keys, notice_once=self._notice_once)
         self._seed = seed
-        self._spawn_key: tuple[int, ...] = () if evaluation else (TRAINING,)
+        self._cases = _Cases(num_envs, seed=seed) if evaluation else None
+        self._lost = np.zeros(num_envs, np.bool_)
         self._new_worker: Callable[[], Worker] = (
             functools.partial(ProcessWorker, make_env, timeout=timeout)
             if processes
@@ -115,13 +170,17 @@ class GymVectorEnv:
         self._workers: list[Worker] = [self._new_worker() for _ in range(num_envs)]
         try:
             # Spaces come from the first environment: what is wrong with them shows before training.
-            space, self._action_space, self.mask_rules = self._workers[0].call("describe")
+            space, self._action_space, self.mask_rules, self.name = self._workers[0].call("describe")
+            self._bad = BadInputs(
+                zero_keys=zero_keys, drop_keys=drop_keys, notice_once=self._notice_once, where=self._where
+            )
             self.observations, self._flatten = observation_keys(space, wanted=wanted_keys), flattener(space)
             self.left_out = left_out(space)
             self.actions = action_spec(self._action_space, space)
         except WorkerFailure as failure:
             self.close()
-            raise EnvironmentCrashed(f"the environment cannot be made: {failure}") from failure
+            message = f"the environment cannot be made: {failure}"
+            raise EnvironmentCrashed(message, Crash(0, failure.trace)) from failure
         except UserError:
             self.close()
             raise
@@ -162,6 +221,7 @@ class GymVectorEnv:
             self._begin_another(row)
         self._ended[:] = False
         self._begun = self._settled = True
+        self._note_empty_masks()
         obs = self.observe()
         return obs, self._info(obs, is_first=np.ones_like(self._ended), returns=[], lengths=[])
 
@@ -208,6 +268,7 @@ class GymVectorEnv:
         self._returns += reward
         self._ended = terminated | truncated
         self._settled = True
+        self._note_empty_masks()
         obs = self.observe()
         ended_rows = np.flatnonzero(self._ended).tolist()
         info = self._info(
@@ -266,7 +327,7 @@ class GymVectorEnv:
             "seeds": list(self._seeds),
             "returns": self._returns.tolist(),
             "lengths": list(self._lengths),
-            "restarts": self.restarts,
+            "restarts": self.restarts.used,
             "bad_inputs": dict(self.bad_inputs),
         }
 
@@ -280,14 +341,23 @@ class GymVectorEnv:
         """
         if state_dict["num_envs"] != self.num_envs:
             raise UserError(f"the saved state has {state_dict['num_envs']} environments, not {self.num_envs}")
+        self.restarts.used = state_dict["restarts"]
+        lost = self._take_up(state_dict)
+        if lost.any():
+            rows = ", ".join(map(str, np.flatnonzero(lost)))
+            self.notices.append(f"running episodes of environments {rows} could not be resumed and end as truncated")
+        return self._tensor(lost)
+
+    def _take_up(self, state_dict: dict[str, Any]) -> Bool[np.ndarray, " E"]:
+        """Go on from a state. Returns the rows whose running episode is lost."""
         self._episodes, self._lengths = list(state_dict["episodes"]), list(state_dict["lengths"])
         self._returns = np.array(state_dict["returns"], np.float64)
-        self.restarts, self._bad.counts = state_dict["restarts"], dict(state_dict["bad_inputs"])
+        self._bad.counts = dict(state_dict["bad_inputs"])
         for name, value in state_dict["obs"].items():
             self._buffers[name][:] = value.cpu().numpy()
         saved = state_dict["environments"]
         # Older states have no seeds: their episodes began with those that only evaluations have now.
-        old = [self._seed_of(row, episode) for row, episode in enumerate(self._episodes)]
+        old = [_seed_of(self._seed, row, episode) for row, episode in enumerate(self._episodes)]
         self._seeds = list(state_dict.get("seeds", old))
         for row, state in enumerate(saved):
             if state is not None:
@@ -295,12 +365,49 @@ class GymVectorEnv:
         restored = np.array([state is not None and self._finish_load(row) for row, state in enumerate(saved)])
         ended = np.array(state_dict["ended"])
         lost = ~ended & ~restored
-        if lost.any():
-            rows = ", ".join(map(str, np.flatnonzero(lost)))
-            self.notices.append(f"running episodes of environments {rows} could not be resumed and end as truncated")
         self._ended = ended | lost
         self._crashes = [0] * self.num_envs
-        self._begun = True
+        self._begun = self._settled = True
+        return lost
+
+    @property
+    def cases(self) -> list[int]:
+        """Of an evaluation, which of its episodes each row plays or has ended, counted from 0."""
+        assert self._cases is not None, "no evaluation plays here"
+        return list(self._cases.of_row)
+
+    def give_up(self, row: int) -> None:
+        """Let a row begin its next episode with the next step, though the running one has not ended."""
+        self._ended[row] = True
+
+    @contextmanager
+    def lent(self, seed: int) -> Iterator[None]:
+        """Let an evaluation with this seed play in these environments; then each row goes on from where it was.
+
+        Environments without a saved state lose their running episode, as when a run is resumed; see `take_lost`. What
+        is noticed, and which environments crash, is the evaluation's, and forgotten afterwards.
+        """
+        state = self.state_dict() if self._begun else None
+        told = self.notices, self._noticed, self.crashes
+        self.notices, self._noticed, self.crashes = [], set(), []
+        self._cases = _Cases(self.num_envs, seed=seed)
+        restored = False
+        try:
+            yield
+            restored = True
+        finally:
+            self._cases = None
+            self.notices, self._noticed, self.crashes = told
+            if state is None:
+                self._begun, self._episodes, self._bad.counts = False, [0] * self.num_envs, {}
+                self._ended[:] = True
+            else:
+                # What ended the evaluation may have left the environments in any state.
+                self._lost |= self._take_up(state if restored else {**state, "environments": [None] * self.num_envs})
+
+    def take_lost(self) -> Bool[Tensor, " E"]:
+        """The rows whose running episode was lost to an evaluation since this was last asked."""
+        lost, self._lost = self._lost, np.zeros_like(self._lost)
         return self._tensor(lost)
 
     def close(self) -> None:
@@ -308,12 +415,14 @@ class GymVectorEnv:
         for worker in self._workers:
             worker.close()
 
-    def _seed_of(self, *spawn_key: int) -> int:
-        return int(np.random.SeedSequence(self._seed, spawn_key=spawn_key).generate_state(1)[0])
-
-    def _ask_reset(self, row: int) -> None:
+    def _ask_reset(self, row: int, *, again: bool = False) -> None:
+        """Ask for a row's next episode, or `again` for one that could not begin."""
         self._episodes[row] += 1
-        self._seeds[row] = self._seed_of(*self._spawn_key, row, self._episodes[row])
+        self._returns[row], self._lengths[row] = 0.0, 0
+        if self._cases is None:
+            self._seeds[row] = _seed_of(self._seed, TRAINING, row, self._episodes[row])
+        else:
+            self._seeds[row] = _seed_of(self._cases.seed, *self._cases.begin(row, again=again))
         self._workers[row].send("reset", self._seeds[row])
 
     def _finish_reset(self, row: int) -> None:
@@ -323,22 +432,20 @@ class GymVectorEnv:
                 break
             except WorkerFailure as failure:
                 if self._episodes[row] == 1:
-                    raise EnvironmentCrashed(
-                        f"environment {row} cannot begin its first episode: {failure}"
-                    ) from failure
+                    message = f"{self._environment(row)} cannot begin its first episode: {failure}"
+                    raise EnvironmentCrashed(message, Crash(row, failure.trace)) from failure
                 self._replace(row, failure)
-                self._ask_reset(row)
+                self._ask_reset(row, again=True)
         self._store(row, obs)
-        self._returns[row], self._lengths[row] = 0.0, 0
 
     def _begin_another(self, row: int) -> None:
         """Begin the row's next episode in place of one whose first observation was to be dropped."""
         no_rewards = np.zeros(self.num_envs, np.float32)
         for attempt in range(1, MAX_CRASHES + 1):
-            self._ask_reset(row)
+            self._ask_reset(row, again=True)
             self._finish_reset(row)
             begun = MAX_CRASHES + 1 if attempt == MAX_CRASHES else None
-            if not self._bad.mend_row(row, self._numbers(no_rewards), self._lengths[row], begun=begun):
+            if not self._bad.mend_row(row, self._numbers(no_rewards), begun=begun):
                 return
 
     def _finish_step(self, row: int) -> tuple[float, bool, bool]:
@@ -353,32 +460,42 @@ class GymVectorEnv:
             return 0.0, False, True
         self._crashes[row] = 0
         self._store(row, obs)
-        where = f"environment {row}, step {self._lengths[row]} of its episode"
         if BAD_INPUT in told:
             key, line = told[BAD_INPUT]
-            self._bad.note(row, key, f"{where}: {line}")
+            self._bad.note(row, key, f"{self._where(row)}: {line}")
         if NOTICE in told:
             topic, line = told[NOTICE]
-            self._notice_once(topic, f"{where}: {line}")
+            self._notice_once(topic, f"{self._where(row)}: {line}")
         return reward, terminated, truncated and not terminated
 
     def _finish_state(self, row: int) -> dict[str, Any] | None:
         try:
             return self._workers[row].receive()
         except WorkerFailure as failure:
-            self._notice_once("state", f"environment {row} counts as one without state_dict(): {failure}")
+            self._notice_once("state", f"{self._environment(row)} counts as one without state_dict(): {failure}")
             return None
 
     def _finish_load(self, row: int) -> bool:
         try:
             self._workers[row].receive()
         except WorkerFailure as failure:
-            self._replace(row, failure)
+            self._notice_once("load", f"{self._environment(row)} cannot take up its saved state: {failure}")
+            self._renew(row)
             return False
         return True
 
+    def _environment(self, row: int) -> str:
+        return f"environment {row} of {self.name}"
+
+    def _where(self, row: int) -> str:
+        return f"{self._environment(row)}, step {self._lengths[row]} of its episode"
+
     def _store(self, row: int, obs: Any) -> None:
-        for name, value in self._flatten(obs).items():
+        try:
+            flat = self._flatten(obs)
+        except UserError as error:
+            raise UserError(f"{self._where(row)}: {error}") from error
+        for name, value in flat.items():
             self._buffers[name][row] = value
 
     def _keep_observation(self, row: int) -> None:
@@ -386,22 +503,41 @@ class GymVectorEnv:
         for name, buffer in self._buffers.items():
             buffer[row] = self._buffers_before[name][row]
 
+    def _note_empty_masks(self) -> None:
+        """Tell of a mask without a legal action in an episode that goes on: the agent then takes the first action."""
+        if self.actions.masked:
+            for row in np.flatnonzero(~self._ended & ~self._buffers[ACTION_MASK].any(-1)):
+                self._notice_once("mask", f"{self._where(row)}: its mask leaves no action; the first one is taken")
+
     def _mend(self, reward: np.ndarray) -> list[int]:
         """See to numbers that are not finite, in the observations and in `reward`. Returns the rows to be dropped."""
-        return self._bad.mend(self._numbers(reward), self._lengths)
+        return self._bad.mend(self._numbers(reward))
 
     def _numbers(self, reward: np.ndarray) -> dict[str, np.ndarray]:
         return {name: self._buffers[name] for name in self._number_keys} | {REWARD: reward}
 
     def _replace(self, row: int, failure: WorkerFailure) -> None:
-        """Put a new environment in the place of one that crashed; it is made when its episode begins."""
+        """Put a new environment in the place of one that crashed; it is made when its episode begins.
+
+        Raises:
+            EnvironmentCrashed: no other may be replaced, or this one crashed too often.
+        """
+        crash = Crash(row, failure.trace)
         self._crashes[row] += 1
+        if self.restarts.used >= self.restarts.allowed:
+            restarted = f", after {self.restarts.used} restarts" if self.restarts.used else ""
+            raise EnvironmentCrashed(f"{self._where(row)}{restarted}: {failure}", crash) from failure
         if self._crashes[row] == MAX_CRASHES:
+            times = f"crashed {MAX_CRASHES} times without completing a step"
             raise EnvironmentCrashed(
-                f"environment {row} crashed {MAX_CRASHES} times without completing a step, the last time with {failure}"
+                f"{self._where(row)}: it {times}, the last time with {failure}", crash
             ) from failure
-        self._notice_once(f"crash {row}", f"environment {row} crashed and is restarted: {failure}")
-        self.restarts += 1
+        self._notice_once(f"crash {row}", f"{self._where(row)}: crashed and is restarted: {failure}")
+        self.crashes.append(crash)
+        self.restarts.used += 1
+        self._renew(row)
+
+    def _renew(self, row: int) -> None:
         self._workers[row].close()
         self._workers[row] = self._new_worker()
 
@@ -427,3 +563,7 @@ class GymVectorEnv:
     def _tensor(self, array: np.ndarray) -> Tensor:
         # A copy also on the CPU: the buffers are written again in the next step.
         return torch.from_numpy(array).to(self.device, copy=True)
+
+
+def _seed_of(seed: int, *spawn_key: int) -> int:
+    return int(np.random.SeedSequence(seed, spawn_key=spawn_key).generate_state(1)[0])

@@ -39,7 +39,19 @@ ARRAY, SCALAR = "numpy array", "numpy scalar"
 
 
 class WorkerFailure(Exception):
-    """An environment's exception, or the death or silence of its process, as one line."""
+    """An environment's exception, or the death or silence of its process, as one line.
+
+    Attributes:
+        trace: the environment's own traceback; the line, where its process left none.
+    """
+
+    def __init__(self, line: str, *, trace: str | None = None) -> None:
+        super().__init__(line)
+        self.trace = f"{line}\n" if trace is None else trace
+
+
+class WrongAnswer(TypeError):
+    """What a method of an environment returned is not what gymnasium's returns."""
 
 
 class Worker(ABC):
@@ -76,18 +88,26 @@ class Host:
             self._made = self._make_env()
         return self._made
 
-    def describe(self) -> tuple[gymnasium.Space, gymnasium.Space, Any]:
-        rules = getattr(self._env.unwrapped, "mask_rules", None)
-        return self._env.observation_space, self._env.action_space, rules
+    def describe(self) -> tuple[gymnasium.Space, gymnasium.Space, Any, str]:
+        """Spaces, rules of the mask and name."""
+        env = self._env
+        rules = getattr(env.unwrapped, "mask_rules", None)
+        name = type(env.unwrapped).__name__ if env.spec is None else env.spec.id
+        return env.observation_space, env.action_space, rules, name
 
     def reset(self, seed: int) -> Any:
-        return self._env.reset(seed=seed)[0]
+        obs, _ = _parts(self._env.reset(seed=seed), "reset()", ("obs", "info"))
+        return obs
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, tuple[str, str]]]:
-        obs, reward, terminated, truncated, info = self._env.step(action)
-        # Some environments reward with an array of one number.
+        obs, reward, terminated, truncated, info = _parts(
+            self._env.step(action), "step()", ("obs", "reward", "terminated", "truncated", "info")
+        )
+        if not isinstance(info, dict):
+            raise WrongAnswer(f"step() gave an info of type {type(info).__name__}, where a dict is needed")
         told = {key: info[key] for key in (BAD_INPUT, NOTICE) if key in info}
-        return obs, float(np.asarray(reward).item()), bool(terminated), bool(truncated), told
+        flags = (bool(_number(flag, name)) for flag, name in ((terminated, "terminated"), (truncated, "truncated")))
+        return obs, float(_number(reward, "reward")), *flags, told
 
     def state(self) -> dict[str, Any] | None:
         """The states of environment and wrappers, and the steps that time limits counted; None where it gives none."""
@@ -140,12 +160,15 @@ class LocalWorker(Worker):
         method, arguments = self._request
         try:
             return getattr(self._host, method)(*arguments)
-        except Exception as error:
-            raise WorkerFailure(_one_line(error)) from error
+        # An environment that calls sys.exit() is not to end the training that plays in it.
+        except BaseException as error:
+            if _is_ctrl_c(error):
+                raise
+            raise WorkerFailure(_one_line(error), trace=traceback.format_exc()) from error
 
     def close(self) -> None:
         # What is closed may have crashed just now.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             self._host.close()
 
 
@@ -198,7 +221,7 @@ class ProcessWorker(Worker):
             raise WorkerFailure(f"its process died (exit code {self._process.exitcode})") from error
         if failed:
             line, trace = answer
-            raise WorkerFailure(line) from RuntimeError(f"in the process of the environment:\n{trace}")
+            raise WorkerFailure(line, trace=trace) from RuntimeError(f"in the process of the environment:\n{trace}")
         return answer
 
     def close(self) -> None:
@@ -229,10 +252,10 @@ def _serve(connection: Connection, make_env: bytes) -> None:
             try:
                 # Spaces and rules may be of classes that only this pickler takes.
                 reply = cloudpickle.dumps((False, getattr(host, method)(*arguments)))
-            except Exception as error:
+            except BaseException as error:
                 reply = pickle.dumps((True, (_one_line(error), traceback.format_exc())))
             connection.send_bytes(reply)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         host.close()
 
 
@@ -245,8 +268,37 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _parts(answer: Any, method: str, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """The parts of what a method returned; those of older versions of gym are fewer."""
+    if not isinstance(answer, tuple | list) or len(answer) != len(names):
+        given = f"{len(answer)} values" if isinstance(answer, tuple | list) else f"a {type(answer).__name__}"
+        raise WrongAnswer(f"{method} gave {given}, where a tuple of {', '.join(names)} is needed")
+    return tuple(answer)
+
+
+def _number(value: Any, name: str) -> Any:
+    """One number; some environments wrap it into an array."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        shape = f" of shape {array.shape}" if array.shape else ""
+        raise WrongAnswer(f"step() gave a {name} of type {type(value).__name__}{shape}, where one number is needed")
+    return array.item()
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether the user interrupts this program: by Python's own handler, or by one that the program installed."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    handler = getattr(signal.getsignal(signal.SIGINT), "__code__", None)
+    return handler is None or any(frame.f_code is handler for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _one_line(error: BaseException) -> str:
+    try:
+        text = " ".join(str(error).split())
+    except Exception as second:
+        text = f"(its message cannot be had: its __str__ raises {type(second).__name__})"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _pack(value: Any, where: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 import checkpoint
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import GymVectorEnv, Restarts
 
 MODES = pytest.mark.parametrize("processes", [False, True], ids=["local", "processes"])
 
@@ -93,10 +93,11 @@ class Faulty(gymnasium.Env):
 
 @contextmanager
 def vector_envs() -> Iterator[Callable[..., GymVectorEnv]]:
-    """What makes environments, and closes them in the end."""
+    """What makes environments, of which many may crash, and closes them in the end."""
     made = []
 
     def make(make_env=Scripted, *, num_envs=1, seed=0, **keywords):
+        keywords = {"restarts": Restarts(allowed=99), **keywords}
         made.append(GymVectorEnv(make_env, num_envs=num_envs, device="cpu", seed=seed, **keywords))
         return made[-1]
 

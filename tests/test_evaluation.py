@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ import worlds
 from agent import Agent
 from config import UserError
 from dreamer import Dreamer
+from envs import workers
 from envs.gym_tasks import make_gym
-from envs.gym_vector import GymVectorEnv
+from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts, _seed_of
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
@@ -192,7 +195,7 @@ THREE = ({"length": 4, "reward": 1.0}, {"length": 2, "reward": 10.0}, {"length":
 
 
 def vector_env(make: Callable[[], gymnasium.Env], num_envs: int = 3) -> GymVectorEnv:
-    return GymVectorEnv(make, num_envs=num_envs, device=CPU, seed=0)
+    return GymVectorEnv(make, num_envs=num_envs, device=CPU, seed=0, evaluation=True)
 
 
 def test_scripted_agent_is_an_agent():
@@ -210,10 +213,10 @@ def test_play_counts_one_episode_for_each_row():
 
 def test_play_tells_after_each_step_which_episodes_still_run():
     make, _ = factory(*THREE)
-    running: list[list[bool]] = []
-    play(ScriptedAgent(), vector_env(make), after_step=lambda still: running.append(still.tolist()))
-    assert [sum(column) for column in zip(*running, strict=True)] == [4, 2, 7]
-    assert running[0] == [True, True, True] and running[-1] == [False, False, True]
+    playing: list[dict[int, int]] = []
+    play(ScriptedAgent(), vector_env(make), after_step=playing.append)
+    assert [sum(row in still for still in playing) for row in range(3)] == [4, 2, 7]
+    assert playing[0] == {0: 0, 1: 1, 2: 2} and playing[-1] == {2: 2}
 
 
 @pytest.mark.parametrize("order", [THREE, THREE[::-1]], ids=["first ends early", "first ends last"])
@@ -239,7 +242,7 @@ def test_play_counts_an_endless_episode_as_it_stands(monkeypatch: pytest.MonkeyP
 
 
 def gym_evaluator(make: Callable[[], gymnasium.Env], **changes: Any) -> GymEvaluator:
-    settings = {"valid_episodes": 3, "eval_episodes": 6, **changes}
+    settings = {"valid_episodes": 3, "eval_episodes": 6, "most_envs": 6, "restarts": Restarts(allowed=99), **changes}
     return GymEvaluator(make, device=CPU, **settings)
 
 
@@ -290,9 +293,11 @@ def test_gym_evaluator_tells_of_environments_that_crash_every_time():
     report = gym_evaluator(failing((True, 1)), valid_episodes=5).validate(ScriptedAgent())
     assert report.summary == "5 episodes, mean return 0 +- 0 (95 %), from 0 to 0; 5 cut short by crashes"
     assert report.values == {"return": 0, "length": 1, "restarts": 5}
-    crash = "crashed and is restarted: RuntimeError: the simulator is gone"
-    expected = (*(f"environment {row} {crash}" for row in range(3)), "and 2 more like these")
-    assert report.notices == expected
+    *crashes, more = report.notices
+    assert [line.split(":")[0] for line in crashes] == [
+        f"environment {row} of Failing, step 1 of its episode" for row in range(3)
+    ]
+    assert more == "and 2 more like these" and len(report.crashes) == 5
 
 
 @pytest.mark.parametrize("remedy", ["zero_keys", "drop_keys"])
@@ -336,6 +341,141 @@ def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
     assert random_states(generators) == before
     assert one == other
     assert one.values["length"] == 6 and one.values["return"] != evaluator.test(agent).values["return"]
+
+
+class Telling(Scripted):
+    """Lasts as long, and earns as much, as its seed says."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        obs, info = super().reset(seed=seed)
+        self.length, self.reward = 1 + int(self.np_random.integers(9)), self.np_random.random()
+        return obs, info
+
+
+def count_at_once() -> tuple[Callable[[], Telling], list[int]]:
+    """What makes a `Telling`, and how many were open after each was made."""
+    made: list[Telling] = []
+    open_at_once: list[int] = []
+
+    def make() -> Telling:
+        made.append(Telling())
+        open_at_once.append(sum(not env.closed for env in made))
+        return made[-1]
+
+    return make, open_at_once
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_gym_evaluator_plays_the_same_episodes_in_few_environments(processes: bool):
+    alone = GymVectorEnv(Telling, num_envs=7, device=CPU, seed=TEST_SEED, evaluation=True)
+    expected = play(ScriptedAgent(), alone)
+    few = GymVectorEnv(Telling, num_envs=2, device=CPU, seed=TEST_SEED, evaluation=True, processes=processes)
+    found = play(ScriptedAgent(), few, episodes=7)
+    few.close()
+    assert torch.equal(found.returns, expected.returns) and torch.equal(found.lengths, expected.lengths)
+    assert len(set(found.returns.tolist())) == 7
+    assert found.first.keys() == expected.first.keys()
+    assert all(torch.equal(value, expected.first[name]) for name, value in found.first.items())
+
+
+def test_gym_evaluator_makes_no_more_environments_than_the_config_has():
+    make, open_at_once = count_at_once()
+    evaluator = gym_evaluator(make, most_envs=2)
+    assert evaluator.test(ScriptedAgent()).summary.startswith("6 episodes, ")
+    assert open_at_once == [1, 2]
+
+
+def test_gym_evaluator_obeys_processes_and_timeout(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "FIRST_ANSWER", 60)
+
+    class Hanging(Scripted):
+        def step(self, action: int) -> Any:
+            assert multiprocessing.parent_process() is not None
+            time.sleep(600)
+
+    evaluator = gym_evaluator(Hanging, processes=True, timeout=0.5, restarts=Restarts(), valid_episodes=1)
+    with pytest.raises(EnvironmentCrashed, match=r"step 1 of its episode: .* did not answer within"):
+        evaluator.validate(ScriptedAgent())
+
+
+def test_gym_evaluator_ends_with_a_crash_that_may_not_be_restarted():
+    budget = Restarts(allowed=1)
+    evaluator = gym_evaluator(failing((True, 1)), valid_episodes=1, restarts=budget)
+    assert evaluator.validate(ScriptedAgent()).values["restarts"] == 1
+    with pytest.raises(EnvironmentCrashed, match="the simulator is gone"):
+        evaluator.validate(ScriptedAgent())
+    assert budget.used == 1
+
+
+def test_gym_evaluator_says_that_it_cuts_an_episode(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    lengths = itertools.cycle([1000, 5, 3])
+    report = gym_evaluator(lambda: Scripted(length=next(lengths)), most_envs=3).validate(ScriptedAgent())
+    assert report.values == {"return": pytest.approx(13 / 3), "length": pytest.approx(13 / 3), "cut": 1}
+    assert report.summary.endswith("; 1 cut at 5 steps")
+    (notice,) = report.notices
+    assert "max_episode_steps" in notice
+
+
+def test_gym_evaluator_goes_on_after_an_episode_that_it_cut(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    make, made = factory({"length": 1000})
+    evaluator = gym_evaluator(make, most_envs=1)
+    assert evaluator.validate(ScriptedAgent()).values["cut"] == 3
+    assert len(set(made[0].seeds)) == 3
+
+
+def test_gym_evaluator_without_episodes_makes_no_test():
+    make, made = factory({})
+    assert gym_evaluator(make, eval_episodes=0).test(ScriptedAgent()) is None and not made
+
+
+class TellingAndResumable(Telling):
+    def state_dict(self) -> dict[str, Any]:
+        return {"time": self.time, "length": self.length, "reward": self.reward}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.time, self.length, self.reward = state["time"], state["length"], state["reward"]
+
+
+@pytest.mark.parametrize(("make", "resumable"), [(Telling, False), (TellingAndResumable, True)])
+def test_gym_evaluator_plays_in_the_environments_of_training(make: type[Telling], resumable: bool):
+    env, undisturbed = (GymVectorEnv(make, num_envs=2, device=CPU, seed=3) for _ in range(2))
+    actions = torch.tensor([1, 2])
+    for each in (env, undisturbed):
+        each.reset()
+        each.step(actions)
+    ended = env._ended.copy()
+    own = gym_evaluator(make).validate(ScriptedAgent())
+    assert gym_evaluator(make, training_env=env).validate(ScriptedAgent()) == own
+    lost = env.take_lost().tolist()
+    assert lost == [not resumable and not over for over in ended]
+    assert env.observe()["observation"].equal(undisturbed.observe()["observation"])
+    assert not env.take_lost().any() and env.notices == []
+    for _ in range(12):
+        obs, reward, *_ = env.step(actions)
+        if resumable:
+            expected = undisturbed.step(actions)
+            assert obs["observation"].equal(expected[0]["observation"]) and reward.equal(expected[1])
+    state = env.state_dict()
+    assert state["seeds"] == [_seed_of(3, TRAINING, row, episode) for row, episode in enumerate(state["episodes"])]
+
+
+def test_gym_evaluator_leaves_training_as_it_was_after_a_crash():
+    env = GymVectorEnv(Scripted, num_envs=2, device=CPU, seed=3)
+    env.reset()
+    env.step(torch.tensor([1, 2]))
+    before = env.state_dict()
+
+    class Failing(ScriptedAgent):
+        def act(self, *_arguments: Any, **_keywords: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        gym_evaluator(Scripted, training_env=env).validate(Failing())
+    assert env.take_lost().all()
+    after = env.state_dict()
+    assert after["episodes"] == before["episodes"] and after["ended"] == [True, True]
 
 
 def test_gym_evaluator_draws_the_first_episode():

@@ -8,11 +8,14 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from config import UserError
 from envs import workers
-from envs.gym_vector import EnvironmentCrashed
+from envs.gym_vector import EnvironmentCrashed, Restarts
 from tests.gym_scenes import MODES, Scripted, seeds, take, times
 
 
@@ -23,14 +26,15 @@ def test_gym_vector_ends_a_crashed_episode_as_truncated_and_goes_on(vector_env, 
     take(env, 1, 1)
     time_now, reward, terminated, truncated, info = take(env, 9, 1)
     assert (time_now, reward, terminated, truncated) == ([1, 2], [0, 11], [False, False], [True, False])
-    assert env.restarts == 1 and info["returns"] == [1] and info["decisions"] == 2
-    assert env.notices == ["environment 0 crashed and is restarted: RuntimeError: the simulator is gone"]
+    assert env.restarts.used == 1 and info["returns"] == [1] and info["decisions"] == 2
+    (notice,) = env.notices
+    assert notice.startswith("environment 0 of Scripted, step 2 ") and notice.endswith("the simulator is gone")
     obs, *_, info = env.step(torch.tensor([1, 1]))
     assert times(obs) == [0, 3] and info["is_first"].tolist() == [True, False]
     assert seeds(obs)[0] != seed_before[0] and seeds(obs)[1] == seed_before[1]
     # A second crash of the same environment is counted, and not announced.
     take(env, 9, 1)
-    assert env.restarts == 2 and len(env.notices) == 1
+    assert env.restarts.used == 2 and len(env.notices) == 1
 
 
 @MODES
@@ -41,7 +45,7 @@ def test_gym_vector_gives_up_after_five_crashes_without_a_step(vector_env, proce
         take(env, 9)
         take(env, 9)
     with pytest.raises(
-        EnvironmentCrashed, match="^environment 0 crashed 5 times.*RuntimeError: the simulator is gone$"
+        EnvironmentCrashed, match="^environment 0 of Scripted crashed 5 times.*RuntimeError: the simulator is gone$"
     ):
         take(env, 9)
 
@@ -54,7 +58,7 @@ def test_gym_vector_crash_count_begins_again_after_a_completed_step(vector_env):
             take(env, 9)
             take(env, 0)
         take(env, 0)
-    assert env.restarts == 12
+    assert env.restarts.used == 12
 
 
 class Restarting(Scripted):
@@ -79,7 +83,7 @@ def test_gym_vector_tries_again_where_a_later_reset_crashes(vector_env, monkeypa
     env.reset()
     take(env, 9)
     time_now, _, _, truncated, info = take(env, 0)
-    assert (time_now, truncated, info["is_first"].tolist(), env.restarts) == ([0], [False], [True], 2)
+    assert (time_now, truncated, info["is_first"].tolist(), env.restarts.used) == ([0], [False], [True], 2)
 
 
 @MODES
@@ -95,7 +99,9 @@ def test_gym_vector_raises_at_once_where_the_first_reset_crashes(vector_env, pro
             raise OSError("no licence")
 
     env = vector_env(Broken, num_envs=2, processes=processes)
-    with pytest.raises(EnvironmentCrashed, match="environment 0 cannot begin its first episode: OSError: no licence"):
+    with pytest.raises(
+        EnvironmentCrashed, match="environment 0 of Broken cannot begin its first episode: OSError: no licence"
+    ):
         env.reset()
 
 
@@ -110,6 +116,138 @@ def test_gym_vector_lets_an_interrupt_through(vector_env):
         take(env, 0)
 
 
+@MODES
+def test_gym_vector_ends_with_the_crash_after_those_that_it_may_replace(vector_env, processes):
+    env = vector_env(processes=processes, restarts=Restarts(allowed=1))
+    env.reset()
+    for action in (0, 9, 0, 0):
+        take(env, action)
+    assert env.restarts.used == 1 and len(env.crashes) == 1
+    with pytest.raises(
+        EnvironmentCrashed, match="^environment 0 of Scripted, step 2 .* after 1 restart.*is gone$"
+    ) as end:
+        take(env, 9)
+    assert end.value.crash.row == 0 and 'raise RuntimeError("the simulator' in end.value.crash.trace
+
+
+def test_gym_vector_counts_restarts_on_from_its_state(vector_env):
+    env = vector_env(restarts=Restarts(allowed=1))
+    env.reset()
+    take(env, 9)
+    restored = vector_env(restarts=Restarts(allowed=1))
+    restored.load_state_dict(env.state_dict())
+    take(restored, 0)
+    with pytest.raises(EnvironmentCrashed):
+        take(restored, 9)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise AttributeError("no message")
+
+
+class Leaving(Scripted):
+    """Action 7 leaves in the way that it was made for."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def step(self, action):
+        if action == 7:
+            raise self.way
+        return super().step(action)
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("way", "line"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (SystemExit(), "SystemExit"),
+        (GeneratorExit("gone"), "GeneratorExit: gone"),
+        (Unprintable(), "Unprintable: .*__str__ raises AttributeError.*"),
+    ],
+)
+def test_gym_vector_takes_any_way_out_for_a_crash(vector_env, processes, way, line):
+    env = vector_env(lambda: Leaving(way), processes=processes, restarts=None)
+    env.reset()
+    with pytest.raises(EnvironmentCrashed, match=f"^environment 0 of Leaving, step 1 of its episode: {line}$") as end:
+        take(env, 7)
+    assert "raise self.way" in end.value.crash.trace
+
+
+def test_gym_vector_takes_an_interrupt_of_the_environments_own_for_a_crash(vector_env, monkeypatch):
+    # Where a handler is installed, as in training, Ctrl-C raises no KeyboardInterrupt that is not the handler's.
+    def handler(_number, _frame):
+        raise KeyboardInterrupt
+
+    env = vector_env(lambda: Leaving(KeyboardInterrupt()), restarts=None)
+    env.reset()
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(EnvironmentCrashed, match="KeyboardInterrupt$"):
+            take(env, 7)
+        monkeypatch.setattr(Scripted, "step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        env = vector_env(restarts=None)
+        env.reset()
+        with pytest.raises(KeyboardInterrupt):
+            take(env, 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Answering(Scripted):
+    """Gives what it was made with in place of what gymnasium asks for; action 0 gives what is right."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def step(self, action):
+        right = super().step(action)
+        return self.answer(*right) if action else right
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda obs, reward, ended, _, info: (obs, reward, ended, info), "step.. gave 4 values"),
+        (lambda obs, *_: obs, "step.. gave a ndarray"),
+        (lambda obs, _, *others: (obs, None, *others), "gave a reward of type NoneType"),
+        (lambda obs, _, *others: (obs, np.ones(2), *others), r"gave a reward of type ndarray of shape \(2,\)"),
+        (lambda obs, reward, _, *others: (obs, reward, "no", *others), "gave a terminated of type str"),
+        (lambda *parts: (*parts[:4], None), "gave an info of type NoneType"),
+        (lambda _, *others: (None, *others), "'observation' is missing"),
+        (lambda _, *others: (np.ones(3), *others), r"'observation' has shape \(3,\)"),
+    ],
+)
+@MODES
+def test_gym_vector_names_environment_and_step_of_an_answer_that_does_not_fit(vector_env, processes, answer, message):
+    env = vector_env(lambda: Answering(answer), num_envs=2, processes=processes, restarts=None)
+    env.reset()
+    take(env, 0, 0)
+    where = "environment 1 of Answering, step 2 of its episode"
+    with pytest.raises((EnvironmentCrashed, UserError), match=f"^{where}: .*{message}"):
+        take(env, 0, 1)
+
+
+def test_gym_vector_tells_once_of_a_mask_without_a_legal_action(vector_env):
+    class Stuck(Scripted):
+        observation_space = spaces.Dict(x=spaces.Discrete(2), action_mask=spaces.MultiBinary(10))
+
+        def observe(self):
+            return {"x": 0, "action_mask": np.full(10, self.time == 0, np.int8)}
+
+    env = vector_env(Stuck)
+    env.reset()
+    for _ in range(3):
+        env.step(torch.tensor([0]))
+    assert env.notices == [
+        "environment 0 of Stuck, step 1 of its episode: its mask leaves no action; the first one is taken"
+    ]
+
+
 def test_gym_vector_replaces_a_process_that_dies(vector_env):
     class Fatal(Scripted):
         def step(self, action):
@@ -120,7 +258,7 @@ def test_gym_vector_replaces_a_process_that_dies(vector_env):
     env = vector_env(Fatal, num_envs=2, processes=True)
     env.reset()
     assert take(env, 7, 1)[:4] == ([0, 1], [0, 1], [False, False], [True, False])
-    assert env.notices == ["environment 0 crashed and is restarted: its process died (exit code -9)"]
+    assert "crashed and is restarted: its process died (exit code -9)" in env.notices[0]
     assert take(env, 1, 1)[:2] == ([0, 2], [0, 11])
 
 
@@ -143,8 +281,8 @@ def test_gym_vector_replaces_processes_that_do_not_answer_in_time(vector_env, mo
     # Both were waited for at once, and neither was asked to close.
     assert 0.5 <= time.monotonic() - start < 0.5 + workers.CLOSE_SECONDS
     assert not is_running(pids[0]) and is_running(pids[1]) and not is_running(pids[2])
-    assert env.restarts == 2
-    assert env.notices[0] == "environment 0 crashed and is restarted: its process did not answer within 0.5 s"
+    assert env.restarts.used == 2
+    assert "crashed and is restarted: its process did not answer within 0.5 s" in env.notices[0]
     assert take(env, 1, 1, 1)[:2] == ([0, 2, 0], [0, 11, 0])
 
 
@@ -167,7 +305,7 @@ def test_gym_vector_waits_for_ever_without_a_timeout(vector_env, monkeypatch):
 
     env = vector_env(Slow, processes=True, timeout=0.0)
     env.reset()
-    assert take(env, 1)[1] == [1] and env.restarts == 0
+    assert take(env, 1)[1] == [1] and env.restarts.used == 0
 
 
 def test_gym_vector_processes_step_together_and_answer_in_their_order(vector_env):
@@ -195,7 +333,7 @@ def test_gym_vector_process_survives_signals_to_the_group(vector_env, number):
     env = vector_env(Known, processes=True)
     env.reset()
     assert take(env, 1)[1] == [1]
-    assert env.restarts == 0
+    assert env.restarts.used == 0
 
 
 def test_gym_vector_process_can_terminate_what_it_started(vector_env):
@@ -278,7 +416,7 @@ def test_gym_vector_processes_end_with_the_program(tmp_path, ending):
 def test_gym_vector_goes_on_after_sigterm_to_the_whole_group(tmp_path):
     step = "env.step(torch.tensor([0, 0]))"
     processes, lines = run_program(
-        tmp_path, f"{NOTE}; {step}; {TO_GROUP}; {step}; print(env.restarts, env.state_dict()['lengths'])"
+        tmp_path, f"{NOTE}; {step}; {TO_GROUP}; {step}; print(env.restarts.used, env.state_dict()['lengths'])"
     )
     assert lines == ["noted", "0 [2, 2]"]
     assert len(processes) == 2 and not any(map(is_running, processes))

@@ -19,8 +19,8 @@ def test_gym_vector_refuses_numbers_that_are_not_finite(vector_env, processes, a
         env.step(torch.tensor([0, action]))
     size = 1 if key == "reward" else 3
     assert str(refusal.value) == (
-        f"environment 1, step 2 of its episode: '{key}' has 1 of {size} entries that are NaN, infinite or beyond "
-        f"float32; mend the environment, or let such entries be set to 0 with --guard.zero_keys {key}, or such "
+        f"environment 1 of Faulty, step 2 of its episode: '{key}' has 1 of {size} entries that are NaN, infinite or "
+        f"beyond float32; mend the environment, or let such entries be set to 0 with --guard.zero_keys {key}, or such "
         f"episodes be dropped with --guard.drop_keys {key}"
     )
 
@@ -38,7 +38,7 @@ def test_gym_vector_refuses_a_reward_beyond_float32(vector_env):
 
 
 def test_gym_vector_refuses_a_first_observation_that_is_not_finite(vector_env):
-    with pytest.raises(BadInput, match="^environment 0, step 0 of its episode: 'wild' has 1 of 3 entries"):
+    with pytest.raises(BadInput, match="^environment 0 of Faulty, step 0 of its episode: 'wild' has 1 of 3 entries"):
         vector_env(lambda: Faulty(bad_starts=1)).reset()
 
 
@@ -50,12 +50,12 @@ def test_gym_vector_sets_bad_numbers_to_zero_by_key(vector_env, processes):
     assert wild(obs) == [[1, 0, 1], [1, np.float32(-3e38), 1]] and reward.tolist() == [2, 2]
     obs, reward, *_ = env.step(torch.tensor([2, 9]))
     assert wild(obs) == [[2, 0, 2], [2, 1, 2]] and reward.tolist() == [2, 0]
-    assert not (terminated | truncated).any() and env.bad_inputs == {"wild": 2, "reward": 1} and env.restarts == 0
+    assert not (terminated | truncated).any() and env.bad_inputs == {"wild": 2, "reward": 1} and env.restarts.used == 0
     assert env.notices == [
-        "environment 0, step 1 of its episode: 'wild' has 1 of 3 entries that are NaN, infinite or beyond float32; "
-        "they are set to 0, now and whenever it happens again",
-        "environment 1, step 2 of its episode: 'reward' has 1 of 1 entries that are NaN, infinite or beyond float32; "
-        "they are set to 0, now and whenever it happens again",
+        "environment 0 of Faulty, step 1 of its episode: 'wild' has 1 of 3 entries that are NaN, infinite or beyond "
+        "float32; they are set to 0, now and whenever it happens again",
+        "environment 1 of Faulty, step 2 of its episode: 'reward' has 1 of 1 entries that are NaN, infinite or beyond "
+        "float32; they are set to 0, now and whenever it happens again",
     ]
     for _ in range(7):
         *_, info = env.step(torch.tensor([0, 0]))
@@ -73,10 +73,10 @@ def test_gym_vector_drops_the_rest_of_an_episode_by_key(vector_env, processes, a
     assert obs["wild"][0].equal(before["wild"][0]) and wild(obs)[1] == [2, 1, 2]
     assert reward.tolist() == [0, 2] and terminated.tolist() == [False, True] and truncated.tolist() == [True, False]
     assert info["returns"] == [2, 4] and info["lengths"] == [2, 2]
-    assert env.bad_inputs == {key: 1} and env.restarts == 0
+    assert env.bad_inputs == {key: 1} and env.restarts.used == 0
     assert env.notices == [
-        f"environment 0, step 2 of its episode: '{key}' has 1 of {1 if key == 'reward' else 3} entries that are NaN, "
-        "infinite or beyond float32; the rest of the episode is dropped, now and whenever it happens again"
+        f"environment 0 of Faulty, step 2 of its episode: '{key}' has 1 of {1 if key == 'reward' else 3} entries that "
+        "are NaN, infinite or beyond float32; the rest of the episode is dropped, now and whenever it happens again"
     ]
     obs, _, _, truncated, info = env.step(torch.tensor([0, 0]))
     assert wild(obs) == [[0, 0, 0]] * 2 and info["is_first"].all() and not truncated.any()
@@ -131,7 +131,7 @@ def test_gym_vector_begins_another_episode_where_the_first_observation_is_droppe
     assert obs["calm"].item() == np.float32(expected) and wild(obs) == [[0, 0, 0]] and info["is_first"].all()
     assert env.bad_inputs == {"wild": 5 + 10 * begun} and len([line for line in env.notices if "wild" in line]) == 1
     assert env.step(torch.tensor([0]))[1].tolist() == [2]
-    with pytest.raises(BadInput, match="^environment 0, step 0 .* and so began 6 episodes in a row; mend"):
+    with pytest.raises(BadInput, match="^environment 0 of Faulty, step 0 .* and so began 6 episodes in a row; mend"):
         begin(make(6))
 
 

@@ -86,11 +86,11 @@ def test_gym_vector_loses_only_running_episodes_without_a_state(vector_env, tmp_
     env = vector_env(num_envs=2, processes=processes)
     env.reset()
     take(env, 8, 1)
-    env.restarts = 7
+    env.restarts.used = 7
     restored = vector_env(num_envs=2, processes=processes)
     assert restored.load_state_dict(through_file(env.state_dict(), tmp_path)).tolist() == [False, True]
     assert restored.notices == ["running episodes of environments 1 could not be resumed and end as truncated"]
-    assert restored.all_ended and restored.restarts == 7
+    assert restored.all_ended and restored.restarts.used == 7
     assert restored.observe()["observation"].equal(env.observe()["observation"])
     # Both rows begin their second episode, with the seeds that it would have had.
     obs, *_, info = restored.step(torch.tensor([0, 0]))
@@ -107,8 +107,8 @@ def test_gym_vector_says_once_that_a_state_cannot_be_saved(vector_env, tmp_path)
     state = env.state_dict()
     env.state_dict()
     assert env.notices == [
-        "environment 0 counts as one without state_dict(): TypeError: state_dict()['socket']['open'] is a object, "
-        "and only arrays, tensors and plain values can be saved"
+        "environment 0 of Unsavable counts as one without state_dict(): TypeError: state_dict()['socket']['open'] is a "
+        "object, and only arrays, tensors and plain values can be saved"
     ]
     assert vector_env(Unsavable, num_envs=2).load_state_dict(through_file(state, tmp_path)).all()
 

@@ -23,7 +23,7 @@ import evaluation
 import sac
 from config import UserError
 from envs.bad_inputs import BadInput
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
+from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from evaluation import GymEvaluator
 from logger import METRICS
 from replay import Replay
@@ -247,7 +247,7 @@ def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
     ("error", "begun"),
     [
         (BadInput("no number"), "step 56"),
-        (EnvironmentCrashed("crashed 5 times"), "test"),
+        (EnvironmentCrashed("crashed 5 times", Crash(0, "its traceback")), "test"),
         (UserError("shape"), "test"),
     ],
 )
@@ -280,6 +280,71 @@ def test_environments_in_processes_train_and_resume_like_those_in_one(run_of, tm
     train_interrupted(logdir, "TMaze-v0", "--env_processes", "true", column=40, how="stopped")
     rows = train(logdir, "TMaze-v0", "--env_processes", "true")
     assert without_times(rows) == without_times(run_of("TMaze-v0").rows)
+
+
+def test_evaluations_are_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    off = ("--eval_every", "0", "--eval_episodes", "0", "--train_ratio", "0")
+    rows = train(tmp_path, "TMaze-v0", *off)
+    assert not {name for row in rows for name in row if name.startswith(("valid_", "eval_"))}
+    assert loaded(tmp_path)["finished"]
+    assert "eval_episodes is 0" in refusal(capsys, "--evaluate", str(tmp_path), "--device", "cpu")
+    dreamer.main(["--evaluate", str(tmp_path), "--device", "cpu", "--eval_episodes", "2"])
+    assert ": 2 episodes, mean return" in capsys.readouterr().out
+
+
+def test_evaluation_in_the_environments_of_training_disturbs_none_that_have_a_state(run_of, tmp_path: Path):
+    rows = train(tmp_path, "TMaze-v0", "--eval_env", "training")
+    assert without_times(rows) == without_times(run_of("TMaze-v0").rows)
+
+
+SINGLE = """
+import gymnasium, numpy
+from gymnasium import spaces
+
+class Single(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Discrete(2)
+    exists = False
+
+    def __init__(self):
+        assert not Single.exists, "there is one simulator only"
+        Single.exists = True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return numpy.zeros(2, numpy.float32), {}
+
+    def step(self, action):
+        return self.np_random.random(2).astype(numpy.float32), float(action), False, False, {}
+
+    def close(self):
+        Single.exists = False
+
+gymnasium.register("Single-v0", entry_point=Single, max_episode_steps=9)
+"""
+
+
+def test_simulator_that_exists_once_trains_and_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "single_task.py").write_text(SINGLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    once = ("--import", "single_task", "--envs", "1", "--eval_env", "training", "--eval_every", "50", "--steps", "100")
+    logdir = tmp_path / "run"
+    try:
+        rows = train(logdir, "Single-v0", *once)
+        assert {"valid_return", "eval_return"} < set().union(*rows)
+        assert {row["valid_length"] for row in rows if "valid_length" in row} == {9.0}
+        spaces = {"observation": ((2,), torch.float32), "action": ((), torch.int64)}
+        state, stored = stored_rows(logdir, spaces, num_envs=1)
+        # Where an evaluation ended an episode, its last row is closed and the next begins another.
+        assert torch.equal(stored["is_first"][0, 1:], stored["is_last"][0, :-1]) and not stored["is_terminal"].any()
+        assert state["step"] == decisions_in(state, stored) == 100
+        capsys.readouterr()
+        dreamer.main(["--evaluate", str(logdir), "--device", "cpu", "--import", "single_task"])
+        assert ": 3 episodes, mean return" in capsys.readouterr().out
+    finally:
+        gymnasium.registry.pop("Single-v0", None)
 
 
 # Evaluated again

@@ -33,7 +33,7 @@ def test_gym_vector_aligns_observation_reward_and_end_with_the_action(vector_env
     time_now, reward, terminated, _, info = take(env, 9, 9)
     assert time_now == [0, 0] and reward == [0, 0] and terminated == [False, False]
     assert info["is_first"].all() and info["any_first"] and info["decisions"] == 0 and info["returns"] == []
-    assert not env.all_ended and env.restarts == 0
+    assert not env.all_ended and env.restarts.used == 0
 
 
 def test_gym_vector_resets_rows_that_end_at_different_times(vector_env):
@@ -111,7 +111,7 @@ def test_gym_vector_gives_the_mask_and_all_observations(vector_env):
     for _ in range(20):
         assert info["action_mask"].equal(obs["action_mask"]) and obs["action_mask"].dtype == torch.bool
         obs, _, terminated, _, info = env.step(obs["action_mask"].int().argmax(-1))
-    assert terminated.all() and env.restarts == 0
+    assert terminated.all() and env.restarts.used == 0
 
 
 @MODES

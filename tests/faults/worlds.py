@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -15,6 +16,13 @@ import numpy as np
 from gymnasium import spaces
 
 FAULT_STEP = 17
+
+
+class UnprintableError(Exception):
+    """Cannot be shown."""
+
+    def __str__(self) -> str:
+        raise ValueError("no message")
 
 
 class Misbehaving(gymnasium.Env):
@@ -48,10 +56,16 @@ class Misbehaving(gymnasium.Env):
     def step(self, action: int):
         self.steps += 1
         bad = self.steps == FAULT_STEP
-        # Evaluation plays in the run's own process, which is to live on.
+        # The run's own process is to live on.
         worker = multiprocessing.parent_process() is not None
         if bad and self.fault == "raise":
             raise RuntimeError("the simulator has lost its licence")
+        if bad and self.fault == "exit":
+            sys.exit(0)
+        if bad and self.fault == "unprintable":
+            raise UnprintableError
+        if bad and self.fault == "wander":
+            os.chdir("/")
         if bad and worker and self.fault == "hang":
             time.sleep(600)
         if bad and worker and self.fault == "die":
@@ -69,6 +83,9 @@ FAULTS: dict[str, tuple[str, float]] = {
     "FortuneEarned": ("reward", 1e30),
     "EmptySet": ("empty set", 0.0),
     "Raises": ("raise", 0.0),
+    "Exits": ("exit", 0.0),
+    "SaysNothing": ("unprintable", 0.0),
+    "Wanders": ("wander", 0.0),
     "Hangs": ("hang", 0.0),
     "Dies": ("die", 0.0),
 }
