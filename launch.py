@@ -430,16 +430,15 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
         tell(f"the run has a config of its own: {ignored} changes nothing")
-    with _telling_of_crashes():
-        world, filmed = run.world, None
-        if folder is not None:
-            # First, since what it lacks should not show after a hundred episodes; alone, as a simulator may exist once.
-            world.close()
-            make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
-            filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)
-            world = make_world(run.config, device)
-        with closing(world):
-            report = world.make_evaluator(None).test(run.agent)
+    world, filmed = run.world, None
+    if folder is not None:
+        # First, since what it lacks should not show after a hundred episodes; alone, as a simulator may exist once.
+        world.close()
+        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
+        filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)
+        world = make_world(run.config, device)
+    with _telling_of_crashes(), closing(world):
+        report = world.make_evaluator(None).test(run.agent)
     assert report is not None, "there are episodes to be played"
     for line in report.notices:
         tell(line)
