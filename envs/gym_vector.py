@@ -506,7 +506,7 @@ class GymVectorEnv:
     def _note_empty_masks(self) -> None:
         """Tell of a mask without a legal action in an episode that goes on: the agent then takes the first action."""
         if self.actions.masked:
-            for row in np.flatnonzero(~self._ended & ~self._buffers[ACTION_MASK].any(-1)):
+            for row in np.flatnonzero(~self._ended & ~self._buffers[ACTION_MASK].any(-1)).tolist():
                 self._notice_once("mask", f"{self._where(row)}: its mask leaves no action; the first one is taken")
 
     def _mend(self, reward: np.ndarray) -> list[int]:

@@ -19,7 +19,7 @@ class Scripted(gymnasium.Env):
     """Shows (seed, time); the reward for action a at time t is 10 t + a. Action 9 crashes it, 8 ends it by time."""
 
     mask_rules = "rules"
-    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space: spaces.Space = spaces.Discrete(10)
 
     def __init__(self, *, length=3):

@@ -29,7 +29,7 @@ from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import ActionSpec, Task
-from evaluation import Evaluation, GymEvaluator, RoutingEvaluator, film, play
+from evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
 from guard import Guard
 
 CPU = torch.device("cpu")
@@ -255,12 +255,18 @@ def test_gym_evaluator_reports_mean_length_interval_and_range():
     assert report.summary == "3 episodes, mean return 9.167 +- 11 (95 %), from 3.5 to 20"
     assert report.pictures == {}
     assert all(env.closed for env in made)
-    assert evaluator.test(ScriptedAgent()).summary.startswith("6 episodes, ")
+    assert report_of(evaluator).summary.startswith("6 episodes, ")
 
 
 def test_gym_evaluator_has_no_interval_of_one_episode():
-    report = gym_evaluator(factory(THREE[0])[0], eval_episodes=1).test(ScriptedAgent())
+    report = report_of(gym_evaluator(factory(THREE[0])[0], eval_episodes=1))
     assert report.summary == "1 episodes, mean return 4, from 4 to 4"
+
+
+def report_of(evaluator: GymEvaluator, agent: Agent | None = None) -> Report:
+    report = evaluator.test(ScriptedAgent() if agent is None else agent)
+    assert report is not None
+    return report
 
 
 class Failing(Scripted):
@@ -302,7 +308,7 @@ def test_gym_evaluator_tells_of_environments_that_crash_every_time():
 
 @pytest.mark.parametrize("remedy", ["zero_keys", "drop_keys"])
 def test_gym_evaluator_tells_of_numbers_that_were_not_finite(remedy: str):
-    report = gym_evaluator(failing((False, 9), (False, 3)), eval_episodes=2, **{remedy: ".*"}).test(ScriptedAgent())
+    report = report_of(gym_evaluator(failing((False, 9), (False, 3)), eval_episodes=2, **{remedy: ".*"}))
     assert report.values == {"return": 5, "length": 6, "bad_inputs": 2}
     assert report.summary.endswith("from 2 to 8; 2 with numbers that were not finite")
     assert len(report.notices) == 2 and "'observation' has 2 of 2 entries that are NaN" in report.notices[0]
@@ -340,7 +346,7 @@ def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
     one, other = evaluator.validate(agent), evaluator.validate(agent)
     assert random_states(generators) == before
     assert one == other
-    assert one.values["length"] == 6 and one.values["return"] != evaluator.test(agent).values["return"]
+    assert one.values["length"] == 6 and one.values["return"] != report_of(evaluator, agent).values["return"]
 
 
 class Telling(Scripted):
@@ -381,7 +387,7 @@ def test_gym_evaluator_plays_the_same_episodes_in_few_environments(processes: bo
 def test_gym_evaluator_makes_no_more_environments_than_the_config_has():
     make, open_at_once = count_at_once()
     evaluator = gym_evaluator(make, most_envs=2)
-    assert evaluator.test(ScriptedAgent()).summary.startswith("6 episodes, ")
+    assert report_of(evaluator).summary.startswith("6 episodes, ")
     assert open_at_once == [1, 2]
 
 
@@ -520,7 +526,7 @@ def test_film_writes_every_step_of_every_episode(tmp_path: Path):
 
 def test_film_shows_the_first_test_episode_first(tmp_path: Path):
     make, made = factory({})
-    gym_evaluator(make, eval_episodes=1).test(ScriptedAgent())
+    report_of(gym_evaluator(make, eval_episodes=1))
     film(ScriptedAgent(), make, folder=tmp_path, device=CPU, episodes=1)
     assert made[0].seeds == made[1].seeds
     assert (
