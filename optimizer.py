@@ -216,7 +216,6 @@ class Optimizer:
             f"{self.name}_grad_norm_clipped": (norms * scales).norm(),
             f"{self.name}_clip_rate": (norm > self.clip).float(),
             f"{self.name}_skips_max": self.skips,
-            f"{self.name}_loss": values.sum(),
         }
 
     def _scales(self, parameters: Sequence[nn.Parameter], norms: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

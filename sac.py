@@ -159,6 +159,7 @@ class SAC:
 
         def compute() -> Computed:
             losses, metrics = self.soft.losses(batch, self.generators["model"])
+            metrics = metrics | {f"{name}_loss": loss.detach() for name, loss in losses.items()}
             return Computed([(loss, (name,)) for name, loss in losses.items()], metrics)
 
         metrics, _ = self.learner.update(compute, batch=batch, progress=progress)

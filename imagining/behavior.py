@@ -182,6 +182,7 @@ class ImagBehavior(nn.Module):
         if replayed and self.replay_scale:
             assert observed is not None, "replayed rows are judged by their latents"
             losses["replay_value"] = self.replay_scale * self._replay_value_loss(batch, observed, worth.targets)
+            metrics["replay_value_loss"] = losses["replay_value"].detach()
         metrics |= actor_metrics | critic_metrics
         return losses, metrics | legality(trajectory, every_step=self.imagination.mask_from == "predicted")
 

@@ -16,6 +16,7 @@ from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import imagine
 from launch import make_generators
+from learner import Computed
 from networks import Latent
 from tests.scenes import (
     CPU,
@@ -292,6 +293,22 @@ def test_replay_value_loss_reaches_model_and_critic_and_not_the_actor():
     assert not any(reaches(loss, part) for part in (scene.model.decoder, scene.model.heads, behavior.actor))
     assert not reaches(losses["actor"], behavior.critic) and not reaches(losses["critic"], behavior.actor)
     assert not reaches(losses["actor"], scene.model) and not reaches(losses["critic"], scene.model)
+
+
+def test_every_loss_of_an_update_is_logged_with_its_own_value(monkeypatch: pytest.MonkeyPatch):
+    settings = debug_config("gym", replay_context=False, imag_horizon="3")
+    agent = Dreamer(SCRIPTED, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    whole, seen = agent._losses, []
+
+    def record(*arguments: Any, **keywords: Any) -> Computed:
+        seen.append(whole(*arguments, **keywords))
+        return seen[-1]
+
+    monkeypatch.setattr(agent, "_losses", record)
+    metrics = agent.update(scripted_replay(), progress=0.0)
+    names = ("model", "actor", "critic", "replay_value")
+    for name, (loss, _) in zip(names, seen[0].losses, strict=True):
+        assert metrics[f"{name}_loss"] == loss.detach(), name
 
 
 def test_replay_value_loss_is_there_where_it_can_teach_the_model():

@@ -58,7 +58,6 @@ def test_optimizer_equals_torchs_adam_with_clipping(module: nn.Module, guard: Gu
         norm = nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         adam.step()
         torch.testing.assert_close(metrics["net_grad_norm"], norm)
-        torch.testing.assert_close(metrics["net_loss"], loss.detach())
     for mine, theirs in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -367,10 +366,8 @@ def test_together_adds_up_the_losses_that_reach_a_group(groups: Groups):
     losses = [groups.loss("model", scale=0.01), groups.loss("model", "critic", scale=0.01)]
     weight = groups.modules["model"].weight
     (expected,) = torch.autograd.grad(losses[0][0] + losses[1][0], weight, retain_graph=True)
-    _, metrics = update_together(losses, progress=0.0)
+    update_together(losses, progress=0.0)
     torch.testing.assert_close(weight.grad, expected)
-    torch.testing.assert_close(metrics["model_loss"], (losses[0][0] + losses[1][0]).detach())
-    torch.testing.assert_close(metrics["critic_loss"], losses[1][0].detach())
 
 
 def test_together_skips_both_groups_that_a_non_finite_loss_reaches_and_no_other(groups: Groups):

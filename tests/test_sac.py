@@ -79,6 +79,19 @@ def test_update_moves_policy_values_and_temperature(critic: str):
     assert agent.learner.updates == 3
 
 
+def test_every_loss_is_logged_with_its_own_value(monkeypatch: pytest.MonkeyPatch):
+    agent, replay = pendulum_agent()
+    whole, seen = agent.soft.losses, []
+
+    def record(*arguments: Any) -> Any:
+        seen.append(whole(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(agent.soft, "losses", record)
+    metrics = agent.update(replay, progress=0.0)
+    assert {name: metrics[f"{name}_loss"] for name in seen[0][0]} == {n: v.detach() for n, v in seen[0][0].items()}
+
+
 def test_restored_agent_goes_on_like_the_saved_one():
     (one, replay), (other, _) = pendulum_agent(), pendulum_agent(seed=1)
     for _ in range(3):
