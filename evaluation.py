@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,16 @@ class Evaluation(NamedTuple):
         return self.instance.coords
 
 
+def percent_above(cost: float, reference: float) -> float:
+    """How much more than a reference a cost is, in percent of the reference's size; NaN where that is 0.
+
+    Where rewards are earned costs are negative, and to earn less than the reference is positive all the same.
+    """
+    if reference == 0:
+        return math.nan
+    return math.copysign(100.0, reference) * (cost / reference - 1)
+
+
 class Result(NamedTuple):
     """How an agent did on an `Evaluation`. Closed tours from their first node; it is repeated where a tour is short."""
 
@@ -115,7 +126,7 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
         visited.append(torch.where(running, action, first))
         running = running & ~terminated
     lengths = -returns
-    gap = 100 * (float(lengths.double().mean()) / float(evaluation.references.mean()) - 1)
+    gap = percent_above(float(lengths.double().mean()), float(evaluation.references.mean()))
     return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
 
 

@@ -25,6 +25,7 @@ from config import ConfigError, one_line_errors
 from decoding import Decoding
 from dreamer import Dreamer
 from envs.instances import TEST_SEED
+from evaluation import percent_above
 from runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
 from safe_files import read_text, write_text
 from terminal import Parser, show
@@ -118,7 +119,7 @@ def gap(agent: Dreamer, cases: list[solve.RoutingInstance], mean_reference: floa
         if isinstance(outcome, ValueError):
             raise outcome
         lengths.append(outcome.length)
-    return 100 * (sum(lengths) / len(lengths) / mean_reference - 1)
+    return percent_above(sum(lengths) / len(lengths), mean_reference)
 
 
 def main(argv: list[str]) -> None:

@@ -133,6 +133,9 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     """Print the reports that the arguments name; the exit status."""
+    if argv[:1] in (["-h"], ["--help"]):
+        show(__doc__ or "")
+        return 0
     if not argv:
         tell("usage: python -m guard LOGDIR/guard/step_*.pt")
         return 2

@@ -15,7 +15,7 @@ from envs.gym_tasks import make_gym
 from envs.gym_vector import GymVectorEnv, Restarts
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
-from envs.rules import MIN_NODES, Rules
+from envs.rules import MIN_NODES, Rules, single_precision
 from envs.tasks import ActionSpec, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
@@ -35,7 +35,7 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules]
     else:
         references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
     factors = None if factors is None else factors.float()
-    return Evaluation(instance._replace(coords=instance.coords.float()), references=references, factors=factors)
+    return Evaluation(single_precision(instance), references=references, factors=factors)
 
 
 class World(NamedTuple):

@@ -8,6 +8,7 @@ updates and seed; `leak` spreads the uniform share over illegal actions too, whi
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -76,9 +77,18 @@ def _ended(logdir: Path) -> bool:
     return metrics.exists() and '"eval_gap"' in metrics.read_text()
 
 
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="ablations", description=__doc__, allow_abbrev=False)
+    parser.add_argument("root", type=Path, metavar="DIR", help="where the runs are, or shall be")
+    parser.add_argument("variant", nargs="?", choices=VARIANTS, help="train this one alone, into DIR itself")
+    return parser.parse_args(argv)
+
+
 if __name__ == "__main__":
+    asked = parse(sys.argv[1:])
     torch.set_num_threads(1)
-    if len(sys.argv) == 3:
-        run(sys.argv[2], Path(sys.argv[1]))
+    if asked.variant is not None:
+        run(asked.variant, asked.root)
     else:
-        main(Path(sys.argv[1]))
+        main(asked.root)

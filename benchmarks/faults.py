@@ -27,6 +27,7 @@ from torch import Tensor
 
 import checkpoint
 import dreamer
+from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from logger import METRICS
 
@@ -262,12 +263,12 @@ def is_finite(logdir: Path) -> bool:
 
 def soak(arguments: list[str]) -> None:
     """Train under random faults, and print a summary."""
-    count = int(_take(arguments, "--faults", "200"))
+    count = _count(_take(arguments, "--faults", "200"), "--faults", least=1)
     # Only looked at: dreamer.py takes them, too.
     seed, logdir = _take(list(arguments), "--seed", "0"), _take(list(arguments), "--logdir", "logdir/soak")
     if "--logdir" not in arguments:
         arguments += ["--logdir", logdir]
-    rng = random.Random(int(seed))
+    rng = random.Random(_count(seed, "--seed", least=0))
     with ExitStack() as stack:
         came = stack.enter_context(injecting(plan(count, rng), rng))
         dreamer.main(arguments)
@@ -306,9 +307,17 @@ def _take(arguments: list[str], flag: str, default: str) -> str:
     if flag not in arguments:
         return default
     index = arguments.index(flag)
+    if index + 1 == len(arguments):
+        raise ConfigError(f"{flag} needs a value")
     _, value = arguments[index : index + 2]
     del arguments[index : index + 2]
     return value
+
+
+def _count(text: str, flag: str, *, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{flag} is {text!r}; it takes a whole number, at least {least}")
+    return int(text)
 
 
 def main(argv: list[str]) -> None:
@@ -317,7 +326,8 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in commands:
         print(__doc__, file=sys.stderr)
         raise SystemExit(2)
-    commands[argv[0]](argv[1:])
+    with one_line_errors("faults"):
+        commands[argv[0]](argv[1:])
 
 
 if __name__ == "__main__":

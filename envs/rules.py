@@ -153,12 +153,18 @@ class Rules(ABC):
     @staticmethod
     @abstractmethod
     def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> Instance:
-        """The first instances that the field's way of drawing test sets gives for a seed, positions in float64."""
+        """The first instances that the field's way of drawing test sets gives for a seed.
+
+        What has fractions may be float64: references are of that, and environments get it in float32.
+        """
 
     @staticmethod
     @abstractmethod
     def reference_lengths(instance: Instance) -> Float64[np.ndarray, " I"]:
-        """How long the best solutions known are, [I]; cached on disk where they take long to find."""
+        """What the best solutions known cost, [I], in the sense of `cost`; cached on disk where they take long to find.
+
+        Where moves cost distances that is how long they are; where moves earn more than they cost it is negative.
+        """
 
     @staticmethod
     @abstractmethod
@@ -206,6 +212,12 @@ def _each_part(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(part, tuple):
         return each_part(part, function)
     return None if part is None else function(part)
+
+
+def single_precision(instance: Instance) -> Instance:
+    """An instance as environments and networks take it: its positions, and all else that has fractions, in float32."""
+    instance = each_part(instance, lambda part: part.float() if part.is_floating_point() else part)
+    return instance._replace(coords=instance.coords.float())
 
 
 def visited_at_first(instance: Instance) -> Bool[Tensor, "*B N"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from config import UserError
 from envs.costs import Hidden, hidden_factors
-from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part
+from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
@@ -88,8 +88,7 @@ class RoutingVectorEnv(VectorEnv):
             raise ValueError(f"instances has shape {tuple(fixed.coords.shape)}, not {(num_envs, num_nodes, 2)}")
         if fixed is not None:
             rules.validate(fixed)
-            fixed = each_part(fixed, lambda part: part.to(device))
-            fixed = fixed._replace(coords=fixed.coords.float())
+            fixed = single_precision(each_part(fixed, lambda part: part.to(device)))
         expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and fixed is not None else None
         given = None if factors is None else tuple(factors.shape)
         if given != expected:

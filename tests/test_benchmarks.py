@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import compare
-from benchmarks import cost_fields, move_errors, policy_gradient, sac_peer, sac_speed, speed, worlds
+from benchmarks import ablations, cost_fields, faults, move_errors, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
 from envs.costs import Costs
@@ -415,3 +415,20 @@ def test_folder_of_a_run_may_be_named_by_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = load(speed.CONFIGS, ["debug"], {"logdir": "5"})
     assert str(unused_logdir(settings)) == "5"
+
+
+@pytest.mark.parametrize("arguments", [[], ["folder", "no such variant"], ["folder", "base", "third"], ["--roo", "x"]])
+def test_ablations_refuses_what_it_does_not_know(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        ablations.parse(arguments)
+    assert stopped.value.code == 2 and "ablations: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--faults", "x"], ["--faults"], ["--faults", "0"], ["--seed", "-1"], ["--seed", "x"]]
+)
+def test_soak_refuses_a_mistake_in_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        faults.main(["soak", *arguments])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"faults: {arguments[0]} ")

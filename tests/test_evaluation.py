@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -79,6 +80,41 @@ def test_evaluate_measures_its_own_tours():
     assert (result.lengths.numpy() > instances.references - 1e-5).all()
     mean = float(tour_length(instances.coords, result.tours).double().mean())
     assert result.gap == pytest.approx(100 * (mean / instances.references.mean() - 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cost", "reference", "gap"),
+    [(12.0, 10.0, 20.0), (-8.0, -10.0, 20.0), (-12.0, -10.0, -20.0), (1.0, -10.0, 110.0)],
+)
+def test_percent_above_is_positive_where_more_is_paid_or_less_is_earned(cost: float, reference: float, gap: float):
+    assert evaluation.percent_above(cost, reference) == pytest.approx(gap)
+
+
+def test_percent_above_a_reference_of_zero_is_no_number():
+    assert math.isnan(evaluation.percent_above(1.0, 0.0))
+
+
+class PrizeInstance(NamedTuple):
+    coords: Tensor
+    valid: Tensor | None = None
+    prize: Tensor | None = None
+    kind: Tensor | None = None
+
+
+class PrizeRules(TSPRules):
+    @staticmethod
+    def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> Any:
+        coords = TSPRules.field_instances(num_instances, num_nodes, seed=seed).coords
+        return PrizeInstance(coords, prize=coords[..., 0], kind=torch.ones(num_instances, num_nodes, dtype=torch.int32))
+
+    @staticmethod
+    def reference_lengths(instance: Any) -> np.ndarray:
+        return -instance.coords[..., 0].sum(-1).numpy()
+
+
+def test_every_part_of_field_instances_may_be_float64():
+    made = worlds.make_evaluation(6, 3, seed=0, rules=PrizeRules).instance
+    assert (made.coords.dtype, made.prize.dtype, made.kind.dtype) == (torch.float32, torch.float32, torch.int32)
 
 
 def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():

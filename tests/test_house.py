@@ -170,6 +170,16 @@ def test_shape_annotations_of_every_module_are_executed():
     assert {name.split(".")[0] for name in library_sources()} <= set(hooked.split(","))
 
 
+def test_every_file_that_the_readmes_commands_take_is_there():
+    # What a command of the README makes itself is not there before.
+    made = ("logdir/", "solved", "mine.pt")
+    commands = re.findall(r"^python .+$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    words = [word for command in commands for word in command.split()]
+    paths = [word for word in words if re.search(r"\.\w{2,4}$", word) and not word.startswith(made)]
+    assert {"examples/town.tsp", "examples/parcels.vrp", "checkpoints/tsp50.pt", "solve.py"} <= set(paths)
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+
+
 def direct_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
