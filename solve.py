@@ -260,16 +260,16 @@ def _seed(text: str) -> int:
     return number
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser("solve.py", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
     add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .tsv, .json, .npy or .npz files")
     add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
-    add("--seed", type=_seed, default=0, help="of the random instances and of --decode sample (default 0)")
+    add("--seed", type=_seed, help="of the random instances and of --decode sample (default 0)")
     add("--decode", choices=Decoding.METHODS, default="greedy", help="how to look for tours (default greedy)")
-    add("--samples", type=positive, default=128, metavar="K", help="tours that sample draws (default 128)")
+    add("--samples", type=positive, metavar="K", help="tours that sample draws (default 128)")
     add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
     add("--reference", choices=("lkh", "pyvrp", "none"), help="what to compare with; what is known where not given")
     add("--json", action="store_true", help="print one JSON object instead of the table")
@@ -359,12 +359,26 @@ def _write_all(solutions: Sequence[Solution], folder: Path) -> str:
     return f"written to {folder}: {len(solutions)} solutions ({suffix}) and their pictures (.png)"
 
 
+def _require_effect(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Refuse options that would change nothing, and fill in the others."""
+    draws = arguments.decode == "sample"
+    if arguments.samples is not None and not draws:
+        parser.error(f"--samples is of --decode sample, and --decode is {arguments.decode}")
+    if arguments.nodes is not None and not arguments.random:
+        parser.error("--nodes is of --random instances; files have nodes of their own")
+    if arguments.seed is not None and not (draws or arguments.random):
+        parser.error("--seed is of --random and of --decode sample; nothing is drawn here")
+    arguments.samples = arguments.samples or Decoding.samples
+    arguments.seed = arguments.seed or 0
+
+
 def main(argv: list[str]) -> None:
     """Read the command line and solve; an instance that cannot be solved does not keep the others from it."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
     if bool(arguments.files) == bool(arguments.random):
         parser.error("give either files or --random COUNT")
+    _require_effect(parser, arguments)
     with one_line_errors("solve.py", *launch.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         agent = load_agent(arguments.run, launch.choose_device(arguments.device), trust=arguments.trust)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 # What a table or a page needs.
 LAYOUT = "\n\t"
@@ -50,6 +50,10 @@ class Parser(argparse.ArgumentParser):
         """Describe a program as its docstring does."""
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog=program, description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Say in one line what is wrong."""
+        self.exit(2, printable(f"{self.prog}: error: {message} (see --help)\n"))
 
     def print_help(self, file: Any = None) -> None:
         """Show the help page."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import actors
 import dreamer
+from terminal import Parser
 from tools import OneHotDist
 
 BASE = ["--configs", "tsp_few_steps", "--train_ratio", "33.6"]
@@ -79,7 +80,7 @@ def _ended(logdir: Path) -> bool:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="ablations", description=__doc__, allow_abbrev=False)
+    parser = Parser("ablations", description=__doc__)
     parser.add_argument("root", type=Path, metavar="DIR", help="where the runs are, or shall be")
     parser.add_argument("variant", nargs="?", choices=VARIANTS, help="train this one alone, into DIR itself")
     return parser.parse_args(argv)

@@ -9,7 +9,6 @@ episodes hide something: cost per distance by direction, true and as believed af
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from envs.rules import Instance
 from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
+from terminal import Parser
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 GRID, STEP = 40, 0.1
@@ -171,7 +171,7 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
 
 def main(argv: list[str]) -> None:
     """Read the command line, load the run and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("cost_fields", description=__doc__)
     parser.add_argument("run", help="a run's folder, or one of its checkpoints")
     parser.add_argument("--out", default="pictures", help="the folder to write into (default: pictures)")
     parser.add_argument("--trust", action="store_true", help="import and call what the run's config names")

@@ -8,7 +8,6 @@ to come, as it does in training. What is far better on replayed episodes than on
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from imagining.routing_model import RoutingModel
 from replay import REWARD_AND_ENDS, Replay
+from terminal import Parser
 
 # Another one than anybody trains with, for the fresh episodes.
 FRESH_SEED = 960_131_877
@@ -69,7 +69,7 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
 
 def main(argv: list[str]) -> None:
     """Read the command line and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("move_errors", description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--trust", action="store_true", help="import and call what the run's config names")
     arguments = parser.parse_args(argv)

@@ -177,7 +177,12 @@ def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]]
+    "arguments", [
+        *([], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]),
+        # What changes nothing, and parts of words.
+        *(["a.tsp", "--samples", "8"], ["a.tsp", "--decode", "augment", "--samples", "8"], ["a.tsp", "--nodes", "8"]),
+        *(["a.tsp", "--seed", "8"], ["--rand", "3"], ["--random", "3", "--dec", "sample"]),
+    ],
 )
 def test_solve_refuses_a_command_line_that_says_too_much_or_too_little(arguments, run, capsys):
     with pytest.raises(SystemExit) as stopped:
