@@ -223,11 +223,12 @@ def opening(
     seen = readings(task, encode_keys=model.encode_keys, decode_keys=model.decode_keys)
     if task.rules is not None:
         seen = [f"{config.task} of {config.nodes} nodes: {', '.join(sorted({*replay.rows} - {*REWARD_AND_ENDS}))}"]
-    rows = rows_when_full(config)
-    held = f", of which {len(replay):,} are there" if len(replay) else ""
-    size = f"{readable_bytes(rows * replay.row_bytes)} when full, taken as it fills"
+    # Only a CPU gives memory as it is written to.
+    rows, taken = rows_when_full(config), "when full, taken as it fills"
     if device.type != "cpu":
-        size = f"{readable_bytes(replay.length * replay.num_envs * replay.row_bytes)}"
+        rows, taken = replay.length * replay.num_envs, "taken at once"
+    held = f", of which {len(replay):,} are there" if len(replay) else ""
+    size = f"{readable_bytes(rows * replay.row_bytes)} {taken}"
     threads = f", {config.threads} thread{'s' if config.threads > 1 else ''}" if device.type == "cpu" else ""
     begins = "a new run" if step is None else f"goes on from its checkpoint at step {step:,}"
     facts = {
