@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from envs import arrays
 from envs.files import InstanceError, read_instances
 
 DATA_FOLDER = Path(__file__).parents[3] / "shared" / "data"
@@ -266,6 +267,15 @@ def test_read_instances_refuses_arrays_that_unpack_to_more_than_there_is_before_
         assert tracemalloc.get_traced_memory()[1] < 10 * len(content) + 2**22
     finally:
         tracemalloc.stop()
+
+
+def test_read_instances_adds_up_what_all_arrays_of_a_file_unpack_to(tmp_path, monkeypatch):
+    parts = {"coords": np.zeros((5, 6, 2)), "demand": np.zeros((5, 6)), "capacity": np.ones(5)}
+    path = write(tmp_path, as_bytes(np.savez, **parts), "own.npz")
+    assert len(read_instances(path)) == 5
+    # Each is smaller.
+    monkeypatch.setattr(arrays, "LARGEST_UNPACKED", 800)
+    assert refusal(path).startswith(": unpacks to")
 
 
 @pytest.mark.parametrize("name", ["own.tsp", "own.npz", "own.csv", "own.json"])
