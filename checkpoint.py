@@ -102,8 +102,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         safe_files.require_small(content, _parts, most=MOST_ENTRIES, deepest=DEEPEST)
     except safe_files.TooLargeError as error:
         raise _unusable(path, str(error)) from error
-    if _claimed(content) > size + MOST_REPEATED:
-        raise _unusable(path, f"has {size:,} bytes, and its tensors claim {_claimed(content):,}")
+    if claimed_bytes(content) > size + MOST_REPEATED:
+        raise _unusable(path, f"has {size:,} bytes, and its tensors claim {claimed_bytes(content):,}")
     if not isinstance(content, dict) or not {"format", "state"} <= content.keys():
         raise _unusable(path, "is not a checkpoint of this program")
     if content["format"] != FORMAT:
@@ -200,8 +200,8 @@ def _parts(value: object) -> Iterable[object]:
     return value if isinstance(value, (list, tuple)) else ()
 
 
-def _claimed(content: object) -> int:
-    """Bytes that all tensors would take if none repeated its numbers."""
+def claimed_bytes(content: object) -> int:
+    """Bytes that all tensors in a state would take if none repeated its numbers."""
     waiting, total = [content], 0
     while waiting:
         value = waiting.pop()

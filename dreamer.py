@@ -248,7 +248,8 @@ class Dreamer:
         behavior = state["behavior"]
         if not any(name.startswith("critic.") for name in behavior):
             # Weights for acting come without a critic; it stays as it is.
-            behavior = {**self.behavior.state_dict(), **behavior}
+            own = self.behavior.state_dict().items()
+            behavior = {**{name: value for name, value in own if not name.startswith("actor.")}, **behavior}
         self.behavior.load_state_dict(behavior)
         self.learner.recovery.keep()
 

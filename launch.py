@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium.error import DependencyNotInstalled
+from torch import nn
 
 import checkpoint
 from agent import Agent
@@ -66,6 +67,8 @@ OF_THE_MACHINE = ("device", "threads")
 OF_A_TEST = {"eval_episodes": (1, math.inf)}
 # Entry keys that name files and folders.
 PATHS = ("resume", "init")
+# Weights for acting are in half precision and without a critic, whose sizes their config alone tells; bytes.
+MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
 AT_THE_START = "sac.initial_alpha."
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS, "eval_env": ("own", TRAINING_ENV)}
@@ -372,6 +375,7 @@ def load_run(
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
     require_trust(config, run, given=given, trust=trust)
+    validate_ranges(config, RANGES)
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
     world = make_world(config.replace(**alone), device)
     _require_fit(state["agent"], run, make_agent=make_agent, task=world.task, config=config)
@@ -390,12 +394,16 @@ def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent]
         CheckpointError: they do not.
     """
     nowhere, generators = torch.device("meta"), make_generators(config.seed, torch.device("cpu"))
-    with nowhere, warnings.catch_warnings():
+    # Sizes beyond what PyTorch can count are refused while the agent is made.
+    with nowhere, warnings.catch_warnings(), fitting(source):
         # PyTorch warns of weights that are loaded into nothing.
         warnings.simplefilter("ignore")
         agent = make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
-        with fitting(source):
-            agent.load_weights(weights)
+        agent.load_weights(weights)
+        modules = [part for part in vars(agent).values() if isinstance(part, nn.Module)]
+        needed = sum(each.numel() * each.element_size() for module in modules for each in module.parameters())
+    if needed > MOST_GROWTH * checkpoint.claimed_bytes(weights) + ALWAYS_ROOM:
+        raise CheckpointError(f"{source} does not fit this config, whose sizes need {needed / 1e9:.1f} GB")
 
 
 def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:

@@ -139,7 +139,9 @@ def test_solve_runs_named_code_with_trust(marker: Path, tmp_path: Path, capsys: 
     assert marker.exists() and "random-0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", ["model__units", "actor__pointer__hidden", "model__rssm__deter"])
+@pytest.mark.parametrize(
+    "size", ["model__units", "model__rssm__deter", "actor__pointer__hidden", "actor__pointer__latent", "critic__units"]
+)
 def test_solve_refuses_sizes_that_the_weights_do_not_have_before_they_take_memory(
     size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +149,11 @@ def test_solve_refuses_sizes_that_the_weights_do_not_have_before_they_take_memor
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "does not fit this config" in refusal(capsys, solve.main, path, "--random", 1, "--device", "cpu")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_solve_refuses_a_seed_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_weights(tmp_path / "friend.pt", agent=trained_weights(), seed=-1)
+    assert "seed is -1; it must be" in refusal(capsys, solve.main, path, "--random", 1, "--device", "cpu")
 
 
 def test_solve_refuses_layers_without_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
