@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
@@ -30,8 +31,7 @@ COMMAND_LINE = "command line"
 FOR_ALL_PROGRAMS = (DEFAULTS, "debug", "gym")
 # A layer that sets the first of two keys alone sets the other with it: only who asks for a schedule gets one.
 FOLLOWERS = {"actor.entropy": "actor.entropy_final"}
-# What importing a module that somebody named may raise where there is none, or none that can be read.
-MODULE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, SyntaxError)
+MODULE_NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 # A dozen times configs.yaml; the parser takes 5 seconds for that many bytes.
 MOST_YAML_BYTES = 2**18
@@ -617,6 +617,22 @@ def _section_comments(text: str) -> dict[str, str]:
     return comments
 
 
+def import_named(name: str) -> ModuleType:
+    """The module that a user named. What its own code raises is the user's to see, and keeps its traceback.
+
+    Raises:
+        ImportError: there is none, it cannot be read, or it ends the program that imports it.
+    """
+    if not MODULE_NAME.fullmatch(name):
+        raise ImportError(f"'{name}' is no name of a module")
+    try:
+        return importlib.import_module(name)
+    except SyntaxError as error:
+        raise ImportError(str(error)) from error
+    except SystemExit as error:
+        raise ImportError("it ends the program that imports it") from error
+
+
 def load_function(name: str, *, key: str) -> Callable[..., Any]:
     """The user's function that config key `key` names as `module:function`.
 
@@ -625,12 +641,15 @@ def load_function(name: str, *, key: str) -> Callable[..., Any]:
     """
     module_name, _, function_name = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except MODULE_ERRORS as error:
+        module = import_named(module_name)
+        if not hasattr(module, function_name):
+            raise ImportError(f"module '{module_name}' has no '{function_name}'")
+    except ImportError as error:
         raise ConfigError(
             f"{key} names {name!r}, which cannot be loaded: {error}; it needs the name of a module on the path and of a"
             " function in it, such as my_module:my_function"
         ) from error
+    function = getattr(module, function_name)
     if not callable(function):
         raise ConfigError(f"{key} names {name!r}, which is {type(function).__name__} and no function")
     return function

@@ -8,7 +8,7 @@ import importlib
 
 import gymnasium
 
-from config import UserError
+from config import UserError, import_named
 from envs.workers import MakeEnv
 
 TASK_PREFIX = "gym_"
@@ -29,8 +29,8 @@ def make_gym(task: str, *, imports: str = "", render_mode: str | None = None) ->
     env_id = task.removeprefix(TASK_PREFIX)
     for name in modules:
         try:
-            importlib.import_module(name)
-        except (ImportError, TypeError, ValueError, SyntaxError) as error:
+            import_named(name)
+        except ImportError as error:
             raise UserError(
                 f"module '{name}' cannot be imported ({error}); it needs to be the name of a module, on the path, that"
                 f" registers {env_id}"

@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 
+from config import UserError
 from envs.gym_tasks import make_gym
 
 
@@ -37,3 +38,19 @@ def test_make_gym_refuses_unknown_names_in_one_line(task, imports, message):
     with pytest.raises(ValueError, match=message) as refusal:
         make_gym(task, imports=imports)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import sys; sys.exit()", UserError, "'own_code' cannot be imported .*ends the program"),
+        ("def broken(:", UserError, "'own_code' cannot be imported"),
+        ("int('one')", ValueError, "invalid literal"),
+    ],
+)
+def test_make_gym_keeps_what_the_code_of_a_module_raises(code, error, message, tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error, match=message) as raised:
+        make_gym("gym_CartPole-v1", imports="own_code")
+    assert isinstance(raised.value, UserError) == (error is UserError)
