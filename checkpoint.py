@@ -13,9 +13,9 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ import safe_files
 import terminal
 
 FORMAT = 1
+# The attribute by which a member of an archive is a folder.
+FOLDER = 0x10
 LATEST = "latest.pt"
 PREVIOUS = "previous.pt"
 UNREADABLE = "unreadable.pt"
@@ -65,13 +67,21 @@ def save(path: Path, state: Mapping[str, Any], *, keep_before: bool = True) -> N
 
     Raises:
         TypeError: the state holds a value that `load` would refuse.
+        OSError: it cannot be written; what was there before is as it was.
     """
     _check_plain(state, "state")
     temporary = path.with_name(path.name + ".tmp")
-    with safe_files.create(temporary) as file:
-        torch.save({"format": FORMAT, "state": dict(state)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with safe_files.create(temporary) as file:
+            sink = _Sink(file)
+            torch.save({"format": FORMAT, "state": dict(state)}, cast(BinaryIO, sink))
+            sink.finish()
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # On a full disk, what is left of it would be in the way of everything else.
+        temporary.unlink(missing_ok=True)
+        raise
     if keep_before and path.name == LATEST and path.exists():
         # A rename, not a hard link: some file systems have no links, and previous.pt covers the moment in between.
         os.replace(path, path.with_name(PREVIOUS))
@@ -96,8 +106,11 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         raise _unusable(path, OBJECTS) from error
     except CheckpointError:
         raise
-    except UNREADABLE_ARCHIVE as error:
-        raise _unusable(path, f"is corrupt or not a checkpoint ({terminal.one_line(str(error))[:100]})") from error
+    # Nothing but the readers of zip, pickle and torch ran: whatever they raise, from UnicodeDecodeError to MemoryError,
+    # is about what the file holds.
+    except Exception as error:
+        cause = terminal.one_line(str(error))[:100] or type(error).__name__
+        raise _unusable(path, f"is corrupt or not a checkpoint ({cause})") from error
     try:
         safe_files.require_small(content, _parts, most=MOST_ENTRIES, deepest=DEEPEST)
     except safe_files.TooLargeError as error:
@@ -106,33 +119,55 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         raise _unusable(path, f"has {size:,} bytes, and its tensors claim {claimed_bytes(content):,}")
     if not isinstance(content, dict) or not {"format", "state"} <= content.keys():
         raise _unusable(path, "is not a checkpoint of this program")
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise _unusable(path, f"has format {content['format']}, and this version reads format {FORMAT} only")
-    return content["state"]
+    state = content["state"]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise _unusable(path, "is not a checkpoint of this program")
+    return state
 
 
-def load_latest(logdir: Path, device: torch.device, *, to_go_on: bool = True) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a run, or None where it has none yet.
+def load_latest(
+    logdir: Path,
+    device: torch.device,
+    *,
+    to_go_on: bool = True,
+    take: Callable[[dict[str, Any], Path], None] | None = None,
+) -> dict[str, Any] | None:
+    """The newest usable checkpoint of a run, or None where it has none yet.
 
     Where latest.pt cannot be used and previous.pt can, the warning says so. Of a run that is to go on, latest.pt is
     then set aside under another name: the next `save` would otherwise rotate it over the only good one.
 
+    Args:
+        logdir: the run's folder.
+        device: where its tensors are to be.
+        to_go_on: whether the run is to go on.
+        take: called with a state and its file; raises CheckpointError where something else that it needs is damaged.
+
     Raises:
-        CheckpointError: there are checkpoints, and none can be read.
+        CheckpointError: there are checkpoints, and none can be used.
     """
     latest, previous = logdir / LATEST, logdir / PREVIOUS
     if not latest.exists() and not previous.exists():
         return None
     try:
-        return load(latest, device)
+        return _taken(latest, device, take)
     except CheckpointError as error:
         if not previous.exists():
             raise
-        state = load(previous, device)
+        state = _taken(previous, device, take)
         terminal.tell(f"warning: {error}. Going on from {previous}.")
         if to_go_on and latest.exists():
             os.replace(latest, logdir / UNREADABLE)
         return state
+
+
+def _taken(path: Path, device: torch.device, take: Callable[[dict[str, Any], Path], None] | None) -> dict[str, Any]:
+    state = load(path, device)
+    if take is not None:
+        take(state, path)
+    return state
 
 
 def generator_state(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
@@ -180,6 +215,10 @@ def _require_sound(file: BinaryIO, path: Path) -> None:
     # torch.load does not compare the checksums that torch.save writes.
     if archive.testzip() is not None:
         raise _unusable(path, "is corrupt (a checksum differs)")
+    # An entry whose attributes, which no checksum covers, call it a folder would be read as nothing at all, and its
+    # tensor be what memory happens to hold.
+    if any(member.external_attr & FOLDER for member in members):
+        raise _unusable(path, "is corrupt (an entry is no file)")
     for member in members:
         if member.filename.endswith(".pkl"):
             _require_plain_pickle(archive.read(member), path)
@@ -210,6 +249,30 @@ def claimed_bytes(content: object) -> int:
         else:
             waiting += _parts(value)
     return total
+
+
+class _Sink:
+    """A file for torch.save, which turns a failing write into errors of its own: the first one is kept for later."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: `save` does it."""
+
+    def finish(self) -> None:
+        """Raise what a write has met."""
+        if self._error is not None:
+            raise self._error
 
 
 def _unusable(path: Path, cause: str) -> CheckpointError:

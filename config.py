@@ -344,7 +344,7 @@ def difference(config: Config, default: Config) -> dict[str, Any]:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write a resolved config as YAML; `read` is the inverse."""
+    """Write a resolved config as YAML, at once; `read` is the inverse."""
     safe_files.write_text(path, to_yaml(config))
 
 
@@ -457,23 +457,46 @@ def _thaw(value: Any) -> Any:
     return value
 
 
+def parse(text: str, *, where: str) -> Config:
+    """The config that `to_yaml` wrote.
+
+    Args:
+        text: YAML.
+        where: it comes from, for the message.
+
+    Raises:
+        ConfigError: it is no such config.
+    """
+    if len(text) > MOST_YAML_BYTES:
+        raise ConfigError(f"{where} has {len(text):,} letters, and configs have {MOST_YAML_BYTES:,} at most")
+    return Config(_mapping(text, where))
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = _yaml().load(safe_files.read_text(path, most=MOST_YAML_BYTES))
+        text = safe_files.read_text(path, most=MOST_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except MarkedYAMLError as error:
-        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise ConfigError(f"{line}: {str(error.problem).splitlines()[0]}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    return _mapping(text, str(path))
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = _yaml().load(text)
+    except MarkedYAMLError as error:
+        line = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
+        raise ConfigError(f"{line}: {str(error.problem).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {str(error).splitlines()[0]}") from error
     except safe_files.TooLargeError as error:
-        raise ConfigError(f"{path} {error}") from error
+        raise ConfigError(f"{where} {error}") from error
     # The parser goes as deep as the text does; a date or a number that is none is found while values are made.
     except (ValueError, KeyError, RecursionError) as error:
-        raise ConfigError(f"{path} holds what cannot be read ({terminal.one_line(str(error))})") from error
+        raise ConfigError(f"{where} holds what cannot be read ({terminal.one_line(str(error))})") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values")
+        raise ConfigError(f"{where} must hold a mapping of keys to values")
     return content
 
 

@@ -26,8 +26,8 @@ from config import (
     Config,
     ConfigError,
     filled,
-    read,
     require_trust,
+    to_yaml,
     validate_choices,
     validate_ranges,
 )
@@ -42,11 +42,23 @@ from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_fact
 from memory import memory_at_hand, readable_bytes
 from observations import readings
 from replay import REWARD_AND_ENDS, Replay, Spaces
-from resuming import Changes, changes_since, fitting, history, listed, load_start, require_class
+from resuming import (
+    RUN,
+    WEIGHTS,
+    Changes,
+    changes_since,
+    fitting,
+    history,
+    listed,
+    load_start,
+    require,
+    require_class,
+    saved_config,
+)
 from runs import LOCK, METRICS
 from safe_files import refuse_links
 from terminal import show, tell
-from trainer import OWN_FOLDERS, Settings, Trainer
+from trainer import OWN_FOLDERS, REPLAY, Settings, Trainer
 from worlds import TRAINING_ENV, World, make_one, make_world, reading_of_observations, require_room
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
@@ -148,7 +160,9 @@ def train(
         _require_windows(config, agent.batch_length)
         stack.enter_context(claimed(logdir))
         # References can take minutes to find: what does not fit the run in the logdir is said before.
-        state, folder, changes = _take_up(command, agent, logdir, device=device, program=argv[0], make_agent=make_agent)
+        state, folder, changes = _take_up(
+            command, agent, replay, logdir, device=device, program=argv[0], make_agent=make_agent
+        )
         # Nothing is written before everything that can be wrong with the config has been looked at.
         evaluator = world.make_evaluator(None if make_pictures is None else make_pictures(agent))
         step = None if state is None else state["step"]
@@ -167,13 +181,15 @@ def train(
             logger=logger,
             logdir=logdir,
             device=device,
+            files={CONFIG_FILE: to_yaml(config)},
         )
         if state is not None:
-            with fitting(folder, changes):
-                trainer.load(state, folder)
+            with fitting(folder, changes), writing_to(logdir):
+                trainer.load(state, elsewhere=folder.resolve() != logdir.resolve())
             changes = _told(changes, folder)
         past = [] if state is None else history(folder, changes, step=state["step"])
-        logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
+        with writing_to(logdir):
+            logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
         for line in opening(config, world.task, replay, logdir=logdir, device=device, step=step):
             tell(line)
         trainer.run()
@@ -182,27 +198,33 @@ def train(
 def _take_up(
     command: CommandLine,
     agent: Agent,
+    replay: Replay,
     logdir: Path,
     *,
     device: torch.device,
     program: str,
     make_agent: Callable[..., Agent],
 ) -> tuple[dict[str, Any] | None, Path, Changes]:
-    """The checkpoint to go on from, if any, its folder, and what has changed since; the agent has its weights.
+    """The checkpoint to go on from, if any, its folder, and what has changed since; agent and replay have their parts.
 
     Raises:
-        UserError, CheckpointError: the logdir's run, or the weights to begin with, do not fit.
+        UserError, CheckpointError: the logdir's run, or the weights to begin with, cannot be used or do not fit.
     """
-    state, folder = load_start(command, logdir, device, program=program)
     changes: Changes = {}
-    if state is not None:
-        require_class(state, make_agent, folder)
-        changes = changes_since(folder, command.config, defaults=command.defaults)
-        with fitting(folder, changes):
+
+    def take(state: dict[str, Any], path: Path) -> None:
+        require(state, RUN, path)
+        require_class(state, make_agent, path)
+        changes.update(changes_since(path.parent, state, command.config, defaults=command.defaults))
+        with fitting(path, changes):
             agent.load_state_dict(state["agent"])
+            replay.load_chunks(path.parent / REPLAY, state["replay"])
+
+    state, folder = load_start(command, logdir, device, program=program, take=take)
     if command.entry["init"]:
         path = Path(command.entry["init"])
         weights = checkpoint.load(path, device)
+        require(weights, WEIGHTS, path)
         require_class(weights, make_agent, path)
         with fitting(path):
             agent.load_weights(weights["agent"])
@@ -362,16 +384,17 @@ def load_run(
     if not run.exists():
         raise ConfigError(f"{run} does not exist; give a run's folder, or a checkpoint in one")
     if run.is_dir():
-        config = read(run / CONFIG_FILE, missing_from=defaults)
-        state = checkpoint.load_latest(run, device, to_go_on=False)
-        if state is None:
+        found = checkpoint.load_latest(run, device, to_go_on=False)
+        if found is None:
             raise ConfigError(f"{run} has no checkpoint yet; give a run that has saved one")
+        state = found
     else:
         state = checkpoint.load(run, device)
-        if "config" in state:
-            config = filled(state["config"], defaults, where=str(run))
-        else:
-            config = read(run.parent / CONFIG_FILE, missing_from=defaults)
+    require(state, WEIGHTS, run)
+    if "config" in state:
+        config = filled(state["config"], defaults, where=str(run))
+    else:
+        config = saved_config(run if run.is_dir() else run.parent, state, defaults=defaults)
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
     require_trust(config, run, given=given, trust=trust)
@@ -532,4 +555,6 @@ def writing_to(logdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"logdir {logdir} cannot be written to ({error.strerror}); give another --logdir") from error
+        raise ConfigError(
+            f"logdir {logdir} cannot be written to ({error.strerror or error}); give another --logdir, or make room"
+        ) from error

@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 import config
@@ -31,6 +30,7 @@ import runs
 import safe_files
 import terminal
 from config import Config
+from records import EventFile, MetricsFile
 from runs import CONFIG_FILE, LOCK, METRICS, RUN_FILE
 
 # Letters of a process id in a lock.
@@ -53,7 +53,8 @@ class Logger:
     TensorBoard has scalars and pictures in sections, as `score/valid_gap`; metrics.jsonl has the names alone.
 
     Each row of metrics.jsonl is on its way to the disk before `scalars` returns. `state_dict` marks a place in the
-    file and `load_state_dict` cuts it there, so that a resumed run repeats no row.
+    file and `load_state_dict` cuts it there, so that a resumed run repeats no row. What cannot be written is no reason
+    to stop: `notices` say so.
     """
 
     def __init__(self, logdir: Path, *, resume_step: int | None = None) -> None:
@@ -62,18 +63,15 @@ class Logger:
         Args:
             logdir: an existing folder.
             resume_step: the step of the checkpoint that the run goes on from: `load_state_dict` is to follow. None
-                for a run that begins: what an earlier process logged there, without reaching a checkpoint, is cut.
+                for a run that begins: what an earlier process logged there, without reaching a checkpoint, is kept
+                aside.
+
+        Raises:
+            OSError: they cannot be written.
         """
-        self._file = safe_files.open_in_place(logdir / METRICS)
-        if resume_step is None:
-            self._file.truncate(0)
-        # TensorBoard hides what a killed process logged at purge_step or later. It would write through a link that had
-        # the name of its file, which nobody can foresee this way.
-        self._writer = SummaryWriter(
-            str(logdir),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            filename_suffix=f".{uuid.uuid4().hex[:12]}",
-        )
+        # TensorBoard hides what a killed process logged at purge_step or later.
+        self._events = EventFile(logdir, purge_step=0 if resume_step is None else resume_step + 1)
+        self._metrics = MetricsFile(logdir / METRICS, resume_step=resume_step)
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
         """Log one row. A value that is not finite is null in metrics.jsonl, since JSON has no word for it."""
@@ -81,38 +79,43 @@ class Logger:
         assert not row.keys() & values.keys()
         for name, value in values.items():
             row[name] = value if math.isfinite(value) else None
-            self._writer.add_scalar(runs.tag(name), value, step)
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+            self._events.add(summary.scalar(runs.tag(name), value), step)
+        self._metrics.add(json.dumps(row, allow_nan=False).encode())
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log a picture, uint8 `[height, width, 3]`."""
-        self._writer.add_image(runs.tag(name), image, step, dataformats="HWC")
+        self._events.add(summary.image(runs.tag(name), image, dataformats="HWC"), step)
 
     def text(self, name: str, markdown: str, *, step: int | None = None) -> None:
         """Show a page in TensorBoard's text tab; with `step`, a line of a diary."""
-        self._writer.add_text(name, markdown, step)
+        self._events.add(summary.text(name, markdown), step)
 
-    def state_dict(self) -> dict[str, int]:
-        """The place in metrics.jsonl up to which a run resumed from here keeps the rows.
+    def notices(self) -> list[str]:
+        """What the user should read about the files, a line each, and not said before."""
+        lines = [*self._events.notices, *self._metrics.notices]
+        self._events.notices, self._metrics.notices = [], []
+        return lines
 
-        They are forced to the disk, so that no checkpoint ever counts rows that a power cut can still take.
+    def state_dict(self) -> dict[str, Any]:
+        """The place in metrics.jsonl up to which a run resumed from here keeps the rows, and what they are."""
+        return self._metrics.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], *, elsewhere: bool = False) -> None:
+        """Cut metrics.jsonl at the marked place.
+
+        Args:
+            state: from `state_dict`.
+            elsewhere: the checkpoint is from another folder: there is nothing to cut, and the rows begin here.
+
+        Raises:
+            OSError: the file cannot be changed.
         """
-        self._writer.flush()
-        os.fsync(self._file.fileno())
-        return {"bytes": self._file.seek(0, os.SEEK_END)}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Cut metrics.jsonl at the marked place; in a new logdir there is nothing to cut, and the rows begin here."""
-        self._file.seek(0)
-        content = self._file.read(state["bytes"])
-        # A file shorter than marked may end in a torn row: cut after the last whole one.
-        self._file.truncate(content.rfind(b"\n") + 1)
+        self._metrics.load_state_dict(state, elsewhere=elsewhere)
 
     def close(self) -> None:
-        """Write what is pending and close the files."""
-        self._file.close()
-        self._writer.close()
+        """Close the files."""
+        self._metrics.close()
+        self._events.close()
 
 
 class MetricAverages:
@@ -291,8 +294,9 @@ class RunLock:
                 f"{logdir} is in use by process {owner}; give another --logdir, or stop that process and start again"
             ) from error
         self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n".encode())
-        self._file.flush()
+        # Who holds the lock is for people to read; a full disk lets nobody else in.
+        with contextlib.suppress(OSError):
+            os.write(self._file.fileno(), f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Let the next process in, and leave no process id behind, since another process may get the same one."""

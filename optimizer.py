@@ -256,6 +256,7 @@ class Optimizer:
 
         Raises:
             UserError: the state is another algorithm's.
+            RuntimeError: it is of other parameters.
         """
         if self.algorithm not in state:
             (other,) = state.keys() & EPSILON.keys()
@@ -264,6 +265,11 @@ class Optimizer:
                 f"choose {other}, or take the weights only"
             )
         self.rule.load_state_dict(state[self.algorithm])
+        # PyTorch checks no shapes here, and its fused update would read and write beyond a moment that is too small.
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            for kind, moment in self.rule.state.get(parameter, {}).items():
+                if not isinstance(moment, Tensor) or moment.shape not in ((), parameter.shape):
+                    raise RuntimeError(f"optimiser {self.name}: {kind} of {name} is not of that parameter's shape")
         for name in ("updates", "recovering_until", "skips"):
             setattr(self, name, state[name])
         self.in_row = dict(state["in_row"])

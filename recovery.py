@@ -59,12 +59,26 @@ class Recovery:
         self._failing = False
         self._reports = 0
         self._cause = ""
-        self.keep()
+        if guard.settings.enabled:
+            self._take(self._state())
 
     def keep(self) -> None:
-        """Take the state as it is now for good."""
-        if self.guard.settings.enabled:
-            self._good = {name: value.clone() for name, value in self._state().items()}
+        """Take the state as it is now for good. Waits.
+
+        Raises:
+            NonFinite: it is not finite, so that nothing could be gone back to.
+        """
+        if not self.guard.settings.enabled:
+            return
+        state = self._state()
+        # Without numbers, on the device "meta", sizes alone are looked at.
+        if not any(value.is_meta for value in state.values()) and not bool(_are_finite(state.values())):
+            first = next((finding["name"] for finding in bad_tensors("state", state)), "its norm")
+            raise NonFinite(f"not finite: {first}")
+        self._take(state)
+
+    def _take(self, state: Mapping[str, Tensor]) -> None:
+        self._good = {name: value.clone() for name, value in state.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Counters. The good state itself is not kept: a checkpoint is one."""

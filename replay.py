@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Replay:
         row_bytes: memory that one row takes.
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
+        notices: lines that the user should read. Whoever prints them empties the list.
         reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
     """
 
@@ -94,6 +95,7 @@ class Replay:
         self._make_room(capacity if rows_to_come is None else min(capacity, max(rows_to_come, 2 * num_envs)))
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
+        self.notices: list[str] = []
         self._chunks: list[dict[str, Any]] = []
         self._chunk_folder: Path | None = None
         self._saved_totals = [0, 0]
@@ -239,26 +241,22 @@ class Replay:
         this manifest is being written, those two are what latest.pt and previous.pt name.
 
         Args:
-            folder: where the chunks are kept; created if need be.
+            folder: where the chunks are kept; created if need be, in a folder that exists.
 
         Returns:
             The manifest, to be saved in a checkpoint and handed to `load_chunks`.
         """
-        safe_files.make_folder(folder)
+        # A run's folder that is gone is not made again: the rest of what stood in it would be missing.
+        safe_files.make_folder(folder, parents=False)
         if folder != self._chunk_folder:
             self._chunks, self._chunk_folder = [], folder
             self._saved_totals, self._saved_oldest = [0, 0], [0, 0]
+        self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
+        self._write_lost_chunks(folder)
         saved = self._chunks[-1]["stop"] if self._chunks else 0
         start = max(saved, self.oldest)
         if start < self.total:
-            # A name is never used twice: a run that went back to an older checkpoint would otherwise overwrite
-            # columns that a newer one still names.
-            name = f"{start:012d}-{self.total:012d}-{uuid.uuid4().hex[:8]}.pt"
-            position = torch.arange(start, self.total, device=self.device) % self.length
-            columns = {key: value.index_select(1, position).cpu() for key, value in self._stored().items()}
-            checkpoint.save(folder / name, columns)
-            self._chunks.append({"name": name, "start": start, "stop": self.total})
-        self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
+            self._chunks.append(self._write_chunk(folder, start, self.total))
         self._delete_stale(folder, before=self._saved_oldest[0])
         self._saved_totals = [self._saved_totals[1], self.total]
         self._saved_oldest = [self._saved_oldest[1], self.oldest]
@@ -274,12 +272,37 @@ class Replay:
             "memory": {name: value[:, : self.total].cpu().clone() for name, value in self.memory.items()},
         }
 
+    def _write_chunk(self, folder: Path, start: int, stop: int) -> dict[str, Any]:
+        """Write columns that are stored to a file; its entry in the manifest."""
+        # A name is never used twice: a run that went back to an older checkpoint would otherwise overwrite columns
+        # that a newer one still names.
+        name = f"{start:012d}-{stop:012d}-{uuid.uuid4().hex[:8]}.pt"
+        position = torch.arange(start, stop, device=self.device) % self.length
+        columns = {key: value.index_select(1, position).cpu() for key, value in self._stored().items()}
+        checkpoint.save(folder / name, columns)
+        return {"name": name, "start": start, "stop": stop, "bytes": (folder / name).stat().st_size}
+
+    def _write_lost_chunks(self, folder: Path) -> None:
+        """Write the chunks anew that somebody else has deleted or cut; all their columns are still in memory."""
+        lost = 0
+        for index, chunk in enumerate(self._chunks):
+            path = folder / chunk["name"]
+            # Chunks of older runs do not say how large they are.
+            if not path.is_file() or path.stat().st_size != chunk.get("bytes", path.stat().st_size):
+                self._chunks[index] = self._write_chunk(folder, max(chunk["start"], self.oldest), chunk["stop"])
+                lost += 1
+        if lost:
+            self.notices.append(
+                f"warning: {lost} of {len(self._chunks)} files in {folder} were deleted or cut by somebody else: they"
+                " are written anew from memory; checkpoints before this one cannot be gone on from"
+            )
+
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Restore exactly what was stored when `manifest` was made, or of it the latest rows that the capacity allows.
 
         Raises:
-            CheckpointError: a chunk is missing or corrupt, or the manifest is of another replay (number of
-                environments, keys, shapes).
+            CheckpointError: a chunk is missing or corrupt, the manifest is of another replay (number of environments,
+                keys, shapes) or contradicts itself.
         """
         if self.num_envs != manifest["num_envs"]:
             raise CheckpointError(
@@ -290,6 +313,7 @@ class Replay:
         # Older manifests are of rings that have always had one length.
         saved_oldest = manifest.get("saved_oldest", [max(0, saved - length) for saved in manifest["saved_totals"]])
         oldest = saved_oldest[1]
+        _require_all_columns(manifest["chunks"], oldest, total)
         kept = min(total - oldest, self._capacity // self.num_envs)
         if kept > self.length:
             # A run that has come further than it is now to go keeps what it has lived through.
@@ -299,15 +323,18 @@ class Replay:
         # Oldest first: where the ring has wrapped, newer columns overwrite those of the first chunk.
         for chunk in manifest["chunks"]:
             path = folder / chunk["name"]
-            columns = checkpoint.load(path, self.device)
+            try:
+                columns = checkpoint.load(path, self.device)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}, with --init and the weights of this one") from error
             if columns.keys() != stored.keys():
                 raise CheckpointError(f"{path} holds {sorted(columns)}; this run stores {sorted(stored)}")
             for key, value in columns.items():
                 expected = (self.num_envs, chunk["stop"] - chunk["start"], *stored[key].shape[2:])
-                if value.shape != expected or value.dtype != stored[key].dtype:
+                if not isinstance(value, Tensor) or value.shape != expected or value.dtype != stored[key].dtype:
+                    found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                     raise CheckpointError(
-                        f"{path} has {value.dtype} {tuple(value.shape)} for '{key}'; "
-                        f"this run stores {stored[key].dtype} {expected}"
+                        f"{path} has {found} for '{key}'; this run stores {stored[key].dtype} {expected}"
                     )
                 begin = max(chunk["start"], self.oldest)
                 if begin < chunk["stop"]:
@@ -374,3 +401,17 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def _zero_where(condition: Bool[Tensor, "B T"], value: Tensor) -> Tensor:
     return value.masked_fill(condition.reshape(*condition.shape, *[1] * (value.dim() - 2)), 0)
+
+
+def _require_all_columns(chunks: Sequence[Mapping[str, Any]], oldest: int, total: int) -> None:
+    """Check that chunks hold the columns from `oldest` to `total`, one after another.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    starts, stops = [chunk["start"] for chunk in chunks], [chunk["stop"] for chunk in chunks]
+    begin = min(oldest, *starts[:1])
+    if [begin, *stops] != [*starts, total] or starts != sorted(starts):
+        raise CheckpointError(
+            f"columns {oldest} to {total} of replay are not those of its files; take the weights only, with --init"
+        )

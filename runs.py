@@ -239,7 +239,7 @@ def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows, broken = [], []
     # What follows the last line break is a row that is being written, or was when the run was killed.
     for number, line in enumerate(lines[:-1], start=1):
-        row = _metric_row(line)
+        row = metric_row(line)
         if row is None:
             broken.append(number)
         else:
@@ -249,7 +249,8 @@ def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, [f"{path.name}: {len(broken)} of {len(lines) - 1} lines left out, the first is line {broken[0]}"]
 
 
-def _metric_row(line: bytes) -> dict[str, Any] | None:
+def metric_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl as numbers; None where it is no whole row."""
     try:
         row = json.loads(line)
         if not all(value is None or isinstance(value, (int, float)) for value in row.values()):

@@ -173,13 +173,13 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder of this program's own, where there is none yet.
+def make_folder(path: Path, *, parents: bool = True) -> None:
+    """Make a folder of this program's own, where there is none yet; with `parents` also those that it lies in.
 
     Raises:
         OSError: it cannot be made, or a link or a file is in its place.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=parents, exist_ok=True)
     if path.is_symlink():
         raise _not_written(path, "a link")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ from evaluation import Evaluator, Report
 from guard import Guard, NonFinite
 from logger import Logger, MetricAverages, ProgressBar
 from replay import REWARD_AND_ENDS, Replay
+from resuming import require_like
 from tools import OneHotDist
 
 # A metric above its threshold is worth a line on the terminal.
@@ -92,11 +93,14 @@ class Trainer:
         logger: Logger,
         logdir: Path,
         device: torch.device,
+        files: Mapping[str, str],
     ) -> None:
         """Take the parts together; `run` begins, after `load` where there is something to go on from."""
         self.agent, self.task, self.settings = agent, task, settings
         self.env, self.replay, self.evaluator, self.guard = env, replay, evaluator, guard
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
+        # Copies of small files of the logdir, for the checkpoints.
+        self.files = dict(files)
         self.averages = MetricAverages()
         self.step = 0
         self.step_before = 0
@@ -124,6 +128,7 @@ class Trainer:
         self._clock = time.monotonic()
         self._progress = ProgressBar(self.settings.steps, initial=self.step, updates_from=self.settings.prefill)
         self._logged_at = (self.step, self._elapsed())
+        self._note_files()
         # What was started to outlive its terminal, with nohup, ignores SIGHUP.
         numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
@@ -311,6 +316,13 @@ class Trainer:
             checkpoint.save(path, {"step": self.step, **report})
             self._progress.say(f"guard: python -m guard {path} tells more")
 
+    def _note_files(self) -> None:
+        """Print what there is to say of the run's files."""
+        lines = [*self.logger.notices(), *self.replay.notices]
+        self.replay.notices.clear()
+        for line in lines:
+            self._progress.say(line)
+
     def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
         """Uniform among the legal actions, or in routing the nearest node."""
         if self.settings.prefill_policy == "nearest":
@@ -357,6 +369,7 @@ class Trainer:
             values["bad_inputs"] = sum(self.env.bad_inputs.values())
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
+        self._note_files()
         for name, threshold in WARN_ABOVE.items():
             if values.get(name, 0.0) > threshold:
                 self._warn(f"{name} is {values[name]:.3g}, above {threshold:g}")
@@ -417,6 +430,7 @@ class Trainer:
         self.logger.scalars(self.step, self._elapsed(), values)
         for key, picture in report.pictures.items():
             self.logger.image(self.step, f"{name}_{key}", picture)
+        self._note_files()
 
     def _request_stop(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -433,6 +447,7 @@ class Trainer:
         """
         try:
             self._write(self._state(emergency=emergency), emergency=emergency)
+            self._note_files()
         except OSError as error:
             raise CheckpointError(
                 f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error}); make room, and"
@@ -442,6 +457,7 @@ class Trainer:
     def _state(self, *, emergency: bool) -> dict[str, Any]:
         """All that going on exactly needs, beside replay's chunks, which are written here."""
         return {
+            **self.files,
             "agent": self.agent.state_dict(),
             "agent_class": type(self.agent).__name__,
             "replay": self.replay.save_chunks(self.logdir / REPLAY),
@@ -469,14 +485,22 @@ class Trainer:
         if self.settings.checkpoint_numbered:
             checkpoint.save(self.logdir / f"step_{self.step:09d}.pt", state)
 
-    def load(self, state: dict[str, Any], folder: Path) -> None:
-        """Go on from a checkpoint whose replay lies under `folder`."""
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_chunks(folder / REPLAY, state["replay"])
+    def load(self, state: dict[str, Any], *, elsewhere: bool) -> None:
+        """Go on from a checkpoint from which agent and replay have their parts already.
+
+        Args:
+            state: the checkpoint.
+            elsewhere: it is from another folder than the run's.
+
+        Raises:
+            RuntimeError: it does not fit this run.
+            OSError: the log cannot be cut.
+        """
+        self._require_fit(state)
         lost = self.env.load_state_dict(state["env"])
         checkpoint.restore_generators(self.generators, state["generators"])
         self.averages.load_state_dict(state["averages"])
-        self.logger.load_state_dict(state["logger"])
+        self.logger.load_state_dict(state["logger"], elsewhere=elsewhere)
         self.step_before = state.get("step_before", state["step"])
         for name in (
             "acting",
@@ -496,3 +520,19 @@ class Trainer:
             self.row = {**self.row, "is_last": self.row["is_last"] | lost}
         # With more steps than it had, a run that has ended goes on.
         self.finished = state["finished"] and self.step >= self.settings.steps
+        # What one step of this config makes due, and not more: the config may have changed since.
+        due = self.env.num_envs * self.settings.train_ratio / self.agent.rows_per_update
+        self.updates_owed = min(self.updates_owed, due + 1)
+
+    def _require_fit(self, state: dict[str, Any]) -> None:
+        """Check what nothing else would complain about before the first step."""
+        stored = {name: rows[:, 0] for name, rows in self.replay.rows.items() if name != "action"}
+        require_like(stored, state["row"], "row")
+        require_like(self.episode_return, state["episode_return"], "episode_return")
+        ours = {name: value for name, value in self.acting.items() if isinstance(value, Tensor)}
+        require_like(ours, {name: state["acting"].get(name) for name in ours}, "acting")
+        if isinstance(self.env, RoutingVectorEnv):
+            env = self.env.state_dict()
+            # Counts beside them have come one by one.
+            parts = ("instance", "state", "hidden", "ended")
+            require_like({name: env[name] for name in parts}, {name: state["env"].get(name) for name in parts}, "env")

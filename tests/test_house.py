@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from the layers above its own line. The ground layer's modules may use one another.
 GROUND = frozenset(
     {"tools", "sets", "config", "guard", "optimizer", "recovery", "diagnosis", "logger", "checkpoint", "replay", "envs"}
-    | {"acting", "agent", "layers", "learner", "memory", "moves", "resuming", "runs", "safe_files", "terminal", "views"}
+    | {"acting", "agent", "layers", "learner", "memory", "moves", "records", "resuming", "runs", "safe_files"}
+    | {"terminal", "views"}
 )
 LAYERS = (
     GROUND,

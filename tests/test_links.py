@@ -13,6 +13,7 @@ import torch
 import answers
 import checkpoint
 import compare
+import config
 import dreamer
 import runs
 import safe_files
@@ -196,5 +197,5 @@ def test_mistake_is_told_without_escapes_of_the_file_that_it_is_about(
     path = tmp_path / "a\x1b[2J.yaml"
     path.write_text('cost: "\\e[1m')
     with pytest.raises(SystemExit), dreamer.one_line_errors("dreamer.py", ConfigError):
-        dreamer.launch.read(path)
+        config.read(path)
     assert "\x1b" not in capsys.readouterr().err

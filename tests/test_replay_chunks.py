@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,32 @@ def test_load_chunks_refuses_another_memory(tmp_path: Path, other: Memory) -> No
     with pytest.raises(CheckpointError, match="this run keeps") as error:
         mine.load_chunks(tmp_path, manifest)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["folder", "newest", "oldest", "cut"])
+def test_save_chunks_writes_what_was_deleted_anew(lost: str, tmp_path: Path) -> None:
+    folder = tmp_path / "replay"
+    replay = filled(0)
+    env = EchoEnv(num_envs=3, episode_rows=[5, 3])
+    for columns in (30, 60, 70):
+        while replay.total < columns:
+            replay.add(env.row())
+        replay.save_chunks(folder)
+    chunks = sorted(folder.iterdir())
+    if lost == "folder":
+        shutil.rmtree(folder)
+    elif lost == "cut":
+        chunks[0].write_bytes(chunks[0].read_bytes()[:100])
+    else:
+        chunks[0 if lost == "oldest" else -1].unlink()
+    replay.add(env.row())
+    manifest = replay.save_chunks(folder)
+    assert len(replay.notices) == 1
+    restored = filled(0)
+    restored.load_chunks(folder, manifest)
+    assert_equal_rows(replay, restored)
+
+
+def test_save_chunks_makes_no_folder_where_the_runs_own_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        filled(10).save_chunks(tmp_path / "gone" / "replay")
