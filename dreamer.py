@@ -51,6 +51,7 @@ RANGES = {
     "critic.share": (0, 1),
     **dict.fromkeys(("critic.replay_scale", "optimizer.agc"), (0, math.inf)),
     "model.depth": (1, math.inf),
+    **dict.fromkeys(("model.bins", "critic.bins"), (3, math.inf)),
     "discount": (0, 1),
 }
 OF_OTHERS = {"sac": "sac.py"}

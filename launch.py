@@ -39,7 +39,7 @@ from envs.vector import RoutingVectorEnv
 from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
-from memory import memory_at_hand, readable_bytes
+from memory import is_exhausted, memory_at_hand, readable_bytes
 from observations import readings
 from replay import REWARD_AND_ENDS, Replay, Spaces
 from resuming import (
@@ -86,7 +86,10 @@ ROLES = ("environment", "acting", "replay", "model", "imagination")
 CHOICES = {"prefill_policy": ("random", "nearest"), "context": CONTEXTS, "eval_env": ("own", TRAINING_ENV)}
 RANGES = {
     **dict.fromkeys(("steps", "log_every", "checkpoint_every"), (1, math.inf)),
-    **dict.fromkeys(("envs", "threads", "valid_instances", "eval_instances"), (1, math.inf)),
+    "envs": (1, math.inf),
+    "threads": (1, 4096),
+    # The field's test sets have 10,000.
+    **dict.fromkeys(("valid_instances", "eval_instances"), (1, 1_000_000)),
     "valid_episodes": (1, math.inf),
     **dict.fromkeys(("eval_every", "eval_episodes", "env_timeout", "env_restarts"), (0, math.inf)),
     **dict.fromkeys(("prefill", "train_ratio", "guard.max_rollbacks", "guard.recovery"), (0, math.inf)),
@@ -152,7 +155,8 @@ def train(
         world = make_world(config, device)
     generators = make_generators(config.seed, device)
     guard = Guard(device, GuardSettings(**{name: config.guard[name] for name in GuardSettings._fields}))
-    agent = make_agent(world.task, config, device=device, generators=generators, guard=guard)
+    with _within_memory():
+        agent = make_agent(world.task, config, device=device, generators=generators, guard=guard)
     env = world.make_env(generators)
     with ExitStack() as stack:
         stack.callback(env.close)
@@ -512,6 +516,18 @@ def unused_logdir(config: Config) -> Path:
     if config.logdir is None or (Path(str(config.logdir)) / METRICS).exists():
         raise ConfigError(f"--logdir is {config.logdir}; name a folder that has no run yet")
     return Path(str(config.logdir))
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Say in one line that networks are larger than memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        remedy = "give smaller ones (units, bins, rssm, pointer)"
+        raise ConfigError(f"the networks do not fit into memory; {remedy}") from error
 
 
 def _told(changes: Changes, folder: Path) -> Changes:

@@ -43,9 +43,9 @@ def _free_of_gpu(device: torch.device) -> int:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an exception says that there was no memory left."""
-    # Without a GPU, PyTorch raises a plain RuntimeError.
+    # Without a GPU, PyTorch raises a plain RuntimeError, and another where no address reaches.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "overflowed"))
     )
 
 
