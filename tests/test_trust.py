@@ -179,7 +179,8 @@ def test_require_trust_shows_values_of_any_type_on_one_line() -> None:
 
 def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
     keys = set()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("envs/*.py")]:
+    packages = [path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")]
+    for path in [*ROOT.glob("*.py"), *packages]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load_function":
                 keys |= {ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "key"}
