@@ -45,7 +45,7 @@ def test_gym_vector_gives_up_after_five_crashes_without_a_step(vector_env, proce
         take(env, 9)
         take(env, 9)
     with pytest.raises(
-        EnvironmentCrashed, match="^environment 0 of Scripted crashed 5 times.*RuntimeError: the simulator is gone$"
+        EnvironmentCrashed, match="^environment 0 of Scripted, step 1 .* crashed 5 times.*the simulator is gone$"
     ):
         take(env, 9)
 
