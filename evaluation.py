@@ -21,7 +21,7 @@ from envs.drawing import draw_tour
 from envs.gym_vector import Crash, GymVectorEnv
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance, each_part
-from envs.tasks import Task
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from safe_files import replacing
 
@@ -89,7 +89,7 @@ class Result(NamedTuple):
     gap: float
 
 
-def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.device) -> Result:
+def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device: torch.device) -> Result:
     """Greedy tours of every instance, each action checked against the rules.
 
     Args:
@@ -98,7 +98,6 @@ def evaluate(agent: Agent, task: Task, evaluation: Evaluation, *, device: torch.
         evaluation: instances and the lengths to compare with.
         device: where the agent lives.
     """
-    assert task.rules is not None
     instance = each_part(evaluation.instance, lambda part: part.to(device))
     count, num_nodes, _ = instance.coords.shape
     env = RoutingVectorEnv(
@@ -135,7 +134,7 @@ class RoutingEvaluator:
 
     def __init__(
         self,
-        task: Task,
+        task: RoutingTask,
         *,
         validation: Evaluation,
         test: Evaluation,

@@ -32,10 +32,9 @@ from config import (
     validate_ranges,
 )
 from dynamics_map import CONTEXTS
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv
+from envs.gym_vector import EnvironmentCrashed
 from envs.routing import RULES
-from envs.tasks import Task
-from envs.vector import RoutingVectorEnv
+from envs.tasks import ObservationTask, Task
 from evaluation import film
 from guard import Guard, GuardSettings, NonFinite
 from logger import CONFIG_FILE, LogdirInUseError, Logger, RunLock, save_run_facts
@@ -160,7 +159,7 @@ def train(
     env = world.make_env(generators)
     with ExitStack() as stack:
         stack.callback(env.close)
-        replay = _make_replay(config, _spaces(world.task, env), memory=agent.memory_spaces, device=device)
+        replay = _make_replay(config, world.task.stored(env), memory=agent.memory_spaces, device=device)
         _require_windows(config, agent.batch_length)
         stack.enter_context(claimed(logdir))
         # References can take minutes to find: what does not fit the run in the logdir is said before.
@@ -249,8 +248,9 @@ def opening(
         step: of the checkpoint that the run goes on from; None for a new run.
     """
     model = config.model
-    seen = readings(task, encode_keys=model.encode_keys, decode_keys=model.decode_keys)
-    if task.rules is not None:
+    if isinstance(task, ObservationTask):
+        seen = readings(task, encode_keys=model.encode_keys, decode_keys=model.decode_keys)
+    else:
         seen = [f"{config.task} of {config.nodes} nodes: {', '.join(sorted({*replay.rows} - {*REWARD_AND_ENDS}))}"]
     # Only a CPU gives memory as it is written to.
     rows, taken = rows_when_full(config), "when full, taken as it fills"
@@ -318,14 +318,6 @@ def _make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torc
 def rows_when_full(config: Config) -> int:
     """Rows that replay will hold in the end, but for the last rows of episodes."""
     return min(config.replay_capacity, config.steps)
-
-
-def _spaces(task: Task, env: RoutingVectorEnv | GymVectorEnv) -> Spaces:
-    """Shape and dtype of what replay stores of observations and actions."""
-    if task.rules is None:
-        return task.spaces
-    obs, _ = env.reset()
-    return {**{key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}, "action": ((), torch.int64)}
 
 
 def prepare_torch(config: Config) -> torch.device:
@@ -458,7 +450,7 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
             to_play=True,
         )
     validate_ranges(run.config, OF_A_TEST)
-    if video and run.world.task.rules is not None:
+    if video and not isinstance(run.world.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
     obeyed = (*OF_EVALUATION, *OF_THE_MACHINE, *_repeated(run.config, command.config))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from config import Config
-from envs.tasks import Task
+from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import Imagination
@@ -30,8 +30,9 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: Any) -
     Raises:
         UserError: the settings do not fit the task.
     """
-    if task.rules is None:
+    if isinstance(task, ObservationTask):
         return ObservationImagination(ObservationModel(task, model, discount=settings.discount), settings)
+    assert isinstance(task, RoutingTask)
     return RoutingImagination(RoutingModel(task, model), settings)
 
 

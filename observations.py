@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError, compiled
-from envs.tasks import ACTION_MASK, ObservationKey, Task
+from envs.tasks import ACTION_MASK, ObservationKey, ObservationTask
 from layers import MLP, Normed
 from sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
@@ -37,11 +37,11 @@ def select(keys: dict[str, ObservationKey], pattern: str) -> dict[str, Observati
     return chosen | validities
 
 
-def readings(task: Task, *, encode_keys: str, decode_keys: str) -> list[str]:
+def readings(task: ObservationTask, *, encode_keys: str, decode_keys: str) -> list[str]:
     """How each key of the observation is read, one line a key, for the user to see before training.
 
     For example `camera: image of 64 x 64 with 3 channels (floats of 0 to 1, kept as bytes)`, `speed: 4 numbers`,
-    `gear: 1 of 5 classes`, `note: left out, ...`. Routing has none: nodes and state are encoded by what they mean.
+    `gear: 1 of 5 classes`, `note: left out, ...`.
 
     Args:
         task: its observations, and what was left out of them.
@@ -58,7 +58,7 @@ def readings(task: Task, *, encode_keys: str, decode_keys: str) -> list[str]:
         notes = [key.note] if key.note else []
         notes += [f"not {' and not '.join(unused)}"] if unused else []
         lines.append(f"{name}: {_reading(key)}" + (f" ({'; '.join(notes)})" if notes else ""))
-    if task.actions.masked and task.rules is None:
+    if task.actions.masked:
         lines.append(f"{ACTION_MASK}: which of {task.num_actions} actions are legal")
     return lines + [f"{name}: left out, {why}" for name, why in task.left_out]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
-from envs.tasks import Task
+from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from learner import Computed, Learner
 from observations import select
@@ -71,8 +72,7 @@ class SAC:
         """
         validate_ranges(config, RANGES)
         validate_choices(config, CHOICES)
-        if task.rules is None:
-            task = task._replace(observations=select(task.observations, config.model.encode_keys))
+        task = task.reading(partial(select, pattern=config.model.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
         self.soft = self._make_soft(config)
         settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
@@ -99,10 +99,12 @@ class SAC:
     def _make_soft(self, config: Config) -> Soft:
         kind = self.task.actions.kind
         if kind == "continuous":
+            assert isinstance(self.task, ObservationTask)
             return ContinuousSoft(self.task, config.sac, discount=config.discount, device=self.device)
         if kind == "discrete":
-            if self.task.rules is None:
+            if isinstance(self.task, ObservationTask):
                 return VectorSoft(self.task, config.sac, discount=config.discount, device=self.device)
+            assert isinstance(self.task, RoutingTask)
             return RoutingSoft(
                 self.task.rules,
                 config.sac,

@@ -18,7 +18,7 @@ from acting import encode_static
 from actors import TSPPointerActor, saturation
 from config import UserError
 from envs.rules import Instance, Rules
-from envs.tasks import ACTION_MASK, Task
+from envs.tasks import ACTION_MASK, ObservationTask
 from sac_networks import (
     ActionValues,
     ObservationVector,
@@ -94,7 +94,7 @@ class ContinuousSoft(Soft):
     however large the rewards. Small ones are not made larger.
     """
 
-    def __init__(self, task: Task, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, task: ObservationTask, settings: Any, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.read = ObservationVector(task.observations)
         (actions,) = task.actions.sizes
@@ -226,7 +226,7 @@ class DiscreteSoft(Soft):
 class VectorSoft(DiscreteSoft):
     """SAC for a discrete action in any task that is observed as numbers and classes."""
 
-    def __init__(self, task: Task, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, task: ObservationTask, settings: Any, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.read = ObservationVector(task.observations)
         sizes = {"units": settings.units, "layers": settings.layers}

@@ -46,7 +46,9 @@ from envs.instances import reference_tour
 from envs.metrics import EXACT, distance_matrix, plane, tour_length
 from envs.pyvrp_reference import pyvrp_solution
 from envs.routing import MIN_NODES, RULES, CVRPInstance
+from envs.rules import Rules
 from envs.solutions import check_solution, known_length, route_counts, solution_path, write_solution
+from envs.tasks import RoutingTask
 from memory import NotEnoughMemory, is_exhausted, require_memory
 from safe_files import replacing
 from terminal import Parser, show, tell
@@ -80,7 +82,7 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
     defaults = config.load(CONFIGS, [], {})
     agent = launch.load_run(run, make_agent=Dreamer, device=device, defaults=defaults, trust=trust).agent
     assert isinstance(agent, Dreamer)
-    if agent.task.rules is None:
+    if not isinstance(agent.task, RoutingTask):
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
     name = agent.task.rules.name
     if name not in REFERENCES:
@@ -91,14 +93,19 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
     return agent
 
 
+def rules_of(agent: Dreamer) -> type[Rules]:
+    """The rules of the problem that an agent was trained on."""
+    assert isinstance(agent.task, RoutingTask), "load_agent refuses others"
+    return agent.task.rules
+
+
 def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> list[RoutingInstance]:
     """Instances of the problem that an agent was trained on, as the field draws them.
 
     Raises:
         UserError: the agent takes another size, or memory is too small for so many, or for one of that size.
     """
-    rules = agent.task.rules
-    assert rules is not None
+    rules = rules_of(agent)
     try:
         refuse_other_sizes(agent.behavior, num_nodes)
         require_room(agent.behavior, num_nodes)
@@ -135,8 +142,7 @@ def solve(
     Raises:
         IllegalSolution: a tour breaks the rules, which is a defect.
     """
-    assert agent.task.rules is not None
-    rules = agent.task.rules
+    rules = rules_of(agent)
     groups: dict[tuple[str, int, str], list[int]] = {}
     for index, instance in enumerate(instances):
         groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
@@ -170,12 +176,11 @@ def _solve_group(
     progress: Callable[[int], object],
 ) -> list[Solution | UserError]:
     """The same for instances of one size and metric."""
-    assert agent.task.rules is not None
     begin = time.perf_counter()
     tours = best_tours(agent.behavior, group, decoding, progress=progress)
     seconds = (time.perf_counter() - begin) / len(group)
     pictured = imagined_tours(agent.behavior, group) if imagine else [None] * len(group)
-    nearest = nearest_neighbour_lengths(agent.task.rules, group).tolist()
+    nearest = nearest_neighbour_lengths(rules_of(agent), group).tolist()
     found: list[Solution | UserError] = []
     for instance, tour, picture, simple in zip(group, tours, pictured, nearest, strict=True):
         if picture is not None:
@@ -382,9 +387,8 @@ def main(argv: list[str]) -> None:
     with one_line_errors("solve.py", *launch.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         agent = load_agent(arguments.run, launch.choose_device(arguments.device), trust=arguments.trust)
-        assert agent.task.rules is not None
-        if arguments.reference == "lkh" and REFERENCES[agent.task.rules.name] != "lkh":
-            raise ConfigError(f"LKH solves no {agent.task.rules.name} instances here; give --reference pyvrp")
+        if arguments.reference == "lkh" and REFERENCES[rules_of(agent).name] != "lkh":
+            raise ConfigError(f"LKH solves no {rules_of(agent).name} instances here; give --reference pyvrp")
         found, failures = _cases(arguments, agent)
         if arguments.out is not None:
             _check_output(arguments.out, found)

@@ -23,7 +23,7 @@ from checkpoint import CheckpointError
 from config import Config, UserError
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from envs.rules import nearest_node
-from envs.tasks import ACTION_MASK, Task
+from envs.tasks import ACTION_MASK, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluator, Report
 from guard import Guard, NonFinite
@@ -326,7 +326,7 @@ class Trainer:
     def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
         """Uniform among the legal actions, or in routing the nearest node."""
         if self.settings.prefill_policy == "nearest":
-            assert self.task.rules is not None
+            assert isinstance(self.task, RoutingTask), "settings refuse it elsewhere"
             return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
         actions, generator = self.task.actions, self.generators["acting"]
         noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
@@ -364,9 +364,7 @@ class Trainer:
         if self.settings.reward_scale != 1 and "train_return" in values:
             values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         self._logged_at = (self.step, seconds)
-        if isinstance(self.env, GymVectorEnv):
-            values["env_restarts"] = self.env.restarts.used
-            values["bad_inputs"] = sum(self.env.bad_inputs.values())
+        values |= self.env.counters()
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
         self._note_files()
@@ -404,7 +402,7 @@ class Trainer:
         try:
             yield
         finally:
-            if isinstance(self.env, GymVectorEnv) and self.row:
+            if self.row:
                 self.row = {**self.row, "is_last": self.row["is_last"] | self.env.take_lost()}
 
     def _finish(self) -> None:

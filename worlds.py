@@ -16,7 +16,7 @@ from envs.gym_vector import GymVectorEnv, Restarts
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import RULES
 from envs.rules import MIN_NODES, Rules, single_precision
-from envs.tasks import ActionSpec, Task
+from envs.tasks import ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
 
@@ -66,7 +66,7 @@ def make_world(config: Config, device: torch.device) -> World:
     )
 
 
-def make_task(config: Config) -> Task:
+def make_task(config: Config) -> RoutingTask:
     """The routing task that the config names.
 
     Raises:
@@ -75,19 +75,17 @@ def make_task(config: Config) -> Task:
     if config.task not in RULES:
         raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
     rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
-    return Task(rules=rules, actions=ActionSpec("discrete", (config.nodes,), masked=True), observations={})
+    return RoutingTask.of(rules, config.nodes)
 
 
 def _routing_world(config: Config, device: torch.device) -> World:
     if config.context != "none":
         raise ConfigError(f"context {config.context} is for gymnasium environments; {config.task} needs none")
     task = make_task(config)
-    assert task.rules is not None
     _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
     curriculum = _curriculum(config)
 
     def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
-        assert task.rules is not None
         return RoutingVectorEnv(
             task.rules,
             num_envs=config.envs,
@@ -98,7 +96,6 @@ def _routing_world(config: Config, device: torch.device) -> World:
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
-        assert task.rules is not None
         validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
         test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
@@ -150,8 +147,7 @@ def _gym_world(config: Config, device: torch.device) -> World:
     }
     env = GymVectorEnv(make_env, num_envs=config.envs, device=device, seed=config.seed, **options)
     _require_mask_rules(env)
-    task = Task(
-        rules=None,
+    task = ObservationTask(
         actions=env.actions,
         observations=env.observations,
         mask_rules=env.mask_rules,

@@ -27,6 +27,7 @@ from envs.costs import Costs
 from envs.drawing import draw_tour_pair
 from envs.instances import TEST_SEED, field_test_coords
 from envs.rules import Instance
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
@@ -77,8 +78,8 @@ def draw_fields(values: Float[np.ndarray, "2 D X Y"], path: Path) -> None:
 @torch.no_grad()
 def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -> list[Tensor]:
     """What the agent believed before each decision of its greedy episode, [1, F] each."""
+    assert isinstance(agent.task, RoutingTask)
     rules = agent.task.rules
-    assert rules is not None
     num_nodes = instance.coords.shape[1]
     env = RoutingVectorEnv(
         rules, num_envs=1, num_nodes=num_nodes, device=agent.device, instances=instance.coords, factors=factors
@@ -133,10 +134,9 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     Raises:
         ValueError: there is nothing to be drawn of this run.
     """
-    rules = agent.task.rules
-    if rules is None:
+    if not isinstance(agent.task, RoutingTask):
         raise ValueError("this run is no routing: there are no costs of moves to be drawn")
-    costs = rules.costs
+    costs = agent.task.rules.costs
     if costs.drift:
         raise ValueError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     if not agent.model.belief_size:
         raise ValueError("this run keeps no belief (model.belief: false), so that there is none to be drawn")
     coords = torch.from_numpy(field_test_coords(agent.task.num_actions, 1)).to(agent.device, torch.float32)
-    instance = rules.instance_type(coords=coords)
+    instance = agent.task.rules.instance_type(coords=coords)
     fixed = costs.fixed_factors(1, seed=TEST_SEED)
     assert fixed is not None
     factors = fixed.to(agent.device, torch.float32)

@@ -35,6 +35,7 @@ from config import Config, ConfigError, one_line_errors, parse_command_line, val
 from dreamer import Dreamer
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.rules import Instance
+from envs.tasks import RoutingTask
 from guard import Guard, NonFinite
 from imagining.routing_starts import expand_instance
 from logger import Logger, MetricAverages, ProgressBar, save_run_facts
@@ -76,8 +77,9 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         first: as `imag_first`: "any" begins the tours of an instance at nodes spread over it, "stored" all at node 0.
         generator: draws the actions.
     """
-    rules, actor = agent.task.rules, agent.behavior.actor
-    assert rules is not None and isinstance(actor, TSPPointerActor)
+    actor = agent.behavior.actor
+    assert isinstance(agent.task, RoutingTask) and isinstance(actor, TSPPointerActor)
+    rules = agent.task.rules
     size, num_nodes = instance.coords.shape[:2]
     shape = torch.Size((size, tours))
     begins = None
@@ -129,8 +131,9 @@ def update(
     agent: Dreamer, instance: Instance, rollout: Rollout, *, progress: float, epochs: int = 1
 ) -> dict[str, Tensor]:
     """Improve the actor `epochs` times. The roll-out had no graph: here all its decisions are scored in one pass."""
-    rules, behavior = agent.task.rules, agent.behavior
-    assert rules is not None and isinstance(behavior.actor, TSPPointerActor)
+    behavior = agent.behavior
+    assert isinstance(agent.task, RoutingTask) and isinstance(behavior.actor, TSPPointerActor)
+    rules = agent.task.rules
     returns = -rollout.tour_length
     behavior.scale.update(returns)
     advantage = (returns - leave_one_out(returns)) / behavior.scale.scale()
@@ -164,8 +167,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
     Raises:
         NonFinite: a loss or a gradient was not finite.
     """
+    assert isinstance(agent.task, RoutingTask)
     rules = agent.task.rules
-    assert rules is not None
     validation = worlds.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
     test = worlds.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
     averages, bar = MetricAverages(), ProgressBar(config.steps)

@@ -26,6 +26,7 @@ import learner
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
 from envs.routing import RULES
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from replay import Replay
@@ -48,7 +49,7 @@ def now(device: torch.device) -> float:
 
 def make_env(config: Config, agent: Dreamer, num_envs: int) -> RoutingVectorEnv:
     """The environments of a run, any number of them."""
-    assert agent.task.rules is not None
+    assert isinstance(agent.task, RoutingTask)
     return RoutingVectorEnv(
         agent.task.rules,
         num_envs=num_envs,

@@ -405,6 +405,10 @@ class GymVectorEnv:
                 # What ended the evaluation may have left the environments in any state.
                 self._lost |= self._take_up(state if restored else {**state, "environments": [None] * self.num_envs})
 
+    def counters(self) -> dict[str, int]:
+        """What has gone wrong so far, by the name of its metric."""
+        return {"env_restarts": self.restarts.used, "bad_inputs": sum(self.bad_inputs.values())}
+
     def take_lost(self) -> Bool[Tensor, " E"]:
         """The rows whose running episode was lost to an evaluation since this was last asked."""
         lost, self._lost = self._lost, np.zeros_like(self._lost)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +19,17 @@ ACTION_MASK = "action_mask"
 BAD_INPUT = "bad_input"
 # Under this one it says what the user should read once: a topic, and a line.
 NOTICE = "notice"
+
+
+# Shape and dtype of what is stored of each row, by its name.
+Spaces = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """Environments that are stepped together, as far as a task asks for them."""
+
+    def reset(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
 
 
 class ObservationKey(NamedTuple):
@@ -103,24 +117,15 @@ def wrong_share(rules: MaskRules, batch: dict[str, Tensor]) -> Float[Tensor, ""]
     return (wrong & counts).sum() / counts.sum().clamp(min=1)
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Task(ABC):
     """The shape of a task.
 
     Attributes:
-        rules: the batched rules of a routing problem; None for any other task.
-        actions: what can be done (for routing, the nodes of a training instance).
-        observations: what is seen, by key, without the action mask; empty for routing, where nodes and state are
-            encoded by what they mean.
-        mask_rules: of a task with masked actions that is no routing problem, the rules by which its mask changes;
-            None where they are not known, and the mask is predicted.
-        left_out: keys of the observation that are not read at all, each with the reason.
+        actions: what can be done.
     """
 
-    rules: type[Rules] | None
     actions: ActionSpec
-    observations: dict[str, ObservationKey]
-    mask_rules: MaskRules | None = None
-    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_actions(self) -> int:
@@ -128,26 +133,85 @@ class Task(NamedTuple):
         assert self.actions.kind == "discrete", f"{self.actions.kind} actions cannot be counted"
         return self.actions.sizes[0]
 
+    @abstractmethod
     def sequence(self, length: int) -> tuple[int, bool]:
-        """How many rows a replayed sequence has, and whether it is a whole episode.
+        """How many rows a replayed sequence has, where windows have `length`, and whether it is a whole episode."""
 
-        Routing trains on whole episodes, so that each has one static context; any other task on windows of `length`.
-        """
-        if self.rules is None:
-            return length, False
+    @abstractmethod
+    def stored(self, env: VectorEnv) -> Spaces:
+        """Shape and dtype of all that replay stores of an observation, and of the action."""
+
+    @abstractmethod
+    def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> Task:
+        """The same task as seen by somebody who reads only the keys of observations that are chosen."""
+
+
+@dataclass(frozen=True)
+class RoutingTask(Task):
+    """A routing problem; nodes and state are encoded by what they mean.
+
+    Attributes:
+        actions: the nodes of a training instance, masked.
+        rules: the problem's batched rules.
+    """
+
+    rules: type[Rules]
+
+    @classmethod
+    def of(cls, rules: type[Rules], num_nodes: int) -> RoutingTask:
+        """The problem with instances of that many nodes."""
+        return cls(ActionSpec("discrete", (num_nodes,), masked=True), rules)
+
+    def sequence(self, length: int) -> tuple[int, bool]:
+        """A whole episode, so that each sequence has one static context."""
         return self.rules.episode_steps(self.num_actions) + 1, True
+
+    def stored(self, env: VectorEnv) -> Spaces:
+        obs, _ = env.reset()
+        shown = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
+        return {**shown, "action": ((), torch.int64)}
+
+    def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> RoutingTask:
+        return self
+
+
+@dataclass(frozen=True)
+class ObservationTask(Task):
+    """Any other task: a gymnasium environment.
+
+    Attributes:
+        actions: what can be done.
+        observations: what is seen, by key, without the action mask.
+        mask_rules: of a task with masked actions, the rules by which its mask changes; None where they are not known,
+            and the mask is predicted.
+        left_out: keys of the observation that are not read at all, each with the reason.
+    """
+
+    observations: dict[str, ObservationKey]
+    mask_rules: MaskRules | None = None
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def sequence(self, length: int) -> tuple[int, bool]:
+        """A window, which may cross the ends of episodes."""
+        return length, False
 
     @property
     def encoded(self) -> dict[str, ObservationKey]:
         """What a world model sees: the observations and, since legality may show nowhere else, the action mask."""
-        if self.rules is not None or not self.actions.masked:
+        if not self.actions.masked:
             return self.observations
         return {**self.observations, ACTION_MASK: ObservationKey("vector", self.spaces[ACTION_MASK][0], torch.bool)}
 
     @property
-    def spaces(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def spaces(self) -> Spaces:
         """Shape and dtype of all that replay stores of an observation, and of the action."""
         spaces = {name: (key.shape, key.dtype) for name, key in self.observations.items()}
         if self.actions.masked:
             spaces[ACTION_MASK] = ((math.prod(self.actions.sizes),), torch.bool)
         return {**spaces, "action": (self.actions.shape, self.actions.dtype)}
+
+    def stored(self, env: VectorEnv) -> Spaces:
+        return self.spaces
+
+    def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> ObservationTask:
+        return replace(self, observations=choose(self.observations))

@@ -189,6 +189,14 @@ class RoutingVectorEnv(VectorEnv):
         """True where a row may go next."""
         return self.observe()["action_mask"]
 
+    def counters(self) -> dict[str, int]:
+        """What has gone wrong so far, by the name of its metric: nothing ever does."""
+        return {}
+
+    def take_lost(self) -> Bool[Tensor, " E"]:
+        """The rows whose running episode was lost to an evaluation: evaluations play in instances of their own."""
+        return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+
     def state_dict(self) -> dict[str, Any]:
         """All that going on needs, except the generator, which is the caller's to save.
 

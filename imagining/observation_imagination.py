@@ -43,11 +43,11 @@ class ObservationImagination(Imagination):
         Raises:
             UserError: the settings do not fit the task or the model.
         """
-        task = model.task
         if not isinstance(settings.horizon, int) or settings.reward != "head":
             raise UserError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
-        super().__init__(settings, knows_mask=task.mask_rules is not None or not task.actions.masked, model=model)
-        self.model, self.mask_rules, self.masked = model, task.mask_rules, task.actions.masked
+        knows_mask = model.mask_rules is not None or not model.task.actions.masked
+        super().__init__(settings, knows_mask=knows_mask, model=model)
+        self.model, self.mask_rules, self.masked = model, model.mask_rules, model.task.actions.masked
         self.horizon = settings.horizon
         # The `cont` head predicts the discount with it.
         self.discount = 1.0

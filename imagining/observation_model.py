@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError
-from envs.tasks import ACTION_MASK, Task, wrong_share
+from envs.tasks import ACTION_MASK, ObservationTask, wrong_share
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
 from layers import MLP, embed_actions
 from networks import RSSM, Latent
@@ -25,7 +25,7 @@ ROUTING_HEADS = ("current_node", "current_pos", "coords")
 class ObservationModel(WorldModel):
     """A world model whose context is empty: all that it knows of an episode is in its latents."""
 
-    def __init__(self, task: Task, settings: Any, *, discount: float) -> None:
+    def __init__(self, task: ObservationTask, settings: Any, *, discount: float) -> None:
         """Build encoder, RSSM, decoder and every head whose loss scale is not 0.
 
         Args:
@@ -37,6 +37,7 @@ class ObservationModel(WorldModel):
             UserError: the settings do not fit the task.
         """
         super().__init__(task, settings)
+        self.mask_rules, self.encoded_keys = task.mask_rules, task.encoded
         if settings.belief:
             raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
         self.discount = discount
@@ -115,7 +116,7 @@ class ObservationModel(WorldModel):
         The actions are those of the sequence throughout.
         """
         assert self.decoder is not None, "what is not decoded cannot be shown"
-        keys = {*self.task.encoded, "prev_action", "is_first"}
+        keys = {*self.encoded_keys, "prev_action", "is_first"}
         shown = {name: sequence[name][:, :seen] for name in keys}
         latents = self.observe(shown, noise[:, :seen]).latents
         action = self.embed_action(sequence["prev_action"], None)
@@ -150,8 +151,8 @@ class ObservationModel(WorldModel):
     ) -> Metrics:
         """How well the mask is known: seen from the observation itself, and from the step before it, as imagined."""
         metrics: Metrics = {}
-        if self.task.mask_rules is not None:
-            metrics["mask_rules_wrong"] = wrong_share(self.task.mask_rules, batch)
+        if self.mask_rules is not None:
+            metrics["mask_rules_wrong"] = wrong_share(self.mask_rules, batch)
         foreseen = Latent(observed.latents.deter, observed.prior.one_hot(observed.prior.mode())).feat()
         for name, basis in (("mask", feat), ("mask_imagined", foreseen)):
             agreed = self.predict_mask(basis, None) == batch[ACTION_MASK]

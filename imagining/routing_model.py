@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from config import UserError
 from envs.costs import FACTORS, LAST_COST, LAST_NODE
 from envs.rules import CURRENT_NODE, Instance, Rules, State
-from envs.tasks import ACTION_MASK, Task
+from envs.tasks import ACTION_MASK, RoutingTask
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
 from layers import MLP
 from moves import Belief, MoveHead
@@ -40,7 +40,7 @@ class RoutingModel(WorldModel):
 
     HEADS = ("reward", "cont", "mask", "current_node", "current_pos", "coords")
 
-    def __init__(self, task: Task, settings: Any) -> None:
+    def __init__(self, task: RoutingTask, settings: Any) -> None:
         """Build encoder, belief, RSSM and every head whose loss scale is not 0.
 
         Args:
@@ -51,7 +51,6 @@ class RoutingModel(WorldModel):
             UserError: the settings do not fit the task.
         """
         super().__init__(task, settings)
-        assert task.rules is not None, "this model is of routing tasks"
         self.rules: type[Rules] = task.rules
         self.memory_spaces = {}
         scales = settings.loss_scales.to_dict()

@@ -11,6 +11,7 @@ import config
 import launch
 import sac
 import worlds
+from envs.tasks import ObservationTask
 from guard import Guard, GuardSettings
 from replay import Replay
 from sac import SAC
@@ -26,6 +27,7 @@ def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
     task = worlds.make_world(settings, CPU).task
     guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
     agent = SAC(task, settings, device=CPU, generators=launch.make_generators(0, CPU), guard=guard)
+    assert isinstance(task, ObservationTask)
     replay = Replay(task.spaces, num_envs=2, capacity=100, device=CPU)
     no = torch.zeros(2, dtype=torch.bool)
     for step in range(40):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from envs.costs import find_costs
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
 from envs.rules import Rules
-from envs.tasks import ActionSpec, ObservationKey, Task
+from envs.tasks import ActionSpec, ObservationKey, ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.behavior import ImagBehavior
@@ -52,14 +53,12 @@ def vector(size: int) -> ObservationKey:
     return ObservationKey("vector", (size,), torch.float32)
 
 
-ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
-SCRIPTED = Task(
-    rules=None,
+ROUTING = RoutingTask.of(TSPRules, NODES)
+SCRIPTED = ObservationTask(
     actions=ActionSpec("discrete", (len(WORTH),)),
     observations={"clock": vector(1), "ending": vector(2)},
 )
-SWITCHING = Task(
-    rules=None,
+SWITCHING = ObservationTask(
     actions=ActionSpec("discrete", (SWITCHES,), masked=True),
     observations={"values": vector(SWITCHES), "pressed": vector(SWITCHES)},
     mask_rules=SwitchesRules(),
@@ -99,9 +98,9 @@ def assert_gradient_reaches(named_parameters: Iterable[tuple[str, nn.Parameter]]
 # What replay gives
 
 
-def routing(cost: str, *, shown: str = "paid") -> Task:
+def routing(cost: str, *, shown: str = "paid") -> RoutingTask:
     """`ROUTING` in another cost world."""
-    return ROUTING._replace(rules=TSPRules.under(find_costs(cost, shown=shown)))
+    return replace(ROUTING, rules=TSPRules.under(find_costs(cost, shown=shown)))
 
 
 def episodes(count: int, coords: Tensor | None = None, *, rules: type[Rules] = TSPRules) -> dict[str, Tensor]:
@@ -143,7 +142,7 @@ def switches_episodes(count: int) -> dict[str, Tensor]:
     }
 
 
-def random_rows(task: Task, *, count: int = 4, rows: int = 7) -> dict[str, Tensor]:
+def random_rows(task: ObservationTask, *, count: int = 4, rows: int = 7) -> dict[str, Tensor]:
     """Noise in the shape of sequences of a task that sees vectors; no episode begins or ends in them."""
     shape, flags = (count, rows), torch.zeros(count, rows, dtype=torch.bool)
 
@@ -229,7 +228,7 @@ class Scene:
 
     def __init__(self, task: Task = ROUTING, **changes: Any) -> None:
         torch.manual_seed(0)
-        settings = debug_config(*([] if task.rules else ["gym"]), **changes)
+        settings = debug_config(*([] if isinstance(task, RoutingTask) else ["gym"]), **changes)
         choices = ImaginationSettings.of(settings)
         self.imagination = make_imagination(task, choices, model=settings.model)
         self.guard = Guard("cpu")
@@ -393,4 +392,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def make_world_model(task: Task, *, discount: float = 1.0, **changes: Any) -> Any:
     """A world model of the kind that the task needs, from the section `debug` with some keys changed."""
     settings = debug_config(**{f"model.{key}": value for key, value in changes.items()}).model
-    return ObservationModel(task, settings, discount=discount) if task.rules is None else RoutingModel(task, settings)
+    if isinstance(task, ObservationTask):
+        return ObservationModel(task, settings, discount=discount)
+    assert isinstance(task, RoutingTask)
+    return RoutingModel(task, settings)

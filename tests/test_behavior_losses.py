@@ -11,7 +11,7 @@ from torch import Tensor
 from dreamer import Dreamer
 from envs.routing import TSPRules
 from envs.rules import each_part
-from envs.tasks import ActionSpec, Task
+from envs.tasks import ActionSpec, ObservationTask
 from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import imagine
@@ -237,7 +237,7 @@ KINDS = pytest.mark.parametrize(
 @KINDS
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics", "both"])
 def test_behaviour_updates_in_a_task_without_rules(actions: ActionSpec, gradient: str):
-    task = Task(rules=None, actions=actions, observations={"position": vector(2)})
+    task = ObservationTask(actions=actions, observations={"position": vector(2)})
     scene = Scene(task, imag_gradient=gradient, imag_horizon="4", schedule__warmup=0)
     without_zero_outputs(scene.model)
     before = [parameter.detach().clone() for parameter in scene.behavior.actor.parameters()]
@@ -258,7 +258,7 @@ def test_behaviour_updates_under_mask_rules(gradient: str):
 
 @KINDS
 def test_dynamics_gradient_reaches_the_actor_and_nobody_else(actions: ActionSpec):
-    task = Task(rules=None, actions=actions, observations={"position": vector(2)})
+    task = ObservationTask(actions=actions, observations={"position": vector(2)})
     scene = Scene(task, imag_gradient="dynamics", imag_horizon="4", **PLAIN)
     without_zero_outputs(scene.model)
     without_zero_outputs(scene.behavior.critic)

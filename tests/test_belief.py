@@ -44,9 +44,7 @@ def believing(*, shown: str = "paid", **changes: Any) -> Scene:
 
 
 def stretched(count: int = 4, *, shown: str = "paid") -> dict[str, Tensor]:
-    rules = routing("stretch", shown=shown).rules
-    assert rules is not None
-    return episodes(count, rules=rules)
+    return episodes(count, rules=routing("stretch", shown=shown).rules)
 
 
 def beliefs(scene: Scene, batch: dict[str, Tensor]) -> Tensor:
@@ -257,7 +255,6 @@ def test_solver_plans_by_what_is_believed_before_any_move(monkeypatch: pytest.Mo
 @torch.no_grad()
 def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
     """What two environments show of an episode, [2, T, ...]."""
-    assert HIDDEN.rules is not None
     env = RoutingVectorEnv(HIDDEN.rules, num_envs=2, num_nodes=NODES, device=CPU, generator=generator(3))
     obs, info = env.reset()
     state, rows = agent.initial_state(2), []

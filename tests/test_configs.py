@@ -19,7 +19,7 @@ from config import Config
 from dreamer import Dreamer
 from envs.gym_vector import GymVectorEnv
 from envs.routing import RULES
-from envs.tasks import Task
+from envs.tasks import RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor
@@ -55,7 +55,7 @@ def section(*names: str, **changes: Any) -> Config:
 
 def make_world(chosen: Config, generators: dict[str, torch.Generator]) -> tuple[Task, RoutingVectorEnv | GymVectorEnv]:
     world = worlds.make_world(chosen, CPU)
-    if world.task.rules is None:
+    if not isinstance(world.task, RoutingTask):
         return world.task, world.make_env(generators)
     env = RoutingVectorEnv(
         world.task.rules,

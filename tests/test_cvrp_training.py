@@ -17,7 +17,7 @@ from agent import Agent
 from envs.cvrp import CVRPRules, CVRPState
 from envs.routing import tour_length
 from envs.rules import each_part
-from envs.tasks import ActionSpec, Task
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.imagination import Trajectory
 from networks import TSPPointerActor
@@ -26,7 +26,7 @@ from tests.scenes import CPU, Scene, debug_config, generator, instance_of, witho
 from views import View
 
 NODES = 6
-CVRP = Task(rules=CVRPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
+CVRP = RoutingTask.of(CVRPRules, NODES)
 ROWS = CVRPRules.episode_steps(NODES) + 1
 STORED = {"imag_first": "stored"}
 
@@ -185,7 +185,7 @@ def test_plans_must_begin_at_the_depot():
         scene(imag_first="any")
 
 
-def cvrp_agent(**changes: Any) -> tuple[Agent, Task]:
+def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
     chosen = debug_config("cvrp_attn", **changes)
     generators = launch.make_generators(0, CPU)
     task = worlds.make_task(chosen)

@@ -14,7 +14,7 @@ import launch
 import worlds
 from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
-from envs.tasks import ActionSpec, Task
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.settings import ImaginationSettings
@@ -211,7 +211,7 @@ def test_make_pictures_draws_the_imagined_tour():
 def test_make_task_takes_the_nodes_from_the_config():
     task = worlds.make_task(debug_config(nodes=9))
     assert task.rules is not None and issubclass(task.rules, TSPRules)
-    assert task == Task(task.rules, actions=ActionSpec("discrete", (9,), masked=True), observations={})
+    assert task == RoutingTask.of(task.rules, 9)
 
 
 # Settings

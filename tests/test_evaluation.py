@@ -29,13 +29,13 @@ from envs.gym_tasks import make_gym
 from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts, _seed_of
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPInstance, TSPRules, tour_length
-from envs.tasks import ActionSpec, Task
+from envs.tasks import RoutingTask
 from evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
 from guard import Guard
 
 CPU = torch.device("cpu")
 NODES = 6
-ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
+ROUTING = RoutingTask.of(TSPRules, NODES)
 
 # Routing
 

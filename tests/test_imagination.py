@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import actors
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPEnv, TSPInstance, TSPRules, TSPState
-from envs.tasks import ActionSpec, Task, wrong_share
+from envs.tasks import ActionSpec, ObservationTask, wrong_share
 from envs.vector import RoutingVectorEnv
 from imagining.imagination import Trajectory
 from imagining.routing_imagination import RoutingImagination
@@ -167,7 +168,7 @@ def test_action_mask_is_seen_by_the_world_model():
 
 
 def test_mask_without_rules_is_predicted_and_keeps_its_best_action_open():
-    scene, batch = Scene(SWITCHING._replace(mask_rules=None)), switches_episodes(8)
+    scene, batch = Scene(replace(SWITCHING, mask_rules=None)), switches_episodes(8)
     assert scene.imagination.mask_from == "predicted"
     assert "miss_rate" not in scene.update(batch)
     head = scene.model.heads["mask"]
@@ -199,7 +200,7 @@ def test_task_without_masks_needs_no_mask_head():
     ids=["continuous", "multi_discrete"],
 )
 def test_imagination_takes_actions_of_every_kind(actions: ActionSpec, differentiable: bool):
-    task = Task(rules=None, actions=actions, observations={"position": vector(2)})
+    task = ObservationTask(actions=actions, observations={"position": vector(2)})
     start, trajectory = Scene(task).imagine_from(random_rows(task), horizon=3, differentiable=differentiable)
     assert trajectory.action.shape == (*start.weight.shape, 3, 2)
     assert trajectory.action.dtype == actions.dtype

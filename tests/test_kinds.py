@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from actors import Actor
-from envs.tasks import ActionSpec, Task
+from envs.tasks import ActionSpec, ObservationTask
 from guard import Guard
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
 from imagining.observation_model import ObservationModel
@@ -21,7 +21,7 @@ from tools import Bounds, OneHotDist, uniform
 from views import NodeSet
 
 OFFERS, NUMBERS = 5, 3
-TASK = Task(rules=None, actions=ActionSpec("discrete", (OFFERS,)), observations={"position": vector(2)})
+TASK = ObservationTask(actions=ActionSpec("discrete", (OFFERS,)), observations={"position": vector(2)})
 
 
 class Offers(NamedTuple):

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.spaces import left_out, observation_keys
-from envs.tasks import ActionSpec, ObservationKey, Task
+from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from observations import ConvStage, ImageDecoder, ImageEncoder, ObservationDecoder, ObservationEncoder, readings, select
-from tests.scenes import ROUTING
 from tools import symlog
 
 UNITS, LAYERS, DEPTH, FEAT = 16, 2, 2, 12
@@ -364,8 +363,7 @@ def test_readings_say_how_each_key_is_read():
         points_mask=spaces.MultiBinary(4),
         mission=spaces.Text(5),
     )
-    task = Task(
-        rules=None,
+    task = ObservationTask(
         actions=ActionSpec("discrete", (3,), masked=True),
         observations=observation_keys(space, wanted=("camera",)),
         left_out=tuple(left_out(space).items()),
@@ -383,7 +381,3 @@ def test_readings_say_how_each_key_is_read():
         "action_mask: which of 3 actions are legal",
     ]
     assert last.startswith("mission: left out, ")
-
-
-def test_readings_of_routing_are_none():
-    assert readings(ROUTING, encode_keys=".*", decode_keys=".*") == []

@@ -15,7 +15,7 @@ from config import load
 from envs.cvrp import CVRPRules
 from envs.routing import PickupRules, TSPRules
 from envs.rules import Instance, Rules
-from envs.tasks import ActionSpec, Task
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from logger import METRICS
 from sac_losses import RoutingSoft
@@ -55,7 +55,7 @@ def scenes(rules: type[Rules], **changes: Any) -> list[Scene]:
     """The same networks for two sizes of task."""
     made = []
     for size in (NODES, SIZE):
-        task = Task(rules=rules, actions=ActionSpec("discrete", (size,), masked=True), observations={})
+        task = RoutingTask.of(rules, size)
         made.append(Scene(task, **LOSSES | changes))
         without_zero_outputs(made[-1].model)
         made[-1].behavior.load_state_dict(made[0].behavior.state_dict())

@@ -116,7 +116,6 @@ def test_learned_reward_never_asks_for_the_true_cost(
     cost: str, choices: dict[str, Any], request: pytest.FixtureRequest
 ):
     task = routing(cost)
-    assert task.rules is not None
     lived = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=task.rules)
     request.getfixturevalue("cost_refused")
     trained = agent(task, imag_reward="head", **choices)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import checkpoint
 import launch
 import sac
 from agent import Agent
-from envs.tasks import ObservationKey
+from envs.tasks import ObservationKey, ObservationTask
 from guard import Guard
 from logger import METRICS
 from sac import SAC
@@ -297,7 +298,7 @@ def test_weights_of_a_dreamer_are_refused(tmp_path: Path, capsys: pytest.Capture
         (["--lr", "2"], "unknown key 'lr'; the nearest is 'sac.lr'"),
         (["--actor.entropy", "2"], "only dreamer.py reads actor.entropy"),
         (["--sac.tau", "2"], "sac.tau is 2; it must be between 0 and 1"),
-        (["--task", "gym_PixelGrid-v0"], "is of kind image; SAC reads vectors and classes only"),
+        (["--task", "gym_PixelGrid-v0"], "is of kind image, and SAC reads vectors and classes only"),
         (["--reward_scale", "0"], "reward_scale is 0; it must be between 1e-12 and 1e+12"),
         (["--context", "map"], "context is 'map'; choose one of none, dynamics_map"),
         (["--task", "tsp", "--context", "dynamics_map", "--prefill", "100"], "is for gymnasium environments"),
@@ -320,7 +321,8 @@ def test_sac_swings_the_pendulum_up(tmp_path: Path):
 def test_sac_reads_the_keys_that_are_encoded_only():
     agent, _ = pendulum_agent()
     image = ObservationKey("image", (16, 16, 3), torch.uint8)
-    task = agent.task._replace(observations={**agent.task.observations, "eye": image})
+    assert isinstance(agent.task, ObservationTask)
+    task = replace(agent.task, observations={**agent.task.observations, "eye": image})
     settings = debug_config("sac", "sac_pendulum")
     parts: dict[str, Any] = {"device": CPU, "generators": launch.make_generators(0, CPU), "guard": Guard(CPU)}
     with pytest.raises(ValueError, match="'eye'") as refusal:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from actors import saturation
 from config import Config
 from envs.routing import TSPRules
-from envs.tasks import ActionSpec, ObservationKey, Task
+from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from envs.vector import RoutingVectorEnv
 from sac_losses import ContinuousSoft, RoutingSoft, VectorSoft
 
@@ -24,7 +24,7 @@ OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 
 
 def continuous(**changes: Any) -> ContinuousSoft:
-    task = Task(rules=None, actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
+    task = ObservationTask(actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
     return ContinuousSoft(task, Config({**SETTINGS, **changes}), discount=0.9, device=CPU)
 
 
@@ -197,7 +197,7 @@ class Constant(nn.Module):
 
 def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[float]]) -> VectorSoft:
     """Known functions of 3 actions."""
-    task = Task(rules=None, actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
+    task = ObservationTask(actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
     soft = VectorSoft(task, Config(SETTINGS), discount=0.5, device=CPU)
     soft.policy, soft.values, soft.target_values = Constant(logits), Constant(*values), Constant(*slow)
     with torch.no_grad():
@@ -268,7 +268,7 @@ def test_states_with_one_legal_action_do_not_train_the_temperature():
 
 
 def test_discrete_sac_refuses_a_two_hot_critic():
-    task = Task(rules=None, actions=ActionSpec("discrete", (3,)), observations=OBSERVATIONS)
+    task = ObservationTask(actions=ActionSpec("discrete", (3,)), observations=OBSERVATIONS)
     with pytest.raises(ValueError, match="'symlog_disc', which is for continuous actions"):
         VectorSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), discount=1.0, device=CPU)
 

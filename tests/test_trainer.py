@@ -15,7 +15,7 @@ import launch
 import worlds
 from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
-from envs.tasks import ActionSpec, Task
+from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from evaluation import Evaluation
 from guard import Guard
@@ -31,7 +31,7 @@ from tests.run_scenes import (
 )
 from tests.scenes import decisions_in, stored_rows, without_times
 
-ROUTING = Task(rules=TSPRules, actions=ActionSpec("discrete", (NODES,), masked=True), observations={})
+ROUTING = RoutingTask.of(TSPRules, NODES)
 
 
 def debug_agent() -> tuple[dreamer.Dreamer, dict[str, torch.Generator]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.routing import TSPInstance, TSPRules
-from envs.tasks import Task
+from envs.tasks import RoutingTask, Task
 from imagining.routing_model import RoutingModel
 from layers import MLP
 from networks import Latent, NodeHead
@@ -114,7 +114,7 @@ def test_current_position_is_learnt_as_coordinates_or_as_the_node():
 def test_gradient_reaches_every_parameter(task: Task):
     model = make_world_model(task, reward_latent=True, free_nats=0.0, **every_scale(1.0))
     without_zero_outputs(model)
-    if task.rules is None:
+    if not isinstance(task, RoutingTask):
         batch = scripted_replay().sample_windows(8, 12, generator=generator())
     else:
         batch = routing_replay().sample_episodes(8, NODES + 1, generator=generator())

@@ -17,6 +17,7 @@ import checkpoint
 import networks
 from benchmarks.faults import KINDS, LASTING, PASSING, injecting, is_finite
 from dreamer import Dreamer
+from envs.tasks import RoutingTask
 from guard import main as print_reports
 from networks import TSPPointerActor
 from replay import Replay
@@ -177,7 +178,7 @@ def test_value_explosion_is_warned_of_while_everything_is_finite(runner):
 def saturate(agent: Dreamer, replay: Replay) -> None:
     """Let all scores of the pointer be about -50, where its tanh is flat to the last bit and the policy uniform."""
     actor = agent.behavior.actor
-    assert isinstance(actor, TSPPointerActor) and agent.task.rules is not None
+    assert isinstance(actor, TSPPointerActor) and isinstance(agent.task, RoutingTask)
     last: Any = actor.encoder.layers[-1]
     last.hidden_norm.scale.mul_(0.02)
     last.hidden_norm.shift.fill_(1.0)
