@@ -410,7 +410,7 @@ def _require_all_columns(chunks: Sequence[Mapping[str, Any]], oldest: int, total
         CheckpointError: they do not.
     """
     starts, stops = [chunk["start"] for chunk in chunks], [chunk["stop"] for chunk in chunks]
-    begin = min(oldest, *starts[:1])
+    begin = min([oldest, *starts[:1]])
     if [begin, *stops] != [*starts, total] or starts != sorted(starts):
         raise CheckpointError(
             f"columns {oldest} to {total} of replay are not those of its files; take the weights only, with --init"
