@@ -20,8 +20,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-import safe_files
-import terminal
+from system import safe_files, terminal
 
 FORMAT = 1
 # The attribute by which a member of an archive is a folder.

@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import runs
+from comparing import runs
+from comparing.curves import draw
+from comparing.runs import Run, Series, UnreadableRunError
+from comparing.summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
 from config import ConfigError, one_line_errors
-from curves import draw
-from runs import Run, Series, UnreadableRunError
-from summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
-from terminal import Parser, show, tell
+from system.terminal import Parser, show, tell
 
 # What may differ within a group.
 OF_THE_RUN = ("seed", "logdir")

@@ -22,8 +22,8 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-import safe_files
-import terminal
+from system import safe_files, terminal
+from system.errors import UserError
 
 DEFAULTS = "defaults"
 COMMAND_LINE = "command line"
@@ -52,14 +52,6 @@ CODE_KEYS: dict[str, Callable[[object], bool]] = {
     "imag_reward": _names_function,
     "task": _names_function,
 }
-
-
-class UserError(ValueError):
-    """A mistake of the user's, which a program ends with. The message is one line: what was given, what would do.
-
-    A plain ValueError is none: it may come from a function or an environment of the user's own, and where it was raised
-    is then what the user needs to know.
-    """
 
 
 class ConfigError(UserError):

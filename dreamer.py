@@ -11,19 +11,19 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-import launch
 from config import Config, UserError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
+from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
-from learner import Computed, Learner, Losses
 from models import make_behavior, make_imagination
 from networks import Latent
-from optimizer import Optimizer
-from pictures import make_pictures
-from replay import Replay
 from tools import Bounds, uniform
+from training import launch
+from training.replay import Replay
+from updates.learner import Computed, Learner, LossGroups
+from updates.optimizer import Optimizer
 
 DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn
@@ -205,7 +205,7 @@ class Dreamer:
 
     def _losses(self, batch: dict[str, Tensor], *, with_model: bool, progress: float, rewards: Bounds) -> Computed:
         """All losses of one update, each with the groups it trains; metrics; the latents that the model saw."""
-        losses: Losses = []
+        losses: LossGroups = []
         metrics: dict[str, Tensor] = {}
         observed = None
         if with_model:

@@ -19,16 +19,16 @@ import torch
 
 import checkpoint
 import config
-import launch
 import solve
+from comparing.runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
 from config import ConfigError, one_line_errors
-from decoding import Decoding
 from dreamer import Dreamer
-from envs.instances import TEST_SEED
-from evaluation import percent_above
-from runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
-from safe_files import read_text, write_text
-from terminal import Parser, show
+from routing.instances import TEST_SEED
+from solving.decoding import Decoding
+from system.safe_files import read_text, write_text
+from system.terminal import Parser, show
+from training import launch
+from training.evaluation import percent_above
 
 LONGEST_CURVE = 200
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
-from terminal import show, tell
+from system.terminal import show, tell
 
 
 class NonFinite(RuntimeError):

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from actors import MaskedActor, TSPPointerActor
 from config import UserError
-from layers import MLP, BlockCell, DenseCell, Normed
-from sets import SetEncoder
+from parts.actors import MaskedActor, TSPPointerActor
+from parts.layers import MLP, BlockCell, DenseCell, Normed
+from parts.sets import SetEncoder
+from parts.views import View, summarise
 from tools import OneHotDist
-from views import View, summarise
 
 __all__ = ["RSSM", "Latent", "MaskedActor", "NodeHead", "RoutingEncoder", "TSPPointerActor"]
 

@@ -13,15 +13,15 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-import launch
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
-from learner import Computed, Learner
-from observations import select
-from optimizer import Optimizer
-from replay import Replay
-from sac_losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
+from parts.observations import select
+from soft.losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
+from training import launch
+from training.replay import Replay
+from updates.learner import Computed, Learner
+from updates.optimizer import Optimizer
 
 DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. For example:
   python sac.py --configs sac_pendulum

@@ -22,12 +22,23 @@ import torch
 from matplotlib.image import imsave
 from tqdm import tqdm
 
-import answers
 import config
-import launch
-from answers import Solution
 from config import ConfigError, UserError, one_line_errors
-from decoding import (
+from dreamer import Dreamer
+from envs.routing import MIN_NODES, RULES, CVRPInstance
+from envs.tasks import RoutingTask
+from routing.costs import EUCLIDEAN
+from routing.cvrp import FIELD_INSTANCES, CVRPRules
+from routing.drawing import draw_tour
+from routing.files import InstanceError, RoutingInstance, read_instances
+from routing.instances import reference_tour
+from routing.metrics import EXACT, distance_matrix, plane, tour_length
+from routing.pyvrp_reference import pyvrp_solution
+from routing.rules import Rules
+from routing.solutions import check_solution, known_length, route_counts, solution_path, write_solution
+from solving import answers
+from solving.answers import Solution
+from solving.decoding import (
     WORKING_NUMBERS,
     Decoding,
     as_instance,
@@ -37,21 +48,10 @@ from decoding import (
     refuse_other_sizes,
     require_room,
 )
-from dreamer import Dreamer
-from envs.costs import EUCLIDEAN
-from envs.cvrp import FIELD_INSTANCES, CVRPRules
-from envs.drawing import draw_tour
-from envs.files import InstanceError, RoutingInstance, read_instances
-from envs.instances import reference_tour
-from envs.metrics import EXACT, distance_matrix, plane, tour_length
-from envs.pyvrp_reference import pyvrp_solution
-from envs.routing import MIN_NODES, RULES, CVRPInstance
-from envs.rules import Rules
-from envs.solutions import check_solution, known_length, route_counts, solution_path, write_solution
-from envs.tasks import RoutingTask
-from memory import NotEnoughMemory, is_exhausted, require_memory
-from safe_files import replacing
-from terminal import Parser, show, tell
+from system.memory import NotEnoughMemory, is_exhausted, require_memory
+from system.safe_files import replacing
+from system.terminal import Parser, show, tell
+from training import launch
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # By problem, as in `envs.routing.RULES`: the solver that the field compares with.

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import actors
 import dreamer
-from terminal import Parser
+from parts import actors
+from system.terminal import Parser
 from tools import OneHotDist
 
 BASE = ["--configs", "tsp_few_steps", "--train_ratio", "33.6"]

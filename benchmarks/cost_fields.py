@@ -20,18 +20,18 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 import config
-import launch
 from config import one_line_errors
 from dreamer import Dreamer
-from envs.costs import Costs
-from envs.drawing import draw_tour_pair
-from envs.instances import TEST_SEED, field_test_coords
-from envs.rules import Instance
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
-from terminal import Parser
+from routing.costs import Costs
+from routing.drawing import draw_tour_pair
+from routing.instances import TEST_SEED, field_test_coords
+from routing.rules import Instance
+from system.terminal import Parser
+from training import launch
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 GRID, STEP = 40, 0.1

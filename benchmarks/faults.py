@@ -29,7 +29,7 @@ import checkpoint
 import dreamer
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
-from logger import METRICS
+from training.logger import METRICS
 
 ROOT = Path(__file__).parents[1]
 # The environment variable that switches the guard off in tests/faults.

@@ -15,13 +15,13 @@ import torch
 
 import checkpoint
 import config
-import launch
 from benchmarks.speed import CONFIGS, act_and_store, make_env
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from imagining.routing_model import RoutingModel
-from replay import REWARD_AND_ENDS, Replay
-from terminal import Parser
+from system.terminal import Parser
+from training import launch
+from training.replay import REWARD_AND_ENDS, Replay
 
 # Another one than anybody trains with, for the fresh episodes.
 FRESH_SEED = 960_131_877

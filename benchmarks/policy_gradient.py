@@ -27,20 +27,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import evaluation
-import launch
-import worlds
-from actors import TSPPointerActor
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
 from dreamer import Dreamer
-from envs.instances import TEST_SEED, VALIDATION_SEED
-from envs.rules import Instance
 from envs.tasks import RoutingTask
 from guard import Guard, NonFinite
 from imagining.routing_starts import expand_instance
-from logger import Logger, MetricAverages, ProgressBar, save_run_facts
+from parts.actors import TSPPointerActor
+from parts.views import View
+from routing.instances import TEST_SEED, VALIDATION_SEED
+from routing.rules import Instance
 from tools import leave_one_out, uniform
-from views import View
+from training import evaluation, launch, setup
+from training.logger import Logger, MetricAverages, ProgressBar, save_run_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20
@@ -169,8 +167,8 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
     """
     assert isinstance(agent.task, RoutingTask)
     rules = agent.task.rules
-    validation = worlds.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
-    test = worlds.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
+    validation = setup.make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=rules)
+    test = setup.make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=rules)
     averages, bar = MetricAverages(), ProgressBar(config.steps)
     begin = time.monotonic()
     step, evaluations, progress = 0, 0, 0.0
@@ -239,7 +237,7 @@ def main(argv: list[str]) -> None:
         device = launch.choose_device(config.device)
         # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
         agent = Dreamer(
-            worlds.make_task(config),
+            setup.make_task(config),
             config,
             device=device,
             generators=launch.make_generators(config.seed, device),

@@ -21,13 +21,13 @@ from typing import Any
 import gymnasium
 import torch
 
-import launch
 import sac
 from benchmarks.speed import CONFIGS
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.gym_tasks import make_gym
-from envs.instances import TEST_SEED, VALIDATION_SEED
-from logger import Logger, ProgressBar, save_run_facts
+from routing.instances import TEST_SEED, VALIDATION_SEED
+from training import launch
+from training.logger import Logger, ProgressBar, save_run_facts
 
 # What would make another task or agent of it, and is not done for the peer.
 CHOICES = {"reward_scale": (1.0,), "context": ("none",), "envs": (1,), "sac.critic": ("mse",)}

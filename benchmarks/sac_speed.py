@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import launch
-import worlds
 from benchmarks import sac_peer
 from benchmarks.speed import CONFIGS
 from config import ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from guard import Guard
-from replay import Replay
 from sac import SAC
+from training import launch, setup
+from training.replay import Replay
 
 ENTRY_KEYS = {"rounds": "turns of each (default: 15)"}
 UPDATES = 40
@@ -58,7 +57,7 @@ def random_replay(task: Any) -> Replay:
 def our_updates(config: Any) -> Callable[[], None]:
     """What makes `UPDATES` of ours."""
     cpu = torch.device("cpu")
-    task = worlds.make_world(config, cpu).task
+    task = setup.make_setup(config, cpu).task
     agent = SAC(task, config, device=cpu, generators=launch.make_generators(0, cpu), guard=Guard("cpu"))
     replay = random_replay(task)
 

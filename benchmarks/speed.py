@@ -21,16 +21,16 @@ from unittest.mock import patch
 
 import torch
 
-import launch
-import learner
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
 from envs.routing import RULES
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from replay import Replay
-from worlds import make_task
+from training import launch
+from training.replay import Replay
+from training.setup import make_task
+from updates import learner
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 ENTRY_KEYS = {"updates": "updates to time (default: 16, or one cycle of model_every if that is more)"}

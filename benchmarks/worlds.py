@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import launch
 from benchmarks.policy_gradient import CONFIGS, number
 from config import one_line_errors, parse_command_line
-from envs.costs import COSTS, Costs, find_costs
-from envs.instances import (
+from routing.costs import COSTS, Costs, find_costs
+from routing.instances import (
     VALIDATION_SEED,
     cheapest_tours,
     euclidean_distances,
@@ -29,6 +28,7 @@ from envs.instances import (
     reference_costs,
     tour_costs,
 )
+from training import launch
 
 ENTRY_KEYS = {"instances": "instances to look at (default 200)", "world": "one world alone: a name, or module:function"}
 # Draws of the hidden factors that a mean is taken over.

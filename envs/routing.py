@@ -15,11 +15,11 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool
 from torch import Tensor
 
-from envs.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
-from envs.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
-from envs.pickup import PickupRules
-from envs.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
-from envs.tsp import TSPInstance, TSPRules, TSPState
+from routing.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
+from routing.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from routing.pickup import PickupRules
+from routing.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
+from routing.tsp import TSPInstance, TSPRules, TSPState
 
 __all__ = [
     "RULES",
@@ -182,7 +182,7 @@ class RoutingEnv(gymnasium.Env, ABC):
             ResetNeeded: no episode has begun.
         """
         # matplotlib takes half a second to import, and most environments are never drawn.
-        from envs.drawing import draw_tour
+        from routing.drawing import draw_tour
 
         if self.render_mode is None:
             raise ValueError('render() needs an environment made with render_mode="rgb_array"')
@@ -217,7 +217,7 @@ class TSPEnv(RoutingEnv):
         num_nodes: nodes of every instance.
         seed: seeds the first `reset` that gives no seed of its own, and the action space.
         render_mode: None, or "rgb_array".
-        cost: what moves cost: a world of `envs.costs`, or your own `module:function`.
+        cost: what moves cost: a world of `routing.costs`, or your own `module:function`.
 
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from envs.rules import Rules
+from routing.rules import Rules
 
 ACTION_MASK = "action_mask"
 # Under this key of `info` a wrapper says what it met that was not finite and has seen to: a name, and a line to read.

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from config import UserError
-from envs.costs import Hidden, hidden_factors
-from envs.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
+from routing.costs import Hidden, hidden_factors
+from routing.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 

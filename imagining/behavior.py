@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from actors import Actor, MaskedActor, TSPPointerActor
 from config import UserError
-from critics import Critic, LatentCritic, NodeCritic
-from envs.rules import each_part
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
-from layers import initialise, use_layer_norm
-from optimizer import Optimizer
+from parts.actors import Actor, MaskedActor, TSPPointerActor
+from parts.critics import Critic, LatentCritic, NodeCritic
+from parts.layers import initialise, use_layer_norm
+from parts.views import NodeSet, View
+from routing.rules import each_part
 from tools import Bounds, ReturnScale, SymexpTwoHot, follow_slowly, uniform
-from views import NodeSet, View
+from updates.optimizer import Optimizer
 
 
 class Worth(NamedTuple):
@@ -207,8 +207,8 @@ class ImagBehavior(nn.Module):
         scale = self.scale.scale()
         advantage = self.returns.advantage(detached, None if value is None else value.detach()) / scale
         steps = torch.arange(reward.shape[-1], device=reward.device)
-        weight = trajectory.alive * self.imagination.discount**steps
-        metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.alive)}
+        weight = trajectory.survival * self.imagination.discount**steps
+        metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.survival)}
         return Worth(targets, advantage, weight), metrics
 
     def _roll_out(self, start: Start, tables: Any, noise: Noise) -> Trajectory:

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from actors import ActionDist, Actor
 from config import UserError
-from envs.rules import each_part
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
+from parts.actors import ActionDist, Actor
+from parts.views import NodeSet
+from routing.rules import each_part
 from tools import Bounds
-from views import NodeSet
 
 
 class Noise(NamedTuple):
@@ -66,13 +66,13 @@ class Decision(NamedTuple):
 class Trajectory(NamedTuple):
     """What was imagined from a `Start`: H decisions, and the H + 1 moments around them, stacked as [B, Q, H, ...].
 
-    `alive` is how likely each action is to be taken at all: the start's weight times every `cont` before it.
+    `survival` is how likely each action is to be taken at all: the start's weight times every `cont` before it.
     """
 
     moments: Moment
     decisions: Decision
     cont: Float[Tensor, "B Q H"]
-    alive: Float[Tensor, "B Q H"]
+    survival: Float[Tensor, "B Q H"]
 
     @property
     def action(self) -> Shaped[Tensor, "B Q H *A"]:
@@ -256,8 +256,8 @@ def imagine(
         stacked: Moment = _stack(moments, shape)
         cont = imagination.cont(stacked, _stack(ends, shape))
     # An action is taken if its start counts and every step before it let the episode go on.
-    alive = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
-    return Trajectory(stacked, _stack(decisions, shape), cont, alive)
+    survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
+    return Trajectory(stacked, _stack(decisions, shape), cont, survival)
 
 
 def _moment(
@@ -314,8 +314,8 @@ def legality(trajectory: Trajectory, *, every_step: bool) -> Metrics:
     if mask is None or true_mask is None:
         return {}
     legal = true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
-    alive = trajectory.alive
-    metrics = {"miss_rate": ((~legal) * alive).sum() / alive.sum()}
+    survival = trajectory.survival
+    metrics = {"miss_rate": ((~legal) * survival).sum() / survival.sum()}
     for step in range(mask.shape[2] - 1 if every_step else 1):
         metrics[f"imag_mask_step_{step}"] = (mask[:, :, step] == true_mask[:, :, step]).float().mean()
         metrics[f"imag_legal_step_{step}"] = true_mask[:, :, step].sum(-1).float().mean()

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from actors import Actor
 from config import UserError
-from envs.rules import each_part
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
 from imagining.observation_model import ObservationModel
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
+from parts.actors import Actor
+from parts.views import NodeSet, View
+from routing.rules import each_part
 from tools import Bounds
-from views import NodeSet, View
 
 
 class Legality(NamedTuple):

@@ -12,11 +12,11 @@ from torch.nn import functional
 from config import UserError
 from envs.tasks import ACTION_MASK, ObservationTask, wrong_share
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
-from layers import MLP, embed_actions
 from networks import RSSM, Latent
-from observations import ObservationDecoder, ObservationEncoder, select
+from parts.layers import MLP, embed_actions
+from parts.observations import ObservationDecoder, ObservationEncoder, select
+from parts.views import View
 from tools import BernoulliDist, SymexpTwoHot
-from views import View
 
 # Of routing's nodes alone.
 ROUTING_HEADS = ("current_node", "current_pos", "coords")

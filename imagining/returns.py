@@ -37,24 +37,24 @@ class Returns:
             rewards: the smallest and largest reward in replay, 0-d.
         """
         discount = self.imagination.discount * trajectory.cont
-        alive = trajectory.alive
-        earned = (reward.detach() * alive).sum()
+        survival = trajectory.survival
+        earned = (reward.detach() * survival).sum()
         metrics: Metrics = {"imag_return": earned / start.weight.sum().clamp(min=1e-8)}
         possible = self.imagination.possible_returns(trajectory, start, rewards)
         if value is not None:
-            metrics |= statistics("value", value[:, :, :-1], alive)
+            metrics |= statistics("value", value[:, :, :-1], survival)
             returns = lambda_return(reward, value, discount, lambda_=self.settings.lambda_)
-            metrics |= _values_outside(value[:, :, :-1], possible, alive)
+            metrics |= _values_outside(value[:, :, :-1], possible, survival)
         else:
             nothing = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
             returns = lambda_return(reward, nothing, discount, lambda_=1.0)
         bounds = self.bounds(possible, device=reward.device)
         if bounds is not None:
             clipped = torch.maximum(torch.minimum(returns, bounds.high), bounds.low)
-            outside = ((clipped != returns) * alive).sum() / alive.sum()
+            outside = ((clipped != returns) * survival).sum() / survival.sum()
             metrics["target_clip_rate"] = outside.detach()
             returns = clipped
-        return returns, metrics | statistics("target", returns, alive)
+        return returns, metrics | statistics("target", returns, survival)
 
     def advantage(
         self, returns: Float[Tensor, "B Q H"], value: Float[Tensor, "B Q H+1"] | None
@@ -106,9 +106,11 @@ def statistics(name: str, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B
     }
 
 
-def _values_outside(value: Float[Tensor, "B Q H"], possible: Bounds | None, alive: Float[Tensor, "B Q H"]) -> Metrics:
+def _values_outside(
+    value: Float[Tensor, "B Q H"], possible: Bounds | None, survival: Float[Tensor, "B Q H"]
+) -> Metrics:
     """The share of the critic's values that no return can reach, where it is known what one can."""
     if possible is None:
         return {}
-    wrong = ((value < possible.low - 1e-3) | (value > possible.high + 1e-3)) * alive
-    return {"value_outside_rate": (wrong.sum() / alive.sum()).detach()}
+    wrong = ((value < possible.low - 1e-3) | (value > possible.high + 1e-3)) * survival
+    return {"value_outside_rate": (wrong.sum() / survival.sum()).detach()}

@@ -9,19 +9,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from acting import encode_static
-from actors import Actor
 from config import UserError, load_function
-from envs.costs import FACTORS, LAST_COST, LAST_NODE
-from envs.rules import CURRENT_NODE, Instance, State, each_part
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, imagine
 from imagining.routing_model import RoutingContext, RoutingModel
 from imagining.routing_starts import episode_starts, expand_instance, replayed_starts, row_starts, with_generated
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
+from parts.acting import encode_static
+from parts.actors import Actor
+from parts.views import NodeSet, View, take_nodes
+from routing.costs import FACTORS, LAST_COST, LAST_NODE
+from routing.rules import CURRENT_NODE, Instance, State, each_part
 from tools import Bounds
-from views import NodeSet, View, take_nodes
 
 # By how much a return may exceed what the dearest moves seen so far would add up to.
 MARGIN = 1.5
@@ -130,7 +130,7 @@ class RoutingImagination(Imagination):
             assert trajectory.moments.true_mask is not None
             legal = trajectory.moments.true_mask[:, :, :-1].gather(-1, trajectory.action[..., None]).squeeze(-1)
             reward = reward - self.settings.penalty * (~legal)
-        return reward * trajectory.alive
+        return reward * trajectory.survival
 
     def _learnt_reward(self, trajectory: Trajectory, before: State, start: Start) -> Float[Tensor, "B Q H"]:
         coords, choice = start.context.instance.coords, trajectory.decisions.choice

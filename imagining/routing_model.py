@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from config import UserError
-from envs.costs import FACTORS, LAST_COST, LAST_NODE
-from envs.rules import CURRENT_NODE, Instance, Rules, State
 from envs.tasks import ACTION_MASK, RoutingTask
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
-from layers import MLP
-from moves import Belief, MoveHead
 from networks import RSSM, Latent, NodeHead, RoutingEncoder
-from sets import masked_share
+from parts.layers import MLP
+from parts.moves import Belief, MoveHead
+from parts.sets import masked_share
+from parts.views import NodeSet, View, take_nodes
+from routing.costs import FACTORS, LAST_COST, LAST_NODE
+from routing.rules import CURRENT_NODE, Instance, Rules, State
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
-from views import NodeSet, View, take_nodes
 
 
 class RoutingContext(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.rules import Instance, Rules, each_part
 from imagining.imagination import Start, repeated
 from imagining.routing_model import RoutingModel
 from imagining.world_model import Observed
+from routing.rules import Instance, Rules, each_part
 from tools import uniform
 
 

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from envs.tasks import Task
-from layers import initialise, use_layer_norm
 from networks import RSSM, Latent
+from parts.layers import initialise, use_layer_norm
 from tools import BernoulliDist, OneHotDist, symexp_bins
 
 Losses = dict[str, Tensor]

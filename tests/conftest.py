@@ -1,18 +1,22 @@
-"""What every test starts from.
-
-Fixtures import inside: the shapes of modules that are imported before the tests are collected are not executed.
-"""
+"""What every test starts from: the shapes in the library's signatures are executed, wherever it is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import pytest
 import torch
 
 if TYPE_CHECKING:
     from tests.run_scenes import Reference
+
+ROOT = Path(__file__).resolve().parents[1]
+# Every top-level module and package. What is imported before this line is not checked, hence fixtures import inside.
+ROOMS = [path.stem for path in ROOT.glob("*.py")] + [path.parent.name for path in ROOT.glob("*/__init__.py")]
+jaxtyping.install_import_hook(ROOMS, "beartype.beartype")
 
 # One thread each: the tests' tensors are small, and test processes run side by side.
 torch.set_num_threads(1)

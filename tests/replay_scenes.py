@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replay import Replay
+from training.replay import Replay
 
 CPU = torch.device("cpu")
 SPACES = {"seen": ((2,), torch.float32), "action": ((), torch.int64)}

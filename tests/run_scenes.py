@@ -10,7 +10,7 @@ import torch
 
 import checkpoint
 import dreamer
-from logger import METRICS
+from training.logger import METRICS
 
 CPU = torch.device("cpu")
 NODES = 6

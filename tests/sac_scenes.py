@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 import config
-import launch
 import sac
-import worlds
 from envs.tasks import ObservationTask
 from guard import Guard, GuardSettings
-from replay import Replay
 from sac import SAC
+from training import launch, setup
+from training.replay import Replay
 
 CPU = torch.device("cpu")
 CONFIG_PATH = Path(sac.__file__).with_name("configs.yaml")
@@ -24,7 +23,7 @@ def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
     """An agent with small networks, and a replay of made-up rows."""
     torch.manual_seed(0)
     settings = config.load(CONFIG_PATH, ["sac", "sac_pendulum", "debug"], {}).replace(**{"sac.units": 16, **changes})
-    task = worlds.make_world(settings, CPU).task
+    task = setup.make_setup(settings, CPU).task
     guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
     agent = SAC(task, settings, device=CPU, generators=launch.make_generators(0, CPU), guard=guard)
     assert isinstance(task, ObservationTask)

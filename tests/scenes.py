@@ -15,10 +15,8 @@ import checkpoint
 import config
 import dreamer
 from config import Config
-from envs.costs import find_costs
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPInstance, TSPRules, TSPState, tour_length
-from envs.rules import Rules
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
@@ -31,11 +29,13 @@ from imagining.routing_model import RoutingModel
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed, WorldModel
 from models import make_behavior, make_imagination
-from moves import MoveHead
 from networks import TSPPointerActor
-from optimizer import update_together
-from replay import Replay
+from parts.moves import MoveHead
+from routing.costs import find_costs
+from routing.rules import Rules
 from tools import Bounds, uniform
+from training.replay import Replay
+from updates.optimizer import update_together
 
 CPU = torch.device("cpu")
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")

@@ -10,7 +10,6 @@ from envs.tasks import RoutingTask, Task
 from guard import Guard
 from imagining.behavior import make_actor
 from imagining.imagination import Noise, imagine
-from optimizer import Optimizer
 from tests.scenes import (
     NODES,
     ROUTING,
@@ -24,6 +23,7 @@ from tests.scenes import (
     scripted_replay,
 )
 from tools import uniform
+from updates.optimizer import Optimizer
 
 
 class Learner:

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import answers
-from answers import Solution
-from decoding import Decoding
-from envs.files import RoutingInstance
-from envs.metrics import EXACT, GREAT_CIRCLE
+from routing.files import RoutingInstance
+from routing.metrics import EXACT, GREAT_CIRCLE
+from solving import answers
+from solving.answers import Solution
+from solving.decoding import Decoding
 
 SQUARE = np.array([[0.0, 0], [0, 1], [1, 1], [1, 0]])
 

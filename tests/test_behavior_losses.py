@@ -10,14 +10,13 @@ from torch import Tensor
 
 from dreamer import Dreamer
 from envs.routing import TSPRules
-from envs.rules import each_part
 from envs.tasks import ActionSpec, ObservationTask
 from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import imagine
-from launch import make_generators
-from learner import Computed
 from networks import Latent
+from parts.views import View
+from routing.rules import each_part
 from tests.scenes import (
     CPU,
     CRITIC,
@@ -39,7 +38,8 @@ from tests.scenes import (
     vector,
     without_zero_outputs,
 )
-from views import View
+from training.launch import make_generators
+from updates.learner import Computed
 
 # Actor
 

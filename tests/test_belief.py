@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoding import Decoding, best_tours
 from dreamer import Dreamer
-from envs.costs import find_costs
-from envs.files import RoutingInstance
-from envs.instances import field_test_coords
-from envs.metrics import EXACT
 from envs.routing import TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.routing_model import RoutingModel
 from imagining.world_model import Observed
-from launch import make_generators
-from moves import MoveHead, move_geometry
+from parts.moves import MoveHead, move_geometry
+from routing.costs import find_costs
+from routing.files import RoutingInstance
+from routing.instances import field_test_coords
+from routing.metrics import EXACT
+from solving.decoding import Decoding, best_tours
 from tests.scenes import CPU, NODES, Scene, debug_config, episodes, generator, pointer_of, routing, without_zero_outputs
+from training.launch import make_generators
 
 BELIEF: dict[str, Any] = {
     "model__belief": True,
@@ -185,7 +185,7 @@ def test_imagined_rewards_are_those_of_the_belief_at_the_start():
     assert start.context.belief is not None and trajectory.moments.state is not None
     table = scene.model.predict_moves(start.context.instance, start.context.belief)
     current = trajectory.moments.state.current[:, :, :-1]
-    expected = table[torch.arange(4)[:, None, None], current, trajectory.action] * trajectory.alive
+    expected = table[torch.arange(4)[:, None, None], current, trajectory.action] * trajectory.survival
     torch.testing.assert_close(reward, expected)
 
 

@@ -10,14 +10,14 @@ import compare
 from benchmarks import ablations, cost_fields, faults, move_errors, policy_gradient, sac_peer, sac_speed, speed, worlds
 from config import load
 from dreamer import Dreamer
-from envs.costs import Costs
-from envs.instances import uniform_coords
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
 from imagining.behavior import ImagBehavior
-from launch import make_generators, unused_logdir
-from logger import Logger
-from worlds import make_task
+from routing.costs import Costs
+from routing.instances import uniform_coords
+from training.launch import make_generators, unused_logdir
+from training.logger import Logger
+from training.setup import make_task
 
 CPU = torch.device("cpu")
 NODES = 6

@@ -12,10 +12,10 @@ from PIL import Image
 
 import compare
 import config
-import curves
+from comparing import curves
+from comparing.runs import CONFIG_FILE, Series
 from config import Config, ConfigError
-from logger import Logger, save_run_facts
-from runs import CONFIG_FILE, Series
+from training.logger import Logger, save_run_facts
 
 ROOT = Path(compare.__file__).parent
 

@@ -12,9 +12,7 @@ from ruamel.yaml import YAML
 
 import config
 import dreamer
-import launch
 import sac
-import worlds
 from config import Config
 from dreamer import Dreamer
 from envs.gym_vector import GymVectorEnv
@@ -23,8 +21,9 @@ from envs.tasks import RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor
-from replay import Replay
 from sac import SAC
+from training import launch, setup
+from training.replay import Replay
 
 CPU = torch.device("cpu")
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
@@ -53,8 +52,8 @@ def section(*names: str, **changes: Any) -> Config:
     return config.load(CONFIG_PATH, [name for name in names if name != "defaults"], task).replace(**changes)
 
 
-def make_world(chosen: Config, generators: dict[str, torch.Generator]) -> tuple[Task, RoutingVectorEnv | GymVectorEnv]:
-    world = worlds.make_world(chosen, CPU)
+def make_setup(chosen: Config, generators: dict[str, torch.Generator]) -> tuple[Task, RoutingVectorEnv | GymVectorEnv]:
+    world = setup.make_setup(chosen, CPU)
     if not isinstance(world.task, RoutingTask):
         return world.task, world.make_env(generators)
     env = RoutingVectorEnv(
@@ -78,7 +77,7 @@ def random_actions(task: Task, obs: dict[str, torch.Tensor], count: int) -> torc
 def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random actions."""
     guard, generators = Guard(CPU), launch.make_generators(0, CPU)
-    task, env = make_world(chosen, generators)
+    task, env = make_setup(chosen, generators)
     agent = make_agent(task, chosen, device=CPU, generators=generators, guard=guard)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
@@ -158,7 +157,7 @@ def test_section_keeps_within_the_loops_ranges_and_prefills_what_is_sampled(name
     config.validate_ranges(chosen, launch.RANGES)
     config.validate_choices(chosen, launch.CHOICES)
     if chosen.task in RULES:
-        worlds._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
+        setup._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
         launch._require_windows(chosen, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"

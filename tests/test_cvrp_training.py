@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 import dreamer
-import evaluation
-import launch
-import worlds
-from agent import Agent
-from envs.cvrp import CVRPRules, CVRPState
 from envs.routing import tour_length
-from envs.rules import each_part
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.imagination import Trajectory
 from networks import TSPPointerActor
-from replay import Replay
+from parts.views import View
+from routing.cvrp import CVRPRules, CVRPState
+from routing.rules import each_part
 from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
-from views import View
+from training import evaluation, launch, setup
+from training.agent import Agent
+from training.replay import Replay
 
 NODES = 6
 CVRP = RoutingTask.of(CVRPRules, NODES)
@@ -85,7 +83,7 @@ def test_imagined_masks_are_the_environments_at_every_step():
     assert trajectory.moments.view.action_mask is not None
     for step in range(horizon):
         assert trajectory.moments.view.action_mask[:, :, step].flatten(0, 1)[running].equal(obs["action_mask"][running])
-        assert trajectory.alive[:, :, step].flatten().equal(running.float())
+        assert trajectory.survival[:, :, step].flatten().equal(running.float())
         load = plan_states(trajectory).load[:, :, step].flatten()
         assert load[running].equal(obs["load"][running, 0])
         actions = torch.where(running, trajectory.action[:, :, step].flatten(), obs["action_mask"].int().argmax(-1))
@@ -188,14 +186,14 @@ def test_plans_must_begin_at_the_depot():
 def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
     chosen = debug_config("cvrp_attn", **changes)
     generators = launch.make_generators(0, CPU)
-    task = worlds.make_task(chosen)
+    task = setup.make_task(chosen)
     return dreamer.Dreamer(task, chosen, device=CPU, generators=generators, guard=launch.Guard(CPU)), task
 
 
 @pytest.mark.parametrize("changes", [{}, {"actor.pointer.latent": 4}], ids=["plain", "latent"])
 def test_evaluation_measures_the_plans_it_returns(changes: dict[str, Any]):
     agent, task = cvrp_agent(**changes)
-    instances = worlds.make_evaluation(NODES, 16, seed=4321, rules=CVRPRules)
+    instances = setup.make_evaluation(NODES, 16, seed=4321, rules=CVRPRules)
     result = evaluation.evaluate(agent, task, instances, device=CPU)
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
     for row, plan in enumerate(result.tours):

@@ -5,20 +5,18 @@ import pytest
 import torch
 
 import config
-import decoding
-import evaluation
-import launch
-import worlds
-from decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
 from dreamer import Dreamer
-from envs.cvrp import CVRPRules
-from envs.files import RoutingInstance
-from envs.instances import field_test_coords
-from envs.metrics import EXACT, tour_length
 from envs.routing import TSPRules
-from envs.solutions import check_solution
 from guard import Guard
-from memory import NotEnoughMemory
+from routing.cvrp import CVRPRules
+from routing.files import RoutingInstance
+from routing.instances import field_test_coords
+from routing.metrics import EXACT, tour_length
+from routing.solutions import check_solution
+from solving import decoding
+from solving.decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
+from system.memory import NotEnoughMemory
+from training import evaluation, launch, setup
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -27,7 +25,7 @@ NODES = 6
 def make_agent(**changes):
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {}).replace(**changes)
     generators = launch.make_generators(0, CPU)
-    return Dreamer(worlds.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
+    return Dreamer(setup.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
 def instances(count, num_nodes=NODES):
@@ -144,7 +142,7 @@ def test_decoding_numbers_the_first_nodes_piece_by_piece():
 
 
 def test_best_tours_refuse_an_instance_that_memory_cannot_hold(monkeypatch):
-    monkeypatch.setattr("memory.memory_at_hand", lambda: 1000)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: 1000)
     monkeypatch.setattr(decoding, "WORKING_NUMBERS", 1000)
     with pytest.raises(NotEnoughMemory, match="has 9 nodes"):
         decode(make_agent(), instances(1, 9))

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 import config
 import dreamer
-import launch
-import worlds
 from benchmarks.faults import KINDS
-from diagnosis import MOST_ENTRIES, bad_tensors, diagnose
 from guard import Guard, GuardSettings, culprit
-from learner import Attempt
-from replay import Replay
-from worlds import make_task
+from training import launch, setup
+from training.replay import Replay
+from training.setup import make_task
+from updates.diagnosis import MOST_ENTRIES, bad_tensors, diagnose
+from updates.learner import Attempt
 
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
@@ -137,7 +136,7 @@ def agent() -> dreamer.Dreamer:
 
 @pytest.fixture
 def replay(agent: dreamer.Dreamer) -> Replay:
-    env = worlds._routing_world(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
+    env = setup._routing_setup(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()} | {"action": ((), torch.int64)}
     replay = Replay(spaces, num_envs=env.num_envs, capacity=400, device=CPU)

@@ -10,17 +10,16 @@ import torch
 
 import config
 import dreamer
-import launch
-import worlds
 from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
-from logger import METRICS
-from pictures import make_pictures
 from tools import uniform
+from training import launch, setup
+from training.logger import METRICS
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -35,7 +34,7 @@ def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
     return Dreamer(
-        worlds.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
+        setup.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
     )
 
 
@@ -209,7 +208,7 @@ def test_make_pictures_draws_the_imagined_tour():
 
 
 def test_make_task_takes_the_nodes_from_the_config():
-    task = worlds.make_task(debug_config(nodes=9))
+    task = setup.make_task(debug_config(nodes=9))
     assert task.rules is not None and issubclass(task.rules, TSPRules)
     assert task == RoutingTask.of(task.rules, 9)
 

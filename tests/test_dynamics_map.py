@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from dynamics_map import GRID, DynamicsMapContext, Posterior, vehicle_basis, vehicle_maps
+from envs.dynamics_map import GRID, DynamicsMapContext, Posterior, vehicle_basis, vehicle_maps
 from envs.gym_vector import GymVectorEnv
 from envs.longitudinal import TOP_SPEED, LongitudinalEnv, Plant, acceleration, draw_plants
 

@@ -18,20 +18,18 @@ from PIL.GifImagePlugin import GifImageFile
 from torch import Tensor
 
 import config
-import evaluation
-import launch
-import worlds
-from agent import Agent
 from config import UserError
 from dreamer import Dreamer
 from envs import workers
 from envs.gym_tasks import make_gym
 from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts, _seed_of
-from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import RoutingTask
-from evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
 from guard import Guard
+from routing.instances import TEST_SEED, VALIDATION_SEED
+from training import evaluation, launch, setup
+from training.agent import Agent
+from training.evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -42,12 +40,12 @@ ROUTING = RoutingTask.of(TSPRules, NODES)
 
 def routing_agent() -> tuple[Dreamer, dict[str, torch.Generator]]:
     generators = launch.make_generators(0, CPU)
-    settings = config.load(Path(launch.__file__).with_name("configs.yaml"), ["debug"], {})
+    settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {})
     return Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
 
 def some_instances(count: int = 8) -> Evaluation:
-    return worlds.make_evaluation(NODES, count, seed=VALIDATION_SEED)
+    return setup.make_evaluation(NODES, count, seed=VALIDATION_SEED)
 
 
 def random_states(generators: dict[str, torch.Generator]) -> list[Any]:
@@ -113,7 +111,7 @@ class PrizeRules(TSPRules):
 
 
 def test_every_part_of_field_instances_may_be_float64():
-    made = worlds.make_evaluation(6, 3, seed=0, rules=PrizeRules).instance
+    made = setup.make_evaluation(6, 3, seed=0, rules=PrizeRules).instance
     assert (made.coords.dtype, made.prize.dtype, made.kind.dtype) == (torch.float32, torch.float32, torch.int32)
 
 
@@ -374,9 +372,9 @@ def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test(
 
 
 def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
-    settings = config.load(Path(launch.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
-    world, generators = worlds.make_world(settings, CPU), launch.make_generators(0, CPU)
-    agent = Dreamer(world.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
+    settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
+    made, generators = setup.make_setup(settings, CPU), launch.make_generators(0, CPU)
+    agent = Dreamer(made.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
     evaluator = gym_evaluator(make_gym(settings.task))
     before = random_states(generators)
     one, other = evaluator.validate(agent), evaluator.validate(agent)

@@ -9,7 +9,7 @@ import dreamer
 import export
 import solve
 from config import ConfigError
-from envs.instances import TEST_SEED
+from routing.instances import TEST_SEED
 
 CPU = torch.device("cpu")
 SHIPPED = sorted((Path(export.__file__).parent / "checkpoints").glob("*.pt"))

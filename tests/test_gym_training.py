@@ -19,15 +19,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoint
 import dreamer
-import evaluation
 import sac
 from config import UserError
 from envs.bad_inputs import BadInput
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
-from evaluation import GymEvaluator
-from logger import METRICS
-from replay import Replay
 from tests.scenes import decisions_in, refusal, stored_rows, without_times
+from training import evaluation
+from training.evaluation import GymEvaluator
+from training.logger import METRICS
+from training.replay import Replay
 
 CPU = torch.device("cpu")
 STEPS, ENVS = 200, 4

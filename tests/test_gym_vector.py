@@ -9,8 +9,8 @@ from gymnasium.error import ResetNeeded
 
 from envs.gym_tasks import make_gym
 from envs.gym_vector import TRAINING, GymVectorEnv
-from envs.instances import TEST_SEED
 from envs.spaces import observation_keys
+from routing.instances import TEST_SEED
 from tests.gym_scenes import MODES, Scripted, seeds, take, times
 
 

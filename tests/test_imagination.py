@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import actors
 from envs.examples import SwitchesRules, SwitchesState
 from envs.routing import TSPEnv, TSPInstance, TSPRules, TSPState
 from envs.tasks import ActionSpec, ObservationTask, wrong_share
@@ -18,7 +17,9 @@ from imagining.imagination import Trajectory
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_starts import expand_instance
 from imagining.settings import ImaginationSettings
-from layers import MLP
+from parts import actors
+from parts.layers import MLP
+from parts.views import View
 from tests.scenes import (
     CPU,
     CRITIC,
@@ -38,7 +39,6 @@ from tests.scenes import (
     with_head,
 )
 from tools import OneHotDist
-from views import View
 
 # Legality
 
@@ -254,10 +254,10 @@ def test_alive_ends_with_the_episode_and_reward_with_it():
     start, trajectory = scene.imagine_from(episodes(4))
     # From row t of an episode there are N - t decisions to take.
     expected = torch.tensor([[1.0] * (NODES - row) + [0.0] * row for row in range(NODES + 1)])
-    assert torch.equal(trajectory.alive, expected.expand(4, -1, -1))
+    assert torch.equal(trajectory.survival, expected.expand(4, -1, -1))
     reward = scene.imagination.reward(trajectory, start)
-    assert (reward[trajectory.alive == 0] == 0).all()
-    assert (reward[trajectory.alive == 1] == -1).all()
+    assert (reward[trajectory.survival == 0] == 0).all()
+    assert (reward[trajectory.survival == 1] == -1).all()
 
 
 def test_expanded_instance_is_a_view():
@@ -322,7 +322,7 @@ def test_differentiable_imagination_equals_the_plain_one():
 def test_plain_imagination_keeps_no_graph():
     _, trajectory = Scene().imagine_from(episodes(4))
     assert trajectory.moments.feat is not None
-    assert not trajectory.moments.feat.requires_grad and not trajectory.alive.requires_grad
+    assert not trajectory.moments.feat.requires_grad and not trajectory.survival.requires_grad
 
 
 # Choices

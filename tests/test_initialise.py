@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layers import MLP, BlockLinear, initialise
+from parts.layers import MLP, BlockLinear, initialise
 
 # What cutting at two standard deviations leaves of one: sqrt(1 - 4 phi(2) / (2 Phi(2) - 1)).
 CUT = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))

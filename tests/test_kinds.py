@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from actors import Actor
 from envs.tasks import ActionSpec, ObservationTask
 from guard import Guard
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
@@ -16,9 +15,10 @@ from imagining.observation_model import ObservationModel
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
 from models import make_behavior
+from parts.actors import Actor
+from parts.views import NodeSet
 from tests.scenes import RANGE, debug_config, generator, random_rows, vector
 from tools import Bounds, OneHotDist, uniform
-from views import NodeSet
 
 OFFERS, NUMBERS = 5, 3
 TASK = ObservationTask(actions=ActionSpec("discrete", (OFFERS,)), observations={"position": vector(2)})

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import launch
 from tests.run_scenes import COMMAND, STEPS, train
 from tests.scenes import debug_config, refusal
+from training import launch
 
 
 def test_replay_that_memory_cannot_hold_is_refused_before_the_first_step(

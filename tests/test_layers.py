@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from envs.tasks import ActionSpec
-from layers import MLP, BlockCell, BlockLinear, DenseCell, embed_actions
+from parts.layers import MLP, BlockCell, BlockLinear, DenseCell, embed_actions
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 
 BATCH, ACTIONS, STOCH, CLASSES = 3, 4, 3, 4

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from guard import Guard, GuardSettings, culprit
-from learner import Computed, Learner
-from optimizer import Optimizer
+from updates.learner import Computed, Learner
+from updates.optimizer import Optimizer
 
 SETTINGS = GuardSettings(max_skips=2, snapshot_every=4, max_rollbacks=2, recovery=6)
 

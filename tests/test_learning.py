@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import dreamer
-from logger import METRICS
+from training.logger import METRICS
 
 SHORT = ["--steps", "3500", "--eval_every", "3500", "--valid_episodes", "2", "--eval_episodes", "20"]
 

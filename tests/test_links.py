@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-import answers
 import checkpoint
 import compare
 import config
 import dreamer
-import runs
-import safe_files
 import solve
+from comparing import runs
+from comparing.curves import draw
+from comparing.runs import Series
 from config import ConfigError
-from curves import draw
-from envs.files import RoutingInstance
-from envs.metrics import EXACT
-from logger import LogdirInUseError, Logger, RunLock
-from replay import Replay
-from runs import Series
+from routing.files import RoutingInstance
+from routing.metrics import EXACT
+from solving import answers
+from system import safe_files
+from training.logger import LogdirInUseError, Logger, RunLock
+from training.replay import Replay
 
 CPU = torch.device("cpu")
 SHORT = ["--configs", "debug", "--device", "cpu", "--steps", "48"]

@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from config import Config
-from logger import METRICS, LogdirInUseError, Logger, MetricAverages, ProgressBar, RunLock, save_run_facts
+from training.logger import METRICS, LogdirInUseError, Logger, MetricAverages, ProgressBar, RunLock, save_run_facts
 
 
 def rows(logdir: Path) -> list[dict[str, float]]:
@@ -279,7 +279,7 @@ def test_progress_bar_tells_time_left_from_the_steps_with_updates(capsys: pytest
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from logger import RunLock
+from training.logger import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)

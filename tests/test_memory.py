@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory import NotEnoughMemory, is_exhausted, memory_at_hand, require_memory
+from system.memory import NotEnoughMemory, is_exhausted, memory_at_hand, require_memory
 
 CPU = torch.device("cpu")
 GROUP = "sys/fs/cgroup/jobs/mine"

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint
-import worlds
 from config import ConfigError
-from logger import METRICS, RunLock
 from tests.run_scenes import (
     COMMAND,
     Reference,
@@ -17,6 +15,8 @@ from tests.run_scenes import (
     train,
 )
 from tests.scenes import refusal
+from training import setup
+from training.logger import METRICS, RunLock
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_another_config_on_a_used_logdir_is_refused_before_references_are_sought
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(worlds, "make_evaluation", lambda *_args, **_named: pytest.fail("references were sought"))
+    monkeypatch.setattr(setup, "make_evaluation", lambda *_args, **_named: pytest.fail("references were sought"))
     line = refusal(capsys, *COMMAND, f"--{key}", value, "--logdir", str(reference.logdir))
     assert f"{key} " in line and value in line
 
@@ -123,7 +123,7 @@ def test_failed_start_leaves_no_folder(
     def fail(*_args: object, **_named: object) -> None:
         raise ConfigError("no references")
 
-    monkeypatch.setattr(worlds, "make_evaluation", fail)
+    monkeypatch.setattr(setup, "make_evaluation", fail)
     there = tmp_path / "there"
     there.mkdir()
     for logdir in (tmp_path / "new" / "run", there):

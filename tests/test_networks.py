@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from critics import LatentCritic, NodeCritic
 from envs.tasks import ActionSpec
-from layers import use_layer_norm
-from moves import MoveHead, move_geometry
 from networks import RSSM, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActor
+from parts.critics import LatentCritic, NodeCritic
+from parts.layers import use_layer_norm
+from parts.moves import MoveHead, move_geometry
+from parts.views import NodeSet, View, summarise, take_nodes
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 from tools import BoundedNormal, MultiOneHot, OneHotDist
-from views import NodeSet, View, summarise, take_nodes
 
 BATCH, NODES, FEATURES, FEAT = 3, 6, 2, 12
 

@@ -11,7 +11,15 @@ from torch.nn import functional
 
 from envs.spaces import left_out, observation_keys
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
-from observations import ConvStage, ImageDecoder, ImageEncoder, ObservationDecoder, ObservationEncoder, readings, select
+from parts.observations import (
+    ConvStage,
+    ImageDecoder,
+    ImageEncoder,
+    ObservationDecoder,
+    ObservationEncoder,
+    readings,
+    select,
+)
 from tools import symlog
 
 UNITS, LAYERS, DEPTH, FEAT = 16, 2, 2, 12

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from guard import Guard
-from optimizer import Optimizer, update_together
+from updates.optimizer import Optimizer, update_together
 
 NAN, INF = math.nan, math.inf
 ALGORITHMS = ["adam", "laprop"]

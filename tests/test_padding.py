@@ -12,14 +12,14 @@ from torch import Tensor
 
 import dreamer
 from config import load
-from envs.cvrp import CVRPRules
 from envs.routing import PickupRules, TSPRules
-from envs.rules import Instance, Rules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
-from logger import METRICS
-from sac_losses import RoutingSoft
+from routing.cvrp import CVRPRules
+from routing.rules import Instance, Rules
+from soft.losses import RoutingSoft
 from tests.scenes import CONFIG_PATH, CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
+from training.logger import METRICS
 
 NODES, SIZE, TOURS = 6, 9, 4
 PROBLEMS = [TSPRules, CVRPRules, PickupRules]
@@ -118,7 +118,7 @@ def test_padded_batches_are_imagined_as_the_unpadded(rules, mask):
         scene.imagine_from(batch_of(rules, each, rows=rows), horizon=horizon)[1]
         for scene, each in ((small, alone), (large, padded))
     )
-    for name in ("action", "alive"):
+    for name in ("action", "survival"):
         assert getattr(short, name).equal(getattr(long, name)), name
     torch.testing.assert_close(long.moments.feat, short.moments.feat)
     mask = long.moments.view.action_mask

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 import envs  # noqa: F401
-import sac_networks
+from soft import networks as sac_networks
 from tests.sac_scenes import pendulum_agent
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config as jaxtyping_config
 from torch import Tensor
 
-from sets import PointsEncoder, SetEncoder, SetLayer, masked_max
+from parts.sets import PointsEncoder, SetEncoder, SetLayer, masked_max
 
 FEATURES, WIDTH, PLACES = 3, 8, 6
 PADDING = pytest.mark.parametrize("padding", [0.0, -3e38, math.nan, math.inf])

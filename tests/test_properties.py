@@ -15,8 +15,8 @@ from torch import Tensor
 
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ObservationKey
-from observations import ObservationDecoder, ObservationEncoder
-from sets import PointsEncoder, SetEncoder
+from parts.observations import ObservationDecoder, ObservationEncoder
+from parts.sets import PointsEncoder, SetEncoder
 from tools import (
     BernoulliDist,
     BoundedNormal,

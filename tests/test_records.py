@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-import runs
-from logger import METRICS, Logger
+from comparing import runs
+from training.logger import METRICS, Logger
 
 
 def steps(path: Path) -> list[int]:

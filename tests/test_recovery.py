@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import recovery
 from guard import Guard, GuardSettings, NonFinite
-from optimizer import Optimizer, update_together
-from recovery import Recovery
+from updates import recovery
+from updates.optimizer import Optimizer, update_together
+from updates.recovery import Recovery
 
 NAN, INF = math.nan, math.inf
 SETTINGS = GuardSettings(max_skips=3, snapshot_every=4, max_rollbacks=2, recovery=6)

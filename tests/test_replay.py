@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from replay import Replay
 from tests.replay_scenes import (
     CPU,
     MEMORY,
@@ -18,6 +17,7 @@ from tests.replay_scenes import (
     reward_bounds,
     with_memory,
 )
+from training.replay import Replay
 
 
 @pytest.mark.parametrize("columns", [30, 50, 173])

@@ -8,7 +8,6 @@ import torch
 
 import checkpoint
 from checkpoint import CheckpointError
-from replay import Replay
 from tests.replay_scenes import (
     CPU,
     MEMORY,
@@ -21,6 +20,7 @@ from tests.replay_scenes import (
     remembering,
     with_memory,
 )
+from training.replay import Replay
 
 
 @pytest.mark.parametrize("saves", [[0], [7], [7, 20, 20, 49, 55], [30, 260], [50, 100, 150, 173]])

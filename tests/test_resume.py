@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint
-import runs
-from logger import METRICS
-from resuming import history
+from comparing import runs
 from tests.run_scenes import (
     COMMAND,
     ROOT,
@@ -26,6 +24,8 @@ from tests.run_scenes import (
     train,
 )
 from tests.scenes import without_times
+from training.logger import METRICS
+from training.resuming import history
 
 
 def start_process(logdir: Path) -> subprocess.Popen[bytes]:

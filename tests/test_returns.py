@@ -12,16 +12,13 @@ from torch import Tensor, nn
 
 from config import load_function
 from dreamer import Dreamer
-from envs.costs import Costs
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Start, Trajectory
 from imagining.returns import replayed_returns, statistics
-from launch import make_generators
-from layers import MLP
-from optimizer import Optimizer
-from replay import Replay
+from parts.layers import MLP
+from routing.costs import Costs
 from tests.scenes import (
     CPU,
     NODES,
@@ -40,6 +37,9 @@ from tests.scenes import (
     tours_of,
 )
 from tools import Bounds
+from training.launch import make_generators
+from training.replay import Replay
+from updates.optimizer import Optimizer
 
 # Six nodes in the unit square; the longest leg is a diagonal.
 COORDS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5], [0.5, 0.0]])
@@ -57,7 +57,7 @@ def test_penalty_is_taken_from_illegal_moves_alone():
     legal = trajectory.moments.true_mask[:, :, :-1].gather(-1, trajectory.action[..., None])[..., 0]
     difference = plain.imagination.reward(trajectory, start) - punished.imagination.reward(trajectory, start)
     assert (~legal).any()
-    torch.testing.assert_close(difference, 2.0 * (~legal).float() * trajectory.alive)
+    torch.testing.assert_close(difference, 2.0 * (~legal).float() * trajectory.survival)
 
 
 @pytest.mark.parametrize("first", ["any", "stored"])
@@ -285,7 +285,7 @@ def test_discount_is_part_of_cont_and_applied_once():
     nn.init.constant_(head.output.bias, math.log(9))
     batch = random_rows(SCRIPTED)
     _, trajectory = scene.imagine_from(batch, horizon=3)
-    torch.testing.assert_close(trajectory.alive, torch.tensor([1.0, 0.9, 0.81]).expand_as(trajectory.alive))
+    torch.testing.assert_close(trajectory.survival, torch.tensor([1.0, 0.9, 0.81]).expand_as(trajectory.survival))
     # Nothing is earned on the way: three targets, and the errors of a critic that answers `value`.
     targets = [0.729 * value, 0.81 * value, 0.9 * value]
     squares = [(value - target) ** 2 for target in targets]

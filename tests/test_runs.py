@@ -12,10 +12,10 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 import config
-import runs
+from comparing import runs
+from comparing.runs import CONFIG_FILE, METRICS, UnreadableRunError
 from config import Config
-from logger import Logger, RunLock
-from runs import CONFIG_FILE, METRICS, UnreadableRunError
+from training.logger import Logger, RunLock
 
 
 def write_run(logdir: Path, *, seed: int = 0, finished: bool = False, **settings: object) -> Path:

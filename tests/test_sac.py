@@ -17,15 +17,15 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 
 import checkpoint
-import launch
 import sac
-from agent import Agent
 from envs.tasks import ObservationKey, ObservationTask
 from guard import Guard
-from logger import METRICS
 from sac import SAC
 from tests.sac_scenes import CPU, pendulum_agent
 from tests.scenes import debug_config
+from training import launch
+from training.agent import Agent
+from training.logger import METRICS
 
 SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
 SHORT += ["--valid_episodes", "1", "--eval_episodes", "1"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors import saturation
 from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from envs.vector import RoutingVectorEnv
-from sac_losses import ContinuousSoft, RoutingSoft, VectorSoft
+from parts.actors import saturation
+from soft.losses import ContinuousSoft, RoutingSoft, VectorSoft
 
 CPU = torch.device("cpu")
 SETTINGS = {

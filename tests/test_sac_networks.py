@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from envs.tasks import ObservationKey
-from sac_networks import ActionValues, ObservationVector, TanhNormal, Temperature, TwinMLP
+from soft.networks import ActionValues, ObservationVector, TanhNormal, Temperature, TwinMLP
 
 CPU = torch.device("cpu")
 

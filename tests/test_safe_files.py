@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import safe_files
+from system import safe_files
 
 
 def make_fifo(path: Path) -> None:

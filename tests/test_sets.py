@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sets import SetEncoder, SetLayer, SetNorm, masked_mean
+from parts.sets import SetEncoder, SetLayer, SetNorm, masked_mean
 
 WIDTH, HEADS = 8, 2
 

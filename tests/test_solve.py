@@ -14,16 +14,16 @@ import checkpoint
 import config
 import dreamer
 import solve
-import worlds
-from decoding import Decoding
-from envs import instances
-from envs.cvrp import CVRPRules
-from envs.files import RoutingInstance
-from envs.instances import field_test_coords
-from envs.metrics import EXACT, tour_length
-from envs.solutions import IllegalSolution, check_solution
 from guard import Guard
-from launch import make_generators
+from routing import instances
+from routing.cvrp import CVRPRules
+from routing.files import RoutingInstance
+from routing.instances import field_test_coords
+from routing.metrics import EXACT, tour_length
+from routing.solutions import IllegalSolution, check_solution
+from solving.decoding import Decoding
+from training import setup
+from training.launch import make_generators
 
 NODES = 6
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def refusal(capsys, *arguments):
 
 def make_agent(**changes):
     settings = config.load(solve.CONFIGS, ["debug"], {}).replace(**changes)
-    task, generators = worlds.make_task(settings), make_generators(0, CPU)
+    task, generators = setup.make_task(settings), make_generators(0, CPU)
     return dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
@@ -177,7 +177,8 @@ def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [
+    "arguments",
+    [
         *([], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]),
         # What changes nothing, and parts of words.
         *(["a.tsp", "--samples", "8"], ["a.tsp", "--decode", "augment", "--samples", "8"], ["a.tsp", "--nodes", "8"]),
@@ -260,8 +261,8 @@ def test_solve_takes_the_run_of_an_older_version(run, tmp_path, capsys):
 
 def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     settings = config.load(solve.CONFIGS, ["debug"], {"task": "gym_TMaze-v0"})
-    world = worlds.make_world(settings, CPU)
-    agent = dreamer.Dreamer(world.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+    made = setup.make_setup(settings, CPU)
+    agent = dreamer.Dreamer(made.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     config.save(settings, tmp_path / "config.yaml")
     checkpoint.save(tmp_path / "latest.pt", {"agent": agent.state_dict(), "step": 0})
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")
@@ -316,9 +317,9 @@ def test_solve_says_where_files_went_and_shows_tours_counted_from_one(run, tmp_p
 
 
 def test_solve_keeps_the_answers_of_others_where_one_is_too_large(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("memory.memory_at_hand", lambda: 10**6)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: 10**6)
     files = [write_tsp(tmp_path, "large", field_test_coords(500, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
-    monkeypatch.setattr("decoding.WORKING_NUMBERS", 10**6)
+    monkeypatch.setattr("solving.decoding.WORKING_NUMBERS", 10**6)
     with pytest.raises(SystemExit) as stopped:
         solve_files(run, tmp_path, *files)
     captured = capsys.readouterr()
@@ -345,7 +346,7 @@ def test_solve_keeps_the_answers_of_others_where_memory_runs_out(run, tmp_path, 
 
 
 def test_solve_keeps_an_answer_that_there_is_no_reference_for(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("memory.memory_at_hand", lambda: solve.LEG_BYTES * 10)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: solve.LEG_BYTES * 10)
     files = [write_tsp(tmp_path, "five", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
     solve_files(run, tmp_path, *files)
     captured = capsys.readouterr()
@@ -369,7 +370,7 @@ def test_solve_refuses_what_no_memory_holds_in_one_line(arguments, message, run,
 
 def test_solve_refuses_more_cvrp_instances_than_memory_holds(cvrp_run, capsys, monkeypatch):
     # The field's set is drawn whole, however few are asked for.
-    monkeypatch.setattr("memory.memory_at_hand", lambda: solve.NODE_BYTES * 20 * 9_000)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: solve.NODE_BYTES * 20 * 9_000)
     code, line = refusal(capsys, cvrp_run, "--random", 1, "--nodes", 20, "--device", "cpu")
     assert code == 2 and "1 random instances of 20 nodes take" in line
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import checkpoint
 from dreamer import Dreamer
-from replay import Replay
 from tests.run_scenes import Rows, loaded, read_metrics, train
 from tests.scenes import refusal, without_times
-from trainer import Trainer
+from training.replay import Replay
+from training.trainer import Trainer
 
 # Four updates a step, so that a request to stop mostly comes amidst those of one.
 ARGUMENTS = ("--steps", "64", "--train_ratio", "28", "--log_every", "20", "--checkpoint_every", "1000")
@@ -80,7 +80,7 @@ def test_second_interrupt_stops_at_once_and_leaves_what_was_saved(
 
 
 def test_second_interrupt_after_a_while_waits_like_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("trainer.IMPATIENCE", 0.0)
+    monkeypatch.setattr("training.trainer.IMPATIENCE", 0.0)
     after_update(3, interrupt_twice, monkeypatch)
     train(tmp_path, *ARGUMENTS)
     assert loaded(tmp_path / checkpoint.LATEST)["updates"] == 3

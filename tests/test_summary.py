@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import Run, Series
-from summary import (
+from comparing.runs import Run, Series
+from comparing.summary import (
     Asked,
     interquartile_mean,
     interval,

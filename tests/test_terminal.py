@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-import terminal
+from system import terminal
 
 
 @pytest.mark.parametrize(

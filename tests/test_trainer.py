@@ -11,15 +11,11 @@ from torch import Tensor
 import checkpoint
 import config
 import dreamer
-import launch
-import worlds
-from envs.instances import TEST_SEED, VALIDATION_SEED
 from envs.routing import TSPRules, tour_length
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
-from evaluation import Evaluation
 from guard import Guard
-from replay import Replay
+from routing.instances import TEST_SEED, VALIDATION_SEED
 from tests.run_scenes import (
     CPU,
     NODES,
@@ -30,6 +26,9 @@ from tests.run_scenes import (
     train,
 )
 from tests.scenes import decisions_in, stored_rows, without_times
+from training import launch, setup
+from training.evaluation import Evaluation
+from training.replay import Replay
 
 ROUTING = RoutingTask.of(TSPRules, NODES)
 
@@ -173,7 +172,7 @@ def test_agent_acts_from_the_first_row_on(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def some_instances(count: int = 8, seed: int = VALIDATION_SEED) -> Evaluation:
-    return worlds.make_evaluation(NODES, count, seed=seed)
+    return setup.make_evaluation(NODES, count, seed=seed)
 
 
 def test_test_set_is_the_fields_and_validation_another():

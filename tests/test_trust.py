@@ -17,11 +17,11 @@ import dreamer
 import export
 import sac
 import solve
-import worlds
 from config import CODE_KEYS, ConfigError, require_trust
 from guard import Guard
-from launch import make_generators
 from tests.scenes import debug_config
+from training import setup
+from training.launch import make_generators
 
 CPU = torch.device("cpu")
 ROOT = Path(dreamer.__file__).parent
@@ -69,7 +69,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
 
 def trained_weights() -> dict[str, object]:
     settings = debug_config()
-    task, generators = worlds.make_task(settings), make_generators(0, CPU)
+    task, generators = setup.make_task(settings), make_generators(0, CPU)
     agent = dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
     return dict(agent.acting_weights())
 

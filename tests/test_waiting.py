@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dreamer import Dreamer
 from guard import Guard
-from launch import make_generators
 from tests.sac_scenes import pendulum_agent
 from tests.scenes import CPU, NODES, debug_config, routing, routing_replay
+from training.launch import make_generators
 
 # Numbers read from tensors, and results whose shape depends on values.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "is_nonzero")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import RoutingTask, Task
 from imagining.routing_model import RoutingModel
-from layers import MLP
 from networks import Latent, NodeHead
+from parts.layers import MLP
 from tests.scenes import (
     EPISODE_ROWS,
     NODES,

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from envs.costs import COSTS, EUCLIDEAN, Costs, find_costs, hides
-from envs.instances import reference_costs, tour_costs
 from envs.routing import TSPEnv, TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
+from routing.costs import COSTS, EUCLIDEAN, Costs, find_costs, hides
+from routing.instances import reference_costs, tour_costs
 
 WORLDS = sorted(COSTS)
 
@@ -87,7 +87,7 @@ def test_reference_costs_are_those_of_the_best_of_all_tours(name: str, tmp_path)
 def test_reference_costs_of_lkh_equal_the_exact_ones(monkeypatch, tmp_path):
     matrix = COSTS["river"].matrix(coords_and_factors(COSTS["river"], num_nodes=9)[0]).double().numpy()
     exact = reference_costs(matrix, cache_dir=tmp_path / "exact")
-    monkeypatch.setattr("envs.instances.HELD_KARP_MAX_NODES", 3)
+    monkeypatch.setattr("routing.instances.HELD_KARP_MAX_NODES", 3)
     np.testing.assert_allclose(reference_costs(matrix, cache_dir=tmp_path / "lkh"), exact, rtol=1e-5)
 
 

@@ -8,12 +8,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers CVRP-v0)
-from envs.costs import find_costs
-from envs.cvrp import CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
-from envs.drawing import draw_tour
-from envs.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from envs.routing import RULES, CVRPEnv, nearest_node, tour_length
 from envs.vector import RoutingVectorEnv
+from routing.costs import find_costs
+from routing.cvrp import CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from routing.drawing import draw_tour
+from routing.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 
 CPU = torch.device("cpu")
 # The depot in the middle of a cross with arms of 1, 2, 3 and 4.

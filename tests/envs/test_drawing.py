@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from envs.drawing import MOST_FRAMES, MOST_LINES, draw_open_loop, draw_tour, draw_tour_pair
-from envs.instances import field_test_coords
+from routing.drawing import MOST_FRAMES, MOST_LINES, draw_open_loop, draw_tour, draw_tour_pair
+from routing.instances import field_test_coords
 
 COORDS = field_test_coords(20, 1)[0]
 TOUR = np.arange(20)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from envs import arrays
-from envs.files import InstanceError, read_instances
+from routing import arrays
+from routing.files import InstanceError, read_instances
 
 DATA_FOLDER = Path(__file__).parents[3] / "shared" / "data"
 

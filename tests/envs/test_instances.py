@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs import instances
-from envs.instances import (
+from routing import instances
+from routing.instances import (
     euclidean_distances,
     field_test_coords,
     held_karp_tours,

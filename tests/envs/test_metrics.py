@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.files import read_instances
-from envs.instances import reference_tour
-from envs.metrics import (
+from routing.files import read_instances
+from routing.instances import reference_tour
+from routing.metrics import (
     EXACT,
     FILE_METRICS,
     GREAT_CIRCLE,

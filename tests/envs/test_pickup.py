@@ -8,11 +8,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import dreamer
-from envs import pickup
-from envs.instances import euclidean_distances, field_test_coords
-from envs.pickup import PickupRules, shortest_length
 from envs.routing import PickupEnv, TSPInstance
-from logger import METRICS
+from routing import pickup
+from routing.instances import euclidean_distances, field_test_coords
+from routing.pickup import PickupRules, shortest_length
+from training.logger import METRICS
 
 
 def orders_by_hand(count):

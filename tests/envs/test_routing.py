@@ -10,8 +10,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401  (registers TSP-v0)
-from envs.costs import EUCLIDEAN
 from envs.routing import TSPEnv, TSPInstance, TSPRules, move_ends, tour_length
+from routing.costs import EUCLIDEAN
 
 # A square with a roof: going round it takes three unit sides and two roof sides of sqrt(1/2).
 HOUSE = np.array([[0, 0], [1, 0], [1, 1], [0.5, 1.5], [0, 1]], dtype=np.float32)

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from envs.files import RoutingInstance
-from envs.pyvrp_reference import pyvrp_solution
-from envs.solutions import (
+from routing.files import RoutingInstance
+from routing.pyvrp_reference import pyvrp_solution
+from routing.solutions import (
     IllegalSolution,
     check_solution,
     join_routes,

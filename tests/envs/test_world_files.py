@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from envs.files import InstanceError, read_instances
-from envs.metrics import distance_matrix
+from routing.files import InstanceError, read_instances
+from routing.metrics import distance_matrix
 
 SHARED = Path(__file__).parents[3] / "shared"
 PLACES = [(31, 12), (48, 77), (5, 63), (90, 41), (66, 8), (22, 88), (73, 59)]

@@ -11,7 +11,7 @@ import pytest
 
 import dreamer
 from benchmarks.faults import GUARD_OFF, is_finite
-from logger import METRICS
+from training.logger import METRICS
 
 GUARDED = not os.environ.get(GUARD_OFF)
 COMMON = [

@@ -16,8 +16,8 @@ import torch
 
 import checkpoint
 import dreamer
-from logger import RunLock
 from tests.faults.conftest import COMMON
+from training.logger import RunLock
 
 ROOT = Path(dreamer.__file__).parent
 

@@ -20,9 +20,9 @@ from dreamer import Dreamer
 from envs.tasks import RoutingTask
 from guard import main as print_reports
 from networks import TSPPointerActor
-from replay import Replay
 from tests.faults.conftest import GUARDED, Run, Runner
 from tests.scenes import without_times
+from training.replay import Replay
 
 # When a fault comes, as shares of the run, whose first third is prefill.
 MOMENTS = (0.45, 0.6)

@@ -1,0 +1,1 @@
+"""Finished and running logdirs side by side."""

@@ -1,0 +1,300 @@
+"""Actors: from what there is to see of a state to a distribution over actions."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from envs.tasks import ActionSpec
+from parts.layers import MLP
+from parts.sets import SetEncoder, scrub
+from parts.views import NodeSet, View, take_nodes
+from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist
+
+# How much the predicted rewards count in a pointer's scores at first: enough to prefer what is cheap.
+MOVES_WEIGHT = 0.5
+# tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
+SATURATED = 4.0
+SATURATION_PENALTY = 0.01
+
+ActionDist = OneHotDist | MultiOneHot | BoundedNormal
+
+
+class Actor(nn.Module, ABC):
+    """A policy: scores of the actions in a state, and the distribution that they stand for.
+
+    What it makes of nodes once, for many states, are its tables; an actor that sees no nodes, or finds them in the view
+    because they change with every state, has none.
+
+    Attributes:
+        latent_size: numbers that it reads of the latent feature; 0: none.
+        heads: of attention, by which its tables grow.
+    """
+
+    latent_size: int
+    heads: int = 1
+
+    @abstractmethod
+    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> Float[Tensor, "B *Q S"]:
+        """What it makes of states: the numbers that a distribution is built from."""
+
+    @abstractmethod
+    def distribution(self, scores: Float[Tensor, "B *Q S"], view: Any) -> ActionDist:
+        """The distribution over legal actions that scores stand for."""
+
+    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> ActionDist:
+        """The distribution over the legal actions of Q states of each instance."""
+        return self.distribution(self.scores(feat, tables, view), view)
+
+    def penalty(
+        self, scores: Float[Tensor, "B *Q S"], view: Any
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """What scores cost by themselves, whatever their actions earn, and metrics."""
+        return torch.zeros((), device=scores.device), {}
+
+    def tables(self, nodes: NodeSet | None) -> Any:
+        """What it needs of the nodes of B instances, so that each state is a look-up."""
+        return None
+
+    def named(self, tables: Any) -> dict[str, Tensor]:
+        """Tables as acting keeps them for an episode, [B, ...] each."""
+        return {}
+
+    def restore(self, named: Mapping[str, Tensor]) -> Any:
+        """The tables among those that `named` gave."""
+        return None
+
+    def takes(self, num_nodes: int) -> bool:
+        """Whether it can choose among that many nodes."""
+        return True
+
+
+class PointerTables(NamedTuple):
+    """All that a pointer actor needs of B instances, so that a decision is a few look-ups and one product.
+
+    The glimpse's attention scores are linear in the query, and the query is a sum over the current node, the first
+    node, the state's features and the latent. So each part's scores are computed once per instance, and a decision
+    adds up rows.
+    """
+
+    current: Float[Tensor, "B N G"]
+    first: Float[Tensor, "B N G"]
+    direct: Float[Tensor, "B N N"]
+    features: Float[Tensor, "B X G"] | None
+    latent: Float[Tensor, "B J G"] | None
+    logits: Float[Tensor, "B G N"]
+
+    def detach(self) -> PointerTables:
+        """The same numbers without a graph."""
+        return self._replace(**{name: part.detach() for name, part in self.named().items()})
+
+    def named(self) -> dict[str, Tensor]:
+        """Those there are, by name, as an agent keeps them for an episode; `of` takes them back."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @classmethod
+    def of(cls, named: Mapping[str, Tensor]) -> PointerTables:
+        """The tables among `named`."""
+        return cls(**{name: named.get(name) for name in cls._fields})  # type: ignore[arg-type]
+
+
+class TSPPointerActor(Actor):
+    """Points at the next node: attention over the nodes that are open, then one logit per node.
+
+    An encoder-decoder after Kool et al. (2019), "Attention, learn to solve routing problems!", with a small
+    projection of the latent added to the query and a direct score from the current node to every other.
+    Features of the state (what load is left, say) enter the query linearly, as they do there.
+    Logits are clipped to +-`clip` by a tanh.
+
+    With a belief about hidden costs, node embeddings know of it from the first layer on, and the moves' predicted
+    rewards are part of the direct scores.
+    """
+
+    def __init__(
+        self,
+        feat_size: int,
+        node_features: int,
+        *,
+        state_features: int = 0,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        latent: int,
+        clip: float,
+        unimix: float,
+        belief: int = 0,
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            feat_size: of the latent feature.
+            node_features: of each node.
+            width: of node embeddings.
+            layers: of the encoder.
+            heads: of attention.
+            hidden: units of the encoder's hidden layers.
+            latent: numbers in the projection of the latent that the query sees; 0: none.
+            clip: of the logits.
+            unimix: share of a uniform distribution over legal nodes.
+            belief: size of the belief that `encode` takes; 0: none.
+        """
+        super().__init__()
+        self.heads, self.clip, self.unimix = heads, clip, unimix
+        self.encoder = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=hidden)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.pointer = nn.Linear(width, width, bias=False)
+        self.query_current = nn.Linear(width, width, bias=False)
+        self.query_first = nn.Linear(width, width, bias=False)
+        self.direct_from = nn.Linear(width, width, bias=False)
+        self.direct_to = nn.Linear(width, width, bias=False)
+        self.state_features = state_features
+        if state_features:
+            self.query_features = nn.Linear(state_features, width, bias=False)
+        self.latent_size = latent
+        if latent:
+            self.project_latent = nn.Sequential(nn.Linear(feat_size, latent), nn.RMSNorm(latent, eps=1e-4))
+            self.query_latent = nn.Linear(latent, width, bias=False)
+        self.belief_size = belief
+        if belief:
+            self.gate = nn.Linear(belief, width)
+            self.gated = nn.Linear(width, width, bias=False)
+            self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device=torch.get_default_device()))
+
+    def encode(
+        self,
+        nodes: Float[Tensor, "B N F"],
+        belief: Float[Tensor, "B L"] | None = None,
+        moves: Float[Tensor, "B N N"] | None = None,
+        *,
+        valid: Bool[Tensor, "B N"] | None = None,
+    ) -> PointerTables:
+        """The tables of B instances, from their nodes' static features.
+
+        Args:
+            nodes: the features.
+            belief: about what is hidden in each instance, if the actor takes one.
+            moves: the rewards that the belief expects of every move.
+            valid: False for nodes that are padding; None where none are.
+        """
+        embedded = self.encoder.embed(nodes)
+        if belief is not None:
+            # The same added to every node would be normalised away; what a direction does to positions is a product.
+            embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
+        nodes = self.encoder.attend(scrub(embedded, valid), valid)
+        batch, count, width = nodes.shape
+        key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
+        direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
+        if moves is not None:
+            direct = direct + self.moves_weight * moves
+        features, latent = None, None
+        if self.state_features:
+            features = self._scores(self.query_features.weight.t()[None].expand(batch, -1, -1), key)
+        if self.latent_size:
+            latent = self._scores(self.query_latent.weight.t()[None].expand(batch, -1, -1), key)
+        logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
+        return PointerTables(
+            current=self._scores(self.query_current(nodes), key),
+            first=self._scores(self.query_first(nodes), key),
+            direct=direct,
+            features=features,
+            latent=latent,
+            logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
+        )
+
+    def tables(self, nodes: NodeSet | None) -> PointerTables:
+        """The tables of B instances."""
+        assert nodes is not None, "a pointer points at nodes"
+        return self.encode(nodes.features, nodes.belief, nodes.moves, valid=nodes.valid)
+
+    def named(self, tables: PointerTables) -> dict[str, Tensor]:
+        return tables.named()
+
+    def restore(self, named: Mapping[str, Tensor]) -> PointerTables:
+        return PointerTables.of(named)
+
+    def distribution(self, scores: Float[Tensor, "B *Q N"], view: View) -> OneHotDist:
+        """The distribution over next nodes that scores stand for."""
+        return OneHotDist(self.clip * torch.tanh(scores), mask=view.action_mask, unimix=self.unimix)
+
+    def scores(
+        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
+    ) -> Float[Tensor, "B *Q N"]:
+        """How well each node fits each state, before the tanh that clips the logits."""
+        assert tables is not None and view.current is not None and view.first is not None
+        count = tables.logits.shape[-1]
+        queries = view.current.shape
+        scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
+        if tables.features is not None:
+            assert view.features is not None, "this actor reads features of the state"
+            scores = scores + torch.bmm(view.features.flatten(1, -2), tables.features).view_as(scores)
+        if tables.latent is not None:
+            assert feat is not None, "this actor reads the latent"
+            projected = self.project_latent(feat).reshape(queries[0], -1, self.latent_size)
+            scores = scores + torch.bmm(projected, tables.latent).view_as(scores)
+        assert view.action_mask is not None
+        closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
+        attention = torch.softmax(scores.unflatten(-1, (self.heads, count)) + closed[..., None, :], -1)
+        pointed = torch.bmm(attention.view(queries[0], -1, self.heads * count), tables.logits).view(*queries, count)
+        return pointed + take_nodes(tables.direct, view.current)
+
+    def penalty(
+        self, scores: Float[Tensor, "B *Q N"], view: View
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """On scores far out on the tanh that clips them; the metric is the share of legal ones out there."""
+        assert view.action_mask is not None
+        penalty, share = saturation(scores, view.action_mask)
+        return penalty, {"actor_saturation": share}
+
+    def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B A N D"]:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _scores(self, query: Float[Tensor, "B M E"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B M G"]:
+        return (self._split(query) @ key).transpose(1, 2).flatten(-2)
+
+
+def saturation(
+    scores: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """A penalty on scores far out on the tanh that clips a pointer's logits, and the share of legal ones out there.
+
+    Where a tanh is flat no gradient passes, and a pointer whose scores have all run away stays uniform for ever. The
+    penalty's gradient grows with the distance, so it leads back; within `SATURATED` it is exactly 0.
+    """
+    excess = (scores.abs() - SATURATED).clamp(min=0) * mask
+    legal = mask.sum().clamp(min=1)
+    return SATURATION_PENALTY * excess.square().sum() / legal, (excess.detach() > 0).sum() / legal
+
+
+class MaskedActor(Actor):
+    """An MLP over the latent: a distribution over any kind of actions, illegal discrete ones masked out."""
+
+    def __init__(self, feat_size: int, actions: ActionSpec, *, units: int, layers: int, unimix: float) -> None:
+        super().__init__()
+        self.actions, self.unimix = actions, unimix
+        self.latent_size = feat_size
+        outputs = 2 * sum(actions.sizes) if actions.kind == "continuous" else sum(actions.sizes)
+        # DreamerV3 begins with a policy close to uniform.
+        self.mlp = MLP(feat_size, outputs, units=units, layers=layers, output_scale=0.01)
+
+    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: None, view: View) -> Float[Tensor, "B *Q S"]:
+        assert feat is not None, "this actor reads the latent"
+        return self.mlp(feat)
+
+    def distribution(self, scores: Float[Tensor, "B *Q S"], view: View) -> ActionDist:
+        """The distribution over actions; where the view shows no mask every action is legal."""
+        if self.actions.kind == "continuous":
+            return BoundedNormal(*scores.chunk(2, -1))
+        if self.actions.kind == "multi_discrete":
+            return MultiOneHot(scores, self.actions.sizes, unimix=self.unimix)
+        return OneHotDist(scores, mask=view.action_mask, unimix=self.unimix)
+
+    def takes(self, num_nodes: int) -> bool:
+        return self.actions.sizes == (num_nodes,)

@@ -1,0 +1,262 @@
+"""Encoders and decoders of observations, chosen for each key by what the observation's space says of it."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from config import UserError, compiled
+from envs.tasks import ACTION_MASK, ObservationKey, ObservationTask
+from parts.layers import MLP, Normed
+from parts.sets import PointsEncoder
+from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
+
+# Channels of each stage of the image networks, in units of `depth`; each stage halves or doubles the resolution.
+STAGES = (2, 3, 4, 4)
+KERNEL = 5
+# A decoder's convolution works at half the resolution that it fills, where 3x3 reach as far.
+DECODER_KERNEL = 3
+# Of a set of observed elements: routing's encoders have settings of their own.
+SET_LAYERS, SET_HEADS = 1, 4
+
+
+def select(keys: dict[str, ObservationKey], pattern: str) -> dict[str, ObservationKey]:
+    """The keys whose whole name matches a regular expression; a set brings the key of its validity.
+
+    Raises:
+        UserError: the pattern is no regular expression, or matches none of the keys.
+    """
+    chosen = {name: key for name, key in keys.items() if compiled(pattern).fullmatch(name)}
+    if not chosen:
+        raise UserError(f"no key of the observation matches {pattern!r}; there are {', '.join(sorted(keys))}")
+    validities = {key.validity: keys[key.validity] for key in chosen.values() if key.validity is not None}
+    return chosen | validities
+
+
+def readings(task: ObservationTask, *, encode_keys: str, decode_keys: str) -> list[str]:
+    """How each key of the observation is read, one line a key, for the user to see before training.
+
+    For example `camera: image of 64 x 64 with 3 channels (floats of 0 to 1, kept as bytes)`, `speed: 4 numbers`,
+    `gear: 1 of 5 classes`, `note: left out, ...`.
+
+    Args:
+        task: its observations, and what was left out of them.
+        encode_keys: the config's regular expression; a key that is not encoded is said to be none of the inputs.
+        decode_keys: likewise, of what is predicted.
+    """
+    lines = []
+    for name, key in sorted(task.observations.items()):
+        unused = [
+            use
+            for use, pattern in (("encoded", encode_keys), ("decoded", decode_keys))
+            if not compiled(pattern).fullmatch(name) and key.kind != "validity"
+        ]
+        notes = [key.note] if key.note else []
+        notes += [f"not {' and not '.join(unused)}"] if unused else []
+        lines.append(f"{name}: {_reading(key)}" + (f" ({'; '.join(notes)})" if notes else ""))
+    if task.actions.masked:
+        lines.append(f"{ACTION_MASK}: which of {task.num_actions} actions are legal")
+    return lines + [f"{name}: left out, {why}" for name, why in task.left_out]
+
+
+def _reading(key: ObservationKey) -> str:
+    if key.kind == "image":
+        height, width, channels = key.shape
+        return f"image of {height} x {width} with {_counted(channels, 'channel')}"
+    if key.kind == "classes":
+        sizes = sorted(set(key.classes))
+        spread = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        return f"1 of {spread} classes" if len(key.classes) == 1 else f"{len(key.classes)} times 1 of {spread} classes"
+    if key.kind == "set":
+        elements, features = key.shape
+        told = "" if key.validity is None else f", the real ones marked by {key.validity}"
+        return f"set of {_counted(elements, 'element')} with {_counted(features, 'number')} each{told}"
+    if key.kind == "validity":
+        return f"marks the real ones of {_counted(key.shape[0], 'element')}"
+    return _counted(key.shape[0], "number")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+class ObservationEncoder(nn.Module):
+    """Encodes an observation: vectors and classes in one MLP, each image by convolutions, each set by attention."""
+
+    def __init__(self, keys: dict[str, ObservationKey], *, units: int, layers: int, depth: int) -> None:
+        """Build what the keys ask for.
+
+        Args:
+            keys: what to encode.
+            units: width of the MLP, and of each element of a set.
+            layers: of the MLP.
+            depth: multiplies the channels of the convolutions.
+
+        Raises:
+            UserError: all keys are validities, which are only read with their sets.
+        """
+        super().__init__()
+        if all(key.kind == "validity" for key in keys.values()):
+            raise UserError(f"there is nothing to encode in {', '.join(sorted(keys))} without the set it belongs to")
+        self.vectors = sorted(name for name, key in keys.items() if key.kind == "vector")
+        self.classes = {name: key.classes for name, key in sorted(keys.items()) if key.kind == "classes"}
+        self.validity = {name: key.validity for name, key in sorted(keys.items()) if key.kind == "set"}
+        self.image_names = sorted(name for name, key in keys.items() if key.kind == "image")
+        flat_size = sum(keys[name].shape[0] for name in self.vectors)
+        flat_size += sum(sum(sizes) for sizes in self.classes.values())
+        sizes = [flat_size] + [units] * layers if flat_size else []
+        self.flat = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
+        images = [ImageEncoder(keys[name].shape, depth=depth) for name in self.image_names]
+        self.images = nn.ModuleList(images)
+        self.sets = nn.ModuleList(
+            PointsEncoder(keys[name].shape[1], width=units, layers=SET_LAYERS, heads=SET_HEADS, hidden=2 * units)
+            for name in self.validity
+        )
+        self.embed_size = (units if flat_size else 0) + units * len(self.sets)
+        self.embed_size += sum(image.embed_size for image in images)
+
+    def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
+        parts, flat = [], [symlog(obs[name].float()) for name in self.vectors]
+        for name, sizes in self.classes.items():
+            values = zip(obs[name].long().unbind(-1), sizes, strict=True)
+            flat += [functional.one_hot(value, size).float() for value, size in values]
+        if flat:
+            parts.append(self.flat(torch.cat(flat, -1)))
+        for image, name in zip(self.images, self.image_names, strict=True):
+            parts.append(image(obs[name]))
+        for encoder, (name, validity) in zip(self.sets, self.validity.items(), strict=True):
+            parts.append(encoder(symlog(obs[name].float()), None if validity is None else obs[validity]))
+        return torch.cat(parts, -1)
+
+
+class ObservationDecoder(nn.Module):
+    """Predicts each key of an observation from a latent: what the world model's latents must not forget."""
+
+    def __init__(self, keys: dict[str, ObservationKey], feat_size: int, *, units: int, layers: int, depth: int) -> None:
+        """Build a trunk with an output for every key that is no image, and a decoder for each image.
+
+        Args:
+            keys: what to decode.
+            feat_size: size of the latent.
+            units: width of the trunk.
+            layers: of the trunk.
+            depth: multiplies the channels of the convolutions.
+        """
+        super().__init__()
+        self.keys = dict(sorted(keys.items()))
+        images = {name: key for name, key in self.keys.items() if key.kind == "image"}
+        self.sizes = {name: _outputs(key) for name, key in self.keys.items() if name not in images}
+        self.trunk = MLP(feat_size, sum(self.sizes.values()), units=units, layers=layers) if self.sizes else None
+        self.image_names = list(images)
+        self.images = nn.ModuleList(ImageDecoder(feat_size, key.shape, depth=depth) for key in images.values())
+
+    def losses(self, feat: Float[Tensor, "*B F"], obs: dict[str, Tensor]) -> dict[str, Float[Tensor, "*B"]]:
+        """Minus the log-likelihood of each key, summed over its entries."""
+        outputs, losses = self._outputs(feat), {}
+        for name, key in self.keys.items():
+            output, target = outputs[name], obs[name]
+            if key.kind == "image":
+                losses[name] = (output - target.float() / 255).square().sum((-3, -2, -1))
+            elif key.kind == "classes":
+                values = zip(output.split(key.classes, -1), target.long().unbind(-1), strict=True)
+                losses[name] = torch.stack([-OneHotDist(part).log_prob(value) for part, value in values]).sum(0)
+            elif key.kind == "validity":
+                losses[name] = -BernoulliDist(output).log_prob(target).sum(-1)
+            elif key.kind == "set":
+                elements = output.unflatten(-1, key.shape)
+                if key.validity is not None:
+                    # Both filled before the error is taken: 0 times a NaN in the padding would be a NaN gradient.
+                    padding = ~obs[key.validity][..., None]
+                    elements, target = elements.masked_fill(padding, 0.0), target.masked_fill(padding, 0.0)
+                losses[name] = -SymlogGaussian(elements).log_prob(target).sum(-1)
+            else:
+                losses[name] = -SymlogGaussian(output).log_prob(target)
+        return losses
+
+    def predict(self, feat: Float[Tensor, "*B F"]) -> dict[str, Tensor]:
+        """What each key is expected to be, as replay stores it: the mean of numbers, the likeliest class."""
+        outputs, predicted = self._outputs(feat), {}
+        for name, key in self.keys.items():
+            output = outputs[name]
+            if key.kind == "image":
+                predicted[name] = (255 * output).round().to(torch.uint8)
+            elif key.kind == "classes":
+                predicted[name] = torch.stack([part.argmax(-1) for part in output.split(key.classes, -1)], -1)
+            elif key.kind == "validity":
+                predicted[name] = BernoulliDist(output).mode()
+            else:
+                predicted[name] = SymlogGaussian(output).mean().unflatten(-1, key.shape)
+        return predicted
+
+    def _outputs(self, feat: Float[Tensor, "*B F"]) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        if self.trunk is not None:
+            outputs = dict(zip(self.sizes, self.trunk(feat).split(list(self.sizes.values()), -1), strict=True))
+        for image, name in zip(self.images, self.image_names, strict=True):
+            outputs[name] = image(feat)
+        return outputs
+
+
+def _outputs(key: ObservationKey) -> int:
+    return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
+
+
+class ConvStage(nn.Module):
+    """A convolution, RMSNorm over the channels of each pixel, and SiLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
+        self.norm = nn.RMSNorm(channels_out, eps=1e-4)
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
+        return functional.silu(self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class ImageEncoder(nn.Module):
+    """Convolutions of stride 2, for images whose sides are multiples of 16.
+
+    DreamerV3 pools after convolutions at full resolution, which takes three times as long on a CPU.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, depth: int) -> None:
+        super().__init__()
+        height, width, channels = shape
+        sizes = [channels] + [depth * factor for factor in STAGES]
+        self.stages = nn.Sequential(*(ConvStage(a, b, kernel=KERNEL, stride=2) for a, b in itertools.pairwise(sizes)))
+        shrink = 2 ** len(STAGES)
+        self.embed_size = sizes[-1] * (height // shrink) * (width // shrink)
+
+    def forward(self, image: UInt8[Tensor, "*B H W C"]) -> Float[Tensor, "*B U"]:
+        # Channels last, as they come: so much the faster on a CPU.
+        x = image.flatten(0, -4).permute(0, 3, 1, 2).float() / 255 - 0.5
+        return self.stages(x).flatten(1).view(*image.shape[:-3], -1)
+
+
+class ImageDecoder(nn.Module):
+    """From a latent to the pixels of an image, each in [0, 1]: the encoder's stages backwards.
+
+    A stage has four times the channels that it hands on, and lays them out as twice the resolution.
+    """
+
+    def __init__(self, feat_size: int, shape: tuple[int, ...], *, depth: int) -> None:
+        super().__init__()
+        height, width, channels = shape
+        shrink = 2 ** len(STAGES)
+        sizes = [depth * factor for factor in reversed(STAGES)]
+        self.start = (sizes[0], height // shrink, width // shrink)
+        self.from_feat = Normed(feat_size, torch.Size(self.start).numel())
+        stages: list[nn.Module] = []
+        for a, b in itertools.pairwise(sizes):
+            stages += [ConvStage(a, 4 * b, kernel=DECODER_KERNEL), nn.PixelShuffle(2)]
+        self.stages = nn.Sequential(*stages)
+        self.pixels = nn.Conv2d(sizes[-1], 4 * channels, DECODER_KERNEL, padding=DECODER_KERNEL // 2)
+
+    def forward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B H W C"]:
+        x = self.from_feat(feat.flatten(0, -2)).unflatten(-1, self.start)
+        x = torch.sigmoid(functional.pixel_shuffle(self.pixels(self.stages(x)), 2))
+        return x.permute(0, 2, 3, 1).unflatten(0, feat.shape[:-1])

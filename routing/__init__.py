@@ -1,0 +1,1 @@
+"""Routing problems: rules, costs, instances, files, solutions and pictures."""

@@ -1,0 +1,167 @@
+"""Reads batches of instances from NumPy's files, whose declared sizes are looked at before anything is unpacked."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import tokenize
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.lib import format as npy_format
+
+from config import UserError
+from routing.metrics import EXACT
+from routing.parsing import LARGEST_COORDINATE, LARGEST_LOAD, MATRIX_REMEDY, InstanceError, RoutingInstance, quoted
+
+PARTS = ("coords", "demand", "capacity")
+# Bytes that each array may have as float64: 16 million nodes.
+LARGEST_UNPACKED = 2**28
+# The signature of an entry in the directory of a zip archive; they are counted before a directory of millions is read.
+ZIP_ENTRY = b"PK\x01\x02"
+MOST_ENTRIES = 100
+# What numpy and zipfile raise on bytes that are no array.
+ARRAY_ERRORS = (
+    *(ValueError, TypeError, OSError, EOFError, LookupError, OverflowError, RuntimeError, AttributeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, RecursionError, MemoryError),
+)
+
+
+def read_arrays(path: Path, content: bytes) -> list[RoutingInstance]:
+    """The instances of an `.npy` or `.npz` file.
+
+    Raises:
+        InstanceError: it holds something else, or more than `LARGEST_UNPACKED`.
+    """
+    try:
+        with warnings.catch_warnings():
+            # numpy warns of a header that it mends, and numbers that are wrong then are refused below.
+            warnings.simplefilter("ignore")
+            arrays = _unpacked(path, content)
+    except InstanceError:
+        raise
+    except ARRAY_ERRORS as error:
+        cause = " ".join(str(error).split())[:100]
+        raise InstanceError(f"{path}: is no NumPy file of numbers ({cause}); numpy.save and savez write them") from None
+    return batch(path, arrays)
+
+
+def _unpacked(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    if content.startswith(npy_format.MAGIC_PREFIX):
+        return {"coords": _array(path, io.BytesIO(content), len(content))}
+    if content.count(ZIP_ENTRY) > MOST_ENTRIES:
+        raise _other_parts(path, f"more than {MOST_ENTRIES} arrays")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        # Before anything is unpacked.
+        _require_parts(path, list(members))
+        _require_size(path, sum(member.file_size for member in members.values()))
+        arrays = {}
+        for name, member in members.items():
+            with archive.open(member) as stream:
+                assert isinstance(stream, io.BufferedIOBase), "zipfile gives binary streams"
+                arrays[name] = _array(path, stream, member.file_size)
+        return arrays
+
+
+def _array(path: Path, stream: io.BufferedIOBase, size: int) -> np.ndarray:
+    """An array from a stream of `size` bytes, which its header must fit: numpy allocates what a header asks for."""
+    version = npy_format.read_magic(stream)
+    read_header = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise UserError(f"version {version} of the format holds no array of numbers")
+    shape, in_columns, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise UserError("it holds Python objects")
+    declared = math.prod(shape) * dtype.itemsize
+    _require_size(path, math.prod(shape) * max(dtype.itemsize, np.dtype(np.float64).itemsize))
+    if declared > size:
+        raise UserError(f"shape {shape} needs {declared} bytes, and there are {size}")
+    data = stream.read(declared)
+    if len(data) != declared:
+        raise EOFError(f"shape {shape} needs {declared} bytes, and there are {len(data)}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if in_columns else "C")
+
+
+def _require_size(path: Path, size: int) -> None:
+    if size > LARGEST_UNPACKED:
+        raise InstanceError(
+            f"{path}: unpacks to {size / 1e9:.3g} GB, and {LARGEST_UNPACKED / 1e9:.2g} GB are read at most; split it"
+        )
+
+
+def _require_parts(path: Path, names: list[str]) -> None:
+    if set(names) not in ({"coords"}, set(PARTS)):
+        raise _other_parts(path, quoted(", ".join(sorted(names))))
+
+
+def _other_parts(path: Path, found: str) -> InstanceError:
+    return InstanceError(
+        f"{path}: holds {found}; `coords` [I, N, 2] is needed, with `demand` [I, N] and `capacity` [I] for CVRP"
+    )
+
+
+def batch(path: Path, arrays: dict[str, np.ndarray]) -> list[RoutingInstance]:
+    """The instances that `coords`, `demand` and `capacity` of one file make.
+
+    Raises:
+        InstanceError: they make none.
+    """
+    _require_parts(path, list(arrays))
+    coords = _number_array(path, "coords", arrays["coords"], largest=LARGEST_COORDINATE)
+    several = coords.ndim == 3
+    coords = coords if several else coords[None]
+    if coords.ndim != 3 or coords.shape[-1] != 2 or coords.size == 0:
+        square = coords.ndim == 3 and coords.shape[-1] == coords.shape[-2] > 2
+        remedy = MATRIX_REMEDY if square else "[N, 2], or [I, N, 2] for a batch, is needed"
+        raise InstanceError(f"{path}: coords has shape {arrays['coords'].shape}; {remedy}")
+    width = len(str(len(coords) - 1))
+    names = [f"{path.stem}-{index:0{width}}" if several else path.stem for index in range(len(coords))]
+    if "demand" not in arrays:
+        return [RoutingInstance(name, "tsp", nodes, EXACT) for name, nodes in zip(names, coords, strict=True)]
+    demand, capacity = _loads(path, arrays, coords.shape[:2])
+    return [
+        RoutingInstance(name, "cvrp", nodes, EXACT, amounts, int(most))
+        for name, nodes, amounts, most in zip(names, coords, demand, capacity, strict=True)
+    ]
+
+
+def _number_array(path: Path, name: str, array: np.ndarray, *, largest: float) -> np.ndarray:
+    if array.dtype.kind not in "iuf":
+        raise InstanceError(f"{path}: {name} is of type {array.dtype}; an array of numbers is needed")
+    array = array.astype(np.float64)
+    # Written so that NaN is refused too.
+    impossible = np.argwhere(~(np.abs(array) <= largest))
+    if len(impossible):
+        place = tuple(int(index) for index in impossible[0])
+        raise InstanceError(f"{path}: {name}{list(place)} is {array[place]}; numbers within +-{largest:g} are needed")
+    return array
+
+
+def _loads(
+    path: Path, arrays: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> tuple[Int64[np.ndarray, "I N"], Int64[np.ndarray, " I"]]:
+    """Demands and capacities of a batch."""
+    demand = _number_array(path, "demand", arrays["demand"], largest=LARGEST_LOAD)
+    capacity = _number_array(path, "capacity", arrays["capacity"], largest=LARGEST_LOAD)
+    demand = demand[None] if demand.ndim == 1 and shape[0] == 1 else demand
+    if demand.shape != shape or capacity.size not in (1, shape[0]) or capacity.ndim > 1:
+        raise InstanceError(
+            f"{path}: demand has shape {demand.shape} and capacity {capacity.shape} beside coords of {shape[0]}"
+            f" instances with {shape[1]} nodes; [I, N] and [I], or one capacity for all, are needed"
+        )
+    capacity = np.broadcast_to(capacity.reshape(-1), (shape[0],))
+    for faulty, cause in (
+        (demand[:, 0:1] != 0, "has a demand at its depot, node 0; it needs 0 there"),
+        ((demand < 0) | (demand != np.floor(demand)), "has a demand that is negative or no whole number"),
+        ((capacity < 0) | (capacity != np.floor(capacity)), "has a capacity that is negative or no whole number"),
+        (demand > capacity[:, None], "has a demand above its capacity; no vehicle can carry it"),
+    ):
+        if faulty.any():
+            raise InstanceError(f"{path}: instance {int(np.argwhere(faulty)[0, 0])} {cause}")
+    return demand.astype(np.int64), capacity.astype(np.int64)

@@ -1,0 +1,227 @@
+"""Reads instances from tables as spreadsheets and data frames write them, and from JSON: a row for each node."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from config import UserError
+from routing.arrays import batch
+from routing.metrics import EXACT, GREAT_CIRCLE
+from routing.parsing import (
+    MATRIX_REMEDY,
+    InstanceError,
+    RoutingInstance,
+    Row,
+    check_on_earth,
+    fault,
+    number_in,
+    position_in,
+    quoted,
+    whole_number_in,
+    without_thousands,
+)
+
+X = frozenset({"x", "xcoord", "xcoordinate", "coordx", "xpos", "posx", "easting"})
+Y = frozenset({"y", "ycoord", "ycoordinate", "coordy", "ypos", "posy", "northing"})
+LATITUDE = frozenset({"lat", "latitude"})
+LONGITUDE = frozenset({"lon", "lng", "long", "longitude"})
+# Columns that change what is asked for, and that positions alone would leave out without a word.
+CONSTRAINTS = frozenset(
+    {"z", "zcoord", "demand", "capacity", "load", "due", "duedate", "duetime", "ready", "readytime", "service"}
+    | {"servicetime", "timewindow", "twstart", "twend"}
+)
+COLUMNS_REMEDY = "a line `x,y` for each node is needed, or columns named x and y, or lat and lon"
+JSON_REMEDY = 'a list like [{"x": 1, "y": 2}, ...] or [[1, 2], ...] is needed, with lat and lon for great circles'
+
+
+def read_table(path: Path, lines: list[str]) -> RoutingInstance:
+    """The instance that a table of coordinates holds, whatever separates its columns.
+
+    Raises:
+        InstanceError: it holds none, or leaves open which numbers are meant.
+    """
+    rows = list(_rows(path, lines))
+    while rows and all(len(row.fields) > 2 and not row.fields[-1] for row in rows):
+        rows = [row._replace(fields=row.fields[:-1]) for row in rows]
+    for row in rows:
+        if len(row.fields) != len(rows[0].fields) or len(row.fields) < 2:
+            raise fault(path, row.number, f"has {len(row.fields)} values", COLUMNS_REMEDY)
+    rows = _with_points(path, rows)
+    header, rows = _header(path, rows)
+    if not rows:
+        raise InstanceError(f"{path}: holds no node; {COLUMNS_REMEDY}")
+    return _from_columns(path, header, rows)
+
+
+def read_json(path: Path, text: str) -> list[RoutingInstance]:
+    """The instances of a JSON file: a list of nodes, or `coords` with `demand` and `capacity` as in an `.npz`.
+
+    Raises:
+        InstanceError: it holds something else.
+    """
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        cause = " ".join(str(error).split())[:100]
+        raise InstanceError(f"{path}: is no JSON ({cause}); {JSON_REMEDY}") from None
+    if isinstance(content, dict):
+        content = next((content[key] for key in ("nodes", "points") if len(content) == 1 and key in content), content)
+    if isinstance(content, dict) and any(_plain(name) in X | LATITUDE for name in content):
+        content = _transposed(path, content)
+    if isinstance(content, list) and content and all(isinstance(node, dict) for node in content):
+        return [_from_columns(path, *_objects(path, content))]
+    parts = content if isinstance(content, dict) else {"coords": content}
+    try:
+        arrays = {name: np.array(part) for name, part in parts.items()}
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise InstanceError(f"{path}: holds lists of different lengths; {JSON_REMEDY}") from None
+    if not content or any(array.dtype.kind not in "iuf" for array in arrays.values()):
+        raise InstanceError(f"{path}: holds no nodes of numbers; {JSON_REMEDY}")
+    return batch(path, arrays)
+
+
+def _refuse_constant(name: str) -> None:
+    raise UserError(f"{name} is no number")
+
+
+def _transposed(path: Path, columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """A node for each row of the columns, which are lists, or objects by row as data frames write them."""
+    lists = [list(part.values()) if isinstance(part, dict) else part for part in columns.values()]
+    if not all(isinstance(part, list) and len(part) == len(lists[0]) for part in lists):
+        raise InstanceError(f"{path}: holds columns of different lengths; {JSON_REMEDY}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def _objects(path: Path, nodes: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
+    """Column names, and the numbers of each node as text; nodes are counted from 1, as lines of a table are."""
+    rows = []
+    for number, node in enumerate(nodes, start=1):
+        if node.keys() != nodes[0].keys():
+            raise fault(path, number, f"node {number} has other keys than the first", JSON_REMEDY)
+        rows.append(Row(number, [value if isinstance(value, str) else json.dumps(value) for value in node.values()]))
+    return Row(1, list(nodes[0])), rows
+
+
+def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        line = line.strip(" \r\n\ufeff")
+        # A first line `sep=;` is an instruction to spreadsheets.
+        if not line.strip() or line.startswith("#") or (number == 1 and re.fullmatch("sep=.", line, re.IGNORECASE)):
+            continue
+        yield Row(number, _fields(path, number, line))
+
+
+def _fields(path: Path, number: int, line: str) -> list[str]:
+    # What separates columns is looked for outside quotes; where it is not the comma, that may be a decimal one.
+    bare = re.sub('"[^"]*"', "", line)
+    separator = next((mark for mark in ";\t," if mark in bare), None)
+    if separator is None and '"' not in line:
+        return line.split()
+    try:
+        (fields,) = csv.reader([line], delimiter=separator or " ", skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise fault(path, number, f"cannot be split into columns ({error})", COLUMNS_REMEDY) from None
+    return [field.strip() for field in fields]
+
+
+def _with_points(path: Path, rows: list[Row]) -> list[Row]:
+    """The rows with a point, and no commas, in their numbers."""
+    written = [field for row in rows for field in row.fields if re.fullmatch(r"[+-]?[\d.,]*\d,\d[\d.,]*", field)]
+    if not written:
+        return rows
+    if all(without_thousands(field) != field for field in written):
+        # Each comma may stand before three digits by chance, unless a point, or a second comma, says what it is.
+        if not any("." in field or field.count(",") > 1 for field in written):
+            line = next(row.number for row in rows if written[0] in row.fields)
+            cause = f"{quoted(written[0])} may be a thousand and more, or have a decimal comma"
+            raise fault(path, line, cause, "write numbers with a decimal point, and without commas")
+        return [row._replace(fields=[without_thousands(field) for field in row.fields]) for row in rows]
+    return [row._replace(fields=[_from_decimal_comma(field) for field in row.fields]) for row in rows]
+
+
+def _from_decimal_comma(field: str) -> str:
+    if re.fullmatch(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+", field, re.ASCII):
+        return field.replace(".", "").replace(",", ".")
+    return field
+
+
+def _header(path: Path, rows: list[Row]) -> tuple[Row | None, list[Row]]:
+    """The names of the columns, None where the first row is a node, and the rows of nodes."""
+    if not rows:
+        return None, rows
+    first, rest = rows[0], rows[1:]
+    are_numbers = [number_in(field) is not None for field in first.fields]
+    if not any(are_numbers):
+        return first, rest
+    for index, is_number in enumerate(are_numbers):
+        if not is_number and rest and all(number_in(row.fields[index]) is not None for row in rest):
+            return first, rest
+    # A data frame without names numbers its columns.
+    if rest and first.fields in (["0", "1"], ["0", "1", "2"]):
+        if all("." in field for row in rest for field in row.fields[-2:]):
+            return first, rest
+        if len(first.fields) == 2:
+            cause = "0 and 1 may be the first node, or number the columns"
+            raise fault(path, first.number, cause, "begin the file with a line `x,y`")
+    return None, rows
+
+
+def _from_columns(path: Path, header: Row | None, rows: list[Row]) -> RoutingInstance:
+    """The instance whose positions stand in two of the columns."""
+    (first, second), metric = _chosen(path, header, rows)
+    positions = []
+    for row in rows:
+        positions.append(position_in(path, row, [row.fields[first], row.fields[second]]))
+        if metric == GREAT_CIRCLE:
+            check_on_earth(path, row.number, *positions[-1], remedy="lat and lon are taken in degrees, as 52.52")
+    return RoutingInstance(name=path.stem, problem="tsp", coords=np.array(positions), metric=metric)
+
+
+def _chosen(path: Path, header: Row | None, rows: list[Row]) -> tuple[tuple[int, int], str]:
+    """Which two columns hold the positions, and in which metric."""
+    columns = len(rows[0].fields)
+    plain: list[str] = []
+    if header is not None:
+        plain = [_plain(name) for name in header.fields]
+        if broken := [name for name in header.fields if _plain(name) in CONSTRAINTS]:
+            remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
+            raise fault(path, header.number, f"column {quoted(broken[0])} cannot be taken into account", remedy)
+    for pair, metric in (((LATITUDE, LONGITUDE), GREAT_CIRCLE), ((X, Y), EXACT)):
+        found = [[index for index, name in enumerate(plain) if name in known] for known in pair]
+        if all(len(indices) == 1 for indices in found):
+            return (found[0][0], found[1][0]), metric
+    if columns == 2:
+        return (0, 1), EXACT
+    _refuse_matrix(path, rows)
+    # One more column may count the rows, or name them.
+    labels = [row.fields[0] for row in rows]
+    numbers = [whole_number_in(label) for label in labels]
+    counted = any(numbers == list(range(begin, begin + len(rows))) for begin in (0, 1))
+    if columns == 3 and (counted or all(number_in(label) is None for label in labels)):
+        return (1, 2), EXACT
+    raise fault(path, rows[0].number, f"has {columns} values", COLUMNS_REMEDY)
+
+
+def _plain(name: str) -> str:
+    """The name of a column without unit, case and marks between words."""
+    letters = "".join(itertools.filterfalse(lambda letter: not letter.isalpha(), re.sub(r"[\[(].*", "", name.lower())))
+    return letters.removesuffix("degrees").removesuffix("deg")
+
+
+def _refuse_matrix(path: Path, rows: list[Row]) -> None:
+    count, columns = len(rows), len(rows[0].fields)
+    if count < 3 or columns - count not in (0, 1):
+        return
+    numbers = [[number_in(field) for field in row.fields[columns - count :]] for row in rows]
+    if all(number is not None for row in numbers for number in row) and all(
+        numbers[index][index] == 0 for index in range(count)
+    ):
+        raise fault(path, rows[0].number, f"is a matrix of {count} by {count} costs", MATRIX_REMEDY)

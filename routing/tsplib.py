@@ -1,0 +1,255 @@
+"""Reads TSPLIB and CVRPLIB files as they are in the world: keywords in any case, and with more behind their values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from routing.metrics import EXACT, FILE_METRICS, longest_leg
+from routing.parsing import (
+    LARGEST_COORDINATE,
+    LARGEST_LOAD,
+    MATRIX_REMEDY,
+    InstanceError,
+    RoutingInstance,
+    Row,
+    check_on_earth,
+    fault,
+    number_in,
+    position_in,
+    quoted,
+    whole_number_in,
+    without_thousands,
+)
+
+COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y` for each of DIMENSION nodes"
+DEEP_COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y z` for each of DIMENSION nodes"
+DEMAND_REMEDY = "DEMAND_SECTION needs one line `number demand` for each of DIMENSION nodes"
+# The name of `EXACT` in these files.
+EXACT_2D = "EXACT_2D"
+METRIC_REMEDY = f"coordinates with EDGE_WEIGHT_TYPE {', '.join((*FILE_METRICS, EXACT_2D))} are needed"
+SECTIONS = {
+    "TSP": ("NODE_COORD_SECTION", "DISPLAY_DATA_SECTION"),
+    "CVRP": ("NODE_COORD_SECTION", "DEMAND_SECTION", "DEPOT_SECTION", "DISPLAY_DATA_SECTION"),
+}
+# Those that stand without a colon in some files.
+KEYWORDS = frozenset(
+    {"NAME", "TYPE", "COMMENT", "DIMENSION", "CAPACITY", "VEHICLES", "DISTANCE", "SERVICE_TIME", "EDGE_WEIGHT_TYPE"}
+    | {"EDGE_WEIGHT_FORMAT", "NODE_COORD_TYPE", "DISPLAY_DATA_TYPE"}
+)
+REFERENCE = re.compile(r"(?:optimal|best) value\s*:?\s*(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+
+
+class _Text(NamedTuple):
+    """A TSPLIB file in its parts: keyword -> line number and value, and section -> its line and its rows."""
+
+    path: Path
+    specification: dict[str, tuple[int, str]]
+    sections: dict[str, tuple[int, list[Row]]]
+
+    def fault(self, line: int, cause: str, remedy: str) -> InstanceError:
+        return fault(self.path, line, cause, remedy)
+
+    def value(self, keyword: str, remedy: str) -> tuple[int, str]:
+        if keyword not in self.specification:
+            raise InstanceError(f"{self.path}: has no {keyword}; {remedy}")
+        return self.specification[keyword]
+
+    def word(self, keyword: str, remedy: str) -> tuple[int, str]:
+        """The first word of a value, in capitals: some files explain it behind."""
+        line, value = self.value(keyword, remedy)
+        return line, value.upper().split()[0] if value else ""
+
+    def rows(self, section: str, remedy: str) -> tuple[int, list[Row]]:
+        if section not in self.sections:
+            raise InstanceError(f"{self.path}: has no {section}; {remedy}")
+        return self.sections[section]
+
+
+def read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
+    """The instance of a TSPLIB or CVRPLIB file.
+
+    Raises:
+        InstanceError: it holds none, or one with constraints that cannot be kept.
+    """
+    # vrplib and tsplib95 give neither the line of a mistake nor (vrplib) the numbers of the nodes, without which a file
+    # whose lines are out of order is another instance. So files are split here, and vrplib reads and writes solutions.
+    text = _split(path, lines)
+    line, problem = text.word("TYPE", "TYPE: TSP or TYPE: CVRP is needed")
+    if problem == "ATSP":
+        raise text.fault(line, "TYPE is 'ATSP', whose costs stand in a matrix", MATRIX_REMEDY)
+    if problem not in SECTIONS:
+        raise text.fault(line, f"TYPE is {quoted(problem)}", "only TSP and CVRP can be solved")
+    metric_line, metric = text.word("EDGE_WEIGHT_TYPE", METRIC_REMEDY)
+    if metric == "EXPLICIT":
+        raise text.fault(metric_line, "EDGE_WEIGHT_TYPE is 'EXPLICIT', a matrix of costs", MATRIX_REMEDY)
+    if metric not in (*FILE_METRICS, EXACT_2D):
+        raise text.fault(metric_line, f"EDGE_WEIGHT_TYPE is {quoted(metric)}", METRIC_REMEDY)
+    for section, (line, _) in text.sections.items():
+        if section not in SECTIONS[problem]:
+            raise text.fault(line, f"{quoted(section)} cannot be taken into account", "remove it, and its constraint")
+    dimension = _whole_value(text, "DIMENSION", least=1, most=LARGEST_COORDINATE)
+    coords = _coords(text, dimension, metric)
+    metric = EXACT if metric == EXACT_2D else metric
+    if problem == "TSP":
+        return RoutingInstance(name=path.stem, problem="tsp", coords=coords, metric=metric)
+    capacity = _whole_value(text, "CAPACITY", least=0, most=LARGEST_LOAD)
+    _check_route_limit(text, coords, metric)
+    demand = _demand(text, dimension, capacity)
+    _check_depot(text)
+    known = REFERENCE.search(text.specification.get("COMMENT", (0, ""))[1])
+    return RoutingInstance(
+        name=path.stem,
+        problem="cvrp",
+        coords=coords,
+        metric=metric,
+        demand=demand,
+        capacity=capacity,
+        reference=number_in(without_thousands(known[1].rstrip(","))) if known and metric == "EUC_2D" else None,
+        vehicles=_vehicles(text, customers=dimension - 1),
+    )
+
+
+def _split(path: Path, lines: list[str]) -> _Text:
+    text = _Text(path, {}, {})
+    rows: list[Row] | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        keyword, value = _keyword(line)
+        if keyword == "EOF":
+            break
+        if not keyword:
+            if rows is None:
+                cause = f"{quoted(line.strip())} is no `KEYWORD: value`"
+                raise text.fault(number, cause, "a TSPLIB or CVRPLIB file is needed")
+            rows.append(Row(number, line.split()))
+        elif keyword == "COMMENT" and keyword in text.specification:
+            first, before = text.specification[keyword]
+            text.specification[keyword] = first, f"{before} {value}"
+        elif keyword in text.sections or keyword in text.specification:
+            raise text.fault(number, f"{quoted(keyword)} is given twice", "remove one of them")
+        elif keyword.endswith("_SECTION"):
+            rows = []
+            text.sections[keyword] = (number, rows)
+        else:
+            text.specification[keyword] = (number, value)
+            rows = None
+    return text
+
+
+def _keyword(line: str) -> tuple[str, str]:
+    """The keyword of a line in capitals, and its value; empty where the line has none."""
+    keyword, colon, value = (part.strip() for part in line.partition(":"))
+    if colon and re.fullmatch("[A-Za-z_]+", keyword):
+        return keyword.upper(), value
+    word, _, value = line.strip().partition(" ")
+    word = word.upper()
+    alone = not value and (word == "EOF" or word.endswith("_SECTION"))
+    return (word, value.strip()) if alone or (value and not colon and word in KEYWORDS) else ("", "")
+
+
+def _whole_value(text: _Text, keyword: str, *, least: int, most: float) -> int:
+    remedy = f"a whole number from {least} to {most:g} is needed"
+    line, value = text.value(keyword, remedy)
+    number = whole_number_in(value)
+    if number is None or not least <= number <= most:
+        raise text.fault(line, f"{keyword} is {quoted(value)}", remedy)
+    return number
+
+
+def _numbered(text: _Text, section: str, dimension: int, *, columns: int, remedy: str) -> list[Row]:
+    """The rows of a section in the order of their nodes, each of `columns` fields behind the node's number."""
+    section_line, rows = text.rows(section, remedy)
+    placed: dict[int, Row] = {}
+    for row in rows:
+        if len(row.fields) != columns + 1:
+            raise text.fault(row.number, f"{section} has a line of {len(row.fields)} fields", remedy)
+        node = whole_number_in(row.fields[0])
+        if node is None or not 1 <= node <= dimension:
+            cause = f"node number {quoted(row.fields[0])} in {section}, and DIMENSION is {dimension}"
+            raise text.fault(row.number, cause, remedy)
+        if node in placed:
+            raise text.fault(row.number, f"node {node} stands in line {placed[node].number} already", remedy)
+        placed[node] = row
+    if len(placed) != dimension:
+        last = rows[-1].number if rows else section_line
+        cause = f"{section} ends after {len(placed)} nodes, and DIMENSION is {dimension}"
+        raise text.fault(last, cause, remedy)
+    return [placed[node] for node in range(1, dimension + 1)]
+
+
+def _coords(text: _Text, dimension: int, metric: str) -> Float64[np.ndarray, "N D"]:
+    deep = metric.endswith("_3D")
+    remedy = DEEP_COORDS_REMEDY if deep else COORDS_REMEDY
+    # Looked at before anything is made of that size: a mistyped DIMENSION must not fill the memory.
+    rows = _numbered(text, "NODE_COORD_SECTION", dimension, columns=3 if deep else 2, remedy=remedy)
+    coords = np.array([position_in(text.path, row, row.fields[1:]) for row in rows])
+    if metric == "GEO":
+        for row, (latitude, longitude) in zip(rows, coords.tolist(), strict=True):
+            check_on_earth(text.path, row.number, latitude, longitude, remedy="GEO takes degrees and minutes as DDD.MM")
+    return coords
+
+
+def _check_route_limit(text: _Text, coords: Float64[np.ndarray, "N D"], metric: str) -> None:
+    """Check that no route can be as long as DISTANCE, service of each customer included.
+
+    Raises:
+        InstanceError: one can.
+    """
+    remedy = "a number from 0 up is needed"
+    limits = {}
+    for keyword in ("DISTANCE", "SERVICE_TIME"):
+        if keyword in text.specification:
+            line, value = text.specification[keyword]
+            number = number_in(without_thousands(value))
+            if number is None or number < 0:
+                raise text.fault(line, f"{keyword} is {quoted(value)}", remedy)
+            limits[keyword] = number
+    if "DISTANCE" not in limits:
+        # Service that no limit counts costs nothing.
+        return
+    longest = len(coords) * (longest_leg(coords, metric) + limits.get("SERVICE_TIME", 0.0))
+    if limits["DISTANCE"] < longest:
+        cause = f"DISTANCE limits the routes to {limits['DISTANCE']:g}, and one could have {longest:g}"
+        raise text.fault(text.specification["DISTANCE"][0], cause, "only capacity can be taken into account")
+
+
+def _vehicles(text: _Text, *, customers: int) -> int | None:
+    """How many routes there may be; None where a route for each customer is allowed."""
+    if "VEHICLES" not in text.specification:
+        return None
+    number = _whole_value(text, "VEHICLES", least=1, most=LARGEST_LOAD)
+    return number if number < customers else None
+
+
+def _demand(text: _Text, dimension: int, capacity: int) -> Int64[np.ndarray, " N"]:
+    demand: list[int] = []
+    for row in _numbered(text, "DEMAND_SECTION", dimension, columns=1, remedy=DEMAND_REMEDY):
+        amount = whole_number_in(row.fields[1])
+        if amount is None or not 0 <= amount <= LARGEST_LOAD:
+            remedy = f"a whole number from 0 to {LARGEST_LOAD:g} is needed"
+            raise text.fault(row.number, f"demand {quoted(row.fields[1])}", remedy)
+        if not demand and amount:
+            raise text.fault(row.number, f"the depot, node 1, has demand {amount}", "it needs demand 0")
+        if amount > capacity:
+            raise text.fault(row.number, f"demand {amount} is above CAPACITY {capacity}", "no vehicle can carry it")
+        demand.append(amount)
+    return np.array(demand, dtype=np.int64)
+
+
+def _check_depot(text: _Text) -> None:
+    remedy = "DEPOT_SECTION needs node 1 and then -1"
+    line, rows = text.rows("DEPOT_SECTION", remedy)
+    depots = [(row.number, field) for row in rows for field in row.fields]
+    # A few files leave the closing -1 out.
+    if depots and depots[-1][1] == "-1":
+        depots.pop()
+    if len(depots) != 1 or whole_number_in(depots[0][1]) != 1:
+        line = depots[-1][0] if depots else line
+        found = ", ".join(field for _, field in depots[:5]) or "nothing"
+        raise text.fault(line, f"DEPOT_SECTION holds {quoted(found)}", remedy)

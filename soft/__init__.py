@@ -1,0 +1,1 @@
+"""What soft actor-critic is made of."""

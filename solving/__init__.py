@@ -1,0 +1,1 @@
+"""From a trained agent and instances to tours."""

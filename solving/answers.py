@@ -1,0 +1,255 @@
+"""What is told of solutions: a table, the tours themselves, warnings, or one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from routing.files import RoutingInstance
+from routing.metrics import tour_length, unit
+from routing.solutions import split_routes
+from solving.decoding import Decoding, Imagined
+from system.terminal import one_line
+
+# More tours than this are too much for a screen, and means come before the rows of so many.
+MOST_SHOWN = 20
+# Beyond so many times the nodes trained on, tours have been no better than simple rules give.
+FARTHEST_SIZE = 3
+NAMES_SHOWN = 3
+
+
+class Solution(NamedTuple):
+    """A checked solution of an instance, with lengths in the instance's own metric.
+
+    Attributes:
+        instance: what was solved.
+        tour: as in `routing.solutions`.
+        length: of the closed tour.
+        seconds: what decoding took; instances that were solved together share it.
+        reference: length to compare with; None where it is neither known nor asked for.
+        imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
+        nearest: length of the tour that always goes to the nearest node; None where nobody computed it.
+    """
+
+    instance: RoutingInstance
+    tour: Int64[np.ndarray, " L"]
+    length: int | float
+    seconds: float
+    reference: int | float | None = None
+    imagined: Imagined | None = None
+    nearest: float | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """How much longer than the reference, in percent; None without one, or where all its legs round to 0."""
+        return 100 * (self.length / self.reference - 1) if self.reference else None
+
+    @property
+    def imagined_real_length(self) -> int | float | None:
+        """What the imagined tour is long; None where there is none."""
+        if self.imagined is None:
+            return None
+        return tour_length(self.instance.coords, self.imagined.tour, self.instance.metric)
+
+
+def averaged(solutions: Sequence[Solution]) -> Sequence[Solution]:
+    """Those that means are over: all that have a gap, so that length, reference and gap are of the same instances.
+
+    Where none has one, all of them.
+    """
+    return [solution for solution in solutions if solution.gap is not None] or solutions
+
+
+def totals(solutions: Sequence[Solution]) -> dict[str, int | float | None]:
+    """Means over the instances that `averaged` chooses, and the seconds that decoding all took; None: nothing there.
+
+    The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones.
+    """
+
+    def mean(values: list[int | float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    chosen = averaged(solutions)
+    gaps = [solution.gap for solution in chosen if solution.gap is not None]
+    return {
+        "mean_of": len(chosen),
+        "mean_length": mean([solution.length for solution in chosen]),
+        "mean_reference": mean([solution.reference for solution in chosen if solution.reference is not None and gaps]),
+        "mean_gap_percent": mean(gaps),
+        "seconds": sum(solution.seconds for solution in solutions),
+    }
+
+
+def as_json(solutions: Sequence[Solution]) -> str:
+    """Totals and every solution as one JSON object; nodes are counted from 0."""
+    rows = []
+    for solution in solutions:
+        row: dict[str, Any] = {
+            "name": solution.instance.name,
+            "n": len(solution.instance.coords),
+            "length": solution.length,
+            "unit": unit(solution.instance.metric).strip() or None,
+            "reference": solution.reference,
+            "gap_percent": solution.gap,
+            "tour": solution.tour.tolist(),
+        }
+        if solution.imagined is not None:
+            row["imagined_length"] = solution.imagined.length
+            row["imagined_real_length"] = solution.imagined_real_length
+            row["imagined_tour"] = solution.imagined.tour.tolist()
+        rows.append(row)
+    return json.dumps({**totals(solutions), "instances": rows}, allow_nan=False)
+
+
+def table(solutions: Sequence[Solution]) -> str:
+    """One line for each solution, and one with the means: the last, or the first where there are many."""
+    with_imagined = any(solution.imagined is not None for solution in solutions)
+    heads = ["instance", "n", "length", "reference", "gap, %", "seconds"]
+    heads += ["imagined", "in truth"] if with_imagined else []
+    rows = [_cells(solution, with_imagined=with_imagined) for solution in solutions]
+    if len(solutions) > MOST_SHOWN:
+        rows.insert(0, _mean_cells(solutions))
+    elif len(solutions) > 1:
+        rows.append(_mean_cells(solutions))
+    rows.insert(0, heads)
+    columns = [max(len(row[index]) for row in rows if index < len(row)) for index in range(len(heads))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, columns, strict=False))
+        )
+        for row in rows
+    )
+
+
+def _cells(solution: Solution, *, with_imagined: bool) -> list[str]:
+    instance = solution.instance
+    lengths = [solution.length, solution.reference]
+    cells = [
+        one_line(instance.name),
+        str(len(instance.coords)),
+        *(length_text(length, instance.metric) for length in lengths),
+    ]
+    cells += [_percent(solution.gap), f"{solution.seconds:.3f}"]
+    if with_imagined:
+        expected = None if solution.imagined is None else solution.imagined.length
+        cells += [length_text(each, instance.metric) for each in (expected, solution.imagined_real_length)]
+    return cells
+
+
+def _mean_cells(solutions: Sequence[Solution]) -> list[str]:
+    total, chosen = totals(solutions), averaged(solutions)
+    metrics = {solution.instance.metric for solution in chosen}
+    metric = metrics.pop() if len(metrics) == 1 else ""
+    name = f"mean of {len(chosen)}" + (" with a reference" if len(chosen) < len(solutions) else "")
+    means = [length_text(total[key], metric) for key in ("mean_length", "mean_reference")]
+    return [name, "", *means, _percent(total["mean_gap_percent"]), f"{total['seconds']:.3f} in all"]
+
+
+def length_text(length: int | float | None, metric: str) -> str:
+    """A length as it is shown, with its unit where that is known."""
+    if length is None:
+        return "-"
+    if unit(metric):
+        return f"{length:.1f}{unit(metric)}"
+    return f"{length:.0f}" if float(length).is_integer() else f"{length:.4f}"
+
+
+def _percent(gap: float | None) -> str:
+    # Adding 0 takes the sign from a gap of -0.00.
+    return "-" if gap is None else f"{round(gap, 2) + 0.0:.2f}"
+
+
+def tours(solutions: Sequence[Solution], *, columns: int | None = None) -> str:
+    """The tours as numbers of nodes, each on one line, counted as in the files that hold them.
+
+    Args:
+        solutions: up to `MOST_SHOWN`; of more there is nothing to show.
+        columns: of the screen; what it has, or 80, where not given.
+    """
+    if not solutions or len(solutions) > MOST_SHOWN:
+        return ""
+    columns = columns or shutil.get_terminal_size().columns
+    plans = solutions[0].instance.demand is not None
+    lines = ["routes, customers counted from 1:" if plans else "tours, nodes counted from 1:"]
+    longest = columns // 3
+    for solution in solutions:
+        name = one_line(solution.instance.name)
+        name = name if len(name) <= longest else name[: longest - 3] + "..."
+        lines.append(_shortened(f"{name}:", _numbers(solution.instance, solution.tour), columns))
+        if solution.imagined is not None:
+            numbers = _numbers(solution.instance, solution.imagined.tour)
+            lines.append(_shortened(f"{name}, imagined:", numbers, columns))
+    return "\n".join(lines)
+
+
+def _numbers(instance: RoutingInstance, tour: Int64[np.ndarray, " L"]) -> list[str]:
+    if instance.demand is None:
+        return [str(node + 1) for node in tour]
+    return " | ".join(" ".join(map(str, route)) for route in split_routes(tour)).split()
+
+
+def _shortened(name: str, words: list[str], columns: int) -> str:
+    """A name and words behind it, those in the middle left out where a line would be longer than the screen."""
+    line = " ".join([name, *words])
+    if len(line) <= columns:
+        return line
+    # A quarter of the room shows how the tour comes home.
+    end: list[str] = []
+    room = columns - len(name) - len(" ...")
+    for word in reversed(words):
+        if len(" ".join([word, *end])) + 1 > room // 4:
+            break
+        end.insert(0, word)
+    begin: list[str] = []
+    for word in words:
+        if len(" ".join([*begin, word])) + 1 > room - sum(len(last) + 1 for last in end):
+            break
+        begin.append(word)
+    return " ".join([name, *begin, "...", *end])
+
+
+def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: int) -> list[str]:
+    """Lines on tours that are worse than going to the nearest node, and on sizes far from those trained on.
+
+    Args:
+        solutions: with `nearest`.
+        decoding: how they were looked for.
+        trained_on: nodes of the instances that the agent learnt from.
+    """
+    lines = []
+    worse = [each for each in solutions if each.nearest is not None and each.length > each.nearest * (1 + 1e-9)]
+    if worse:
+        named = [
+            f"{one_line(each.instance.name)} ({length_text(each.length, each.instance.metric)} where that gives"
+            f" {length_text(each.nearest, each.instance.metric)})"
+            for each in worse[:NAMES_SHOWN]
+        ]
+        lines.append(
+            f"{len(worse)} of {len(solutions)} worse than going to the nearest node each time: "
+            f"{_listed(named, len(worse))}; {_advice(decoding)}, or a run trained longer and on instances like these"
+        )
+    far = [each for each in solutions if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
+    if far:
+        named = [f"{one_line(each.instance.name)} ({len(each.instance.coords)} nodes)" for each in far[:NAMES_SHOWN]]
+        lines.append(
+            f"{len(far)} of {len(solutions)} with more than {FARTHEST_SIZE} times the {trained_on} nodes trained on:"
+            f" {_listed(named, len(far))}; tours of such sizes are far from short: train a run with more --nodes"
+        )
+    return lines
+
+
+def _listed(named: list[str], count: int) -> str:
+    return ", ".join([*named, *([f"and {count - len(named)} more"] if count > len(named) else [])])
+
+
+def _advice(decoding: Decoding) -> str:
+    if decoding.method == "greedy":
+        return "try --decode augment"
+    samples = 10 * decoding.samples if decoding.method == "sample" else 1000
+    return f"try --decode sample --samples {samples}"

@@ -1,0 +1,374 @@
+"""Decodes: from networks and instances of one size to the best tours that they find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+from config import UserError
+from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
+from imagining.behavior import ImagBehavior
+from imagining.routing_imagination import RoutingImagination
+from imagining.routing_model import RoutingContext
+from imagining.routing_starts import expand_instance
+from parts.views import View
+from routing.files import RoutingInstance
+from routing.instances import longer_side, scale_to_unit_square
+from routing.metrics import leg_lengths, longest_leg, plane, plane_unit, tour_lengths
+from routing.rules import Instance, Rules
+from routing.solutions import route_counts
+from system.memory import require_memory
+from tools import uniform
+
+# Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.
+WORKING_NUMBERS = 2**26
+# Of `augment`, from each symmetric image: more starts cost more than they find.
+MOST_STARTS = 100
+SYMMETRIES = 8
+# Of one instance; these take hours.
+MOST_SAMPLES = 10**7
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tours are looked for.
+
+    Attributes:
+        method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
+            the best greedy tour over the 8 symmetries of the square and up to 100 first nodes (of a plan that
+            begins at its depot, first customers).
+        samples: tours drawn of each instance.
+        seed: of the draws.
+
+    Raises:
+        UserError: there is no such method, or nothing to draw, or more than anybody waits for.
+    """
+
+    method: str = "greedy"
+    samples: int = 128
+    seed: int = 0
+
+    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+
+    def __post_init__(self) -> None:
+        if self.method not in self.METHODS:
+            raise UserError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
+        if self.samples < 1:
+            raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
+        if self.samples > MOST_SAMPLES:
+            raise UserError(f"samples is {self.samples:,}; at most {MOST_SAMPLES:,} tours are drawn")
+
+    @property
+    def symmetries(self) -> int:
+        """Symmetric images of each instance that are solved."""
+        return SYMMETRIES if self.method == "augment" else 1
+
+    def starts(self, num_nodes: int) -> int:
+        """Tours of one image."""
+        return {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+
+    def first_nodes(self, rules: type[Rules], num_nodes: int, columns: slice = slice(None)) -> list[int]:
+        """Where the tours of one image begin, spread over the nodes; `columns` are those asked for.
+
+        Where all begin at node 0: the nodes that they visit next, 0 for the actor's own choice.
+        """
+        count = self.starts(num_nodes)
+        chosen = range(count)[columns]
+        if self.method == "sample" and not rules.starts_anywhere:
+            return [0] * len(chosen)
+        return [index * num_nodes // count for index in chosen]
+
+    def decisions(self, rules: type[Rules], num_nodes: int) -> int:
+        """All decisions that an instance takes, at most."""
+        return self.symmetries * self.starts(num_nodes) * rules.episode_steps(num_nodes)
+
+
+class Imagined(NamedTuple):
+    """A tour as the model imagines it, and the length that it expects, in the unit of the instance."""
+
+    tour: Int64[np.ndarray, " L"]
+    length: float
+
+
+def best_tours(
+    behavior: ImagBehavior,
+    instances: Sequence[RoutingInstance],
+    decoding: Decoding,
+    *,
+    progress: Callable[[int], object] = lambda decisions: None,
+) -> list[Int64[np.ndarray, " L"]]:
+    """The best tour found of each instance, by the length in the instance's own metric; as in `routing.solutions`.
+
+    Args:
+        behavior: its actor decides.
+        instances: all of the model's problem, of one size and one metric.
+        decoding: how to look.
+        progress: called with the decisions just taken.
+
+    Raises:
+        UserError: the actor is made for another number of nodes, or memory is too small for one instance.
+    """
+    rules = _routing(behavior).rules
+    coords = np.stack([instance.coords for instance in instances])
+    metric, num_nodes = instances[0].metric, coords.shape[1]
+    refuse_other_sizes(behavior, num_nodes)
+    require_room(behavior, num_nodes)
+    if num_nodes < MIN_NODES:
+        for _ in instances:
+            progress(decoding.decisions(rules, num_nodes))
+        return [np.arange(num_nodes) for _ in instances]
+    device = next(behavior.actor.parameters()).device
+    generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.method == "sample" else None
+    best = np.zeros((len(instances), rules.episode_steps(num_nodes)), dtype=np.int64)
+    best_lengths = np.full(len(instances), np.inf)
+    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
+        scaled, _ = _scaled(instances[rows], device)
+        for image in range(decoding.symmetries):
+            instance = as_instance(instances[rows], symmetric(scaled, image))
+            # Tables are the expensive part, so all the tours of an image share them.
+            with torch.no_grad():
+                context, tables = _static(behavior, instance)
+            numbers_per_start = len(scaled) * _numbers_per_state(behavior, num_nodes)
+            for columns in _chunks(decoding.starts(num_nodes), numbers_per_start):
+                first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=device)
+                found = roll_out(
+                    behavior,
+                    context=context,
+                    tables=tables,
+                    first=first.expand(len(scaled), -1),
+                    generator=generator,
+                    progress=progress,
+                )
+                tours = found.cpu().numpy()
+                lengths = tour_lengths(coords[rows], tours, metric) + _penalties(instances[rows], tours)
+                winner = lengths.argmin(1)
+                chosen = np.arange(len(tours)), winner
+                better = lengths[chosen] < best_lengths[rows]
+                best[rows, : tours.shape[-1]][better] = tours[chosen][better]
+                # Where a longer tour stood before, this one waits at its first node.
+                best[rows, tours.shape[-1] :][better] = tours[chosen][better][:, :1]
+                best_lengths[rows][better] = lengths[chosen][better]
+    return [_without_waiting(tour) for tour in best]
+
+
+def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
+    """Lengths of the tours that go to the nearest legal node each time, a vehicle home only when it has to.
+
+    Args:
+        rules: of the instances' problem.
+        instances: all of one size and one metric.
+    """
+    num_nodes, metric = len(instances[0].coords), instances[0].metric
+    found = []
+    for rows in _chunks(len(instances), 16 * num_nodes):
+        coords = np.stack([instance.coords for instance in instances[rows]])
+        # Rules ask for the number of nodes, not where they are.
+        state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
+        length = np.zeros(len(coords))
+        for _ in range(rules.episode_steps(num_nodes)):
+            current = state.current.numpy()
+            here = coords[np.arange(len(coords)), current][:, None]
+            legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
+            blocked = ~rules.action_mask(state).numpy()
+            # The first node is where a tour ends: not before no other is left.
+            legs = np.where(blocked, np.inf, legs)
+            last = legs[:, 0].copy()
+            legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, last)
+            chosen = legs.argmin(1)
+            length += np.where(chosen == current, 0.0, legs[np.arange(len(coords)), chosen])
+            state, finished = rules.step(state, torch.from_numpy(chosen))
+            if bool(finished.all()):
+                break
+        found.append(length)
+    return np.concatenate(found)
+
+
+def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
+    """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
+    if instances[0].demand is None:
+        return TSPInstance(coords=coords)
+    demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
+    capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
+    return CVRPInstance(
+        coords=coords,
+        demand=torch.from_numpy(demand).to(coords.device),
+        capacity=torch.from_numpy(capacity).to(coords.device),
+    )
+
+
+def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
+    """A closed tour without the steps at its end in which it waited at its first node."""
+    return tour[: np.flatnonzero(tour != tour[0]).max(initial=0) + 1]
+
+
+@torch.no_grad()
+def roll_out(
+    behavior: ImagBehavior,
+    *,
+    context: RoutingContext,
+    tables: Any,
+    first: Int[Tensor, "B Q"],
+    generator: torch.Generator | None,
+    progress: Callable[[int], object] = lambda decisions: None,
+) -> Int[Tensor, "B Q L"]:
+    """Tours of B instances, Q of each; those that are complete before the last wait at their first node.
+
+    Args:
+        behavior: as in `best_tours`.
+        context: the instances.
+        tables: of the pointer actor; None for any other.
+        first: as `Decoding.first_nodes` has them.
+        generator: draws the actions; None takes the likeliest.
+        progress: as in `best_tours`.
+    """
+    model, actor = _routing(behavior).model, behavior.actor
+    rules = model.rules
+    instance = expand_instance(context.instance, first.shape)
+    state = rules.reset(instance, first if rules.starts_anywhere else None)
+    latent = model.begin(context, state, None) if actor.latent_size else None
+    tours = [state.current]
+    steps = rules.episode_steps(context.instance.coords.shape[1])
+    # A closed tour needs no last step, back to where it began.
+    for step in range(steps - 1):
+        view = View.of(rules, state, rules.action_mask(state))
+        dist = actor(None if latent is None else latent.feat(), tables, view)
+        action = dist.mode() if generator is None else dist.sample(uniform(tuple(first.shape), generator))
+        if step == 0 and not rules.starts_anywhere:
+            action = torch.where(first > 0, first, action)
+        state, finished = rules.step(state, action)
+        if latent is not None:
+            latent = model.observe_state(latent, action, context, state)
+        tours.append(action)
+        progress(first.numel())
+        if not rules.fixed_length and bool(finished.all()):
+            break
+    progress(first.numel() * (steps + 1 - len(tours)))
+    return torch.stack(tours, -1)
+
+
+def symmetric(coords: Float[Tensor, "B N 2"], image: int) -> Float[Tensor, "B N 2"]:
+    """One of the 8 images of the unit square under its symmetries; image 0 is the square itself."""
+    x, y = coords.unbind(-1)
+    if image & 1:
+        x = 1 - x
+    if image & 2:
+        y = 1 - y
+    return torch.stack((y, x) if image & 4 else (x, y), -1)
+
+
+@torch.no_grad()
+def imagined_tours(behavior: ImagBehavior, instances: Sequence[RoutingInstance]) -> list[Imagined | None]:
+    """The tour of each instance that the model imagines greedily; None where there are too few nodes for one.
+
+    Args:
+        behavior: its actor decides.
+        instances: all of one size and one metric.
+
+    Raises:
+        UserError: the actor is made for another number of nodes.
+    """
+    num_nodes = len(instances[0].coords)
+    refuse_other_sizes(behavior, num_nodes)
+    if num_nodes < MIN_NODES:
+        return [None for _ in instances]
+    device = next(behavior.actor.parameters()).device
+    found: list[Imagined | None] = []
+    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
+        scaled, units = _scaled(instances[rows], device)
+        greedy = _routing(behavior).imagine_greedily(
+            behavior.actor, as_instance(instances[rows], scaled), needs_latent=behavior.needs_latent
+        )
+        lengths = -greedy.reward.double().sum(-1).cpu().numpy() * units
+        pairs = zip(map(_without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
+        found += [Imagined(tour, length) for tour, length in pairs]
+    return found
+
+
+def _routing(behavior: ImagBehavior) -> RoutingImagination:
+    assert isinstance(behavior.imagination, RoutingImagination), "tours are of routing"
+    return behavior.imagination
+
+
+def refuse_other_sizes(behavior: ImagBehavior, num_nodes: int) -> None:
+    """Check that the actor takes instances of that size.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not behavior.actor.takes(num_nodes):
+        raise UserError(
+            f"has {num_nodes} nodes, and the run's actor takes {behavior.task.num_actions};"
+            " one trained with actor.type: tsp_pointer takes any number"
+        )
+
+
+def require_room(behavior: ImagBehavior, num_nodes: int) -> None:
+    """Check that memory can hold what one instance of that size needs; others can wait, and are solved in pieces.
+
+    Raises:
+        NotEnoughMemory: it cannot.
+    """
+    # A few positions more or less are not worth asking the system for.
+    needed = 4 * _numbers_per_instance(behavior, num_nodes)
+    if needed > WORKING_NUMBERS:
+        device = next(behavior.actor.parameters()).device
+        work = f"has {num_nodes:,} nodes, and solving so many takes"
+        require_memory(needed, device=device, work=work, remedy="solve it in parts, or where there is more memory")
+
+
+def _penalties(instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B Q L"]) -> Float64[np.ndarray, "B Q"]:
+    """What puts a plan with more routes than there are vehicles behind every other; 0 for all others."""
+    penalties = np.zeros(tours.shape[:2])
+    for row, instance in enumerate(instances):
+        if instance.vehicles is not None:
+            # No plan is longer than a route of its own for each customer.
+            worst = 2 * len(instance.coords) * longest_leg(instance.coords, instance.metric) + 1
+            penalties[row] = worst * np.maximum(route_counts(tours[row]) - instance.vehicles, 0)
+    return penalties
+
+
+def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple[Float[Tensor, "B N 2"], list[float]]:
+    """Positions in the unit square, and what a leg of length 1 there is in the unit of each instance."""
+    scaled, units = [], []
+    for instance in instances:
+        positions = plane(instance.coords, instance.metric)
+        side = longer_side(positions)
+        # What spreads over the unit square already, as training's instances do, is left as it is.
+        if side < 0.5 or positions.min() < 0 or positions.max() > 1:
+            positions = scale_to_unit_square(positions)
+        else:
+            side = 1.0
+        scaled.append(positions)
+        units.append(side * plane_unit(instance.metric))
+    return torch.from_numpy(np.stack(scaled)).float().to(device), units
+
+
+def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
+    """What the networks need of B instances, encoded once."""
+    model = _routing(behavior).model
+    # Nobody reads the world model's own embeddings where the actor reads no latent.
+    nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
+    # Where costs are hidden, all tours are planned by what is believed before the first move.
+    tables = behavior.actor.tables(model.node_set(instance, model.first_belief(instance)))
+    return RoutingContext(instance=instance, nodes=nodes), tables
+
+
+def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:
+    # Attention scores and the pointer's tables, each of heads x nodes x nodes; activations of a few thousand per node.
+    return 6 * behavior.actor.heads * num_nodes**2 + 4096 * num_nodes
+
+
+def _numbers_per_state(behavior: ImagBehavior, num_nodes: int) -> int:
+    return 8 * behavior.actor.heads * num_nodes
+
+
+def _chunks(count: int, numbers_each: int) -> Iterator[slice]:
+    """Slices of `count` rows that fit the working memory, at least one row each."""
+    size = max(1, WORKING_NUMBERS // numbers_each)
+    return (slice(begin, begin + size) for begin in range(0, count, size))

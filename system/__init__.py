@@ -1,0 +1,1 @@
+"""Files and terminals, handled with care."""

@@ -1,0 +1,1 @@
+"""A run: set up, trained, evaluated, logged, saved and gone on with."""

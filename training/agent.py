@@ -1,0 +1,49 @@
+"""What the training loop and the evaluators know of an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from training.replay import Replay
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Four verbs (`initial_state`, `act`, `update`, `state_dict`), and what replay must know.
+
+    `memory_spaces` names what replay keeps of the state that `act` returns, and `memory` picks it out; both may be
+    empty. An update trains on `rows_per_update` rows, drawn in sequences of `batch_length`.
+    """
+
+    rows_per_update: int
+    batch_length: int
+
+    @property
+    def memory_spaces(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]: ...
+
+    def initial_state(self, num_envs: int) -> dict[str, Any]: ...
+
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        state: dict[str, Any],
+        *,
+        is_first: Bool[Tensor, " E"],
+        any_first: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]: ...
+
+    def memory(self, state: dict[str, Any]) -> dict[str, Tensor]: ...
+
+    def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_weights(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,222 @@
+"""From a config to its task, environments to train in and an evaluator; what cannot work is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import torch
+
+from config import Config, ConfigError
+from envs.dynamics_map import DynamicsMapContext
+from envs.gym_tasks import make_gym
+from envs.gym_vector import GymVectorEnv, Restarts
+from envs.routing import RULES
+from envs.tasks import ObservationTask, RoutingTask, Task
+from envs.vector import RoutingVectorEnv
+from routing.costs import EUCLIDEAN, find_costs
+from routing.instances import TEST_SEED, VALIDATION_SEED
+from routing.rules import MIN_NODES, Rules, single_precision
+from training.evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
+
+GYM_PREFIX = "gym_"
+# The value of eval_env that evaluates in the environments of training.
+TRAINING_ENV = "training"
+
+
+def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
+    """The first `count` instances that `seed` gives, with what the best solutions known cost in the rules' world."""
+    instance = rules.field_instances(count, num_nodes, seed=seed)
+    # The reference is of the positions as they were drawn, in double precision.
+    costs, factors = rules.costs, rules.costs.fixed_factors(count, seed=seed)
+    if costs.name == EUCLIDEAN.name:
+        references = rules.reference_lengths(instance)
+    else:
+        references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
+    factors = None if factors is None else factors.float()
+    return Evaluation(single_precision(instance), references=references, factors=factors)
+
+
+class Setup(NamedTuple):
+    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there.
+
+    `close` ends the environments.
+    """
+
+    task: Task
+    make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
+    make_evaluator: Callable[[Any], Evaluator]
+    close: Callable[[], None]
+
+
+def make_setup(config: Config, device: torch.device) -> Setup:
+    """What the config's `task` names.
+
+    Raises:
+        UserError: there is no such task, or no agent can play it.
+    """
+    if config.task in RULES:
+        return _routing_setup(config, device)
+    if config.task.startswith(GYM_PREFIX):
+        return _gym_setup(config, device)
+    raise ConfigError(
+        f"task is {config.task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
+        f" such as {GYM_PREFIX}CartPole-v1"
+    )
+
+
+def make_task(config: Config) -> RoutingTask:
+    """The routing task that the config names.
+
+    Raises:
+        ConfigError: it names another.
+    """
+    if config.task not in RULES:
+        raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
+    rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
+    return RoutingTask.of(rules, config.nodes)
+
+
+def _routing_setup(config: Config, device: torch.device) -> Setup:
+    if config.context != "none":
+        raise ConfigError(f"context {config.context} is for gymnasium environments; {config.task} needs none")
+    task = make_task(config)
+    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
+    curriculum = _curriculum(config)
+
+    def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        return RoutingVectorEnv(
+            task.rules,
+            num_envs=config.envs,
+            num_nodes=config.nodes,
+            curriculum=curriculum,
+            device=device,
+            generator=generators["environment"],
+        )
+
+    def make_evaluator(pictures: Any) -> RoutingEvaluator:
+        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
+        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
+        return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
+
+    return Setup(task, make_env, make_evaluator, close=lambda: None)
+
+
+def _curriculum(config: Config) -> list[tuple[int, int | None]]:
+    """The stages that the config names: nodes, and env steps or None for ever.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    stages, last = list(config.curriculum), len(config.curriculum) - 1
+    for index, stage in enumerate(stages):
+        whole = isinstance(stage, tuple) and len(stage) == 2 and all(type(part) in (int, type(None)) for part in stage)
+        nodes, steps = stage if whole else (None, None)
+        if nodes is None or not MIN_NODES <= nodes <= config.nodes or (steps is None) != (index == last):
+            raise ConfigError(
+                f"curriculum has the stage {stage}; each is [nodes, env steps] with {MIN_NODES} to {config.nodes} nodes"
+                " (the key nodes), and the last [nodes, null]"
+            )
+        if steps is not None and steps < 1:
+            raise ConfigError(f"curriculum has a stage of {steps} env steps; it needs 1 at least")
+    if stages and stages[-1][0] != config.nodes:
+        raise ConfigError(
+            f"curriculum ends with {stages[-1][0]} nodes, the key nodes is {config.nodes}: make them the same"
+        )
+    if stages and config.model.loss_scales.coords:
+        raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
+    return stages
+
+
+def _gym_setup(config: Config, device: torch.device) -> Setup:
+    if config.curriculum:
+        raise ConfigError(f"curriculum is for routing; {config.task} needs none")
+    if config.prefill_policy != "random":
+        raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
+    if config.cost != EUCLIDEAN.name:
+        raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
+    make_env = make_one(config)
+    # The environments are made at once, so that a mistake in them shows before anything else is done.
+    options = {
+        "processes": config.env_processes,
+        "timeout": config.env_timeout,
+        # Those of evaluations count, too.
+        "restarts": Restarts(allowed=config.env_restarts),
+        **reading_of_observations(config),
+    }
+    env = GymVectorEnv(make_env, num_envs=config.envs, device=device, seed=config.seed, **options)
+    _require_mask_rules(env)
+    task = ObservationTask(
+        actions=env.actions,
+        observations=env.observations,
+        mask_rules=env.mask_rules,
+        left_out=tuple(env.left_out.items()),
+    )
+
+    def make_evaluator(pictures: Any) -> GymEvaluator:
+        return GymEvaluator(
+            make_env,
+            valid_episodes=config.valid_episodes,
+            eval_episodes=config.eval_episodes,
+            most_envs=config.envs,
+            device=device,
+            training_env=env if config.eval_env == TRAINING_ENV else None,
+            pictures=pictures,
+            **options,
+        )
+
+    return Setup(task, lambda _generators: env, make_evaluator, close=env.close)
+
+
+def make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
+    """What makes the config's gymnasium environment, with its context."""
+    make_plain = make_gym(config.task, imports=config["import"], render_mode=render_mode)
+    return make_plain if config.context == "none" else lambda: DynamicsMapContext(make_plain())
+
+
+def reading_of_observations(config: Config) -> dict[str, Any]:
+    """Which keys have to be read, which numbers that are not finite are set to 0, and which end their episode.
+
+    See `GymVectorEnv`, whose arguments these are.
+    """
+    wanted = (config.model.encode_keys, config.model.decode_keys)
+    return {"wanted_keys": wanted, "zero_keys": config.guard.zero_keys, "drop_keys": config.guard.drop_keys}
+
+
+def _require_mask_rules(env: GymVectorEnv) -> None:
+    """Check that the rules an environment gives for its mask, if any, have their methods, and a mask to be about.
+
+    Raises:
+        ConfigError: a method is missing, or the actions are not masked.
+    """
+    if env.mask_rules is None:
+        return
+    missing = [name for name in ("restore", "action_mask", "step") if not callable(getattr(env.mask_rules, name, None))]
+    problem = f"have no {', '.join(missing)}" if missing else "are given, but no action_mask is observed"
+    if missing or not env.actions.masked:
+        env.close()
+        raise ConfigError(f"the environment's mask_rules {problem}; docs/your-environment.md says what they need")
+
+
+def _require_episodes(config: Config, rows: int) -> None:
+    """Check that replay will hold whole episodes when the first update samples them, and at all.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    least = {"prefill": config.envs * rows, "replay_capacity": config.envs * (2 * rows - 1)}
+    require_room(config, least, what=f"whole episodes of {rows} rows each")
+
+
+def require_room(config: Config, least: dict[str, int], *, what: str) -> None:
+    """Check that the keys of `least` are no smaller than that; all that are are told at once, with what would do.
+
+    Raises:
+        ConfigError: one is smaller.
+    """
+    short = {key: needed for key, needed in least.items() if config[key] < needed}
+    if short:
+        has = " and ".join(f"{key} is {config[key]}" for key in short)
+        add = " ".join(f"--{key} {needed}" for key, needed in short.items())
+        raise ConfigError(f"{has}; {config.envs} environments need more for {what}: add {add}")

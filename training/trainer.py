@@ -1,0 +1,535 @@
+"""The training loop: collect, learn, evaluate, log, checkpoint, resume. Every agent runs on it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+import checkpoint
+from checkpoint import CheckpointError
+from config import Config, UserError
+from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
+from envs.tasks import ACTION_MASK, RoutingTask, Task
+from envs.vector import RoutingVectorEnv
+from guard import Guard, NonFinite
+from routing.rules import nearest_node
+from system import safe_files, terminal
+from tools import OneHotDist
+from training.agent import Agent
+from training.evaluation import Evaluator, Report
+from training.logger import Logger, MetricAverages, ProgressBar
+from training.replay import REWARD_AND_ENDS, Replay
+from training.resuming import require_like
+
+# A metric above its threshold is worth a line on the terminal.
+WARN_ABOVE = {
+    "target_clip_rate": 0.01,
+    "miss_rate": 0.0,
+    "env_miss_rate": 0.0,
+    "mask_rules_wrong": 0.0,
+    "value_outside_rate": 0.1,
+    "actor_saturation": 0.5,
+    **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},
+    # Where model-free training has been seen to run away long before anything was not finite.
+    "train/q_mean": 1e4,
+    "train/q_std": 5e3,
+}
+WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
+REPORTS, REPLAY, CRASHES = "guard", "replay", "crashes"
+# In the logdir; the program makes and deletes files there.
+OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
+# Of crashes that the run goes on after, in one process.
+MOST_CRASH_REPORTS = 20
+# A shell that is closed and what schedulers send before they kill are requests to stop, too.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+# A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
+IMPATIENCE = 5.0
+
+
+class Settings(NamedTuple):
+    """The keys of the config that the loop itself obeys."""
+
+    steps: int
+    prefill: int
+    prefill_policy: str
+    train_ratio: float
+    reward_scale: float
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    checkpoint_numbered: bool
+
+    @classmethod
+    def of(cls, config: Config) -> Settings:
+        """Pick them out."""
+        return cls(**{name: config[name] for name in cls._fields})
+
+
+class Trainer:
+    """One run: its environments, replay, counters and clocks."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        task: Task,
+        *,
+        settings: Settings,
+        env: RoutingVectorEnv | GymVectorEnv,
+        replay: Replay,
+        evaluator: Evaluator,
+        generators: dict[str, torch.Generator],
+        guard: Guard,
+        logger: Logger,
+        logdir: Path,
+        device: torch.device,
+        files: Mapping[str, str],
+    ) -> None:
+        """Take the parts together; `run` begins, after `load` where there is something to go on from."""
+        self.agent, self.task, self.settings = agent, task, settings
+        self.env, self.replay, self.evaluator, self.guard = env, replay, evaluator, guard
+        self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
+        # Copies of small files of the logdir, for the checkpoints.
+        self.files = dict(files)
+        self.averages = MetricAverages()
+        self.step = 0
+        self.step_before = 0
+        self.seconds = 0.0
+        self.updates_owed = 0.0
+        self.updates = 0
+        self.row: dict[str, Tensor] = {}
+        self.any_first = True
+        self.acting = agent.initial_state(env.num_envs)
+        self.episode_return = torch.zeros(env.num_envs, device=device)
+        self.latest: dict[str, float] = {}
+        self.finished = False
+        self.emergency = False
+        self.crash_reports = 0
+        self._stop_signal: str | None = None
+        self._interrupted_at = -math.inf
+
+    def run(self) -> None:
+        """Train until `steps`, then evaluate on the test set. The signals of `STOP_SIGNALS` save and end early.
+
+        Raises:
+            CheckpointError: a checkpoint cannot be written.
+            KeyboardInterrupt: Ctrl-C came twice.
+        """
+        self._clock = time.monotonic()
+        self._progress = ProgressBar(self.settings.steps, initial=self.step, updates_from=self.settings.prefill)
+        self._logged_at = (self.step, self._elapsed())
+        self._note_files()
+        # What was started to outlive its terminal, with nohup, ignores SIGHUP.
+        numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
+        try:
+            if not self.row:
+                with self._saving():
+                    # Before training's first episodes, which an evaluation in the same environments would end.
+                    if self.settings.eval_every:
+                        self._evaluate()
+                    obs, info = self.env.reset()
+                self.row = self._first_row(obs)
+                self.any_first = info["any_first"]
+                if self.latest:
+                    self._show()
+            self._train()
+            if self.finished:
+                self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
+                return
+            if self._stop_signal is None:
+                self._finish()
+            self._save()
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"stopped at once at step {self.step}; what was saved before stays as it is in {self.logdir}"
+            ) from error
+        finally:
+            self._progress.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self._stop_signal is not None:
+            terminal.tell(
+                f"stopped by {self._stop_signal} at step {self.step}; saved. The same command goes on from there."
+            )
+
+    def _train(self) -> None:
+        """Collect and learn until `steps` or a request to stop, and log, evaluate and save on the way."""
+        while True:
+            # What an early stop left to be learnt comes first, so that the run goes on as if it had not been stopped.
+            if self.updates_owed < 1:
+                if self.step >= self.settings.steps or self._stop_signal is not None:
+                    return
+                self.step_before = self.step
+                self._collect()
+            self._learn()
+            if self.updates_owed >= 1:
+                return
+            self._progress.move(self.step)
+            logged, evaluated = self._crossed("log_every"), self._crossed("eval_every")
+            if logged:
+                self._log()
+            if evaluated:
+                with self._saving():
+                    self._evaluate()
+            if logged or evaluated:
+                self._show()
+            if self._crossed("checkpoint_every"):
+                self._save()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save the run before an environment ends it: one that crashes, or gives what cannot be taken.
+
+        Raises:
+            EnvironmentCrashed: as what is done here, and says where the environment's own traceback is.
+        """
+        try:
+            yield
+        except (UserError, EnvironmentCrashed) as error:
+            # Before the first episode there is nothing to go on from.
+            if self.row:
+                self._save()
+            if not isinstance(error, EnvironmentCrashed):
+                raise
+            path = self._report_crash(error.crash)
+            where = f"{path} has its traceback" if path else f"its traceback: {error.crash.trace}"
+            remedy = "mend the environment, and the same command goes on; or --env_restarts N restarts it N times"
+            raise EnvironmentCrashed(f"{error}; {where}; {remedy}", error.crash) from error
+
+    def _report_crash(self, crash: Crash) -> Path | None:
+        """Save the environment's own traceback; the file, or None where it cannot be written."""
+        path = self.logdir / CRASHES / f"step_{self.step:09d}_env_{crash.row}.txt"
+        try:
+            safe_files.make_folder(path.parent)
+            safe_files.write_text(path, crash.trace)
+        except OSError:
+            return None
+        return path
+
+    def _note_crashes(self, crashes: Iterable[Crash]) -> None:
+        """Save what is known of crashes that the run goes on after, until there are `MOST_CRASH_REPORTS`."""
+        for crash in crashes:
+            self.crash_reports += 1
+            if self.crash_reports <= MOST_CRASH_REPORTS and (path := self._report_crash(crash)):
+                self._progress.say(f"{path} has the traceback of environment {crash.row}")
+
+    def _collect(self) -> None:
+        """One step of every environment."""
+        obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
+        # An agent acts from the first step on, so that it knows the episodes that it takes over from the prefill, and
+        # replay holds what it remembered.
+        action, acting = self.agent.act(
+            obs,
+            self.acting,
+            is_first=self.row["is_first"],
+            any_first=self.any_first,
+            generator=self.generators["acting"],
+        )
+        if self.step < self.settings.prefill:
+            action = self._prefill_action(obs)
+            if "action" in acting:
+                acting = {**acting, "action": action}
+        ended = self.row["is_last"]
+        # Where it raises, nothing has moved on: the run takes this step anew when it goes on, its episodes lost.
+        with self._saving():
+            obs, reward, terminated, truncated, info = self.env.step(action)
+        scaled = {"reward": self.settings.reward_scale * self.row["reward"], "action": action}
+        self.replay.add({**self.row, **scaled, **self.agent.memory(acting)})
+        self.acting = acting
+        is_first = info["is_first"]
+        if info["decisions"] and self.task.actions.masked:
+            legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
+            self.averages.add({"env_miss_rate": (~legal).float().mean()})
+        self.row = {
+            **obs,
+            "reward": reward,
+            "is_first": is_first,
+            "is_last": terminated | truncated,
+            "is_terminal": terminated,
+        }
+        self.any_first = info["any_first"]
+        self.step += info["decisions"]
+        self._note_returns(reward, info)
+        if self.step >= self.settings.prefill:
+            self.updates_owed += info["decisions"] * self.settings.train_ratio / self.agent.rows_per_update
+
+    def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
+        """Log the returns of the episodes that ended in this step."""
+        if isinstance(self.env, GymVectorEnv):
+            for name, values in (("train_return", info["returns"]), ("train_length", info["lengths"])):
+                for value in values:
+                    self.averages.add({name: torch.tensor(float(value), device=self.device)})
+            # Few beside an environment's steps, and known to the host as they are: each has a row of its own.
+            for value in info["returns"]:
+                self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
+            while self.env.notices:
+                self._progress.say(self.env.notices.pop(0))
+            self._note_crashes(self.env.crashes)
+            self.env.crashes.clear()
+        else:
+            self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
+            if not self.env.rules.fixed_length:
+                # What is not finite does not count; to pick the rows that have ended would be to wait for the device.
+                ended = torch.where(self.row["is_last"], self.episode_return, torch.nan)
+                self.averages.add_each("train_return", ended)
+            elif self.env.all_ended:
+                self.averages.add({"train_return": self.episode_return.mean()})
+
+    def _learn(self) -> None:
+        """Make the updates that are owed, or as many of them as come before a request to stop."""
+        while self.updates_owed >= 1 and self._stop_signal is None:
+            progress = min(1.0, self.step / self.settings.steps)
+            try:
+                self.averages.add(self.agent.update(self.replay, progress=progress))
+            except NonFinite as error:
+                self._note_guard()
+                self._save(emergency=True)
+                latest = self.logdir / checkpoint.LATEST
+                raise NonFinite(
+                    f"{error}; stopped at step {self.step}. {latest} holds the last good state, and"
+                    f" python -m guard {self.logdir / REPORTS}/* tells more; mend the cause, or begin in a new logdir"
+                    f" with --init {latest} and lower learning rates"
+                ) from error
+            self._note_guard()
+            self.updates += 1
+            self.updates_owed -= 1
+
+    def _note_guard(self) -> None:
+        """Print what the guard has to say, and save its reports."""
+        while self.guard.notices:
+            self._progress.say(self.guard.notices.pop(0))
+        while self.guard.reports:
+            report = self.guard.reports.pop(0)
+            path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
+            safe_files.make_folder(path.parent)
+            checkpoint.save(path, {"step": self.step, **report})
+            self._progress.say(f"guard: python -m guard {path} tells more")
+
+    def _note_files(self) -> None:
+        """Print what there is to say of the run's files."""
+        lines = [*self.logger.notices(), *self.replay.notices]
+        self.replay.notices.clear()
+        for line in lines:
+            self._progress.say(line)
+
+    def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
+        """Uniform among the legal actions, or in routing the nearest node."""
+        if self.settings.prefill_policy == "nearest":
+            assert isinstance(self.task, RoutingTask), "settings refuse it elsewhere"
+            return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
+        actions, generator = self.task.actions, self.generators["acting"]
+        noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
+        if actions.kind == "continuous":
+            return 2 * noise - 1
+        if actions.kind == "multi_discrete":
+            return (noise * torch.tensor(actions.sizes, device=self.device)).long()
+        logits = torch.zeros((self.env.num_envs, actions.sizes[0]), device=self.device)
+        return OneHotDist(logits, mask=obs.get(ACTION_MASK)).sample(noise)
+
+    def _first_row(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        yes = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
+        return {
+            **obs,
+            "reward": torch.zeros(self.env.num_envs, device=self.device),
+            "is_first": yes,
+            "is_last": ~yes,
+            "is_terminal": ~yes,
+        }
+
+    def _crossed(self, key: str) -> bool:
+        every = getattr(self.settings, key)
+        return every > 0 and self.step // every > self.step_before // every
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._clock
+
+    def _log(self) -> None:
+        """Fetch the averages, the one time that the loop waits for the device, and warn of what looks wrong."""
+        values = self.averages.fetch()
+        seconds = self._elapsed()
+        step, since = self._logged_at
+        values["fps"] = (self.step - step) / max(seconds - since, 1e-9)
+        values["updates"] = self.updates
+        if self.settings.reward_scale != 1 and "train_return" in values:
+            values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
+        self._logged_at = (self.step, seconds)
+        values |= self.env.counters()
+        self.latest |= values
+        self.logger.scalars(self.step, seconds, values)
+        self._note_files()
+        for name, threshold in WARN_ABOVE.items():
+            if values.get(name, 0.0) > threshold:
+                self._warn(f"{name} is {values[name]:.3g}, above {threshold:g}")
+        for name, threshold in WARN_BELOW.items():
+            if values.get(name, threshold) < threshold:
+                self._warn(f"{name} is {values[name]:.3g}, below {threshold:g}")
+
+    def _warn(self, line: str) -> None:
+        self._progress.say(f"warning: {line}")
+        self.logger.text("warnings", line, step=self.step)
+
+    def _show(self) -> None:
+        figures = {
+            "gap": ("valid_gap", "{:.3g} %"),
+            "valid": ("valid_return", "{:.4g}"),
+            "return": ("train_return", "{:.4g}"),
+            "entropy": ("actor_entropy", "{:.3g}"),
+        }
+        if "valid_gap" in self.latest:
+            del figures["valid"]
+        told = {name: form.format(self.latest[key]) for name, (key, form) in figures.items() if key in self.latest}
+        self._progress.update(self.step, told)
+
+    def _evaluate(self) -> None:
+        with self._closing_lost_episodes():
+            report = self.evaluator.validate(self.agent)
+        self._report("validation", "valid", report)
+
+    @contextmanager
+    def _closing_lost_episodes(self) -> Iterator[None]:
+        """Close the episodes that an evaluation in the training's environments ends, as a time limit would."""
+        try:
+            yield
+        finally:
+            if self.row:
+                self.row = {**self.row, "is_last": self.row["is_last"] | self.env.take_lost()}
+
+    def _finish(self) -> None:
+        """The test set, once."""
+        if self.step > self._logged_at[0]:
+            self._log()
+            self._show()
+        with self._saving(), self._closing_lost_episodes():
+            report = self.evaluator.test(self.agent)
+        self.finished = True
+        if report is None:
+            self._progress.say("there is no final evaluation, as the config says")
+            return
+        self._report("test", "eval", report)
+        self._progress.say(f"final evaluation: {report.summary}")
+
+    def _report(self, name: str, prefix: str, report: Report) -> None:
+        for line in report.notices:
+            self._progress.say(f"{name}: {line}")
+        self._note_crashes(report.crashes)
+        values = {f"{prefix}_{key}": value for key, value in report.values.items()}
+        self.latest |= values
+        self.logger.scalars(self.step, self._elapsed(), values)
+        for key, picture in report.pictures.items():
+            self.logger.image(self.step, f"{name}_{key}", picture)
+        self._note_files()
+
+    def _request_stop(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._interrupted_at < IMPATIENCE:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._interrupted_at = now
+        self._stop_signal = signal.Signals(number).name
+
+    def _save(self, *, emergency: bool = False) -> None:
+        """Write latest.pt: all that going on exactly needs.
+
+        One emergency after another leaves previous.pt as it was before the first.
+        """
+        try:
+            self._write(self._state(emergency=emergency), emergency=emergency)
+            self._note_files()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error}); make room, and"
+                " the same command goes on from the last checkpoint"
+            ) from error
+
+    def _state(self, *, emergency: bool) -> dict[str, Any]:
+        """All that going on exactly needs, beside replay's chunks, which are written here."""
+        return {
+            **self.files,
+            "agent": self.agent.state_dict(),
+            "agent_class": type(self.agent).__name__,
+            "replay": self.replay.save_chunks(self.logdir / REPLAY),
+            "env": self.env.state_dict(),
+            "generators": checkpoint.generator_state(self.generators),
+            "averages": self.averages.state_dict(),
+            "logger": self.logger.state_dict(),
+            "acting": self.acting,
+            "row": self.row,
+            "any_first": self.any_first,
+            "episode_return": self.episode_return,
+            "step": self.step,
+            "step_before": self.step_before,
+            "updates": self.updates,
+            "updates_owed": self.updates_owed,
+            "seconds": self._elapsed(),
+            "latest": self.latest,
+            "finished": self.finished,
+            "emergency": emergency,
+        }
+
+    def _write(self, state: dict[str, Any], *, emergency: bool) -> None:
+        checkpoint.save(self.logdir / checkpoint.LATEST, state, keep_before=not (emergency and self.emergency))
+        self.emergency = emergency
+        if self.settings.checkpoint_numbered:
+            checkpoint.save(self.logdir / f"step_{self.step:09d}.pt", state)
+
+    def load(self, state: dict[str, Any], *, elsewhere: bool) -> None:
+        """Go on from a checkpoint from which agent and replay have their parts already.
+
+        Args:
+            state: the checkpoint.
+            elsewhere: it is from another folder than the run's.
+
+        Raises:
+            RuntimeError: it does not fit this run.
+            OSError: the log cannot be cut.
+        """
+        self._require_fit(state)
+        lost = self.env.load_state_dict(state["env"])
+        checkpoint.restore_generators(self.generators, state["generators"])
+        self.averages.load_state_dict(state["averages"])
+        self.logger.load_state_dict(state["logger"], elsewhere=elsewhere)
+        self.step_before = state.get("step_before", state["step"])
+        for name in (
+            "acting",
+            "row",
+            "any_first",
+            "episode_return",
+            "step",
+            "updates",
+            "updates_owed",
+            "seconds",
+            "latest",
+            "emergency",
+        ):
+            setattr(self, name, state[name])
+        if lost is not None and bool(lost.any()):
+            # What cannot be taken up again is closed as a time limit would close it.
+            self.row = {**self.row, "is_last": self.row["is_last"] | lost}
+        # With more steps than it had, a run that has ended goes on.
+        self.finished = state["finished"] and self.step >= self.settings.steps
+        # What one step of this config makes due, and not more: the config may have changed since.
+        due = self.env.num_envs * self.settings.train_ratio / self.agent.rows_per_update
+        self.updates_owed = min(self.updates_owed, due + 1)
+
+    def _require_fit(self, state: dict[str, Any]) -> None:
+        """Check what nothing else would complain about before the first step."""
+        stored = {name: rows[:, 0] for name, rows in self.replay.rows.items() if name != "action"}
+        require_like(stored, state["row"], "row")
+        require_like(self.episode_return, state["episode_return"], "episode_return")
+        ours = {name: value for name, value in self.acting.items() if isinstance(value, Tensor)}
+        require_like(ours, {name: state["acting"].get(name) for name in ours}, "acting")
+        if isinstance(self.env, RoutingVectorEnv):
+            env = self.env.state_dict()
+            # Counts beside them have come one by one.
+            parts = ("instance", "state", "hidden", "ended")
+            require_like({name: env[name] for name in parts}, {name: state["env"].get(name) for name in parts}, "env")

@@ -1,0 +1,1 @@
+"""From losses to applied gradients: optimisers, and what keeps them finite."""
