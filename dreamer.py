@@ -20,7 +20,7 @@ from imagining.settings import ImaginationSettings
 from models import make_behavior, make_imagination
 from networks import Latent
 from tools import Bounds, uniform
-from training import launch
+from training import evaluating, launch
 from training.replay import Replay
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
@@ -301,7 +301,7 @@ def main(argv: list[str]) -> None:
             of_others=OF_OTHERS,
         )
         if command.entry["evaluate"]:
-            launch.evaluate_run(command, make_agent=Dreamer)
+            evaluating.evaluate_run(command, make_agent=Dreamer)
         else:
             launch.train(
                 command,

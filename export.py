@@ -27,7 +27,7 @@ from routing.instances import TEST_SEED
 from solving.decoding import Decoding
 from system.safe_files import read_text, write_text
 from system.terminal import Parser, show
-from training import launch
+from training import devices, launch, loading
 from training.evaluation import percent_above
 
 LONGEST_CURVE = 200
@@ -36,13 +36,13 @@ LONGEST_CURVE = 200
 def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     """Write the weights of a run's latest checkpoint, or of one of its checkpoint files, to `path`.
 
-    `trust` is as in `launch.load_run`.
+    `trust` is as in `loading.load_run`.
 
     Raises:
-        ConfigError, CheckpointError: as `launch.load_run`; or the file cannot be written.
+        ConfigError, CheckpointError: as `loading.load_run`; or the file cannot be written.
     """
     defaults = config.load(solve.CONFIGS, [], {})
-    loaded = launch.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults, trust=trust)
+    loaded = loading.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults, trust=trust)
     assert isinstance(loaded.agent, Dreamer)
     # Where the run's own folder was, and what it ran on, is nothing to anybody else.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{arguments.path} is no name for weights; let it end in .pt")
         record = facts(arguments.run)
         _require_free(arguments.path, arguments.run)
-        device = launch.choose_device(arguments.device)
+        device = devices.choose_device(arguments.device)
         # It refuses runs that gaps cannot be measured of, before anything is written.
         solve.load_agent(arguments.run, device, trust=arguments.trust)
         weights_file(arguments.run, arguments.path, trust=arguments.trust)

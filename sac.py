@@ -18,7 +18,7 @@ from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from parts.observations import select
 from soft.losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
-from training import launch
+from training import evaluating, launch
 from training.replay import Replay
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
@@ -198,7 +198,7 @@ def main(argv: list[str]) -> None:
             of_others=OF_OTHERS,
         )
         if command.entry["evaluate"]:
-            launch.evaluate_run(command, make_agent=SAC)
+            evaluating.evaluate_run(command, make_agent=SAC)
         else:
             launch.train(command, argv=["sac.py", *argv], make_agent=SAC)
 

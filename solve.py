@@ -51,7 +51,7 @@ from solving.decoding import (
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.safe_files import replacing
 from system.terminal import Parser, show, tell
-from training import launch
+from training import devices, launch, loading
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # By problem, as in `envs.routing.RULES`: the solver that the field compares with.
@@ -70,9 +70,9 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
     """The trained agent of a run.
 
     Args:
-        run: as in `launch.load_run`.
+        run: as in `loading.load_run`.
         device: where it will act.
-        trust: as in `launch.load_run`.
+        trust: as in `loading.load_run`.
 
     Raises:
         ConfigError: there is no such run, or it is of no problem that can be solved from files, or of costs that are no
@@ -80,7 +80,7 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
     defaults = config.load(CONFIGS, [], {})
-    agent = launch.load_run(run, make_agent=Dreamer, device=device, defaults=defaults, trust=trust).agent
+    agent = loading.load_run(run, make_agent=Dreamer, device=device, defaults=defaults, trust=trust).agent
     assert isinstance(agent, Dreamer)
     if not isinstance(agent.task, RoutingTask):
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
@@ -386,7 +386,7 @@ def main(argv: list[str]) -> None:
     _require_effect(parser, arguments)
     with one_line_errors("solve.py", *launch.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
-        agent = load_agent(arguments.run, launch.choose_device(arguments.device), trust=arguments.trust)
+        agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
         if arguments.reference == "lkh" and REFERENCES[rules_of(agent).name] != "lkh":
             raise ConfigError(f"LKH solves no {rules_of(agent).name} instances here; give --reference pyvrp")
         found, failures = _cases(arguments, agent)

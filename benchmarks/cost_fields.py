@@ -31,7 +31,7 @@ from routing.drawing import draw_tour_pair
 from routing.instances import TEST_SEED, field_test_coords
 from routing.rules import Instance
 from system.terminal import Parser
-from training import launch
+from training import launch, loading
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 GRID, STEP = 40, 0.1
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
         defaults = config.load(CONFIGS, [], {})
         device = torch.device("cpu")
         path, trust = Path(arguments.run), arguments.trust
-        run = launch.load_run(path, make_agent=Dreamer, device=device, defaults=defaults, trust=trust)
+        run = loading.load_run(path, make_agent=Dreamer, device=device, defaults=defaults, trust=trust)
         assert isinstance(run.agent, Dreamer)
         for path in draw(run.agent, Path(arguments.out)):
             sys.stdout.write(f"{path}\n")

@@ -20,7 +20,7 @@ from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from imagining.routing_model import RoutingModel
 from system.terminal import Parser
-from training import launch
+from training import devices, launch, loading
 from training.replay import REWARD_AND_ENDS, Replay
 
 # Another one than anybody trains with, for the fresh episodes.
@@ -37,15 +37,15 @@ def move_error(agent: Dreamer, replay: Replay) -> float:
 
 
 def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
-    """On replayed and on fresh episodes of a run; `trust` is as in `launch.load_run`.
+    """On replayed and on fresh episodes of a run; `trust` is as in `loading.load_run`.
 
     Raises:
         ConfigError: there is no such run, or its costs are not learnt from moves alone.
         CheckpointError: its checkpoint or its replay cannot be read.
     """
     defaults = config.load(CONFIGS, [], {})
-    device = launch.prepare_torch(defaults)
-    run = launch.load_run(
+    device = devices.prepare_torch(defaults)
+    run = loading.load_run(
         logdir, make_agent=Dreamer, device=device, defaults=defaults, changes={"seed": FRESH_SEED}, trust=trust
     )
     agent = run.agent

@@ -37,7 +37,7 @@ from parts.views import View
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import Instance
 from tools import leave_one_out, uniform
-from training import evaluation, launch, setup
+from training import devices, evaluation, launch, logdirs, ranges, setup
 from training.logger import Logger, MetricAverages, ProgressBar, save_run_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
@@ -222,8 +222,8 @@ def main(argv: list[str]) -> None:
         config = command.config.replace(**{"actor.pointer.latent": 0, "model.belief": False})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")
-        validate_ranges(config, launch.RANGES)
-        logdir = launch.unused_logdir(config)
+        validate_ranges(config, ranges.RANGES)
+        logdir = logdirs.unused_logdir(config)
         entry = command.entry
         minutes = None if entry["minutes"] is None else number(entry["minutes"], "minutes", least=0.01)
         batches = Batches(
@@ -234,16 +234,16 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
-        device = launch.choose_device(config.device)
+        device = devices.choose_device(config.device)
         # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
         agent = Dreamer(
             setup.make_task(config),
             config,
             device=device,
-            generators=launch.make_generators(config.seed, device),
+            generators=devices.make_generators(config.seed, device),
             guard=Guard(device),
         )
-        with launch.writing_to(logdir):
+        with logdirs.writing_to(logdir):
             logdir.mkdir(parents=True, exist_ok=True)
         logger = Logger(logdir)
         try:

@@ -26,7 +26,7 @@ from benchmarks.speed import CONFIGS
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.gym_tasks import make_gym
 from routing.instances import TEST_SEED, VALIDATION_SEED
-from training import launch
+from training import launch, logdirs, ranges
 from training.logger import Logger, ProgressBar, save_run_facts
 
 # What would make another task or agent of it, and is not done for the peer.
@@ -63,7 +63,7 @@ class Returns(gymnasium.Wrapper):
 
 def validate(config: Config) -> None:
     """Raise a ConfigError where a setting is out of range, or is one that the peer knows nothing of."""
-    validate_ranges(config, {**launch.RANGES, **sac.RANGES, "replay_capacity": (1, math.inf)})
+    validate_ranges(config, {**ranges.RANGES, **sac.RANGES, "replay_capacity": (1, math.inf)})
     validate_choices(config, CHOICES)
 
 
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
         )
         config = command.config
         validate(config)
-        logdir = launch.unused_logdir(config)
+        logdir = logdirs.unused_logdir(config)
         torch.set_num_threads(config.threads)
         with ExitStack() as stack:
             # Nothing is written before the peer is there: a package may be missing.
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> None:
             stack.callback(env.close)
             stack.callback(other.close)
             peer = make_peer(config, env)
-            with launch.writing_to(logdir):
+            with logdirs.writing_to(logdir):
                 logdir.mkdir(parents=True, exist_ok=True)
             logger = Logger(logdir)
             stack.callback(logger.close)

@@ -23,7 +23,7 @@ from config import ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from guard import Guard
 from sac import SAC
-from training import launch, setup
+from training import devices, launch, setup
 from training.replay import Replay
 
 ENTRY_KEYS = {"rounds": "turns of each (default: 15)"}
@@ -58,7 +58,7 @@ def our_updates(config: Any) -> Callable[[], None]:
     """What makes `UPDATES` of ours."""
     cpu = torch.device("cpu")
     task = setup.make_setup(config, cpu).task
-    agent = SAC(task, config, device=cpu, generators=launch.make_generators(0, cpu), guard=Guard("cpu"))
+    agent = SAC(task, config, device=cpu, generators=devices.make_generators(0, cpu), guard=Guard("cpu"))
     replay = random_replay(task)
 
     def update() -> None:

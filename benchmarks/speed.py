@@ -27,7 +27,7 @@ from envs.routing import RULES
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from training import launch
+from training import devices, launch
 from training.replay import Replay
 from training.setup import make_task
 from updates import learner
@@ -175,8 +175,8 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
-        device = launch.choose_device(config.device)
-        generators = launch.make_generators(config.seed, device)
+        device = devices.choose_device(config.device)
+        generators = devices.make_generators(config.seed, device)
         agent = Dreamer(make_task(config), config, device=device, generators=generators, guard=Guard(device))
     print(f"{device}, {config.threads} thread(s), {updates} updates\n")
     print("| what | per second |\n|---|---|")

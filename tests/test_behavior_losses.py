@@ -38,7 +38,7 @@ from tests.scenes import (
     vector,
     without_zero_outputs,
 )
-from training.launch import make_generators
+from training.devices import make_generators
 from updates.learner import Computed
 
 # Actor

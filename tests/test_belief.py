@@ -22,7 +22,7 @@ from routing.instances import field_test_coords
 from routing.metrics import EXACT
 from solving.decoding import Decoding, best_tours
 from tests.scenes import CPU, NODES, Scene, debug_config, episodes, generator, pointer_of, routing, without_zero_outputs
-from training.launch import make_generators
+from training.devices import make_generators
 
 BELIEF: dict[str, Any] = {
     "model__belief": True,

@@ -15,7 +15,8 @@ from guard import Guard
 from imagining.behavior import ImagBehavior
 from routing.costs import Costs
 from routing.instances import uniform_coords
-from training.launch import make_generators, unused_logdir
+from training.devices import make_generators
+from training.logdirs import unused_logdir
 from training.logger import Logger
 from training.setup import make_task
 
@@ -203,7 +204,7 @@ def test_move_errors_tell_the_maps_of_a_run_from_fresh_ones(reference, monkeypat
 
 def test_move_errors_scales_the_rewards_of_fresh_episodes_as_the_run_did(reference, monkeypatch):
     monkeypatch.setattr(move_errors, "EPISODES", 8)
-    load_run, seen, scales = move_errors.launch.load_run, [], iter((1.0, 10.0))
+    load_run, seen, scales = move_errors.loading.load_run, [], iter((1.0, 10.0))
     monkeypatch.setattr(move_errors, "move_error", lambda _, replay: seen.append(float(replay.rows["reward"].sum())))
 
     def load_scaled(*arguments, **options):
@@ -212,7 +213,7 @@ def test_move_errors_scales_the_rewards_of_fresh_episodes_as_the_run_did(referen
         run.agent.reward_scale = next(scales)
         return run
 
-    monkeypatch.setattr(move_errors.launch, "load_run", load_scaled)
+    monkeypatch.setattr(move_errors.loading, "load_run", load_scaled)
     for _ in range(2):
         move_errors.errors(reference.logdir)
     lived, fresh, lived_again, fresh_scaled = seen

@@ -22,7 +22,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor
 from sac import SAC
-from training import launch, setup
+from training import devices, logdirs, ranges, replay_room, setup
 from training.replay import Replay
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def random_actions(task: Task, obs: dict[str, torch.Tensor], count: int) -> torc
 
 def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random actions."""
-    guard, generators = Guard(CPU), launch.make_generators(0, CPU)
+    guard, generators = Guard(CPU), devices.make_generators(0, CPU)
     task, env = make_setup(chosen, generators)
     agent = make_agent(task, chosen, device=CPU, generators=generators, guard=guard)
     obs, info = env.reset()
@@ -154,12 +154,12 @@ def test_debug_overlays_every_section(name: str):
 @pytest.mark.parametrize("names", [[name] for name in SECTIONS] + [[name, "debug"] for name in NAMED], ids="+".join)
 def test_section_keeps_within_the_loops_ranges_and_prefills_what_is_sampled(names: list[str]):
     chosen = section(*names)
-    config.validate_ranges(chosen, launch.RANGES)
-    config.validate_choices(chosen, launch.CHOICES)
+    config.validate_ranges(chosen, ranges.RANGES)
+    config.validate_choices(chosen, ranges.CHOICES)
     if chosen.task in RULES:
         setup._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
-        launch._require_windows(chosen, chosen.batch_length)
+        replay_room.require_windows(chosen, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"
 
 
@@ -192,4 +192,4 @@ def test_every_baseline_goes_with_every_scaling(baseline: str, scaling: str):
 )
 def test_run_is_named_after_its_sections_or_its_task(program: str, base: list[str], argv: list[str], name: str):
     command = config.parse_command_line(argv, config_path=CONFIG_PATH, description="", entry_keys={}, base=base)
-    assert launch.default_logdir(program, command) == Path("logdir") / name
+    assert logdirs.default_logdir(program, command) == Path("logdir") / name

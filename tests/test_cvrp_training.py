@@ -13,13 +13,14 @@ import dreamer
 from envs.routing import tour_length
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
+from guard import Guard
 from imagining.imagination import Trajectory
 from networks import TSPPointerActor
 from parts.views import View
 from routing.cvrp import CVRPRules, CVRPState
 from routing.rules import each_part
 from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
-from training import evaluation, launch, setup
+from training import devices, evaluation, setup
 from training.agent import Agent
 from training.replay import Replay
 
@@ -185,9 +186,9 @@ def test_plans_must_begin_at_the_depot():
 
 def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
     chosen = debug_config("cvrp_attn", **changes)
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     task = setup.make_task(chosen)
-    return dreamer.Dreamer(task, chosen, device=CPU, generators=generators, guard=launch.Guard(CPU)), task
+    return dreamer.Dreamer(task, chosen, device=CPU, generators=generators, guard=Guard(CPU)), task
 
 
 @pytest.mark.parametrize("changes", [{}, {"actor.pointer.latent": 4}], ids=["plain", "latent"])

@@ -16,7 +16,7 @@ from routing.solutions import check_solution
 from solving import decoding
 from solving.decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
 from system.memory import NotEnoughMemory
-from training import evaluation, launch, setup
+from training import devices, evaluation, setup
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -24,7 +24,7 @@ NODES = 6
 
 def make_agent(**changes):
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {}).replace(**changes)
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     return Dreamer(setup.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 

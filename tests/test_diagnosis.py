@@ -13,7 +13,7 @@ import config
 import dreamer
 from benchmarks.faults import KINDS
 from guard import Guard, GuardSettings, culprit
-from training import launch, setup
+from training import devices, setup
 from training.replay import Replay
 from training.setup import make_task
 from updates.diagnosis import MOST_ENTRIES, bad_tensors, diagnose
@@ -129,7 +129,7 @@ def test_bad_tensors_ends_somewhere():
 @pytest.fixture
 def agent() -> dreamer.Dreamer:
     settings = config.load(CONFIGS, ["debug"], {"model_every": "1"})
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     guard = Guard(CPU, GuardSettings(max_skips=100))
     return dreamer.Dreamer(make_task(settings), settings, device=CPU, generators=generators, guard=guard)
 

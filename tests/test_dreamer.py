@@ -18,7 +18,7 @@ from guard import Guard
 from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
 from tools import uniform
-from training import launch, setup
+from training import devices, setup
 from training.logger import METRICS
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
     return Dreamer(
-        setup.make_task(settings), settings, device=CPU, generators=launch.make_generators(0, CPU), guard=Guard("cpu")
+        setup.make_task(settings), settings, device=CPU, generators=devices.make_generators(0, CPU), guard=Guard("cpu")
     )
 
 

@@ -27,7 +27,7 @@ from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import RoutingTask
 from guard import Guard
 from routing.instances import TEST_SEED, VALIDATION_SEED
-from training import evaluation, launch, setup
+from training import devices, evaluation, setup
 from training.agent import Agent
 from training.evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
 
@@ -39,7 +39,7 @@ ROUTING = RoutingTask.of(TSPRules, NODES)
 
 
 def routing_agent() -> tuple[Dreamer, dict[str, torch.Generator]]:
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {})
     return Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
@@ -373,7 +373,7 @@ def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test(
 
 def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
-    made, generators = setup.make_setup(settings, CPU), launch.make_generators(0, CPU)
+    made, generators = setup.make_setup(settings, CPU), devices.make_generators(0, CPU)
     agent = Dreamer(made.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
     evaluator = gym_evaluator(make_gym(settings.task))
     before = random_states(generators)

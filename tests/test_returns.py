@@ -37,7 +37,7 @@ from tests.scenes import (
     tours_of,
 )
 from tools import Bounds
-from training.launch import make_generators
+from training.devices import make_generators
 from training.replay import Replay
 from updates.optimizer import Optimizer
 

@@ -23,7 +23,7 @@ from guard import Guard
 from sac import SAC
 from tests.sac_scenes import CPU, pendulum_agent
 from tests.scenes import debug_config
-from training import launch
+from training import devices
 from training.agent import Agent
 from training.logger import METRICS
 
@@ -324,7 +324,7 @@ def test_sac_reads_the_keys_that_are_encoded_only():
     assert isinstance(agent.task, ObservationTask)
     task = replace(agent.task, observations={**agent.task.observations, "eye": image})
     settings = debug_config("sac", "sac_pendulum")
-    parts: dict[str, Any] = {"device": CPU, "generators": launch.make_generators(0, CPU), "guard": Guard(CPU)}
+    parts: dict[str, Any] = {"device": CPU, "generators": devices.make_generators(0, CPU), "guard": Guard(CPU)}
     with pytest.raises(ValueError, match="'eye'") as refusal:
         SAC(task, settings, **parts)
     flag, pattern = shlex.split(str(refusal.value).partition("leave it out with ")[2])

@@ -23,7 +23,7 @@ from routing.metrics import EXACT, tour_length
 from routing.solutions import IllegalSolution, check_solution
 from solving.decoding import Decoding
 from training import setup
-from training.launch import make_generators
+from training.devices import make_generators
 
 NODES = 6
 CPU = torch.device("cpu")

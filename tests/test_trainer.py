@@ -26,7 +26,7 @@ from tests.run_scenes import (
     train,
 )
 from tests.scenes import decisions_in, stored_rows, without_times
-from training import launch, setup
+from training import devices, setup
 from training.evaluation import Evaluation
 from training.replay import Replay
 
@@ -34,7 +34,7 @@ ROUTING = RoutingTask.of(TSPRules, NODES)
 
 
 def debug_agent() -> tuple[dreamer.Dreamer, dict[str, torch.Generator]]:
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     settings = config.load(ROOT / "configs.yaml", ["debug"], {})
     return dreamer.Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
@@ -188,7 +188,7 @@ def test_seed_1234_trains_on_no_test_instance():
         num_envs=2000,
         num_nodes=NODES,
         device=CPU,
-        generator=launch.make_generators(1234, CPU)["environment"],
+        generator=devices.make_generators(1234, CPU)["environment"],
     )
     positions = {tuple(node) for node in env.reset()[0]["coords"].flatten(0, 1).tolist()}
     test_positions = {tuple(node) for node in some_instances(64, TEST_SEED).coords.flatten(0, 1).tolist()}
@@ -197,10 +197,10 @@ def test_seed_1234_trains_on_no_test_instance():
 
 
 def test_generators_of_one_seed_are_independent():
-    generators = launch.make_generators(0, CPU)
+    generators = devices.make_generators(0, CPU)
     draws = {role: tuple(torch.rand(4, generator=generator).tolist()) for role, generator in generators.items()}
-    assert len(set(draws.values())) == len(launch.ROLES) == len(draws)
-    again = launch.make_generators(0, CPU)
+    assert len(set(draws.values())) == len(devices.ROLES) == len(draws)
+    again = devices.make_generators(0, CPU)
     assert all(tuple(torch.rand(4, generator=again[role]).tolist()) == draws[role] for role in draws)
 
 

@@ -21,7 +21,7 @@ from config import CODE_KEYS, ConfigError, require_trust
 from guard import Guard
 from tests.scenes import debug_config
 from training import setup
-from training.launch import make_generators
+from training.devices import make_generators
 
 CPU = torch.device("cpu")
 ROOT = Path(dreamer.__file__).parent

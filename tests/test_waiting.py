@@ -14,7 +14,7 @@ from dreamer import Dreamer
 from guard import Guard
 from tests.sac_scenes import pendulum_agent
 from tests.scenes import CPU, NODES, debug_config, routing, routing_replay
-from training.launch import make_generators
+from training.devices import make_generators
 
 # Numbers read from tensors, and results whose shape depends on values.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "is_nonzero")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -11,13 +12,14 @@ import torch
 from config import Config, ConfigError
 from envs.dynamics_map import DynamicsMapContext
 from envs.gym_tasks import make_gym
-from envs.gym_vector import GymVectorEnv, Restarts
+from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, Restarts
 from envs.routing import RULES
 from envs.tasks import ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from routing.costs import EUCLIDEAN, find_costs
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import MIN_NODES, Rules, single_precision
+from system.terminal import tell
 from training.evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
 
 GYM_PREFIX = "gym_"
@@ -220,3 +222,13 @@ def require_room(config: Config, least: dict[str, int], *, what: str) -> None:
         has = " and ".join(f"{key} is {config[key]}" for key in short)
         add = " ".join(f"--{key} {needed}" for key, needed in short.items())
         raise ConfigError(f"{has}; {config.envs} environments need more for {what}: add {add}")
+
+
+@contextmanager
+def telling_of_crashes() -> Iterator[None]:
+    """Print an environment's own traceback where there is no logdir yet to save it in."""
+    try:
+        yield
+    except EnvironmentCrashed as error:
+        tell(error.crash.trace.rstrip())
+        raise

@@ -1,0 +1,93 @@
+"""A saved run plays its final evaluation again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from config import CODE_KEYS, CommandLine, Config, ConfigError, validate_ranges
+from envs.tasks import ObservationTask
+from system.terminal import show, tell
+from training.agent import Agent
+from training.devices import prepare_torch
+from training.evaluation import film
+from training.loading import load_run
+from training.ranges import RANGES
+from training.setup import TRAINING_ENV, make_one, make_setup, reading_of_observations, telling_of_crashes
+
+# What --evaluate takes from the command line; all else is the run's own.
+EVALUATION_KEYS = (
+    *("eval_episodes", "eval_instances", "import"),
+    *("envs", "env_processes", "env_timeout", "env_restarts"),
+)
+MACHINE_KEYS = ("device", "threads")
+EVALUATION_RANGES = {"eval_episodes": (1, math.inf)}
+
+
+def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:
+    """Let a run's agent play the final evaluation again, and print how it did.
+
+    Raises:
+        UserError, CheckpointError: there is no run that can be evaluated.
+    """
+    path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
+    # An environment may change the working directory.
+    folder = None if video is None else Path(video).absolute()
+    validate_ranges(command.config, {**RANGES, **EVALUATION_RANGES})
+    device = prepare_torch(command.config)
+    changes = {key: command.config[key] for key in command.overrides if key in EVALUATION_KEYS}
+    with telling_of_crashes():
+        run = load_run(
+            path,
+            make_agent=make_agent,
+            device=device,
+            defaults=command.defaults,
+            # The environments that are made to learn what the task is are played in, too.
+            changes={**changes, "eval_env": TRAINING_ENV},
+            given=command.config,
+            trust=_trusts(command),
+            to_play=True,
+        )
+    validate_ranges(run.config, EVALUATION_RANGES)
+    if video and not isinstance(run.setup.task, ObservationTask):
+        raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
+    others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
+    obeyed = (*EVALUATION_KEYS, *MACHINE_KEYS, *_repeated(run.config, command.config))
+    others += [f"--{key}" for key in command.overrides if key not in obeyed]
+    if others or command.sections:
+        ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
+        tell(f"the run has a config of its own: {ignored} changes nothing")
+    setup, filmed = run.setup, None
+    if folder is not None:
+        # First, since what it lacks should not show after a hundred episodes; alone, as a simulator may exist once.
+        setup.close()
+        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
+        filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)
+        setup = make_setup(run.config, device)
+    with telling_of_crashes(), closing(setup):
+        report = setup.make_evaluator(None).test(run.agent)
+    assert report is not None, "there are episodes to be played"
+    for line in report.notices:
+        tell(line)
+    show(f"{path} at step {run.step}: {report.summary}")
+    if filmed is not None:
+        show(f"film: {filmed}")
+
+
+def _trusts(command: CommandLine) -> bool:
+    """Whether the user trusts the files that are read.
+
+    Raises:
+        ConfigError: `--trust` says neither true nor false.
+    """
+    answer = command.entry["trust"]
+    if answer not in (None, "true", "false"):
+        raise ConfigError(f"--trust is {answer!r}; it takes true or false")
+    return answer == "true"
+
+
+def _repeated(config: Config, given: Config) -> list[str]:
+    """The keys that may name code and whose value the command line has too."""
+    return [key for key in CODE_KEYS if config[key] == given[key]]
