@@ -35,9 +35,11 @@ LATITUDE = frozenset({"lat", "latitude"})
 LONGITUDE = frozenset({"lon", "lng", "long", "longitude"})
 # Columns that change what is asked for, and that positions alone would leave out without a word.
 CONSTRAINTS = frozenset(
-    {"z", "zcoord", "demand", "capacity", "load", "due", "duedate", "duetime", "ready", "readytime", "service"}
-    | {"servicetime", "timewindow", "twstart", "twend"}
+    {"z", "zcoord", "demand", "demands", "capacity", "load", "due", "duedate", "duetime", "ready", "readytime"}
+    | {"service", "servicetime", "timewindow", "twstart", "twend"}
 )
+# The columns that say where a node is, and the lengths between such places.
+PLACES = (((LATITUDE, LONGITUDE), GREAT_CIRCLE), ((X, Y), EXACT))
 COLUMNS_REMEDY = "a line `x,y` for each node is needed, or columns named x and y, or lat and lon"
 JSON_REMEDY = 'a list like [{"x": 1, "y": 2}, ...] or [[1, 2], ...] is needed, with lat and lon for great circles'
 
@@ -76,7 +78,7 @@ def read_json(path: Path, text: str) -> list[RoutingInstance]:
         content = next((content[key] for key in ("nodes", "points") if len(content) == 1 and key in content), content)
     if isinstance(content, dict) and any(_plain(name) in X | LATITUDE for name in content):
         content = _transposed(path, content)
-    if isinstance(content, list) and content and all(isinstance(node, dict) for node in content):
+    if isinstance(content, list) and content and all(isinstance(node, dict) and node for node in content):
         return [_from_columns(path, *_objects(path, content))]
     parts = content if isinstance(content, dict) else {"coords": content}
     try:
@@ -111,12 +113,25 @@ def _objects(path: Path, nodes: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
 
 
 def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
+    any_row = False
     for number, line in enumerate(lines, start=1):
         line = line.strip(" \r\n\ufeff")
+        if line.startswith("#") and not any_row and _names_places(line.lstrip("# ")):
+            line = line.lstrip("# ")
         # A first line `sep=;` is an instruction to spreadsheets.
         if not line.strip() or line.startswith("#") or (number == 1 and re.fullmatch("sep=.", line, re.IGNORECASE)):
             continue
+        any_row = True
         yield Row(number, _fields(path, number, line))
+
+
+def _names_places(comment: str) -> bool:
+    """Whether a comment above the nodes is their header, as numpy writes it."""
+    parts = [_plain(part) for part in re.split("[;,\t]", comment)]
+    parts = parts if len(parts) > 1 else [_plain(part) for part in comment.split()]
+    named = [all(any(part in known for part in parts) for known in pair) for pair, _ in PLACES]
+    # Of more words without marks between them, `x and y of towns` is a sentence.
+    return any(named) and (len(parts) == 2 or re.search("[;,\t]", comment) is not None)
 
 
 def _fields(path: Path, number: int, line: str) -> list[str]:
@@ -188,32 +203,59 @@ def _from_columns(path: Path, header: Row | None, rows: list[Row]) -> RoutingIns
 def _chosen(path: Path, header: Row | None, rows: list[Row]) -> tuple[tuple[int, int], str]:
     """Which two columns hold the positions, and in which metric."""
     columns = len(rows[0].fields)
-    plain: list[str] = []
     if header is not None:
-        plain = [_plain(name) for name in header.fields]
-        if broken := [name for name in header.fields if _plain(name) in CONSTRAINTS]:
-            remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
-            raise fault(path, header.number, f"column {quoted(broken[0])} cannot be taken into account", remedy)
-    for pair, metric in (((LATITUDE, LONGITUDE), GREAT_CIRCLE), ((X, Y), EXACT)):
-        found = [[index for index, name in enumerate(plain) if name in known] for known in pair]
-        if all(len(indices) == 1 for indices in found):
-            return (found[0][0], found[1][0]), metric
+        for name in header.fields:
+            if CONSTRAINTS & {_plain(name), *_words(name)}:
+                remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
+                raise fault(path, header.number, f"column {quoted(name)} cannot be taken into account", remedy)
+        if found := _named(header.fields):
+            return found
     if columns == 2:
-        return (0, 1), EXACT
+        return _unnamed(path, header, (0, 1))
     _refuse_matrix(path, rows)
     # One more column may count the rows, or name them.
     labels = [row.fields[0] for row in rows]
     numbers = [whole_number_in(label) for label in labels]
     counted = any(numbers == list(range(begin, begin + len(rows))) for begin in (0, 1))
     if columns == 3 and (counted or all(number_in(label) is None for label in labels)):
-        return (1, 2), EXACT
+        return _unnamed(path, header, (1, 2))
     raise fault(path, rows[0].number, f"has {columns} values", COLUMNS_REMEDY)
+
+
+def _named(header: list[str]) -> tuple[tuple[int, int], str] | None:
+    """The two columns whose names say that they hold the positions, and their metric, if there are such."""
+    # `x` alone comes before `x` as a part of other names.
+    for read in (lambda name: {_plain(name)}, _words):
+        for (first, second), metric in PLACES:
+            found = [[index for index, name in enumerate(header) if read(name) & known] for known in (first, second)]
+            if all(len(indices) == 1 for indices in found):
+                return (found[0][0], found[1][0]), metric
+    return None
+
+
+def _unnamed(path: Path, header: Row | None, places: tuple[int, int]) -> tuple[tuple[int, int], str]:
+    """The same two columns, as positions in a plane.
+
+    Raises:
+        InstanceError: they have other names, which may be those of degrees in another language.
+    """
+    names = [header.fields[index] for index in places if header is not None]
+    if any(number_in(name) is None for name in names if name):
+        assert header is not None, "there are names"
+        cause = f"columns {' and '.join(map(quoted, names))} may be of a plane or degrees"
+        raise fault(path, header.number, cause, "name them x and y, or lat and lon")
+    return places, EXACT
 
 
 def _plain(name: str) -> str:
     """The name of a column without unit, case and marks between words."""
     letters = "".join(itertools.filterfalse(lambda letter: not letter.isalpha(), re.sub(r"[\[(].*", "", name.lower())))
     return letters.removesuffix("degrees").removesuffix("deg")
+
+
+def _words(name: str) -> set[str]:
+    """The words in the name of a column, such as gps and lat in `gps_lat` or `gpsLat`."""
+    return set(re.findall(r"[^\W\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def _refuse_matrix(path: Path, rows: list[Row]) -> None:

@@ -41,7 +41,7 @@ KEYWORDS = frozenset(
     {"NAME", "TYPE", "COMMENT", "DIMENSION", "CAPACITY", "VEHICLES", "DISTANCE", "SERVICE_TIME", "EDGE_WEIGHT_TYPE"}
     | {"EDGE_WEIGHT_FORMAT", "NODE_COORD_TYPE", "DISPLAY_DATA_TYPE"}
 )
-REFERENCE = re.compile(r"(?:optimal|best) value\s*:?\s*(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+REFERENCE = re.compile(r"(?:optimal|best) value\s*:?\s*(\d[\d,]*(?:\.\d+)?(?:e\+?\d+)?)(?![\d.,]*\d)", re.IGNORECASE)
 
 
 class _Text(NamedTuple):
@@ -147,10 +147,10 @@ def _keyword(line: str) -> tuple[str, str]:
     keyword, colon, value = (part.strip() for part in line.partition(":"))
     if colon and re.fullmatch("[A-Za-z_]+", keyword):
         return keyword.upper(), value
-    word, _, value = line.strip().partition(" ")
+    word, value = [*line.split(maxsplit=1), ""][:2]
     word = word.upper()
     alone = not value and (word == "EOF" or word.endswith("_SECTION"))
-    return (word, value.strip()) if alone or (value and not colon and word in KEYWORDS) else ("", "")
+    return (word, value.strip()) if alone or (value and word in KEYWORDS) else ("", "")
 
 
 def _whole_value(text: _Text, keyword: str, *, least: int, most: float) -> int:

@@ -90,6 +90,8 @@ READ = {
     "bom.tsp": ("\ufeff" + tsp_text(), 247),
     "lower_case.tsp": (tsp_text().lower().replace("euc_2d", "Euc_2D"), 247),
     "no_colons.tsp": (tsp_text().replace(":", ""), 247),
+    "tabs.tsp": (tsp_text().replace(": ", "\t"), 247),
+    "comment_without_colon.tsp": (tsp_text("COMMENT drawn by hand: seven places", "TYPE: TSP"), 247),
     "more_behind.tsp": (tsp_text("TYPE: TSP (Waterloo, 2001)", weights="EUC_2D rounded"), 247),
     "utf16.tsp": (tsp_text().encode("utf-16"), 247),
     "plain.txt": (tsp_text(), 247),
@@ -130,6 +132,11 @@ READ = {
     "lat_lon.csv": (lines([("lat", "lon"), *CITIES]), 1596.3),
     "lon_lat.csv": (lines([("Longitude", "LATITUDE"), *((lon, lat) for lat, lon in CITIES)]), 1596.3),
     "names_lat_lng.csv": (lines([("city", "lat", "lng"), *(("a", *city) for city in CITIES)]), 1596.3),
+    "gps.csv": (lines([("id", "gps_lat", "gpsLon"), *(("a", *city) for city in CITIES)]), 1596.3),
+    "lat_wgs84.csv": (lines([("lat_wgs84", "lon_wgs84"), *CITIES]), 1596.3),
+    "numpy_header.csv": (lines([("# lat", "lon"), *CITIES]), 1596.3),
+    "numpy_header.txt": (lines([("# x", "y"), *PLACES], " "), 247.3056),
+    "sentence.csv": ("# x and y of seven places\n" + lines(PLACES), 247.3056),
     "lat_lon.json": (json.dumps([{"lng": lon, "lat": lat, "city": "a"} for lat, lon in CITIES]), 1596.3),
 }
 
@@ -145,6 +152,12 @@ def test_read_instances_reads_files_as_the_world_has_them(name, tmp_path):
 def test_read_instances_takes_a_best_value_with_a_comma_between_thousands(tmp_path):
     (instance,) = read(tmp_path, "own.vrp", READ["best_value.vrp"][0])
     assert instance.reference == 1402
+
+
+@pytest.mark.parametrize(("written", "read_as"), [("1.4e3", 1400), ("1402.5).", 1402.5), ("1.402,5", None)])
+def test_read_instances_takes_a_best_value_whole_or_not_at_all(written, read_as, tmp_path):
+    (instance,) = read(tmp_path, "own.vrp", vrp_text(f"COMMENT: (Best value: {written}"))
+    assert instance.reference == read_as
 
 
 def test_read_instances_keeps_a_number_of_vehicles_that_may_be_too_few(tmp_path):
@@ -182,6 +195,9 @@ REFUSED = {
     "number_or_node.csv": ("0,1\n3,4\n5,6\n", ":1: 0 and 1 may be the first node", "x,y"),
     "thousands_or_decimals.csv": ('"1,234","5,678"\n"2,345","6,789"\n', ":1: '1,234' may be", "decimal point"),
     "demand.csv": ("x,y,demand\n1,2,3\n4,5,6\n", ":1: column 'demand' cannot", ".vrp"),
+    "weights.csv": ("x,y,Demand_kg\n1,2,3\n4,5,6\n", ":1: column 'Demand_kg' cannot", ".vrp"),
+    "spanish.csv": (lines([("latitud", "longitud"), *CITIES]), ":1: columns 'latitud' and 'longitud'", "lat and lon"),
+    "german.csv": (lines([("", "Breite", "L"), *(("a", *c) for c in CITIES)]), ":1: columns 'Breite'", "lat and lon"),
     "three.csv": ("5,1,2\n7,3,4\n", ":1: has 3 values", "columns named"),
     "quote.csv": ('x,y\n"1,2\n', ":2: cannot be split", "columns named"),
     "south.csv": ("lat,lon\n52,13\n-91,5\n", ":3: no place on earth", "degrees"),
@@ -190,6 +206,7 @@ REFUSED = {
     "not_a_number.json": ("[[1, NaN], [3, 4]]", ": is no JSON (NaN", "list"),
     "infinite.json": ('[{"x": 1e999, "y": 1}]', ":1: coordinate 'Infinity'", "number within"),
     "text.json": ('"once"', ": holds no nodes of numbers", "list"),
+    "no_keys.json": ("[{}]", ": holds no nodes of numbers", "list"),
     "empty.json": ("[]", ": holds no nodes of numbers", "list"),
     "keys.json": ('[{"x": 1, "y": 2}, {"x": 1}]', ":2: node 2 has other keys", "list"),
     "ragged.json": ("[[1, 2], [3]]", ": holds lists of different lengths", "list"),
