@@ -9,3 +9,7 @@ class UserError(ValueError):
     A plain ValueError is none: it may come from a function or an environment of the user's own, and where it was raised
     is then what the user needs to know.
     """
+
+
+class ConfigError(UserError):
+    """A mistake in a config file or on the command line."""

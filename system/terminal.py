@@ -6,7 +6,11 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
+
+from system.errors import UserError
 
 # What a table or a page needs.
 LAYOUT = "\n\t"
@@ -87,3 +91,22 @@ class Screen:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             return self._stream.isatty()
         return False
+
+
+@contextmanager
+def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a UserError, or one of `kinds`, into one line on stderr and exit status 2; Ctrl-C likewise into 130.
+
+    Anything else is a defect, of this program or of what the user gave it, and keeps its traceback. What stderr cannot
+    show is dropped.
+    """
+    expected: tuple[type[Exception], ...] = (UserError, *kinds)
+    with contextlib.redirect_stderr(Screen(sys.stderr)):
+        try:
+            yield
+        except expected as error:
+            tell(f"{program}: {one_line(str(error))}")
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as error:
+            tell(f"{program}: {error if error.args else 'interrupted'}")
+            raise SystemExit(130) from error

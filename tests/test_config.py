@@ -220,11 +220,44 @@ def test_parse_command_line_tells_the_family_from_the_defaults(families: Path) -
     assert config.difference(command.config, command.defaults) == changes
 
 
+BASES = """\
+defaults: {task: tsp, steps: 1, actor: {lr: 1.0, lr_final: 1.0}, critic: {units: 1}}
+common: {steps: 2, actor: {lr: 2.0}}
+tsp_one: {base: [common], critic: {units: 3}}
+tsp_two: {base: [tsp_one], steps: 4}
+tsp_three: {steps: 5, actor: {lr: 5.0}}
+"""
+
+
+def test_load_lays_what_a_section_builds_on_right_below_it(tmp_path: Path) -> None:
+    path = written(tmp_path, BASES)
+    two = {"task": "tsp", "steps": 4, "actor.lr": 2.0, "actor.lr_final": 1.0, "critic.units": 3}
+    assert config.load(path, ["tsp_two"], {}).flat() == two
+    assert config.load(path, ["tsp_three", "tsp_two"], {}).flat() == two
+    assert config.load(path, ["tsp_two", "tsp_three"], {}).flat() == two | {"steps": 5, "actor.lr": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{base: [missing]}", "no section 'missing'"),
+        ("{base: [broken]}", "section broken builds on itself"),
+        ("{base: common}", r"base 'common'; it takes a list"),
+        ("{base: [[common]]}", "it takes a list"),
+    ],
+)
+def test_load_refuses_a_base_that_is_none(tmp_path: Path, section: str, message: str) -> None:
+    path = written(tmp_path, BASES + f"broken: {section}\n")
+    with pytest.raises(ConfigError, match=message):
+        config.load(path, ["broken"], {})
+
+
 PROGRAMS = """\
 defaults: {steps: 1, units: 2, one: {lr: 1.0, units: 3}, two: {lr: 1.0, width: 4}, three: {lr: 1.0}}
 shared: {steps: 2}
 ours: {one: {units: 5}}
 theirs: {steps: 3, two: {width: 5}}
+built: {base: [theirs]}
 two: {steps: 4}
 debug: {one: {units: 1}, two: {width: 1}}
 """
@@ -245,6 +278,7 @@ def parse_as_one(path: Path, *argv: str, base: Sequence[str] = ()) -> CommandLin
     ("argv", "message"),
     [
         (["--configs", "theirs"], "section theirs is for another program: python two.py --configs theirs"),
+        (["--configs", "built"], "section built is for another program"),
         (["--configs", "ours", "two"], "section two is for another program"),
         (["--two.width", "1"], "only two.py reads two.width; the nearest is 'one.units'"),
         (["--lr", "1"], "unknown key 'lr'; the nearest are 'one.lr', 'three.lr'$"),
@@ -266,7 +300,64 @@ def test_help_leaves_out_what_another_program_reads(programs: Path, capsys: pyte
         parse_as_one(programs, "--help")
     page = capsys.readouterr().out.split()
     assert {"ours", "shared", "--one.lr"} <= set(page)
-    assert not {"theirs", "--two.lr"} & set(page)
+    assert not {"theirs", "built", "--two.lr"} & set(page)
+
+
+COMMENTED = """\
+defaults:
+  steps: 1000   # env steps,
+                # counted over all environments
+  name: "#1"
+  # How it learns.
+  actor:
+    lr: 1e-3    # of the actor
+    sizes: {width: 4, heads: 2}   # of nodes
+
+  # Not of the key below.
+
+  seed: 0
+fast:
+  steps: 10
+  actor: {sizes: {heads: 1}}
+"""
+
+
+def help_lines(path: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
+    with pytest.raises(SystemExit):
+        parse(path, *argv)
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_help_shows_each_keys_comment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = help_lines(written(tmp_path, COMMENTED), capsys, "--help")
+    assert "--steps 1000 env steps, counted over all environments" in page
+    assert "--name '#1'" in page and "--seed 0" in page
+    learning = page.index("# How it learns.")
+    assert page[learning + 1 : learning + 5] == [
+        "--actor.lr 0.001 of the actor",
+        "",
+        "# of nodes",
+        "--actor.sizes.width 4",
+    ]
+
+
+@pytest.mark.parametrize("argv", [["--configs", "fast", "--help"], ["-h", "--configs=fast"]], ids=" ".join)
+def test_help_shows_the_values_of_the_sections_that_are_named(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = help_lines(written(tmp_path, COMMENTED), capsys, *argv)
+    assert "--steps 10 env steps, counted over all environments" in page
+    assert {"--actor.sizes.width 4", "--actor.sizes.heads 1"} <= set(page)
+
+
+def test_help_refuses_a_section_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no section 'fats'; the nearest is 'fast'"):
+        parse(written(tmp_path, COMMENTED), "--configs", "fats", "--help")
+
+
+def test_help_shows_the_comments_of_configs_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    page = help_lines(Path(config.__file__).with_name("configs.yaml"), capsys, "--help")
+    assert "--model_every 4 behaviour updates per world model update" in page
 
 
 SCHEDULED = """\

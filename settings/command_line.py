@@ -1,0 +1,174 @@
+"""What a command line asks for: sections, keys and a program's own flags."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from settings.files import COMMAND_LINE, DEFAULTS, Sections, layers, load, read_sections, read_text
+from settings.help_page import help_page
+from settings.mapping import Config, flattened, lookup, nearest
+from system import terminal
+from system.errors import ConfigError
+
+# Overlays for every program, though each reads only some of their keys.
+FOR_ALL_PROGRAMS = (DEFAULTS, "debug", "gym")
+
+
+class CommandLine(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        config: the resolved config.
+        defaults: the config without any named section or override, to tell what differs.
+        entry: the entry point's own flags; None for those not given.
+        sections: the sections that it names, in order.
+        overrides: the config keys that it gives values.
+    """
+
+    config: Config
+    defaults: Config
+    entry: dict[str, str | None]
+    sections: list[str]
+    overrides: list[str]
+
+
+def parse_command_line(
+    argv: Sequence[str],
+    *,
+    config_path: Path,
+    description: str,
+    entry_keys: Mapping[str, str],
+    base: Sequence[str] = (),
+    of_others: Mapping[str, str] | None = None,
+) -> CommandLine:
+    """Read `--configs a b`, `--any.nested.key value` (or `=value`) and the entry point's own flags.
+
+    Args:
+        argv: the arguments, without the program's name. `--help` prints a page, of the sections that `--configs` names,
+            and exits with status 0.
+        config_path: the YAML file with the sections.
+        description: first lines of the help page.
+        entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
+        base: sections that lie under those that are named.
+        of_others: keys, or sections of keys, that another program reads and this one does not, with that program.
+
+    Raises:
+        ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag; a key or a section that
+            is for another program.
+    """
+    if "-h" in argv or "--help" in argv:
+        _show_help(argv, config_path, description=description, flags=entry_keys, base=base, of_others=of_others or {})
+        raise SystemExit(0)
+    names: list[str] = []
+    overrides: dict[str, str] = {}
+    entry: dict[str, str | None] = dict.fromkeys(entry_keys)
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigError(f"{COMMAND_LINE}: unexpected '{argument}'; write --key value (see --help)")
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if equals:
+            given = [value]
+        else:
+            limit = len(remaining) if key == "configs" else 1
+            # Only two dashes begin a flag: -1e-3 is a value.
+            given = list(itertools.takewhile(lambda text: not text.startswith("--"), remaining[:limit]))
+            del remaining[: len(given)]
+        if not given:
+            raise ConfigError(f"{COMMAND_LINE}: --{key} needs a value (see --help)")
+        if key == "configs":
+            names += given
+        elif key in entry:
+            entry[key] = given[0]
+        else:
+            overrides[key] = given[0]
+    defaults = load(config_path, [], {})
+    named = [name for name in names if name not in base]
+    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, of_others=of_others or {})
+    settings = load(config_path, [*base, *names], overrides)
+    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides))
+
+
+def _show_help(
+    argv: Sequence[str],
+    path: Path,
+    *,
+    description: str,
+    flags: Mapping[str, str],
+    base: Sequence[str],
+    of_others: Mapping[str, str],
+) -> None:
+    """Print what there is to give: flags, sections, and keys with the values that the named sections have.
+
+    Raises:
+        ConfigError: the file cannot be read, or a section that is named is none of this program's.
+    """
+    texts = [text for text in argv if text not in ("-h", "--help")]
+    names: list[str] = []
+    for index, text in enumerate(texts):
+        flag, equals, value = text.partition("=")
+        if flag == "--configs":
+            names += (
+                [value] if equals else itertools.takewhile(lambda each: not each.startswith("--"), texts[index + 1 :])
+            )
+    _require_own(names, [], path=path, entry_keys=flags, of_others=of_others)
+    sections = read_sections(path)
+    own = [name for name in sections if name != DEFAULTS and _other_owner(name, sections, of_others) is None]
+    resolved = load(path, [*base, *names], {}).flat()
+    terminal.show(
+        help_page(
+            read_text(path),
+            path=path,
+            description=description,
+            flags=flags,
+            sections=own,
+            keys={key: value for key, value in resolved.items() if _other_reader([key], of_others) is None},
+            named=names,
+        )
+    )
+
+
+def _require_own(
+    names: Sequence[str],
+    overrides: Iterable[str],
+    *,
+    path: Path,
+    entry_keys: Iterable[str],
+    of_others: Mapping[str, str],
+) -> None:
+    """Check that this program reads each key that is given, and the keys of each section that is named.
+
+    Raises:
+        ConfigError: there is no such key or section, or another program reads it.
+    """
+    sections = read_sections(path)
+    defaults = Config(sections[DEFAULTS].values)
+    own = [key for key in defaults.flat() if _other_reader([key], of_others) is None]
+    for key in overrides:
+        lookup(key, defaults, where=COMMAND_LINE, valid=[*own, "configs", *entry_keys])
+        if other := _other_reader([key], of_others):
+            raise ConfigError(f"{COMMAND_LINE}: only {other} reads {key}; {nearest(key, own)}")
+    layers(path, sections, names)
+    for name in names:
+        if other := _other_owner(name, sections, of_others):
+            raise ConfigError(f"section {name} is for another program: python {other} --configs {name}")
+
+
+def _other_owner(name: str, sections: Sections, of_others: Mapping[str, str]) -> str | None:
+    """The other program that a section is for, if any: one that is called like its keys, or sets one of them."""
+    if name in FOR_ALL_PROGRAMS:
+        return None
+    defaults, (base, values) = Config(sections[DEFAULTS].values), sections[name]
+    own = _other_reader([name, *flattened(values, defaults)], of_others)
+    return own or next(filter(None, (_other_owner(each, sections, of_others) for each in base)), None)
+
+
+def _other_reader(keys: Iterable[str], of_others: Mapping[str, str]) -> str | None:
+    """The program that reads one of the keys where this one does not, if any."""
+    # `a`, `a.b` and `a.b.c` of the key a.b.c.
+    parts = (part for key in keys for part in itertools.accumulate(key.split("."), "{}.{}".format))
+    return next((of_others[part] for part in parts if part in of_others), None)
