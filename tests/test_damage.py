@@ -18,6 +18,7 @@ from checkpoint import CheckpointError
 from tests.run_scenes import COMMAND, CPU, STEPS, Reference, loaded, same_weights, train
 from tests.scenes import refusal, without_times
 from training.logger import METRICS
+from training.resuming import RUN, require
 
 State = dict[str, Any]
 
@@ -102,14 +103,14 @@ def chunks(**entries: Any) -> Callable[[State], None]:
     return lambda state: state["replay"]["chunks"][-1].update(entries)
 
 
-WRONG: dict[str, Callable[[State], None]] = {
+# What no run's checkpoint holds.
+WRONG_KIND: dict[str, Callable[[State], None]] = {
     "no agent": without("agent"),
     "no replay": without("replay"),
     "no step": without("step"),
     "agent None": setting("agent", to=None),
     "replay None": setting("replay", to=None),
     "env None": setting("env", to=None),
-    "env empty": setting("env", to={}),
     "logger text": setting("logger", to="here"),
     "negative step": setting("step", to=-400),
     "step a float": setting("step", to=200.5),
@@ -118,23 +119,27 @@ WRONG: dict[str, Callable[[State], None]] = {
     "nothing will ever be paid": setting("updates_owed", to=math.inf),
     "owes no number": setting("updates_owed", to=math.nan),
     "negative seconds": setting("seconds", to=-1.0),
-    "total without end": setting("replay", "saved_totals", to=[0, 10**15]),
     "total negative": setting("replay", "saved_totals", to=[-5, -1]),
-    "total of other rows": setting("replay", "saved_totals", to=[0, 7]),
     "length zero": setting("replay", "length", to=0),
     "chunks None": setting("replay", "chunks", to=None),
-    "no chunks": setting("replay", "chunks", to=[]),
     "chunk elsewhere": chunks(name="../latest.pt"),
+    "row None": setting("row", to=None),
+    "generators None": setting("generators", to=None),
+}
+# What this run's checkpoint cannot hold.
+WRONG_HERE: dict[str, Callable[[State], None]] = {
+    "env empty": setting("env", to={}),
+    "total without end": setting("replay", "saved_totals", to=[0, 10**15]),
+    "total of other rows": setting("replay", "saved_totals", to=[0, 7]),
+    "no chunks": setting("replay", "chunks", to=[]),
     "chunk without end": chunks(stop=10**15),
     "chunk backwards": chunks(start=10**6),
-    "row None": setting("row", to=None),
     "row empty": setting("row", to={}),
     "row of another shape": setting("row", "reward", to=torch.zeros(7)),
     "row of another type": setting("row", "is_first", to=torch.zeros(4)),
     "episode_return of another shape": setting("episode_return", to=torch.zeros(2)),
     "acting of another shape": setting("acting", "deter", to=torch.zeros(1)),
     "env of another shape": setting("env", "ended", to=torch.zeros(9, dtype=torch.bool)),
-    "generators None": setting("generators", to=None),
     "generator of another size": setting("generators", "model", to=torch.zeros(3, dtype=torch.uint8)),
     "model None": setting("agent", "model", to=None),
     "optimizers empty": setting("agent", "optimizers", to={}),
@@ -144,12 +149,23 @@ WRONG: dict[str, Callable[[State], None]] = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("kind", WRONG_KIND)
+def test_checkpoint_with_an_entry_of_another_kind_is_refused(kind: str, reference: Reference):
+    path = reference.logdir / checkpoint.LATEST
+    state = loaded(path)
+    require(state, RUN, path)
+    WRONG_KIND[kind](state)
+    with pytest.raises(CheckpointError, match=str(path)) as refused:
+        require(state, RUN, path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["agent None", *WRONG_HERE])
 def test_checkpoint_with_wrong_content_is_refused_in_one_line(
     kind: str, logdir: Path, capsys: pytest.CaptureFixture[str]
 ):
     state = loaded(logdir / checkpoint.LATEST)
-    WRONG[kind](state)
+    (WRONG_KIND | WRONG_HERE)[kind](state)
     (logdir / checkpoint.PREVIOUS).unlink()
     checkpoint.save(logdir / checkpoint.LATEST, state, keep_before=False)
     before = (logdir / METRICS).read_bytes()
