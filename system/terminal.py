@@ -93,6 +93,19 @@ class Screen:
         return False
 
 
+def occupy_standard_streams() -> None:
+    """Open what of stdin, stdout and stderr is closed to nowhere.
+
+    The next file that is opened, a run's log say, would have its number, and get what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+
+
 @contextmanager
 def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn a UserError, or one of `kinds`, into one line on stderr and exit status 2; Ctrl-C likewise into 130.
@@ -101,6 +114,7 @@ def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     show is dropped.
     """
     expected: tuple[type[Exception], ...] = (UserError, *kinds)
+    occupy_standard_streams()
     with contextlib.redirect_stderr(Screen(sys.stderr)):
         try:
             yield

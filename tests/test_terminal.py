@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from system import terminal
@@ -29,3 +34,20 @@ def test_show_and_tell_print_to_their_streams(capsys: pytest.CaptureFixture[str]
     terminal.tell("remark\x1b[0m")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("result?[0m\n", "remark?[0m\n")
+
+
+WITHOUT_STDERR = """
+import os
+from system import terminal
+os.close(2)
+with terminal.one_line_errors("program"), open("log", "w") as log:
+    print(log.fileno())
+"""
+
+
+def test_closed_stderr_leaves_its_number_to_no_other_file(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    finished = subprocess.run(
+        [sys.executable, "-c", WITHOUT_STDERR], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert int(finished.stdout) > 2
