@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure
 from system.terminal import one_line
 
 PANEL_INCHES = 4.8
+# Room for a title above a panel.
+TITLE_INCHES = 0.384
 DOTS_PER_INCH = 100
 
 NODE_COLOR = "#1f3a5f"
@@ -56,18 +59,29 @@ def draw_tour_pair(
     right_title: str,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draw two closed tours of one instance side by side."""
-    figure, (left, right) = _panels(2)
-    _draw_on(left, coords, left_tour, title=left_title, closed=True)
-    _draw_on(right, coords, right_tour, title=right_title, closed=True)
+    return draw_tours(coords, (left_tour, right_tour), titles=(left_title, right_title))
+
+
+def draw_tours(
+    coords: Float[np.ndarray, "N 2"],
+    tours: Sequence[Int[np.ndarray, " _"]],
+    *,
+    titles: Sequence[str],
+    inches: float = PANEL_INCHES,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw closed tours of one instance side by side, each under its title and that wide."""
+    figure, panels = _panels(len(tours), inches=inches)
+    for axes, tour, title in zip(panels, tours, titles, strict=True):
+        _draw_on(axes, coords, tour, title=title, closed=True)
     return _pixels(figure)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, *, inches: float = PANEL_INCHES) -> tuple[Figure, list[Axes]]:
     # A Figure made without pyplot is registered nowhere, and is freed with its last reference.
-    figure = Figure(figsize=(PANEL_INCHES * count, PANEL_INCHES), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = Figure(figsize=(inches * count, inches), dpi=DOTS_PER_INCH, facecolor="white")
     panels = []
     for index in range(count):
-        axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.9))
+        axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.98 - TITLE_INCHES / inches))
         axes.set_aspect("equal")
         axes.margins(0.06)
         axes.set_xticks([])

@@ -1,0 +1,374 @@
+"""README, CONTRIBUTING and docs/: every command and snippet runs, at a small size; every link leads somewhere.
+
+A command that stands in a fenced `sh` block or between backticks is run in an empty folder that has `examples/` and
+`checkpoints/`. The runs that it reads are made by the commands of the pages that make them. One that nothing here
+knows how to make small fails: add it to `PROGRAMS`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import importlib
+import importlib.metadata
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import checkpoint
+import config
+from tests.test_guard import REPORT
+from training import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )?(?:python |pytest |pip |tensorboard |(?:dreamer|sac)\.py -)[^`]*)`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+CODE_PATH = re.compile(r"`([\w/.]+/|[\w/]+\.(?:py|yaml|txt|pt|tsp|vrp|md))`")
+TOUR_STOP = re.compile(r"^\d+\. (.*)$", re.MULTILINE)
+SAVED_AS = re.compile(r"Save this as `(\w+\.py)`")
+
+# What a page leaves open, and what stands for it here.
+PLACEHOLDERS = {
+    "S": "0",
+    "LOGDIR": "logdir/tsp_attn-seed0",
+    "LOGDIR...": "logdir/tsp_attn-seed0",
+    "...": "logdir/tsp_attn-seed0",
+    "THAT.pt": "checkpoints/cvrp20.pt",
+    "logdir/RUN/guard/step_*.pt": "report.pt",
+    "theirs=/elsewhere/ppo_*": "theirs=logdir/debug-seed*",
+    "Dreamer=lanes/*": "Dreamer=logdir/tsp_attn-seed0",
+    "SAC=longitudinal/*": "SAC=logdir/sac_pendulum-seed0",
+}
+# Pages do not say where these come from, for they are not ours.
+FOREIGN_FILE = {".tsp": "town.tsp", ".vrp": "parcels.vrp"}
+# What changes nothing but how long a run takes; the section `debug` makes networks small, too.
+SHORT = ("--steps", "60", "--eval_every", "0", "--eval_instances", "4", "--eval_episodes", "2")
+SHORT_WITH_WEIGHTS = (
+    *("--steps", "220", "--envs", "2", "--prefill", "200", "--eval_every", "0", "--eval_instances", "4"),
+    *("--valid_instances", "4", "--batch_size", "2", "--imag_tours", "2"),
+)
+# Installation, which CI does by itself, and looking for the shell.
+NOT_RUN = ("pip", "git", "cd")
+# Commands that take longer than a second or two even so; and those that a page reports from, in running text.
+SLOW = (
+    *("python -m benchmarks.faults", "python -m benchmarks.full_disk", "python -m benchmarks.ablations"),
+    *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.policy_gradient"),
+    *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
+    *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
+    "python dreamer.py --configs tsp_few_steps tsp_stretch --cost",
+    *("python dreamer.py --configs tsp_attn debug --steps", "python dreamer.py --configs tsp_few_steps tsp_dreamt"),
+    *("python dreamer.py --task gym_Pendulum-v1", "python compare.py --group 'Dreamer="),
+)
+
+
+class Command(NamedTuple):
+    """One command as it stands on a page, and whether it stands in a fenced block."""
+
+    text: str
+    page: str
+    fenced: bool
+
+    @property
+    def words(self) -> list[str]:
+        words = shlex.split(self.text, comments=True)
+        words = [PLACEHOLDERS.get(word, word) for word in words]
+        while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            del words[0]
+        return words if not words[0].endswith(".py") else ["python", *words]
+
+    @property
+    def program(self) -> str:
+        first, *others = self.words
+        if first != "python":
+            return first
+        return f"-m {others[1]}" if others[0] == "-m" else others[0]
+
+    @property
+    def arguments(self) -> list[str]:
+        first, *others = self.words
+        if first != "python":
+            return others
+        return others[2:] if others[0] == "-m" else others[1:]
+
+    @property
+    def logdir(self) -> str | None:
+        """The folder of the run that it makes."""
+        arguments = self.arguments
+        if self.program not in ("dreamer.py", "sac.py") or {"--evaluate", "--help"} & set(arguments):
+            return None
+        if "--logdir" in arguments:
+            return value_of(arguments, "--logdir")
+        seed = value_of(arguments, "--seed") if "--seed" in arguments else "0"
+        return f"logdir/{'-'.join(values_of(arguments, '--configs')) or value_of(arguments, '--task')}-seed{seed}"
+
+
+def values_of(arguments: list[str], flag: str) -> list[str]:
+    if flag not in arguments:
+        return []
+    rest = arguments[arguments.index(flag) + 1 :]
+    ends = [index for index, word in enumerate(rest) if word.startswith("--")]
+    return rest[: ends[0]] if ends else rest
+
+
+def value_of(arguments: list[str], flag: str) -> str:
+    return arguments[arguments.index(flag) + 1]
+
+
+def commands_of(page: Path) -> Iterator[Command]:
+    text = page.read_text(encoding="utf-8")
+    for language, block in FENCE.findall(text):
+        if language == "sh":
+            for line in block.replace("\\\n", " ").splitlines():
+                yield from (Command(part, page.name, True) for part in parts(line))
+    for span in INLINE.findall(FENCE.sub("", text)):
+        yield from (Command(part, page.name, False) for part in parts(span.replace("\n", " ")))
+
+
+def parts(line: str) -> list[str]:
+    """The commands of a line, without comments."""
+    line = re.sub(r"\s+#\s.*$", "", line)
+    return [part for text in line.split("&&") if (part := " ".join(text.split())) and not part.startswith("#")]
+
+
+def all_commands() -> list[Command]:
+    found: dict[str, Command] = {}
+    for page in PAGES:
+        for command in commands_of(page):
+            if command.text not in found or command.fenced:
+                found[command.text] = command
+    return [command for command in found.values() if command.words[0] not in NOT_RUN]
+
+
+COMMANDS = all_commands()
+MAKERS = {logdir: command for command in reversed(COMMANDS) if (logdir := command.logdir)}
+
+
+def call(module: str, arguments: list[str]) -> None:
+    """What a command does, in this process; a status other than 0 fails."""
+    try:
+        status = importlib.import_module(module).main(arguments)
+    except SystemExit as error:
+        status = error.code
+    assert not status, f"exit status {status}"
+
+
+def train(command: Command, place: Place) -> None:
+    arguments = command.arguments
+    if command.logdir is not None:
+        # Where two commands would share a folder, the second has another one.
+        logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
+        small = SHORT_WITH_WEIGHTS if "--init" in arguments else ("--configs", "debug", *SHORT)
+        arguments += [*small, "--logdir", logdir]
+        if "--curriculum" in arguments:
+            arguments += ["--nodes", "20", "--prefill", "84", "--steps", "120"]
+    call(command.program.removesuffix(".py"), arguments)
+
+
+def solve(command: Command, place: Place) -> None:
+    arguments = command.arguments
+    for name in arguments:
+        example = FOREIGN_FILE.get(Path(name).suffix)
+        if example and not (place.folder / name).exists():
+            text = (ROOT / "examples" / example).read_text(encoding="utf-8")
+            (place.folder / name).write_text(re.sub("(?m)^NAME:.*$", f"NAME: {Path(name).stem}", text))
+    call("solve", [*arguments, *(("--random", "4") if "--random" in arguments else ())])
+
+
+def check_tests(command: Command, place: Place) -> None:
+    """Tests are not run by a test: what is asked for is there."""
+    paths = [word for word in command.arguments if word.startswith("tests")]
+    assert all((ROOT / path).exists() for path in paths)
+    if "-m" in command.arguments:
+        assert f'"{value_of(command.arguments, "-m")}:' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def show_curves(command: Command, place: Place) -> None:
+    """The server is not started: it is installed, and there are files for it to read."""
+    assert importlib.metadata.entry_points(group="console_scripts", name="tensorboard")
+    place.make("logdir/tsp_attn-seed0")
+    assert [*Path(value_of(command.arguments, "--logdir")).rglob("events.*")]
+
+
+def read_report(command: Command, place: Place) -> None:
+    checkpoint.save(place.folder / "report.pt", REPORT)
+    call("guard", command.arguments)
+
+
+def ablate(command: Command, place: Place) -> None:
+    """All variants, small, in this process."""
+    from benchmarks import ablations
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablations, "BASE", [*ablations.BASE, "--configs", "debug", *SHORT, "--train_ratio", "8"])
+        for name in ("base", "predicted mask"):
+            ablations.run(name, place.folder / command.arguments[0] / name.replace(" ", "_"))
+    assert len([*(place.folder / command.arguments[0]).iterdir()]) == 2
+
+
+def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
+    """A program of benchmarks, with flags that make it small; `needs` is a package that may be missing."""
+
+    def run(command: Command, place: Place) -> None:
+        if needs is not None:
+            pytest.importorskip(needs)
+        call(name, [*command.arguments, *small])
+
+    return run
+
+
+PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
+    **dict.fromkeys(("dreamer.py", "sac.py"), train),
+    "solve.py": solve,
+    "export.py": module("export", "--instances", "4", "--decode", "greedy"),
+    "compare.py": module("compare"),
+    "pytest": check_tests,
+    "tensorboard": show_curves,
+    "-m guard": read_report,
+    "-m benchmarks.ablations": ablate,
+    "-m benchmarks.cost_fields": module("benchmarks.cost_fields"),
+    "-m benchmarks.faults": module("benchmarks.faults"),
+    "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
+    "-m benchmarks.move_errors": module("benchmarks.move_errors"),
+    "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),
+    "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
+    "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
+    "-m benchmarks.speed": module("benchmarks.speed", "--configs", "debug", "--updates", "4"),
+    "-m benchmarks.training_picture": module("benchmarks.training_picture"),
+    "-m benchmarks.worlds": module("benchmarks.worlds", "--instances", "4", "--nodes", "6"),
+}
+
+
+class Place:
+    """A folder in which commands are run, and which of them have been."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._done: set[str] = set()
+        for name in ("examples", "checkpoints"):
+            shutil.copytree(ROOT / name, folder / name)
+        for page in PAGES:
+            for name, snippet in saved_snippets(page):
+                (folder / name).write_text(snippet, encoding="utf-8")
+
+    def run(self, command: Command) -> None:
+        """Run a command that has not been run, and before it those that make what it reads."""
+        if command.text in self._done:
+            return
+        self._done.add(command.text)
+        for word in command.arguments:
+            path = word.rpartition("=")[2]
+            if path.startswith("logdir/") and path != command.logdir and not (self.folder / path).exists():
+                self.make(path)
+        PROGRAMS[command.program](command, self)
+
+    def make(self, pattern: str) -> None:
+        """Make the first of the runs whose folders are called so, by the command of a page that makes it."""
+        # Some programs write folders below logdir/, too: those are not read by others.
+        makers = [command for logdir, command in MAKERS.items() if fnmatch.fnmatch(logdir, pattern)]
+        if makers:
+            self.run(makers[0])
+
+
+def saved_snippets(page: Path) -> Iterator[tuple[str, str]]:
+    text = page.read_text(encoding="utf-8")
+    for match in SAVED_AS.finditer(text):
+        yield match[1], next(code for language, code in FENCE.findall(text[match.end() :]) if language == "python")
+
+
+@functools.cache
+def is_slow(command: Command) -> bool:
+    return not command.fenced or command.text.startswith(SLOW)
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(command, id=command.text, marks=[pytest.mark.slow] if is_slow(command) else [])
+        for command in COMMANDS
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.mark.parametrize("command", cases())
+def test_command_of_a_page_runs(command: Command, place: Place, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(place.folder)
+    monkeypatch.syspath_prepend(place.folder)
+    assert command.program in PROGRAMS, f"{command.page} has a command that tests/test_docs.py does not know"
+    place.run(command)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.logdir], ids=lambda each: each.text)
+def test_settings_of_a_command_exist(command: Command):
+    """Those of long runs, too, which are slow to make."""
+    names = values_of(command.arguments, "--configs")
+    pairs = zip(command.arguments, command.arguments[1:], strict=False)
+    flags = {flag.removeprefix("--"): value for flag, value in pairs if flag.startswith("--")}
+    entry = {"configs", *launch.ENTRY_KEYS}
+    config.load(ROOT / "configs.yaml", names, {key: value for key, value in flags.items() if key not in entry})
+
+
+def test_commands_of_pages_are_found():
+    texts = {command.text: command.fenced for command in COMMANDS}
+    assert texts["python dreamer.py --configs tsp_attn"] and texts["python compare.py logdir/*"]
+    assert not texts["python -m benchmarks.worlds --instances 100"]
+    assert [command.program for command in COMMANDS if command.program not in PROGRAMS] == []
+
+
+def test_first_commands_are_where_ci_looks_for_them():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"(?m)^pip install .* && pytest$", readme)
+
+
+def python_blocks() -> list[Any]:
+    return [
+        pytest.param(code, id=f"{page.name}-{number}")
+        for page in PAGES
+        for number, (language, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")))
+        if language == "python" and code not in dict(saved_snippets(page)).values()
+    ]
+
+
+@pytest.mark.parametrize("code", python_blocks())
+def test_snippet_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "snippet", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_of_a_page_lead_somewhere(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+def test_index_names_every_page_of_docs():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - set(LINK.findall(index)) == {"README.md"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_tells_of_are_there(page: str):
+    named = CODE_PATH.findall((ROOT / page).read_text(encoding="utf-8"))
+    homes = (ROOT, ROOT / "training")
+    assert named and [name for name in named if not any((home / name).exists() for home in homes)] == []
+
+
+def test_functions_of_the_tour_are_where_it_says():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    stops = TOUR_STOP.findall(contributing.partition("## A tour")[2].partition("\n## ")[0])
+    missing = []
+    for stop in stops:
+        words = re.findall(r"`([^`]+)`", stop)
+        sources = "".join((ROOT / word).read_text(encoding="utf-8") for word in words if word.endswith(".py"))
+        missing += [word for word in words if not word.endswith(".py") and f"def {word}(" not in sources]
+    assert len(stops) == 15 and missing == []
