@@ -34,12 +34,20 @@ def one_line(text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print results, to stdout. A reader that has left, as `head` does, misses what follows, and stops nothing."""
+    """Print results, to stdout. A reader that has left, as `head` does, misses what follows, and stops nothing.
+
+    Raises:
+        UserError: they cannot be written, as into a file on a full disk.
+    """
+    # A terminal of another alphabet shows question marks, too.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(printable(text), flush=True)
-    except BrokenPipeError:
+        print(printable(text).encode(encoding, errors="replace").decode(encoding), flush=True)
+    except OSError as error:
         # What is still to be flushed at the end of the process goes nowhere too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"results cannot be written to stdout ({error.strerror}); make room") from error
 
 
 def tell(text: str) -> None:
@@ -61,7 +69,10 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """Show the help page."""
-        show(self.format_help().rstrip())
+        try:
+            show(self.format_help().rstrip())
+        except UserError as error:
+            self.error(str(error))
 
 
 class Screen:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from config import UserError
 from system import terminal
 
 
@@ -51,3 +53,30 @@ def test_closed_stderr_leaves_its_number_to_no_other_file(tmp_path: Path) -> Non
         [sys.executable, "-c", WITHOUT_STDERR], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert int(finished.stdout) > 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_show_says_in_one_line_that_there_is_no_room_for_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(UserError, match="stdout.*No space left"):
+            terminal.show("result")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_help_page_without_room_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            terminal.Parser("program.py", description=None).print_help()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_show_replaces_letters_that_the_terminal_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    terminal.show("Größe")
+    assert shown.buffer.getvalue() == b"Gr??e\n"  # type: ignore[attr-defined]
