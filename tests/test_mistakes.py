@@ -16,6 +16,7 @@ from tests.run_scenes import (
 )
 from tests.scenes import refusal
 from training import setup
+from training.logdirs import claimed
 from training.logger import METRICS, RunLock
 
 
@@ -129,6 +130,12 @@ def test_failed_start_leaves_no_folder(
     for logdir in (tmp_path / "new" / "run", there):
         assert "no references" in refusal(capsys, *COMMAND, "--logdir", str(logdir))
     assert list(tmp_path.iterdir()) == [there]
+
+
+def test_logdir_that_is_deleted_meanwhile_keeps_the_error_that_it_led_to(tmp_path: Path):
+    with pytest.raises(ConfigError, match="of the run"), claimed(tmp_path / "new" / "run"):
+        shutil.rmtree(tmp_path / "new")
+        raise ConfigError("of the run")
 
 
 def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -52,11 +52,11 @@ def claimed(logdir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if made and [path.name for path in logdir.iterdir()] == [LOCK]:
-            (logdir / LOCK).unlink()
-            for folder in made:
-                # Another run may have begun beside this one.
-                with suppress(OSError):
+        # Somebody may have taken the folder away, and another run may have begun beside this one.
+        with suppress(OSError):
+            if made and [path.name for path in logdir.iterdir()] == [LOCK]:
+                (logdir / LOCK).unlink()
+                for folder in made:
                     folder.rmdir()
 
 
