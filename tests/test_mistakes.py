@@ -133,9 +133,13 @@ def test_failed_start_leaves_no_folder(
 
 
 def test_logdir_that_is_deleted_meanwhile_keeps_the_error_that_it_led_to(tmp_path: Path):
-    with pytest.raises(ConfigError, match="of the run"), claimed(tmp_path / "new" / "run"):
-        shutil.rmtree(tmp_path / "new")
-        raise ConfigError("of the run")
+    def fail() -> None:
+        with claimed(tmp_path / "new" / "run"):
+            shutil.rmtree(tmp_path / "new")
+            raise ConfigError("of the run")
+
+    with pytest.raises(ConfigError, match="of the run"):
+        fail()
 
 
 def test_garbage_as_checkpoint_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
