@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from config import Config, UserError, one_line_errors, parse_command_line, validate_choices, validate_ranges
@@ -19,6 +19,7 @@ from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
 from models import make_behavior, make_imagination
 from networks import Latent
+from parts.acting import Sight
 from tools import Bounds, uniform
 from training import evaluating, launch
 from training.replay import Replay
@@ -126,27 +127,19 @@ class Dreamer:
 
     @torch.no_grad()
     def act(
-        self,
-        obs: dict[str, Tensor],
-        state: dict[str, Any],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
         """Choose an action for every environment.
 
         Args:
-            obs: observations, [E, ...].
+            sight: what the environments show. Static context is encoded only where an episode begins.
             state: from `initial_state` or the last call.
-            is_first: where an episode begins.
-            any_first: whether one does anywhere; static context is encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
         actor, latent, feat = self.behavior.actor, Latent(state["deter"], state["stoch"]), None
-        look = self.imagination.look(obs, state, actor, is_first=is_first, any_first=any_first)
+        look = self.imagination.look(sight, state, actor)
         if actor.latent_size:
-            latent = self._infer(obs, look, latent, state["action"], is_first, generator)
+            latent = self._infer(sight, look, latent, state["action"], generator)
             # One failed update must not leave its NaN in here until the episode ends.
             latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
@@ -154,26 +147,25 @@ class Dreamer:
         if generator is None:
             action = dist.mode()[:, 0]
         else:
-            shape = (is_first.shape[0], 1, *self.task.actions.shape)
+            shape = (sight.is_first.shape[0], 1, *self.task.actions.shape)
             action = dist.sample(uniform(shape, generator))[:, 0]
         return action, {**latent._asdict(), "action": action, **look.notes}
 
     def _infer(
         self,
-        obs: dict[str, Tensor],
+        sight: Sight,
         look: Look,
         latent: Latent,
         prev_action: Shaped[Tensor, "E *A"],
-        is_first: Bool[Tensor, " E"],
         generator: torch.Generator | None,
     ) -> Latent:
         """The latent after an observation."""
-        embed = self.model.encode(obs, look.context, look.view).flatten(0, -2)
+        embed = self.model.encode(sight.obs, look.context, look.view).flatten(0, -2)
         action = self.model.embed_action(prev_action[:, None], look.context)[:, 0]
         noise = None
         if generator is not None:
             noise = uniform((embed.shape[0], self.model.rssm.stoch_size), generator)
-        return self.model.rssm.observe_step(latent, action, embed, is_first, noise)[0]
+        return self.model.rssm.observe_step(latent, action, embed, sight.is_first, noise)[0]
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
         """What replay keeps of the state that `act` returned, under the keys of `memory_spaces`."""

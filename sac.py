@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
+from parts.acting import Sight
 from parts.observations import select
 from soft.losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
 from training import evaluating, launch
@@ -120,26 +121,16 @@ class SAC:
 
     @torch.no_grad()
     def act(
-        self,
-        obs: dict[str, Tensor],
-        state: dict[str, Any],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
         """Choose an action for every environment.
 
         Args:
-            obs: observations, [E, ...], all finite: the environments see to that.
+            sight: what the environments show, all finite. Nodes are encoded only where an episode begins.
             state: from `initial_state` or the last call.
-            is_first: where an episode begins.
-            any_first: whether one does anywhere; nodes are encoded only then.
             generator: draws the actions; None takes the likeliest.
         """
-        action, static = self.soft.act(
-            obs, state["static"], is_first=is_first, any_first=any_first, generator=generator
-        )
+        action, static = self.soft.act(sight, state["static"], generator=generator)
         return action, {"static": static}
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:

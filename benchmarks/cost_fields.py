@@ -26,6 +26,7 @@ from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
+from parts.acting import Sight
 from routing.costs import Costs
 from routing.drawing import draw_tour_pair
 from routing.instances import TEST_SEED, field_test_coords
@@ -87,7 +88,7 @@ def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -
     obs, info = env.reset()
     state, believed = agent.initial_state(1), []
     for _ in range(rules.episode_steps(num_nodes)):
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
         believed.append(state["belief"])
         obs, _, _, _, info = env.step(action)
     return believed

@@ -27,6 +27,7 @@ from envs.routing import RULES
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from parts.acting import Sight
 from training import devices, launch
 from training.replay import Replay
 from training.setup import make_task
@@ -80,9 +81,7 @@ def act_and_store(agent: Dreamer, env: RoutingVectorEnv, config: Config) -> tupl
     begin, steps = now(agent.device), 0
     for _ in range(EPISODES * (env.num_nodes + 1)):
         first = info["is_first"]
-        action, state = agent.act(
-            obs, state, is_first=first, any_first=info["any_first"], generator=agent.generators["acting"]
-        )
+        action, state = agent.act(Sight.of(obs, info), state, generator=agent.generators["acting"])
         ends = {"is_first": first, "is_last": ended, "is_terminal": ended}
         replay.add({**obs, **ends, "reward": reward, "action": action})
         obs, reward, ended, _, info = env.step(action)

@@ -14,6 +14,7 @@ from config import UserError
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
+from parts.acting import Sight
 from parts.actors import ActionDist, Actor
 from parts.views import NodeSet
 from routing.rules import each_part
@@ -178,23 +179,13 @@ class Imagination(ABC):
         """What acting keeps of each environment beside the latent, before the first step."""
 
     @abstractmethod
-    def look(
-        self,
-        obs: dict[str, Tensor],
-        notes: Mapping[str, Any],
-        actor: Actor,
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-    ) -> Look:
+    def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
         """What there is to see where the agent stands in the real environments.
 
         Args:
-            obs: observations, [E, ...].
+            sight: what they show.
             notes: from `first_notes` or the last look.
             actor: who is going to read it.
-            is_first: where an episode begins.
-            any_first: whether one does anywhere.
         """
 
     def all_over(self, start: Start, finished: Bool[Tensor, "B Q"] | None) -> bool:

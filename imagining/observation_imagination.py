@@ -15,6 +15,7 @@ from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, 
 from imagining.observation_model import ObservationModel
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
+from parts.acting import Sight
 from parts.actors import Actor
 from parts.views import NodeSet, View
 from routing.rules import each_part
@@ -104,16 +105,8 @@ class ObservationImagination(Imagination):
     def first_notes(self, num_envs: int) -> dict[str, Any]:
         return {}
 
-    def look(
-        self,
-        obs: dict[str, Tensor],
-        notes: Mapping[str, Any],
-        actor: Actor,
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-    ) -> Look:
-        view = View(obs[ACTION_MASK][:, None] if self.masked else None)
+    def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
+        view = View(sight.obs[ACTION_MASK][:, None] if self.masked else None)
         return Look(view, context=None, tables=None, notes={})
 
 

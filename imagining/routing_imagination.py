@@ -16,7 +16,7 @@ from imagining.routing_model import RoutingContext, RoutingModel
 from imagining.routing_starts import episode_starts, expand_instance, replayed_starts, row_starts, with_generated
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
-from parts.acting import encode_static
+from parts.acting import Sight, encode_static
 from parts.actors import Actor
 from parts.views import NodeSet, View, take_nodes
 from routing.costs import FACTORS, LAST_COST, LAST_NODE
@@ -205,30 +205,20 @@ class RoutingImagination(Imagination):
             notes["belief"] = next(self.model.parameters()).new_zeros(num_envs, self.belief_size)
         return notes
 
-    def look(
-        self,
-        obs: dict[str, Tensor],
-        notes: Mapping[str, Any],
-        actor: Actor,
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-    ) -> Look:
-        instance, state = self.rules.restore(obs)
+    def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
+        instance, state = self.rules.restore(sight.obs)
 
         def encode(instance: Instance) -> dict[str, Tensor]:
             return self._encode_static(actor, instance)
 
-        static = encode_static(
-            notes["static"], instance, is_first, any_first=any_first, rules=self.rules, encode=encode
-        )
+        static = encode_static(notes["static"], instance, sight, rules=self.rules, encode=encode)
         states = each_part(state, lambda part: part[:, None])
-        view = View.of(self.rules, states, obs[ACTION_MASK][:, None])
+        view = View.of(self.rules, states, sight.obs[ACTION_MASK][:, None])
         context = RoutingContext(instance, static["nodes"]) if "nodes" in static else None
         if not self.belief_size:
             return Look(view, context, actor.restore(static), {"static": static})
         # Every move tells more of what is hidden.
-        belief = self._believe(obs, instance, notes["belief"], is_first)
+        belief = self._believe(sight, instance, notes["belief"])
         tables = actor.tables(self.model.node_set(instance, belief))
         return Look(view, context, tables, {"static": static, "belief": belief})
 
@@ -241,12 +231,11 @@ class RoutingImagination(Imagination):
             encoded["nodes"] = self.model.context(instance).nodes
         return encoded
 
-    def _believe(
-        self, obs: dict[str, Tensor], instance: Instance, before: Float[Tensor, "E L"], is_first: Bool[Tensor, " E"]
-    ) -> Float[Tensor, "E L"]:
+    def _believe(self, sight: Sight, instance: Instance, before: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
         """The belief after an observation; nothing passes from one episode to the next."""
-        rows = {name: obs[name][:, None] for name in (CURRENT_NODE, LAST_NODE, LAST_COST, FACTORS) if name in obs}
-        belief = self.model.believe(rows, instance, before.masked_fill(is_first[:, None], 0.0))[:, 0]
+        obs, names = sight.obs, (CURRENT_NODE, LAST_NODE, LAST_COST, FACTORS)
+        rows = {name: obs[name][:, None] for name in names if name in obs}
+        belief = self.model.believe(rows, instance, before.masked_fill(sight.is_first[:, None], 0.0))[:, 0]
         # One failed update must not leave its NaN in here until the episode ends.
         return belief.nan_to_num(0.0, 0.0, 0.0)
 

@@ -1,8 +1,9 @@
-"""What acting keeps of an instance for a whole episode."""
+"""What acting sees, and what it keeps of an instance for a whole episode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -11,12 +12,30 @@ from torch import Tensor
 from routing.rules import Instance, Rules, each_part
 
 
+class Sight(NamedTuple):
+    """What E environments show at once.
+
+    Attributes:
+        obs: the observations.
+        is_first: where an episode begins; nothing of the episode before is used there.
+        any_first: whether one begins anywhere. Environments know that without waiting for the device.
+    """
+
+    obs: dict[str, Tensor]
+    is_first: Bool[Tensor, " E"]
+    any_first: bool
+
+    @classmethod
+    def of(cls, obs: dict[str, Tensor], info: dict[str, Any]) -> Sight:
+        """What a vector environment returned."""
+        return cls(obs, info["is_first"], info["any_first"])
+
+
 def encode_static(
     kept: dict[str, Tensor],
     instance: Instance,
-    is_first: Bool[Tensor, " E"],
+    sight: Sight,
     *,
-    any_first: bool,
     rules: type[Rules],
     encode: Callable[[Instance], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
@@ -25,14 +44,14 @@ def encode_static(
     Args:
         kept: from the last call; empty before the first.
         instance: what every environment shows.
-        is_first: where an episode begins.
-        any_first: whether one does anywhere.
+        sight: says where an episode begins.
         rules: say whether all episodes begin together.
         encode: gives the tensors, [E, ...] each.
     """
     if not kept:
         return encode(instance)
-    if not any_first:
+    is_first = sight.is_first
+    if not sight.any_first:
         return kept
     if rules.fixed_length or is_first.device.type != "cpu":
         # In lockstep: if one begins, all do. And a GPU encodes all rows in the time of a few, where asking which ones

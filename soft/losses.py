@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from envs.tasks import ACTION_MASK, ObservationTask
-from parts.acting import encode_static
+from parts.acting import Sight, encode_static
 from parts.actors import TSPPointerActor, saturation
 from parts.views import View
 from routing.rules import Instance, Rules
@@ -49,13 +49,7 @@ class Soft(nn.Module, ABC):
 
     @abstractmethod
     def act(
-        self,
-        obs: dict[str, Tensor],
-        static: dict[str, Tensor],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, static: dict[str, Tensor], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Tensor]]:
         """An action for every environment, and what the policy remembers of each for the rest of the episode."""
 
@@ -107,15 +101,9 @@ class ContinuousSoft(Soft):
         self._finish(device)
 
     def act(
-        self,
-        obs: dict[str, Tensor],
-        static: dict[str, Tensor],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, static: dict[str, Tensor], *, generator: torch.Generator | None
     ) -> tuple[Float[Tensor, "E A"], dict[str, Tensor]]:
-        dist = self.policy(self.read(obs))
+        dist = self.policy(self.read(sight.obs))
         if generator is None:
             return dist.mode(), static
         return dist.sample(_normal(dist.mean.shape, generator))[0], static
@@ -235,16 +223,10 @@ class VectorSoft(DiscreteSoft):
         self._finish(device)
 
     def act(
-        self,
-        obs: dict[str, Tensor],
-        static: dict[str, Tensor],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, static: dict[str, Tensor], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
-        dist = OneHotDist(self.policy(self.read(obs)), mask=obs.get(ACTION_MASK))
-        return dist.mode() if generator is None else dist.sample(uniform(is_first.shape, generator)), static
+        dist = OneHotDist(self.policy(self.read(sight.obs)), mask=sight.obs.get(ACTION_MASK))
+        return dist.mode() if generator is None else dist.sample(uniform(sight.is_first.shape, generator)), static
 
     def judge(self, batch: dict[str, Tensor]) -> Judged:
         obs = self.read(batch)
@@ -271,22 +253,14 @@ class RoutingSoft(DiscreteSoft):
         self._finish(device)
 
     def act(
-        self,
-        obs: dict[str, Tensor],
-        static: dict[str, Tensor],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, static: dict[str, Tensor], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
-        instance, state = self.rules.restore(obs)
-        static = encode_static(
-            static, instance, is_first, any_first=any_first, rules=self.rules, encode=self._encode_static
-        )
+        instance, state = self.rules.restore(sight.obs)
+        static = encode_static(static, instance, sight, rules=self.rules, encode=self._encode_static)
         states = type(state)(*(part[:, None] for part in state))
-        view = View.of(self.rules, states, obs[ACTION_MASK][:, None])
+        view = View.of(self.rules, states, sight.obs[ACTION_MASK][:, None])
         dist = self.policy(None, self.policy.restore(static), view)
-        chosen = dist.mode() if generator is None else dist.sample(uniform((*is_first.shape, 1), generator))
+        chosen = dist.mode() if generator is None else dist.sample(uniform((*sight.is_first.shape, 1), generator))
         return chosen[:, 0], static
 
     def judge(self, batch: dict[str, Tensor]) -> Judged:

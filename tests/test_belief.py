@@ -15,6 +15,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.routing_model import RoutingModel
 from imagining.world_model import Observed
+from parts.acting import Sight
 from parts.moves import MoveHead, move_geometry
 from routing.costs import find_costs
 from routing.files import RoutingInstance
@@ -260,7 +261,7 @@ def greedy_episode(agent: Dreamer) -> dict[str, Tensor]:
     state, rows = agent.initial_state(2), []
     for _ in range(NODES):
         rows.append(obs)
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
         obs, _, _, _, info = env.step(action)
     return {key: torch.stack([row[key] for row in rows], 1) for key in obs}
 
@@ -306,9 +307,9 @@ def test_belief_begins_anew_with_every_episode():
     state = agent.initial_state(2)
     state["belief"] += 1
     obs = {key: value[:, 0] for key, value in first.items()}
-    arguments: dict[str, Any] = {"is_first": torch.ones(2, dtype=torch.bool), "any_first": True, "generator": None}
-    _, after = agent.act(obs, agent.initial_state(2), **arguments)
-    _, second = agent.act(obs, state, **arguments)
+    sight = Sight(obs, torch.ones(2, dtype=torch.bool), any_first=True)
+    _, after = agent.act(sight, agent.initial_state(2), generator=None)
+    _, second = agent.act(sight, state, generator=None)
     assert after["belief"].equal(second["belief"])
 
 

@@ -21,6 +21,7 @@ from envs.tasks import RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard
 from networks import MaskedActor, TSPPointerActor
+from parts.acting import Sight
 from sac import SAC
 from training import devices, logdirs, ranges, replay_room, setup
 from training.replay import Replay
@@ -93,9 +94,7 @@ def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dic
     for step in range(agent.batch_length):
         if step < 2:
             generator = generators["acting"] if step else None
-            action, state = agent.act(
-                obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=generator
-            )
+            action, state = agent.act(Sight.of(obs, info), state, generator=generator)
         else:
             action = random_actions(task, obs, chosen.envs)
         flags = {"is_first": info["is_first"], "is_last": terminated | truncated, "is_terminal": terminated}

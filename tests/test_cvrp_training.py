@@ -16,6 +16,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.imagination import Trajectory
 from networks import TSPPointerActor
+from parts.acting import Sight
 from parts.views import View
 from routing.cvrp import CVRPRules, CVRPState
 from routing.rules import each_part
@@ -214,14 +215,9 @@ def test_acting_encodes_only_the_rows_that_begin():
     obs, info = env.reset()
     state = agent.initial_state(4)
     for _ in range(30):
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
-        fresh, _ = agent.act(
-            obs,
-            agent.initial_state(4),
-            is_first=torch.ones(4, dtype=torch.bool),
-            any_first=True,
-            generator=None,
-        )
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
+        everywhere = Sight(obs, torch.ones(4, dtype=torch.bool), any_first=True)
+        fresh, _ = agent.act(everywhere, agent.initial_state(4), generator=None)
         assert action.equal(fresh)
         obs, _, _, _, info = env.step(action)
 

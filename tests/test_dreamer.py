@@ -17,6 +17,7 @@ from envs.vector import RoutingVectorEnv
 from guard import Guard
 from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
+from parts.acting import Sight
 from tools import uniform
 from training import devices, setup
 from training.logger import METRICS
@@ -118,7 +119,7 @@ def test_act_is_legal_over_several_episodes(actor_type: str):
     obs, info = env.reset()
     state = acting.initial_state(8)
     for _ in range(3 * (NODES + 1)):
-        action, state = acting.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=draws)
+        action, state = acting.act(Sight.of(obs, info), state, generator=draws)
         obs, _, _, _, info = env.step(action)
     assert obs["visited"].shape == (8, NODES)
 
@@ -129,12 +130,12 @@ def test_act_forgets_the_episode_before():
     everywhere = torch.ones(8, dtype=torch.bool)
 
     def first_action(state: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        return acting.act(obs, state, is_first=everywhere, any_first=True, generator=torch.Generator().manual_seed(3))
+        return acting.act(Sight(obs, everywhere, True), state, generator=torch.Generator().manual_seed(3))
 
     fresh, fresh_state = first_action(acting.initial_state(8))
     other, used = environment(), acting.initial_state(8)
     other_obs, _ = other.reset(seed=9)
-    _, used = acting.act(other_obs, used, is_first=everywhere, any_first=True, generator=None)
+    _, used = acting.act(Sight(other_obs, everywhere, True), used, generator=None)
     again, again_state = first_action(used)
     assert torch.equal(fresh, again)
     assert torch.equal(fresh_state["deter"], again_state["deter"])
@@ -147,10 +148,10 @@ def test_act_renews_the_tables_of_those_whose_episode_begins_and_of_no_other():
     obs, _ = one.reset()
     new_obs, _ = other.reset(seed=9)
     everywhere = torch.ones(8, dtype=torch.bool)
-    _, state = acting.act(obs, acting.initial_state(8), is_first=everywhere, any_first=True, generator=None)
+    _, state = acting.act(Sight(obs, everywhere, True), acting.initial_state(8), generator=None)
     begins = torch.arange(8) < 3
     mixed = {key: torch.where(begins.view(-1, *[1] * (obs[key].ndim - 1)), new_obs[key], obs[key]) for key in obs}
-    _, renewed = acting.act(mixed, state, is_first=begins, any_first=True, generator=None)
+    _, renewed = acting.act(Sight(mixed, begins, True), state, generator=None)
     for name, table in renewed["static"].items():
         assert torch.equal(table[3:], state["static"][name][3:])
         assert not any(torch.equal(table[row], state["static"][name][row]) for row in range(3))
@@ -162,7 +163,7 @@ def test_latent_while_acting_equals_the_one_observed_in_replay():
     obs, info = env.reset()
     state, deters, noise, rows = acting.initial_state(4), [], [], []
     for step in range(NODES):
-        action, state = acting.act(obs, state, is_first=info["is_first"], any_first=step == 0, generator=draws)
+        action, state = acting.act(Sight(obs, info["is_first"], step == 0), state, generator=draws)
         deters.append(state["deter"])
         noise.append(uniform((4, acting.model.rssm.stoch_size), same_draws))
         uniform((4, 1), same_draws)

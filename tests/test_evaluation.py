@@ -26,6 +26,7 @@ from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts
 from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import RoutingTask
 from guard import Guard
+from parts.acting import Sight
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from training import devices, evaluation, setup
 from training.agent import Agent
@@ -149,16 +150,10 @@ class ScriptedAgent:
         return {"time": 0, "num_envs": num_envs}
 
     def act(
-        self,
-        obs: dict[str, Tensor],
-        state: dict[str, Any],
-        *,
-        is_first: Tensor,
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Any]]:
         assert generator is None, "an evaluation draws nothing"
-        assert bool(is_first.any()) == any_first
+        assert bool(sight.is_first.any()) == sight.any_first
         action = 10 * state["time"] + torch.arange(state["num_envs"])
         return action, {**state, "time": state["time"] + 1}
 

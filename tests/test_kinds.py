@@ -15,6 +15,7 @@ from imagining.observation_model import ObservationModel
 from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
 from models import make_behavior
+from parts.acting import Sight
 from parts.actors import Actor
 from parts.views import NodeSet
 from tests.scenes import RANGE, debug_config, generator, random_rows, vector
@@ -94,9 +95,7 @@ class Market(Imagination):
     def first_notes(self, num_envs: int) -> dict[str, Any]:
         return {}
 
-    def look(
-        self, obs: dict[str, Tensor], notes: Mapping[str, Any], actor: Actor, *, is_first: Tensor, any_first: bool
-    ) -> Look:
+    def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
         raise AssertionError("nobody acts here")
 
 

@@ -15,6 +15,7 @@ from config import load
 from envs.routing import PickupRules, TSPRules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
 from routing.cvrp import CVRPRules
 from routing.rules import Instance, Rules
 from soft.losses import RoutingSoft
@@ -150,7 +151,7 @@ def test_padded_batches_give_sac_the_tables_and_losses_of_the_unpadded(rules):
     torch.testing.assert_close(padded_metrics, metrics)
     first = torch.ones(len(alone.coords), dtype=torch.bool)
     tables, padded_tables = (
-        soft.act({key: part[:, 0] for key, part in each.items()}, {}, is_first=first, any_first=True, generator=None)[1]
+        soft.act(Sight({key: part[:, 0] for key, part in each.items()}, first, True), {}, generator=None)[1]
         for each in (short, long)
     )
     torch.testing.assert_close(padded_tables["direct"][:, :NODES, :NODES], tables["direct"])

@@ -20,6 +20,7 @@ import checkpoint
 import sac
 from envs.tasks import ObservationKey, ObservationTask
 from guard import Guard
+from parts.acting import Sight
 from sac import SAC
 from tests.sac_scenes import CPU, pendulum_agent
 from tests.scenes import debug_config
@@ -60,10 +61,10 @@ def test_sac_is_an_agent():
 
 def test_act_is_greedy_without_a_generator_and_within_bounds():
     agent, _ = pendulum_agent()
-    obs, first = {"observation": torch.randn(50, 3)}, torch.ones(50, dtype=torch.bool)
-    one, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=None)
-    same, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=None)
-    drawn, _ = agent.act(obs, agent.initial_state(50), is_first=first, any_first=True, generator=torch.Generator())
+    sight = Sight({"observation": torch.randn(50, 3)}, torch.ones(50, dtype=torch.bool), any_first=True)
+    one, _ = agent.act(sight, agent.initial_state(50), generator=None)
+    same, _ = agent.act(sight, agent.initial_state(50), generator=None)
+    drawn, _ = agent.act(sight, agent.initial_state(50), generator=torch.Generator())
     assert torch.equal(one, same) and not torch.equal(one, drawn)
     assert drawn.abs().max() <= 1
 

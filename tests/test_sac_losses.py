@@ -11,6 +11,7 @@ from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
 from parts.actors import saturation
 from soft.losses import ContinuousSoft, RoutingSoft, VectorSoft
 
@@ -308,9 +309,7 @@ def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[Routin
     static: dict[str, Tensor] = {}
     rows, reward, ended = [], torch.zeros(3), torch.zeros(3, dtype=torch.bool)
     for _ in range(nodes + 1):
-        action, static = soft.act(
-            obs, static, is_first=info["is_first"], any_first=info["any_first"], generator=generator
-        )
+        action, static = soft.act(Sight.of(obs, info), static, generator=generator)
         rows.append({**obs, "action": action, "reward": reward, "is_first": info["is_first"], "is_terminal": ended})
         obs, reward, ended, _, info = env.step(action)
     return soft, {key: torch.stack([row[key] for row in rows], 1) for key in rows[0]}

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
+from parts.acting import Sight
 from training.replay import Replay
 
 
@@ -29,13 +30,7 @@ class Agent(Protocol):
     def initial_state(self, num_envs: int) -> dict[str, Any]: ...
 
     def act(
-        self,
-        obs: dict[str, Tensor],
-        state: dict[str, Any],
-        *,
-        is_first: Bool[Tensor, " E"],
-        any_first: bool,
-        generator: torch.Generator | None,
+        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]: ...
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]: ...

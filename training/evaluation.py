@@ -19,6 +19,7 @@ from config import UserError
 from envs.gym_vector import Crash, GymVectorEnv
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
 from routing.drawing import draw_tour
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import Instance, each_part
@@ -118,7 +119,7 @@ def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device:
     for _ in range(task.rules.episode_steps(num_nodes)):
         if not task.rules.fixed_length and not bool(running.any()):
             break
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
         obs, reward, terminated, _, info = env.step(action)
         # Rows that have ended begin their instance again, which counts no more.
         returns += reward.masked_fill(~running, 0.0)
@@ -215,7 +216,7 @@ def play(
         if playing.get(0) == 0:
             first = {name: value[:1] for name, value in obs.items()}
             rows.append({**first, "prev_action": prev_action, "is_first": info["is_first"][:1]})
-        action, state = agent.act(obs, state, is_first=info["is_first"], any_first=info["any_first"], generator=None)
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
         prev_action = action[:1]
         obs, reward, terminated, truncated, info = env.step(action)
         earned, over = reward.cpu().numpy(), (terminated | truncated).tolist()

@@ -22,6 +22,7 @@ from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from envs.tasks import ACTION_MASK, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard, NonFinite
+from parts.acting import Sight
 from routing.rules import nearest_node
 from system import safe_files, terminal
 from tools import OneHotDist
@@ -228,13 +229,8 @@ class Trainer:
         obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
         # An agent acts from the first step on, so that it knows the episodes that it takes over from the prefill, and
         # replay holds what it remembered.
-        action, acting = self.agent.act(
-            obs,
-            self.acting,
-            is_first=self.row["is_first"],
-            any_first=self.any_first,
-            generator=self.generators["acting"],
-        )
+        sight = Sight(obs, self.row["is_first"], self.any_first)
+        action, acting = self.agent.act(sight, self.acting, generator=self.generators["acting"])
         if self.step < self.settings.prefill:
             action = self._prefill_action(obs)
             if "action" in acting:
