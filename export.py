@@ -28,7 +28,7 @@ from solving.decoding import Decoding
 from system.safe_files import read_text, write_text
 from system.terminal import Parser, show
 from training import devices, launch, loading
-from training.evaluation import percent_above
+from training.tours import percent_above
 
 LONGEST_CURVE = 200
 

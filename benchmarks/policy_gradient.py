@@ -37,7 +37,7 @@ from parts.views import View
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import Instance
 from tools import leave_one_out, uniform
-from training import devices, evaluation, launch, logdirs, ranges, setup
+from training import devices, launch, logdirs, ranges, setup, tours
 from training.logger import Logger, MetricAverages, ProgressBar, save_run_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
@@ -178,7 +178,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
             values = averages.fetch()
             for finding in agent.guard.findings():
                 raise NonFinite(f"{finding.kind} {finding.name!r} is not finite; stopped at step {step}")
-            values["valid_gap"] = evaluation.evaluate(agent, agent.task, validation, device=agent.device).gap
+            values["valid_gap"] = tours.evaluate(agent, agent.task, validation, device=agent.device).gap
             logger.scalars(step, time.monotonic() - begin, values)
             bar.update(step, {"gap %": values["valid_gap"]})
         if progress >= 1:
@@ -192,7 +192,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
         step += int(rollout.alive.sum())
         share = step / config.steps if minutes is None else (time.monotonic() - begin) / (60 * minutes)
         progress = min(1.0, share)
-    result = evaluation.evaluate(agent, agent.task, test, device=agent.device)
+    result = tours.evaluate(agent, agent.task, test, device=agent.device)
     values = {"eval_gap": result.gap, "eval_return": -float(result.lengths.mean())}
     logger.scalars(step, time.monotonic() - begin, values)
     bar.say(f"test set: gap {result.gap:.2f} % after {step} env steps")

@@ -21,7 +21,7 @@ from parts.views import View
 from routing.cvrp import CVRPRules, CVRPState
 from routing.rules import each_part
 from tests.scenes import CPU, Scene, debug_config, generator, instance_of, without_zero_outputs
-from training import devices, evaluation, setup
+from training import devices, setup, tours
 from training.agent import Agent
 from training.replay import Replay
 
@@ -196,7 +196,7 @@ def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
 def test_evaluation_measures_the_plans_it_returns(changes: dict[str, Any]):
     agent, task = cvrp_agent(**changes)
     instances = setup.make_evaluation(NODES, 16, seed=4321, rules=CVRPRules)
-    result = evaluation.evaluate(agent, task, instances, device=CPU)
+    result = tours.evaluate(agent, task, instances, device=CPU)
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
     for row, plan in enumerate(result.tours):
         assert sorted(plan[plan > 0].tolist()) == list(range(1, NODES))

@@ -16,7 +16,7 @@ from routing.solutions import check_solution
 from solving import decoding
 from solving.decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
 from system.memory import NotEnoughMemory
-from training import devices, evaluation, setup
+from training import devices, setup, tours
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -57,8 +57,8 @@ AGENTS = [{"actor.pointer.latent": 0}, {"actor.pointer.latent": 4}, {"actor.type
 def test_best_tours_are_those_that_the_agent_walks(changes):
     agent, cases = make_agent(**changes), instances(12)
     coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
-    found = evaluation.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
-    walked = evaluation.evaluate(agent, agent.task, found, device=CPU).tours.numpy()
+    found = tours.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
+    walked = tours.evaluate(agent, agent.task, found, device=CPU).tours.numpy()
     np.testing.assert_array_equal(np.stack(decode(agent, cases)), walked)
 
 
@@ -195,8 +195,8 @@ def test_decoding_refuses_what_it_cannot_do(how, message):
 def test_best_tours_of_cvrp_are_the_plans_that_the_agent_walks(changes):
     agent, cases = make_cvrp_agent(**changes), cvrp_instances(12)
     coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
-    found = evaluation.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
-    walked = evaluation.evaluate(agent, agent.task, found, device=CPU)
+    found = tours.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
+    walked = tours.evaluate(agent, agent.task, found, device=CPU)
     plans = decode(agent, cases)
     for plan, case, steps in zip(plans, cases, walked.tours.numpy(), strict=True):
         check_solution(case, plan)

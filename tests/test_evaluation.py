@@ -28,9 +28,12 @@ from envs.tasks import RoutingTask
 from guard import Guard
 from parts.acting import Sight
 from routing.instances import TEST_SEED, VALIDATION_SEED
-from training import devices, evaluation, setup
+from training import devices, episodes, setup, tours
 from training.agent import Agent
-from training.evaluation import Evaluation, GymEvaluator, Report, RoutingEvaluator, film, play
+from training.episodes import GymEvaluator, play
+from training.evaluation import Report
+from training.film import film
+from training.tours import Evaluation, RoutingEvaluator
 
 CPU = torch.device("cpu")
 NODES = 6
@@ -60,20 +63,20 @@ def random_states(generators: dict[str, torch.Generator]) -> list[Any]:
 def test_evaluate_draws_from_no_generator():
     agent, generators = routing_agent()
     before = random_states(generators)
-    evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU)
+    tours.evaluate(agent, ROUTING, some_instances(), device=CPU)
     assert random_states(generators) == before
 
 
 def test_evaluate_is_greedy_and_repeatable():
     agent, _ = routing_agent()
-    one, other = (evaluation.evaluate(agent, ROUTING, some_instances(), device=CPU) for _ in range(2))
+    one, other = (tours.evaluate(agent, ROUTING, some_instances(), device=CPU) for _ in range(2))
     assert torch.equal(one.tours, other.tours) and one.gap == other.gap
 
 
 def test_evaluate_measures_its_own_tours():
     agent, _ = routing_agent()
     instances = some_instances(16)
-    result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
+    result = tours.evaluate(agent, ROUTING, instances, device=CPU)
     assert (result.tours.sort(-1).values == torch.arange(NODES)).all()
     torch.testing.assert_close(result.lengths, tour_length(instances.coords, result.tours))
     assert (result.lengths.numpy() > instances.references - 1e-5).all()
@@ -86,11 +89,11 @@ def test_evaluate_measures_its_own_tours():
     [(12.0, 10.0, 20.0), (-8.0, -10.0, 20.0), (-12.0, -10.0, -20.0), (1.0, -10.0, 110.0)],
 )
 def test_percent_above_is_positive_where_more_is_paid_or_less_is_earned(cost: float, reference: float, gap: float):
-    assert evaluation.percent_above(cost, reference) == pytest.approx(gap)
+    assert tours.percent_above(cost, reference) == pytest.approx(gap)
 
 
 def test_percent_above_a_reference_of_zero_is_no_number():
-    assert math.isnan(evaluation.percent_above(1.0, 0.0))
+    assert math.isnan(tours.percent_above(1.0, 0.0))
 
 
 class PrizeInstance(NamedTuple):
@@ -127,7 +130,7 @@ def test_routing_evaluator_reports_gap_and_return_of_the_instances_asked_for():
 
     evaluator = RoutingEvaluator(ROUTING, validation=validation, test=test, device=CPU, pictures=pictures)
     for report, instances in ((evaluator.validate(agent), validation), (evaluator.test(agent), test)):
-        result = evaluation.evaluate(agent, ROUTING, instances, device=CPU)
+        result = tours.evaluate(agent, ROUTING, instances, device=CPU)
         assert report.values == {"gap": result.gap, "return": -float(result.lengths.mean())}
         assert report.pictures.keys() == {"tour", "imagined"}
         assert report.summary.startswith(
@@ -263,11 +266,11 @@ def test_play_records_the_first_episode_aligned(order: tuple[dict[str, Any], ...
 
 
 def test_play_counts_an_endless_episode_as_it_stands(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    monkeypatch.setattr(episodes, "LONGEST_EPISODE", 5)
     make, _ = factory({"length": 1000}, {"length": 2})
-    episodes = play(ScriptedAgent(), vector_env(make, 2))
-    assert episodes.lengths.tolist() == [5, 2]
-    assert episodes.first["is_first"].shape == (1, 5)
+    played = play(ScriptedAgent(), vector_env(make, 2))
+    assert played.lengths.tolist() == [5, 2]
+    assert played.first["is_first"].shape == (1, 5)
 
 
 def gym_evaluator(make: Callable[[], gymnasium.Env], **changes: Any) -> GymEvaluator:
@@ -443,7 +446,7 @@ def test_gym_evaluator_ends_with_a_crash_that_may_not_be_restarted():
 
 
 def test_gym_evaluator_says_that_it_cuts_an_episode(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    monkeypatch.setattr(episodes, "LONGEST_EPISODE", 5)
     lengths = itertools.cycle([1000, 5, 3])
     report = gym_evaluator(lambda: Scripted(length=next(lengths)), most_envs=3).validate(ScriptedAgent())
     assert report.values == {"return": pytest.approx(13 / 3), "length": pytest.approx(13 / 3), "cut": 1}
@@ -453,7 +456,7 @@ def test_gym_evaluator_says_that_it_cuts_an_episode(monkeypatch: pytest.MonkeyPa
 
 
 def test_gym_evaluator_goes_on_after_an_episode_that_it_cut(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "LONGEST_EPISODE", 5)
+    monkeypatch.setattr(episodes, "LONGEST_EPISODE", 5)
     make, made = factory({"length": 1000})
     evaluator = gym_evaluator(make, most_envs=1)
     assert evaluator.validate(ScriptedAgent()).values["cut"] == 3

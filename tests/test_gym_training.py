@@ -24,8 +24,8 @@ from config import UserError
 from envs.bad_inputs import BadInput
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from tests.scenes import decisions_in, refusal, stored_rows, without_times
-from training import evaluation
-from training.evaluation import GymEvaluator
+from training import episodes
+from training.episodes import GymEvaluator
 from training.logger import METRICS
 from training.replay import Replay
 
@@ -367,7 +367,7 @@ def test_evaluate_prints_mean_and_interval_and_films(run_of, tmp_path: Path, cap
 def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(evaluation, "_shortened", lambda _notices: ("environment 0 crashed",))
+    monkeypatch.setattr(episodes, "_shortened", lambda _notices: ("environment 0 crashed",))
     train(tmp_path, "TMaze-v0", "--steps", "48")
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "crashed" in line] == [
@@ -453,7 +453,7 @@ def test_environment_of_ones_own_trains_and_is_not_filmed(
         assert stored["is_last"][:, 5].all() and not stored["is_terminal"].any()
         assert torch.equal(stored["reward"][:, 1:6], stored["action"][:, :5, 1].float())
         with monkeypatch.context() as patched:
-            patched.setattr(evaluation.GymEvaluator, "test", lambda *_: pytest.fail("episodes were played first"))
+            patched.setattr(episodes.GymEvaluator, "test", lambda *_: pytest.fail("episodes were played first"))
             line = refusal(capsys, "--evaluate", str(logdir), "--import", "own_task", "--video", str(tmp_path / "film"))
         assert "rgb_array" in line
     finally:

@@ -27,8 +27,8 @@ from tests.run_scenes import (
 )
 from tests.scenes import decisions_in, stored_rows, without_times
 from training import devices, setup
-from training.evaluation import Evaluation
 from training.replay import Replay
+from training.tours import Evaluation
 
 ROUTING = RoutingTask.of(TSPRules, NODES)
 

@@ -12,7 +12,7 @@ from envs.tasks import ObservationTask
 from system.terminal import show, tell
 from training.agent import Agent
 from training.devices import prepare_torch
-from training.evaluation import film
+from training.film import film
 from training.loading import load_run
 from training.ranges import RANGES
 from training.setup import TRAINING_ENV, make_one, make_setup, reading_of_observations, telling_of_crashes

@@ -20,7 +20,9 @@ from routing.costs import EUCLIDEAN, find_costs
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import MIN_NODES, Rules, single_precision
 from system.terminal import tell
-from training.evaluation import Evaluation, Evaluator, GymEvaluator, RoutingEvaluator
+from training.episodes import GymEvaluator
+from training.evaluation import Evaluator
+from training.tours import Evaluation, RoutingEvaluator
 
 GYM_PREFIX = "gym_"
 # The value of eval_env that evaluates in the environments of training.

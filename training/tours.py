@@ -1,0 +1,130 @@
+"""How good an agent's greedy tours are, beside reference tours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from envs.tasks import RoutingTask
+from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
+from routing.drawing import draw_tour
+from routing.rules import Instance, each_part
+from training.agent import Agent
+from training.evaluation import Report, interval
+
+
+class Evaluation(NamedTuple):
+    """Instances of a routing problem with the costs of their reference tours, and what those depend on in secret."""
+
+    instance: Instance
+    references: Float[np.ndarray, " I"]
+    factors: Float[Tensor, "I F"] | None = None
+
+    @property
+    def coords(self) -> Float[Tensor, "I N 2"]:
+        """Where the nodes lie."""
+        return self.instance.coords
+
+
+def percent_above(cost: float, reference: float) -> float:
+    """How much more than a reference a cost is, in percent of the reference's size; NaN where that is 0.
+
+    Where rewards are earned costs are negative, and to earn less than the reference is positive all the same.
+    """
+    if reference == 0:
+        return math.nan
+    return math.copysign(100.0, reference) * (cost / reference - 1)
+
+
+class Result(NamedTuple):
+    """How an agent did on an `Evaluation`. Closed tours from their first node; it is repeated where a tour is short."""
+
+    lengths: Float[Tensor, " I"]
+    tours: Int[Tensor, "I L"]
+    gap: float
+
+
+def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device: torch.device) -> Result:
+    """Greedy tours of every instance, each action checked against the rules.
+
+    Args:
+        agent: acts by its mode; nothing random is drawn.
+        task: the problem.
+        evaluation: instances and the lengths to compare with.
+        device: where the agent lives.
+    """
+    instance = each_part(evaluation.instance, lambda part: part.to(device))
+    count, num_nodes, _ = instance.coords.shape
+    env = RoutingVectorEnv(
+        task.rules,
+        num_envs=count,
+        num_nodes=num_nodes,
+        device=device,
+        instances=instance,
+        factors=evaluation.factors,
+        check_actions=True,
+    )
+    obs, info = env.reset()
+    state = agent.initial_state(count)
+    returns = torch.zeros(count, device=device)
+    running = torch.ones(count, dtype=torch.bool, device=device)
+    first = obs["current_node"]
+    visited = [first]
+    for _ in range(task.rules.episode_steps(num_nodes)):
+        if not task.rules.fixed_length and not bool(running.any()):
+            break
+        action, state = agent.act(Sight.of(obs, info), state, generator=None)
+        obs, reward, terminated, _, info = env.step(action)
+        # Rows that have ended begin their instance again, which counts no more.
+        returns += reward.masked_fill(~running, 0.0)
+        visited.append(torch.where(running, action, first))
+        running = running & ~terminated
+    lengths = -returns
+    gap = percent_above(float(lengths.double().mean()), float(evaluation.references.mean()))
+    return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
+
+
+class RoutingEvaluator:
+    """Greedy tours of fixed instances, by their gap to the reference."""
+
+    def __init__(
+        self,
+        task: RoutingTask,
+        *,
+        validation: Evaluation,
+        test: Evaluation,
+        device: torch.device,
+        pictures: Callable[[Instance], dict[str, np.ndarray]] | None = None,
+    ) -> None:
+        """Take the instances; `pictures` draws what the agent imagines of the first of them."""
+        self.task, self.device, self.pictures = task, device, pictures
+        self._validation, self._test = validation, test
+
+    def validate(self, agent: Agent) -> Report:
+        """Tours of the validation instances."""
+        return self._report(agent, self._validation)
+
+    def test(self, agent: Agent) -> Report:
+        """Tours of the test instances."""
+        return self._report(agent, self._test)
+
+    def _report(self, agent: Agent, evaluation: Evaluation) -> Report:
+        result = evaluate(agent, self.task, evaluation, device=self.device)
+        title = f"length {float(result.lengths[0]):.3f}, reference {evaluation.references[0]:.3f}"
+        tour = draw_tour(evaluation.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
+        pictures = {"tour": tour}
+        if self.pictures is not None:
+            pictures |= self.pictures(evaluation.instance)
+        mean = float(result.lengths.mean())
+        summary = (
+            f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)},"
+            f" gap {result.gap:.2f} % to the reference"
+        )
+        return Report({"gap": result.gap, "return": -mean}, pictures, summary)
