@@ -35,7 +35,7 @@ ZIP_BEGINS = b"PK\x03\x04"
 ALLOWED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]+Storage"
 )
-# Entries of a state, and levels; those of a long run are some ten thousand, in 10 levels.
+# The most entries and levels of a state; that of a long run has some ten thousand entries in 10 levels.
 MOST_ENTRIES = 2**20
 DEEPEST = 64
 # Bytes that the tensors may claim beyond those of the file: a tensor may repeat its numbers, and then a few bytes claim
@@ -43,7 +43,7 @@ DEEPEST = 64
 MOST_REPEATED = 2**24
 
 
-# What zipfile, pickletools and the loader raise on bytes that are no archive of theirs.
+# zipfile, pickletools and the loader raise these on bytes that are no archive of theirs.
 UNREADABLE_ARCHIVE = (
     *(RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
     *(AssertionError, zipfile.BadZipFile, struct.error, zlib.error),
@@ -78,7 +78,7 @@ def save(path: Path, state: Mapping[str, Any], *, keep_before: bool = True) -> N
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        # On a full disk, what is left of it would be in the way of everything else.
+        # On a full disk, a partial file would take the room that other files need.
         temporary.unlink(missing_ok=True)
         raise
     if keep_before and path.name == LATEST and path.exists():
@@ -208,7 +208,7 @@ def _require_sound(file: BinaryIO, path: Path) -> None:
     archive = zipfile.ZipFile(file)
     members = archive.infolist()
     declared, size = sum(member.file_size for member in members), file.seek(0, os.SEEK_END)
-    # `save` does not compress: a thousandth of the memory that it takes would do for an archive that is.
+    # `save` does not compress. A compressed archive can take a thousand times its size in memory.
     if archive.comment or declared > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _unusable(path, f"has {size:,} bytes and declares {declared:,}: it is compressed, or not a checkpoint")
     # torch.load does not compare the checksums that torch.save writes.

@@ -28,10 +28,10 @@ from comparing.summary import Asked, Quantity, is_measured_by_gap, over_seeds, q
 from config import ConfigError, one_line_errors
 from system.terminal import Parser, show, tell
 
-# What may differ within a group.
-OF_THE_RUN = ("seed", "logdir")
+# Keys that may differ within a group.
+RUN_KEYS = ("seed", "logdir")
 MOST_DIFFERENCES = 12
-# The share of their keys that two configs have in common at least, if their runs may be of one group.
+# The share of their keys that two configs must have in common for their runs to be of one group.
 LEAST_COMMON = 0.5
 
 
@@ -70,7 +70,7 @@ class Member(NamedTuple):
         if self.run.config is None or other.run.config is None:
             return self.run.config is other.run.config and self.name == other.name
         common = self.settings.keys() & other.settings.keys()
-        # Configs of which either lacks most of the other's keys are those of different codes.
+        # Configs that share few keys come from different programs.
         related = len(common) >= LEAST_COMMON * len(self.settings.keys() | other.settings.keys())
         equal = all(self.settings[key] == other.settings[key] for key in common)
         return related and equal and self.run.made_by == other.run.made_by
@@ -263,7 +263,7 @@ def _group(name: str, loaded: Sequence[Run]) -> Group:
 def _config(run: Run) -> dict[str, Any]:
     """What of the config makes a run another kind of run."""
     settings = {} if run.config is None else run.config.flat()
-    settings = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
+    settings = {key: value for key, value in settings.items() if key not in RUN_KEYS}
     texts: dict[str, str] = {}
     for change in run.changes:
         if (key := change["key"]) in settings:
@@ -358,7 +358,7 @@ def main(argv: list[str]) -> None:
         if len(differences) > MOST_DIFFERENCES:
             notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
         show("".join(f"\nNote: {note}." for note in notes))
-        # Whatever comes of the picture, the table is there.
+        # The table is printed first, so that it is there even where the picture fails.
         _draw(groups, arguments.out)
         show(f"Picture: {arguments.out}")
 

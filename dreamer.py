@@ -43,7 +43,7 @@ RANGES = {
     **{f"model.rssm.{name}": (1, math.inf) for name in ("deter", "stoch", "classes", "hidden", "blocks")},
     **{f"model.encoder.{name}": (1, math.inf) for name in ("width", "heads")},
     **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
-    # Each is an object of its own, so that a number of any size in a received config would be built for ever.
+    # Each layer is an object of its own: a huge number of them in a received config would take for ever to build.
     **dict.fromkeys(("model.layers", "model.encoder.layers", "actor.pointer.layers"), (1, MOST_LAYERS)),
     **dict.fromkeys(("actor.layers", "critic.layers"), (1, MOST_LAYERS)),
     "actor.pointer.clip": (1e-3, math.inf),
@@ -55,7 +55,7 @@ RANGES = {
     **dict.fromkeys(("model.bins", "critic.bins"), (3, math.inf)),
     "discount": (0, 1),
 }
-OF_OTHERS = {"sac": "sac.py"}
+FOREIGN_KEYS = {"sac": "sac.py"}
 CHOICES = {
     "model.norm": ("rms", "layer"),
     "model.initialisation": ("torch", "published"),
@@ -84,7 +84,7 @@ class Dreamer:
         validate_ranges(config, RANGES)
         validate_choices(config, CHOICES)
         self.task, self.device, self.guard = task, device, guard
-        # What rewards were multiplied with before the model saw them.
+        # Rewards were multiplied with this before the model saw them.
         self.reward_scale = config.reward_scale
         self.generators = generators
         settings = ImaginationSettings.of(config)
@@ -290,7 +290,7 @@ def main(argv: list[str]) -> None:
             config_path=Path(__file__).with_name("configs.yaml"),
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
-            of_others=OF_OTHERS,
+            foreign_keys=FOREIGN_KEYS,
         )
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=Dreamer)

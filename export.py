@@ -44,7 +44,7 @@ def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     defaults = config.load(solve.CONFIGS, [], {})
     loaded = loading.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults, trust=trust)
     assert isinstance(loaded.agent, Dreamer)
-    # Where the run's own folder was, and what it ran on, is nothing to anybody else.
+    # The run's own folder and device are of no use to others.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
     state = {"config": settings, "agent": loaded.agent.acting_weights(), "step": loaded.step}
     with _writing(path):
@@ -89,7 +89,7 @@ def facts(run: Path) -> dict[str, Any]:
         curve = [[row["step"], round(row["valid_gap"], 4)] for row in rows if row.get("valid_gap") is not None]
         told = {"command": made.get("command"), "commit": made.get("commit")}
         seconds = rows[-1].get("seconds") if rows else None
-    # What another wrote may be JSON, and no such rows.
+    # A file by others may be JSON and hold no such rows.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{folder} does not say how it was made ({error}); give a run's own folder") from error
     every = -(-len(curve) // LONGEST_CURVE) or 1
@@ -139,7 +139,7 @@ def main(argv: list[str]) -> None:
         record = facts(arguments.run)
         _require_free(arguments.path, arguments.run)
         device = devices.choose_device(arguments.device)
-        # It refuses runs that gaps cannot be measured of, before anything is written.
+        # A run whose gaps cannot be measured is refused here, before anything is written.
         solve.load_agent(arguments.run, device, trust=arguments.trust)
         weights_file(arguments.run, arguments.path, trust=arguments.trust)
         state = checkpoint.load(arguments.path, torch.device("cpu"))

@@ -118,7 +118,7 @@ class RSSM(nn.Module):
 
         At `is_first` the previous latent and action count as zeros: nothing passes from one episode to the next.
         """
-        # Filled rather than multiplied by 0, which would let a NaN pass.
+        # The padding is filled, since a product with 0 would let a NaN pass.
         first = is_first[:, None]
         latent = Latent(latent.deter.masked_fill(first, 0.0), latent.stoch.masked_fill(first[..., None], 0.0))
         deter = self.recur(latent, prev_action.masked_fill(first, 0.0))

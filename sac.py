@@ -36,13 +36,13 @@ RANGES = {
     "sac.bins": (3, math.inf),
     **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
     **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
-    # Each is an object of its own, so that a number of any size in a received config would be built for ever.
+    # Each layer is an object of its own: a huge number of them in a received config would take for ever to build.
     **dict.fromkeys(("sac.layers", "actor.pointer.layers"), (1, 1000)),
     "actor.pointer.clip": (1e-3, math.inf),
     **{f"sac.initial_alpha.{critic}": (1e-6, 1e6) for critic in CRITICS},
 }
 CHOICES = {"sac.critic": CRITICS}
-# What of the config only the Dreamer reads.
+# Keys of the config that only the Dreamer reads.
 _DREAMERS = (
     *("model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
     *("replay_context", "batch_length", "actor.type", "actor.units", "actor.layers", "actor.unimix", "actor.entropy"),
@@ -50,7 +50,7 @@ _DREAMERS = (
     *("actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon", "imag_tours", "imag_mask"),
     *("imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
-OF_OTHERS = dict.fromkeys(_DREAMERS, "dreamer.py")
+FOREIGN_KEYS = dict.fromkeys(_DREAMERS, "dreamer.py")
 
 
 class SAC:
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
             base=[SECTION],
-            of_others=OF_OTHERS,
+            foreign_keys=FOREIGN_KEYS,
         )
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=SAC)

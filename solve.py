@@ -54,7 +54,7 @@ from system.terminal import Parser, show, tell
 from training import devices, launch, loading
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
-# By problem, as in `envs.routing.RULES`: the solver that the field compares with.
+# The solver that the field compares with, by problem as in `envs.routing.RULES`.
 REFERENCES = {"tsp": "lkh", "cvrp": "pyvrp"}
 # Bytes, by measurement and rounded up: of a random instance and its solution, of each of its nodes, and of each leg
 # while a solver looks for a reference.
@@ -259,7 +259,7 @@ def positive(text: str) -> int:
 
 def _seed(text: str) -> int:
     number = int(text)
-    # What numpy's legacy generator takes.
+    # numpy's legacy generator takes no other seeds.
     if not 0 <= number < 2**32:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to {2**32 - 1}")
     return number
@@ -307,7 +307,7 @@ def _check_output(folder: Path, found: Sequence[Case]) -> None:
             raise ConfigError(
                 f"--out {folder}: {path.stem}.sol would stand where a best known solution does; give another"
             )
-    # Made when there is something to write: what fails before leaves nothing behind.
+    # The folder is made when there is something to write, so that an earlier failure leaves nothing behind.
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         cause = "may not be written to" if existing.is_dir() else "is no folder"
@@ -400,7 +400,7 @@ def main(argv: list[str]) -> None:
                 solutions.append(outcome._replace(reference=known))
                 continue
             failures += 1
-            # Those of a batch fail for one reason.
+            # All instances of a batch fail for the same reason.
             if (line := f"solve.py: {path} {outcome}") not in told:
                 told.add(line)
                 tell(line)

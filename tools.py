@@ -70,7 +70,8 @@ class OneHotDist:
         if mask is not None:
             empty = ~mask.any(-1, keepdim=True)
             mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
-            # Infinity here, lest a floor be above every legal logit of a row; the clamp below makes it finite.
+            # The floor is infinite, since a finite one could be above every legal logit of a row; the clamp below makes
+            # it finite.
             logits = torch.where(mask, logits, -math.inf)
         self.mask = mask
         # On legal actions the clamp only acts where float32 cannot hold the difference of two logits.

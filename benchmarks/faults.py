@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 GUARD_OFF = "FAULTS_WITHOUT_GUARD"
 # Faults come at random moments of this share of a run.
 FIRST, LAST = 0.02, 0.9
-# Every kind comes this often; what is left are kinds that cost no way back, as those lose the updates since.
+# Every kind of fault comes this often. Further faults are of kinds that need no way back to the last good state, since
+# each way back loses the updates since then.
 LEAST = 5
 
 # Entered around one update of an agent.
@@ -192,7 +193,7 @@ def in_noise() -> Fault:
 
 
 GROUPS = ("model", "actor", "critic")
-# What an update survives by being skipped, or as it is.
+# Faults after which skipping the update is enough, if that.
 PASSING: dict[str, Fault] = {
     "NaN in a coordinate": in_batch("coords", math.nan),
     "infinity in a coordinate": in_batch("coords", math.inf),
@@ -206,7 +207,7 @@ PASSING: dict[str, Fault] = {
     "NaN in the noise of the latents": in_noise(),
     **{f"NaN in a gradient of the {group}": in_gradient(group) for group in GROUPS},
 }
-# What takes the way back to the last good state.
+# Faults after which the last good state has to be taken up again.
 LASTING: dict[str, Fault] = {
     **{f"NaN in a parameter of the {group}": in_parameter(group, math.nan) for group in GROUPS},
     **{f"infinity in second moments of the {group}": in_moments(group, "second", math.inf) for group in GROUPS},

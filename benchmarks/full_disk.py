@@ -59,7 +59,8 @@ def run(arguments: list[str], log: Path) -> tuple[int, str]:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        # As the interpreter would: a traceback for what is no exit, and what lives on until the end is cleared away.
+        # This does what the interpreter would do at its end: it prints a traceback for any exception but an exit, and
+        # clears up.
         status = 1
         try:
             dreamer.main(arguments)

@@ -23,7 +23,7 @@ from system.terminal import Parser
 from training import devices, launch, loading
 from training.replay import REWARD_AND_ENDS, Replay
 
-# Another one than anybody trains with, for the fresh episodes.
+# The seed of the fresh episodes, which no run trains with.
 FRESH_SEED = 960_131_877
 EPISODES = 256
 
@@ -58,7 +58,7 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
         raise ConfigError(f"{logdir} is no folder of a run, whose replay is needed")
     roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length)
     _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), roomy)
-    # As the run's own replay has them.
+    # The rewards in the run's own replay are scaled in the same way.
     fresh.rows["reward"] *= agent.reward_scale
     stored = {name: rows for name, rows in fresh.rows.items() if name not in REWARD_AND_ENDS}
     spaces = {name: (tuple(rows.shape[2:]), rows.dtype) for name, rows in stored.items()}

@@ -42,7 +42,7 @@ from training.logger import Logger, MetricAverages, ProgressBar, save_run_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 EVALUATIONS = 20
-# Of PPO's ratios.
+# How far PPO's ratios may be from 1.
 CLIP = 0.2
 ENTRY_KEYS = {
     "minutes": "train for this long instead of until --steps; schedules then follow the share of the time",
@@ -55,12 +55,12 @@ ENTRY_KEYS = {
 class Rollout(NamedTuple):
     """Whole tours of B instances, K of each, and what the policy saw before each of its T decisions.
 
-    `alive` is 0 for those that came after a tour's end, which are no env steps.
+    `running` is 0 for those that came after a tour's end, which are no env steps.
     """
 
     view: View
     action: Int[Tensor, "B K T"]
-    alive: Float[Tensor, "B K T"]
+    running: Float[Tensor, "B K T"]
     tour_length: Float[Tensor, "B K"]
 
 
@@ -93,7 +93,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
     def noise(wanted: torch.Size) -> Tensor:
         return torch.randn(wanted, generator=generator, device=agent.device)
 
-    views, actions, alive = [], [], [torch.ones(shape, device=agent.device)]
+    views, actions, running = [], [], [torch.ones(shape, device=agent.device)]
     tour_length = torch.zeros(shape, device=agent.device)
     for _ in range(rules.episode_steps(num_nodes)):
         mask = rules.action_mask(state)
@@ -106,7 +106,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         if factors is not None:
             factors = rules.costs.drifted(factors, noise)
         state, finished = rules.step(state, action)
-        alive.append((~finished).float())
+        running.append((~finished).float())
     features = [view.features for view in views if view.features is not None]
     view = View(
         torch.stack([view.action_mask for view in views if view.action_mask is not None], 2),
@@ -114,7 +114,7 @@ def roll_out(agent: Dreamer, instance: Instance, *, tours: int, first: str, gene
         current=torch.stack([view.current for view in views if view.current is not None], 2),
         features=torch.stack(features, 2) if features else None,
     )
-    return Rollout(view, torch.stack(actions, 2), alive=torch.stack(alive[:-1], 2), tour_length=tour_length)
+    return Rollout(view, torch.stack(actions, 2), running=torch.stack(running[:-1], 2), tour_length=tour_length)
 
 
 def clipped_gain(
@@ -139,7 +139,7 @@ def update(
     before: Tensor | None = None
 
     def mean(values: Float[Tensor, "B K T"]) -> Float[Tensor, ""]:
-        return (values * rollout.alive).sum() / rollout.alive.sum()
+        return (values * rollout.running).sum() / rollout.running.sum()
 
     for _ in range(epochs):
         dist = behavior.actor(None, behavior.actor.encode(rules.node_features(instance)), rollout.view)
@@ -189,7 +189,7 @@ def train(agent: Dreamer, config: Config, *, logger: Logger, batches: Batches, m
         rollout = roll_out(agent, instance, tours=batches.tours, first=config.imag_first, generator=generator)
         averages.add(update(agent, instance, rollout, progress=progress, epochs=batches.epochs))
         agent.guard.update += 1
-        step += int(rollout.alive.sum())
+        step += int(rollout.running.sum())
         share = step / config.steps if minutes is None else (time.monotonic() - begin) / (60 * minutes)
         progress = min(1.0, share)
     result = tours.evaluate(agent, agent.task, test, device=agent.device)
@@ -218,7 +218,7 @@ def main(argv: list[str]) -> None:
     """Read the command line and train."""
     with one_line_errors("policy_gradient", *launch.USER_ERRORS):
         command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
-        # Without a model there is nothing that could believe.
+        # A belief is a part of the model, and there is no model here.
         config = command.config.replace(**{"actor.pointer.latent": 0, "model.belief": False})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")

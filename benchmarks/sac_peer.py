@@ -29,7 +29,7 @@ from routing.instances import TEST_SEED, VALIDATION_SEED
 from training import launch, logdirs, ranges
 from training.logger import Logger, ProgressBar, save_run_facts
 
-# What would make another task or agent of it, and is not done for the peer.
+# Other values would change the task or the agent, and the peer does not know them.
 CHOICES = {"reward_scale": (1.0,), "context": ("none",), "envs": (1,), "sac.critic": ("mse",)}
 
 

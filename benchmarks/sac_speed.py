@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(command.config.threads)
         sac_peer.validate(command.config)
-        # They say what is wrong with a task that is none of theirs.
+        # The peers come first, since they say what is wrong with a task that they cannot play.
         theirs = their_updates(command.config)
         contestants = {"ours": our_updates(command.config), "stable-baselines3": theirs}
     rates: dict[str, list[float]] = {name: [] for name in contestants}

@@ -26,7 +26,7 @@ from solving.answers import Solution
 from solving.decoding import Decoding
 from system.terminal import Parser, show
 from training import launch
-from training.evaluation import percent_above
+from training.tours import percent_above
 
 # Five of them are as wide as a page, whose titles can still be read.
 PANEL_INCHES = 2.2

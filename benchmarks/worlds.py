@@ -6,7 +6,7 @@ For each world, on the first instances of the validation set, in percent above t
 (LKH): the shortest tours, walked as they stand and in the cheaper of their two directions; and, where an episode hides
 something, the tours that are optimal for the costs on average over it. An agent that learns nothing of what is hidden
 can do no better than the last on average, and one that is shown it can do as well as 0. Where costs change within an
-episode nobody can know an optimal tour beforehand: such worlds are left out.
+episode no optimal tour can be known beforehand: such cost worlds are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from routing.instances import (
 from training import launch
 
 ENTRY_KEYS = {"instances": "instances to look at (default 200)", "world": "one world alone: a name, or module:function"}
-# Draws of the hidden factors that a mean is taken over.
+# How many draws of the hidden factors a mean is taken over.
 DRAWS = 256
 
 

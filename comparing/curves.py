@@ -59,7 +59,7 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
         with replacing(path) as temporary:
             figure.savefig(temporary)
     except ValueError as error:
-        # Of numbers near the largest there are; only logs of others have such.
+        # matplotlib fails on numbers near the largest float, which only logs of other programs hold.
         raise ConfigError(f"{path} cannot be drawn ({error})") from error
 
 
@@ -94,7 +94,7 @@ def _draw_group(axes: Axes, series: Sequence[Series], axis: str, *, name: str, i
             axes.plot(*_points(one, axis), color=color, linestyle=line, linewidth=0.7, alpha=0.35)
         axes.fill_between(grid, low, high, color=color, alpha=0.18, linewidth=0)
     seeds = "1 seed" if len(series) == 1 else f"{len(series)} seeds"
-    # Between two dollars would be mathematics.
+    # Text between two dollars would be drawn as mathematics.
     label = one_line(f"{name} ({seeds})").replace("$", r"\$")
     axes.plot(grid, mean, color=color, linestyle=line, linewidth=1.8, label=label)
 

@@ -57,7 +57,7 @@ WITH_SLASH = ("train/alpha", "train/q_mean", "train/q_std", "train/q_grad_norm",
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 # Larger ones, pictures and the like, hold no scalars, and a checksum takes a second for every four megabytes.
 LARGEST_CHECKED = 2**16
-# Bytes: of a log whose rows take a few times as many in memory, of one event, and of run.json.
+# The most bytes of a log (its rows take a few times as many in memory), of one event, and of run.json.
 MOST_LOG, LARGEST_EVENT, MOST_FACTS = 2**30, 2**28, 2**20
 
 
@@ -84,7 +84,7 @@ class Run(NamedTuple):
         config: the resolved config; None for foreign runs.
         made_by: the program, and those of its flags that are no config keys; empty where it is not known.
         seed: the config's, or the one that the name tells; None where it tells none.
-        status: finished, running or stopped; `event files` where only those are there and nobody can tell.
+        status: finished, running or stopped; `event files` where there is nothing else to tell by.
         notes: what could not be read, a line each.
         changes: as from `changes_of`.
     """
@@ -156,7 +156,7 @@ def changes_of(path: Path) -> list[dict[str, Any]]:
             {"step": int(change["step"]), "key": str(change["key"]), "was": change["was"], "now": change["now"]}
             for change in told
         ]
-    # Also of a run that is older than this entry, or a damaged file, of which `_made_by` tells.
+    # Also the file of an older run, which lacks this entry, or a damaged one, which `_made_by` reports.
     except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return []
 
@@ -188,7 +188,7 @@ def _config(path: Path, notes: list[str]) -> Config | None:
         return None
     try:
         return config.read(path)
-    # Of files by others: a date or a number that is none, and a mapping that contains itself.
+    # Files of other programs may hold impossible dates and numbers, or a mapping that contains itself.
     except (ValueError, RecursionError) as error:
         notes.append(str(error) if str(path) in str(error) else f"{path.name} cannot be read ({error})")
         return None
@@ -217,7 +217,7 @@ def _is_locked(path: Path) -> bool:
     """Whether a live process holds the lock. The process id in it may be another's by now, or of another container."""
     try:
         with safe_files.open_to_read(path) as file:
-            # An empty one was released. A shared lock for a moment is in nobody's way but one's who begins just then.
+            # An empty lock was released. A shared lock for a moment only disturbs a run that begins just then.
             if not file.read(1):
                 return False
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -237,7 +237,7 @@ def _metric_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     except OSError as error:
         return [], [f"{path.name} cannot be read ({error.strerror})"]
     rows, broken = [], []
-    # What follows the last line break is a row that is being written, or was when the run was killed.
+    # After the last line break stands a row that is being written, or was when the run was killed.
     for number, line in enumerate(lines[:-1], start=1):
         row = metric_row(line)
         if row is None:
@@ -257,7 +257,7 @@ def metric_row(line: bytes) -> dict[str, Any] | None:
             return None
         row = {name: None if value is None else float(value) for name, value in row.items()}
         return row if math.isfinite(row["step"]) and math.isfinite(row["seconds"]) else None
-    # Also a number too large for a float, and lists in lists without end.
+    # Numbers too large for a float, and endlessly nested lists, are caught here, too.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
@@ -328,7 +328,7 @@ def _event(header: bytes, content: BinaryIO) -> tuple[Event, int]:
         DecodeError, struct.error: it is broken, or the file ends before it does.
     """
     (length, _) = HEADER.unpack(header)
-    # A length that is none must not be read.
+    # A damaged length may be huge, and must not be read.
     record = content.read(min(length, LARGEST_EVENT))
     (checksum,) = FOOTER.unpack(content.read(FOOTER.size))
     if len(record) < length or (length <= LARGEST_CHECKED and masked_crc32c(record) != checksum):
@@ -371,5 +371,5 @@ def _made_by(path: Path, notes: list[str]) -> dict[str, str]:
         return {"program": str(facts["program"]), **{name: str(value) for name, value in facts["flags"].items()}}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        notes.append(f"{path.name} cannot be read ({cause}), so that nobody knows which program made this run")
+        notes.append(f"{path.name} cannot be read ({cause}), so that the program that made this run is unknown")
         return {}

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from comparing.runs import Run, Series
 
-# The first that a run has is its return; our own names come first, then those of common libraries.
+# The first of these that a run has is its return; our own names come first, then those of common libraries.
 RETURNS = (
     "valid_return",
     "eval/mean_reward",
@@ -22,7 +22,7 @@ RETURNS = (
     "charts/episodic_return",
     "episode/score",
 )
-# The first that a run has: of single episodes where they were logged, else means of those between two logs.
+# The first of these that a run has is taken: of single episodes where they were logged, else means between two logs.
 TRAIN_RETURNS = ("episode_return", "train_return", "rollout/ep_rew_mean", "charts/episodic_return", "episode/score")
 GAP = "valid_gap"
 FAMILIAR_GAPS = (10.0, 5.0, 2.0, 1.0)

@@ -82,7 +82,7 @@ class BadInputs:
         """
         drop = False
         for key, of_all in numbers.items():
-            # A slice, which writes through also where a row is one number.
+            # A slice also writes through where a row is one number.
             values = of_all[row : row + 1]
             bad = ~np.isfinite(values)
             if not bad.any():

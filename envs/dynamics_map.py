@@ -20,7 +20,7 @@ from envs.tasks import BAD_INPUT, NOTICE
 
 CONTEXT_KEY = "dynamics_map"
 CONTEXTS = ("none", CONTEXT_KEY)
-# How the environment's plain observation is called beside the context.
+# The name of the environment's plain observation beside the context.
 OBSERVATION_KEY = "observation"
 
 GRID = 100
@@ -70,7 +70,7 @@ def vehicle_basis(count: int = COMPONENTS) -> Basis:
     maps = vehicle_maps(plants).reshape(PLANTS, -1)
     mean = maps.mean(0)
     centred = maps - mean
-    # Through the small matrix of products: the maps are far fewer than their entries.
+    # This goes through the small matrix of products: there are far fewer maps than entries in each.
     variances, vectors = np.linalg.eigh(centred @ centred.T / PLANTS)
     chosen = np.argsort(variances)[::-1][:count]
     components = vectors[:, chosen].T @ centred / math.sqrt(PLANTS)
@@ -197,7 +197,7 @@ class DynamicsMapContext(gymnasium.Wrapper):
         self.posterior.precision, self.posterior.weighted = state["precision"], state["weighted"]
         self._context = self.posterior.context()
         self.bad_measurements = state["bad"]
-        # Not in older states, whose environments had been heard of.
+        # Older states lack this entry; their users had been told.
         self._was_told = state.get("was_told", True)
 
     def _take_in(self, command: float, state: float, response: float) -> bool:

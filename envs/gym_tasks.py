@@ -48,5 +48,5 @@ def _make_registered(env_id: str, *, modules: list[str], render_mode: str | None
     # Imported once more, since this may run in another process.
     for name in modules:
         importlib.import_module(name)
-    # An environment that draws nothing need not know of the argument.
+    # An environment that draws nothing may lack this argument.
     return gymnasium.make(env_id) if render_mode is None else gymnasium.make(env_id, render_mode=render_mode)

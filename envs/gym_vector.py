@@ -22,10 +22,10 @@ from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFail
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
-# Begins the spawn keys of the seeds of training, so that they are none of an evaluation, whatever the run's seed.
+# The first spawn key of training's seeds. It makes them differ from the seeds of evaluations, whatever the run's seed.
 TRAINING = 1
 
-# Crashes of one environment, with no completed step in between, that end the run however many it may replace.
+# So many crashes of one environment without a completed step in between end the run, whatever `env_restarts` is.
 MAX_CRASHES = 5
 
 
@@ -356,7 +356,7 @@ class GymVectorEnv:
         for name, value in state_dict["obs"].items():
             self._buffers[name][:] = value.cpu().numpy()
         saved = state_dict["environments"]
-        # Older states have no seeds: their episodes began with those that only evaluations have now.
+        # Older states have no seeds: their episodes began with seeds that only evaluations use now.
         old = [_seed_of(self._seed, row, episode) for row, episode in enumerate(self._episodes)]
         self._seeds = list(state_dict.get("seeds", old))
         for row, state in enumerate(saved):
@@ -402,7 +402,7 @@ class GymVectorEnv:
                 self._begun, self._episodes, self._bad.counts = False, [0] * self.num_envs, {}
                 self._ended[:] = True
             else:
-                # What ended the evaluation may have left the environments in any state.
+                # An evaluation that was cut short may have left the environments in any state.
                 self._lost |= self._take_up(state if restored else {**state, "environments": [None] * self.num_envs})
 
     def counters(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ SPEED_NOISE = 0.05  # m/s, standard deviation
 RESPONSE_NOISE = 0.05  # m/s^2, likewise
 # Far beyond what any vehicle here can reach.
 OBSERVATION_LIMIT = 100.0
-# What observations are divided by, so that they are about 1.
+# Observations are divided by these, so that they are about 1.
 SPEED_SCALE, ERROR_SCALE, GRADE_SCALE = 20.0, 5.0, 0.05
 
 

@@ -26,7 +26,7 @@ IMAGE_MULTIPLE = 16
 ALL_KEYS = (".*",)
 READABLE = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are"
 
-# What a replayed batch holds besides observations.
+# The keys of a replayed batch that are no observations.
 RESERVED_KEYS = frozenset(
     {"reward", "is_first", "is_last", "is_terminal", "action", "prev_action", "episode_start"}
     | {"context_deter", "context_stoch", "env", "column"}
@@ -93,7 +93,7 @@ def observation_keys(space: Space, *, wanted: Sequence[str] = ALL_KEYS) -> dict[
     readable = {name: leaf for name, leaf in leaves.items() if name not in unreadable}
     if refused:
         cause, remedy = unreadable[refused[0]]
-        # A lookahead, which any other keys pass, however many there are.
+        # A lookahead lets all other keys pass, however many there are.
         others = f"(?!({'|'.join(map(re.escape, refused))})$).*"
         leave_out = f"leave it out with --model.encode_keys '{others}' --model.decode_keys '{others}'" * bool(readable)
         remedies = "; or ".join(filter(None, (remedy, leave_out)))
@@ -170,7 +170,7 @@ def to_env_action(space: Space, row: np.ndarray | np.generic) -> Any:
     row = row.astype(np.float64).reshape(space.shape)
     scaled = np.isfinite(low) & np.isfinite(high)
     share = (np.clip(row, -1, 1) + 1) / 2
-    # The bounds are weighted, not their difference taken: bounds at the ends of the number range would overflow.
+    # The bounds are weighted, since their difference would overflow at the ends of the number range.
     inside = np.where(scaled, low, 0) * (1 - share) + np.where(scaled, high, 0) * share
     return np.clip(np.where(scaled, inside, row), low, high).astype(space.dtype)
 
@@ -331,7 +331,7 @@ def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
     except ValueError as error:
         raise UserError(f"observation '{name}' is no array ({error}); its space is {leaf.space}") from error
     if value.dtype.kind not in "biuf":
-        # Of what is missing, numpy makes an object without a shape.
+        # numpy turns a missing value into an object without a shape.
         held = "missing" if part is None else f"of type {value.dtype}, which is no number"
         raise UserError(f"observation '{name}' is {held}; its space is {leaf.space}")
     if value.shape != leaf.space.shape:
@@ -346,7 +346,7 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any, pixels: _Pixels
     if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         value = np.asarray(value - leaf.space.start)
     value = _cast(name, leaf, value, NUMPY_DTYPES[key.dtype]).reshape(key.shape)
-    # A class out of range would only fail in the encoder, on a GPU without a word on where.
+    # A class out of range would otherwise fail in the encoder, on a GPU without saying where.
     if key.kind == "classes" and ((value < 0) | (value >= key.classes)).any():
         raise _outside(name, leaf)
     return value
@@ -356,7 +356,7 @@ def _image(name: str, leaf: _Leaf, pixels: _Pixels, value: np.ndarray) -> UInt8[
     """Bytes, from pixels of any type that the space may have."""
     if np.issubdtype(leaf.space.dtype, np.floating):
         value = np.rint(value * pixels.scale)
-    # Beyond a byte numbers would wrap around, and NaN is none of them.
+    # Numbers that do not fit a byte would wrap around, and NaN fits none.
     if value.dtype != np.uint8 and not ((value >= 0) & (value <= 255)).all():
         raise _outside(name, leaf)
     return _cast(name, leaf, value, np.dtype(np.uint8)).transpose(pixels.order).reshape(pixels.shape)

@@ -15,9 +15,10 @@ from torch import Tensor
 from routing.rules import Rules
 
 ACTION_MASK = "action_mask"
-# Under this key of `info` a wrapper says what it met that was not finite and has seen to: a name, and a line to read.
+# Under this key of `info` a wrapper reports a value that was not finite, and that it has replaced: a name and a line to
+# read.
 BAD_INPUT = "bad_input"
-# Under this one it says what the user should read once: a topic, and a line.
+# Under this one it reports what the user should read once: a topic and a line.
 NOTICE = "notice"
 
 

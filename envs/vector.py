@@ -114,12 +114,12 @@ class RoutingVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._fixed = fixed
         self._fixed_factors = None if factors is None else factors.to(self.device, torch.float32)
-        # Episodes that are given drift alike each time, on any device.
+        # The costs of given episodes drift in the same way each time, on any device.
         self._drifts = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._lockstep_moves = 0
-        # Of the running episodes, where all have one length.
+        # The nodes of the running episodes, where all have one length.
         self._lockstep_nodes = num_nodes
         self._decisions = 0
 

@@ -31,10 +31,10 @@ MakeEnv = Callable[[], gymnasium.Env]
 # How long an environment's process may take to close by itself.
 CLOSE_SECONDS = 2.0
 
-# How many times as long as any other answer the first may take: the process starts and makes its environment.
+# The first answer may take so many times as long as any other: the process starts and makes its environment.
 FIRST_ANSWER = 5
 
-# Under which key a packed array or numpy scalar stands, so that it comes back as what it was.
+# The keys of packed arrays and numpy scalars, by which they come back as what they were.
 ARRAY, SCALAR = "numpy array", "numpy scalar"
 
 
@@ -160,14 +160,14 @@ class LocalWorker(Worker):
         method, arguments = self._request
         try:
             return getattr(self._host, method)(*arguments)
-        # An environment that calls sys.exit() is not to end the training that plays in it.
+        # An environment that calls sys.exit() must not end the training.
         except BaseException as error:
             if _is_ctrl_c(error):
                 raise
             raise WorkerFailure(_one_line(error), trace=traceback.format_exc()) from error
 
     def close(self) -> None:
-        # What is closed may have crashed just now.
+        # An environment may crash at the moment it is closed.
         with contextlib.suppress(Exception, SystemExit):
             self._host.close()
 
@@ -188,17 +188,18 @@ class ProcessWorker(Worker):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._connection, remote = context.Pipe()
-        # What multiprocessing pickles with takes no lambdas.
+        # multiprocessing's own pickler takes no lambdas.
         self._process = context.Process(target=_serve, args=(remote, cloudpickle.dumps(make_env)), daemon=True)
         self._process.start()
-        # With no second copy of its end of the pipe, the death of the process is the end of the file.
+        # There is no second copy of the process's end of the pipe, so that its death reads as the end of the file.
         remote.close()
         self._timeout, self._patience = timeout, FIRST_ANSWER * timeout
         self._asked_at = 0.0
-        # Made once: the connection's own `poll` makes one for every answer.
+        # This is made once; the connection's own `poll` would make one for every answer.
         self._answers = select.poll()
         self._answers.register(self._connection, select.POLLIN)
-        # The interpreter ends with SIGTERM to the processes that are left, and waits for them: they would not hear it.
+        # At its end the interpreter sends SIGTERM to the processes that are left and waits for them. These ignore
+        # SIGTERM, so they are ended before.
         self._end = Finalize(self, _end_process, (self._connection, self._process), exitpriority=0)
 
     def send(self, method: str, *arguments: Any) -> None:
@@ -209,7 +210,7 @@ class ProcessWorker(Worker):
 
     def receive(self) -> Any:
         patience, self._patience = self._patience, self._timeout
-        # Counted from the question, so that many who are silent take no longer than one.
+        # Time counts from the question, so that many silent processes take no longer than one.
         left = max(0.0, self._asked_at + patience - time.monotonic())
         if patience and not self._answers.poll(1000 * left):
             self._process.kill()

@@ -51,7 +51,7 @@ def make_actor(task: Task, imagination: Imagination, settings: Any) -> Actor:
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")
     if settings.type in ("masked", "mlp"):
-        # The two differ in name only: the mask is an argument of the distribution, and there whenever the task has one.
+        # The two differ in name only: the mask is an argument of the distribution, and given whenever the task has one.
         return MaskedActor(
             feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix
         )
@@ -172,7 +172,7 @@ class ImagBehavior(nn.Module):
         nodes = self.imagination.node_set(start.context)
         tables = self.actor.tables(nodes)
         noise = self._noise(start.weight.shape, generator)
-        # A gradient that flows through imagined dynamics is the actor's alone.
+        # Only the actor gets the gradient that flows through imagined dynamics.
         with _frozen(self.imagination.model, self.critic) if self.differentiable else torch.no_grad():
             trajectory = self._roll_out(start, tables, noise)
             worth, metrics = self.worth(trajectory, start, nodes, rewards)
@@ -297,7 +297,7 @@ class ImagBehavior(nn.Module):
         feat, unseen = observed.latents.feat()[:, :-1], View(None)
         with torch.no_grad():
             slow = self.slow_critic(feat, None, unseen).mean()
-        # What follows an episode's last row is another episode.
+        # Another episode follows an episode's last row.
         weight = (~batch["is_last"][:, :-1]).float()
         return self._value_loss(self.critic(feat, None, unseen), returns, slow=slow, weight=weight)
 

@@ -1,4 +1,4 @@
-"""Imagination: trajectories in a world model's latent space, one path for every kind of world."""
+"""Imagination: trajectories in a world model's latent space, one path for every kind of task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Noise(NamedTuple):
 class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
-    `latent` is None where nobody reads it; `state` is what the kind of world steps by rules, and `context` what never
+    `latent` is None where nothing reads it; `state` is what the kind of task steps by rules, and `context` what never
     changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end).
     """
 
@@ -44,9 +44,9 @@ class Start(NamedTuple):
 class Moment(NamedTuple):
     """An imagined state before the next action: its latent, what rules know of it, and what networks see of it.
 
-    `state` is None where nobody asks for it after imagination; `true_mask` is the rules' own, where there are any.
+    `state` is None where nothing asks for it after imagination; `true_mask` is the rules' own, where there are any.
     A view is a NamedTuple with an `action_mask` (or None) and a method `at` like that of `View`; what else it holds,
-    its kind of world and the actors that read it agree on.
+    its kind of task and the actors that read it agree on.
     """
 
     feat: Float[Tensor, "B *Q F"] | None
@@ -81,15 +81,15 @@ class Trajectory(NamedTuple):
         return self.decisions.action
 
     def feat(self, steps: slice) -> Float[Tensor, "B Q T F"] | None:
-        """The latent features at `steps`; None where nobody reads them."""
+        """The latent features at `steps`; None where nothing reads them."""
         return None if self.moments.feat is None else self.moments.feat[:, :, steps]
 
 
 class Imagination(ABC):
-    """How one kind of world is imagined: where it starts, how what is known is stepped, and what actions earn.
+    """How one kind of task is imagined: where it starts, how what is known is stepped, and what actions earn.
 
     Attributes:
-        model: predicts what nobody knows.
+        model: predicts what is not known.
         settings: the choices that the config makes.
         mask_from: `rules`, or `predicted` where the actor's mask is decoded from the latent.
         horizon: steps to imagine, at most.
@@ -113,14 +113,14 @@ class Imagination(ABC):
     belief_size: int = 0
 
     def __init__(self, settings: ImaginationSettings, *, knows_mask: bool, model: WorldModel) -> None:
-        """Take the choices, and check those that every kind of world shares.
+        """Take the choices, and check those that every kind of task shares.
 
         Raises:
             UserError: they need a head that the model does not have.
         """
         if settings.reward == "head" and "reward" not in model.heads:
             raise UserError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
-        # Where nobody wrote down how the mask changes, it is predicted.
+        # Where no rules say how the mask changes, it is predicted.
         self.mask_from = settings.mask if knows_mask else "predicted"
         if self.mask_from == "predicted" and "mask" not in model.heads:
             raise UserError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
@@ -139,8 +139,8 @@ class Imagination(ABC):
 
         Args:
             batch: replayed sequences.
-            observed: their latents; None where `starts_at_rows` is False or nobody reads latents.
-            needs_latent: whether anybody reads the latents of the start.
+            observed: their latents; None where `starts_at_rows` is False or nothing reads latents.
+            needs_latent: whether anything reads the latents of the start.
             generator: draws what is random about it.
         """
 
@@ -218,7 +218,7 @@ def imagine(
     """Let the actor act: the RSSM predicts the latent, and what is known is stepped by the rules.
 
     Args:
-        imagination: steps the kind of world that there is.
+        imagination: steps the kind of task that there is.
         actor: chooses the actions.
         start: where to begin.
         tables: what the actor made of the start's nodes.
@@ -273,7 +273,7 @@ def _decide(
 def _advance(
     model: WorldModel, latent: Latent | None, decision: Decision, context: Any, noise: Float[Tensor, "R S"] | None
 ) -> Latent | None:
-    """The latents after a decision; None where nobody reads them."""
+    """The latents after a decision; None where nothing reads them."""
     if latent is None:
         return None
     if decision.choice is None:

@@ -25,7 +25,7 @@ from tools import Bounds
 class Legality(NamedTuple):
     """What is known of which actions are legal: a state of the mask's rules, and what was observed at the start.
 
-    Both are None where every action is legal; `rules_state` also where nobody wrote rules down, and `observed` beyond
+    Both are None where every action is legal; `rules_state` also where there are no rules, and `observed` beyond
     the first step.
     """
 

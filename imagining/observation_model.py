@@ -18,7 +18,7 @@ from parts.observations import ObservationDecoder, ObservationEncoder, select
 from parts.views import View
 from tools import BernoulliDist, SymexpTwoHot
 
-# Of routing's nodes alone.
+# Heads about nodes, which only routing has.
 ROUTING_HEADS = ("current_node", "current_pos", "coords")
 
 

@@ -15,7 +15,7 @@ class Returns:
     """The worth of imagined trajectories, by the discount and the clipping that the settings name."""
 
     def __init__(self, imagination: Imagination) -> None:
-        """Take the kind of world that bounds a return."""
+        """Take the imagination that bounds a return."""
         self.imagination, self.settings = imagination, imagination.settings
 
     def targets(

@@ -23,7 +23,7 @@ from routing.costs import FACTORS, LAST_COST, LAST_NODE
 from routing.rules import CURRENT_NODE, Instance, State, each_part
 from tools import Bounds
 
-# By how much a return may exceed what the dearest moves seen so far would add up to.
+# A return may be so many times what the dearest moves seen so far would add up to.
 MARGIN = 1.5
 
 
@@ -142,7 +142,7 @@ class RoutingImagination(Imagination):
             origin = torch.cat((take_nodes(coords, before.current[:, :, :1]), target[:, :, :-1]), 2)
         latent = trajectory.feat(slice(0, -1)) if self.model.reward_latent else None
         if start.context.belief is not None:
-            # What it knew at the start answers for all that it imagines from there.
+            # All that is imagined from a start uses the belief that there was at the start.
             latent = start.context.belief[:, None, None]
         return self.model.predict_move(origin, target, latent)
 

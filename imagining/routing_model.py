@@ -192,7 +192,8 @@ class RoutingModel(WorldModel):
         reward = batch["reward"][:, 1:]
         latent = feat[:, :-1] if feat is not None and self.reward_latent else None
         if self.belief is not None:
-            # A belief that is asked about the next move alone need not remember what it knows.
+            # A belief that is asked about the next move only would not learn to remember, so it is asked about every
+            # later one, too.
             origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
             weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
         predicted = self.predict_move(origin, target, latent)

@@ -60,7 +60,7 @@ def episode_starts(
 def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:
     """Replayed instances, of which the last ones give way to a share of freshly drawn ones of the full size.
 
-    Nobody has walked them, and nobody needs to: the rules are known, and what their moves cost is the model's guess.
+    They need not have been walked: the rules are known, and the model predicts what moves cost.
     A share below one instance is one.
     """
     count, num_nodes = instance.coords.shape[:2]
@@ -88,14 +88,14 @@ def row_starts(
     Args:
         model: has the rules, and encodes what they give.
         batch: replayed sequences that begin at an episode's first row.
-        observed: their latents; None where nobody reads them.
+        observed: their latents; None where nothing reads them.
         tours: trajectories of each row.
         generator: draws the rows.
     """
     count = batch["reward"].shape[0]
     rows = torch.arange(count, device=batch["reward"].device)
     decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)
-    # The smaller of two uniform draws.
+    # Early rows are likelier, by the smaller of two uniform draws.
     drawn = uniform((count, 2), generator).amin(-1)
     row = (drawn * decisions).long()
     instance, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
@@ -116,7 +116,7 @@ def replayed_starts(model: RoutingModel, batch: dict[str, Tensor], observed: Obs
     Args:
         model: has the rules, and encodes what they give.
         batch: replayed sequences that begin at an episode's first row.
-        observed: their latents; None where nobody reads them.
+        observed: their latents; None where nothing reads them.
         tours: trajectories of each row, side by side.
     """
     weight = (~batch["is_terminal"]).float() * (batch["is_first"].cumsum(1) <= 1)

@@ -20,7 +20,7 @@ from tools import BernoulliDist, OneHotDist, symexp_bins
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
-# From one value for each row of a batch to their mean over the rows that count.
+# Takes one value for each row of a batch, and gives their mean over the rows that count.
 RowMean = Callable[[Float[Tensor, "B T"]], Float[Tensor, ""]]
 
 

@@ -54,8 +54,8 @@ def encode_static(
     if not sight.any_first:
         return kept
     if rules.fixed_length or is_first.device.type != "cpu":
-        # In lockstep: if one begins, all do. And a GPU encodes all rows in the time of a few, where asking which ones
-        # would be to wait for it.
+        # In lockstep, all begin where one does. A GPU encodes all rows in the time of a few, and asking it which ones
+        # begin would wait for it.
         fresh = encode(instance)
         began = {name: is_first.view(-1, *[1] * (value.ndim - 1)) for name, value in fresh.items()}
         return {name: torch.where(began[name], value, kept[name]) for name, value in fresh.items()}

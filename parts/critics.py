@@ -58,7 +58,7 @@ class LatentCritic(Critic):
 
     def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
         assert feat is not None, "this critic reads the latent"
-        # Some steps of a trajectory lie scattered in memory; one copy is cheaper than what products make of them.
+        # Some steps of a trajectory lie scattered in memory: one copy is cheaper than products of scattered numbers.
         return SymexpTwoHot(self.mlp(feat.contiguous()), self.bins)
 
 

@@ -164,7 +164,7 @@ def initialise(module: nn.Module) -> None:
         if not isinstance(layer, (nn.Linear, nn.Conv2d, BlockLinear)):
             continue
         weight = layer.weight
-        # On a device without memory there is nothing to look at, nor to draw.
+        # A device without memory has no numbers to read or to draw.
         if not weight.is_meta and weight.any():
             fan_in = weight.shape[:2].numel() if isinstance(layer, BlockLinear) else weight[0].numel()
             # Cutting leaves 1 / 1.1368 of the standard deviation.

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Numbers in a move's geometry, and where among them its length stands.
+# How many numbers a move's geometry has, and which of them is its length.
 GEOMETRY, LENGTH = 9, 6
-# Of cost per distance, as a belief sees it.
+# The largest cost per distance that a belief sees.
 LARGEST_RATE = 20.0
 
 
@@ -62,19 +62,19 @@ class Belief(nn.Module):
             origin: where the moves began; where they ended, too, if there was none.
             target: where they ended.
             cost: of each.
-            factors: that are shown; None where nobody knows them.
+            factors: the hidden factors, where they are shown; None where they are not.
             before: the belief before the first of these moves; None where an episode begins.
         """
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH : LENGTH + 1]
         moved = (origin != target).any(-1, keepdim=True)
-        # A toll between two nodes in one place costs any number of times the distance.
+        # A toll between two nodes in almost one place can be any number of times the distance.
         rate = (cost[..., None] / length).clamp(-LARGEST_RATE, LARGEST_RATE)
         evidence = torch.cat((geometry, cost[..., None], rate, moved), -1) * moved
         if self.factors:
             angle = cost.new_zeros(*cost.shape, 0) if factors is None else 2 * math.pi * factors
             circle = torch.cat((torch.cos(angle), torch.sin(angle)), -1)
-            # Where nobody knows them they are at the centre.
+            # Unknown factors stand at the centre.
             circle = functional.pad(circle, (0, 2 * self.factors - circle.shape[-1]))
             evidence = torch.cat((evidence, circle), -1)
         return self.cell(self.encoder(evidence), None if before is None else before[None])[0]

@@ -20,7 +20,7 @@ STAGES = (2, 3, 4, 4)
 KERNEL = 5
 # A decoder's convolution works at half the resolution that it fills, where 3x3 reach as far.
 DECODER_KERNEL = 3
-# Of a set of observed elements: routing's encoders have settings of their own.
+# These are for a set of observed elements: routing's encoders have settings of their own.
 SET_LAYERS, SET_HEADS = 1, 4
 
 
@@ -169,7 +169,7 @@ class ObservationDecoder(nn.Module):
             elif key.kind == "set":
                 elements = output.unflatten(-1, key.shape)
                 if key.validity is not None:
-                    # Both filled before the error is taken: 0 times a NaN in the padding would be a NaN gradient.
+                    # Both are filled before the error is taken: 0 times a NaN in the padding would be a NaN gradient.
                     padding = ~obs[key.validity][..., None]
                     elements, target = elements.masked_fill(padding, 0.0), target.masked_fill(padding, 0.0)
                 losses[name] = -SymlogGaussian(elements).log_prob(target).sum(-1)
@@ -232,7 +232,7 @@ class ImageEncoder(nn.Module):
         self.embed_size = sizes[-1] * (height // shrink) * (width // shrink)
 
     def forward(self, image: UInt8[Tensor, "*B H W C"]) -> Float[Tensor, "*B U"]:
-        # Channels last, as they come: so much the faster on a CPU.
+        # Images stay in memory with their channels last, as they come, which is faster on a CPU.
         x = image.flatten(0, -4).permute(0, 3, 1, 2).float() / 255 - 0.5
         return self.stages(x).flatten(1).view(*image.shape[:-3], -1)
 

@@ -14,7 +14,7 @@ from config import UserError
 
 def scrub(members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N E"]:
     """0 with gradient 0 for members that are padding, whatever stands there; without `valid` there is no padding."""
-    # Filled rather than multiplied by 0, which would let a NaN pass.
+    # The padding is filled, since a product with 0 would let a NaN pass.
     return members if valid is None else members.masked_fill(~valid[..., None], 0.0)
 
 
@@ -54,7 +54,7 @@ class SetNorm(nn.Module):
     def forward(
         self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N E"]:
-        # Plain means: torch.var_mean over a middle dimension is ten times slower on a CPU.
+        # These are plain means, since torch.var_mean over a middle dimension is ten times slower on a CPU.
         if valid is None:
             centred = members - members.mean(1, keepdim=True)
             variance = (centred * centred).mean(1, keepdim=True)
@@ -79,7 +79,7 @@ class SetLayer(nn.Module):
         if width % heads:
             raise UserError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
         self.heads = heads
-        # No biases before a norm over the set, which would take them out again.
+        # There are no biases here, since the norm over the set that follows would take them out again.
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.attention_norm = SetNorm(width)
@@ -138,7 +138,7 @@ class PointsEncoder(nn.Module):
         super().__init__()
         self.attention = SetEncoder(features, width=width, layers=layers, heads=heads, hidden=hidden)
         self.point = nn.Linear(features + width, width)
-        # No bias, so that nothing comes of nothing.
+        # There is no bias, so that an empty set gives zeros.
         self.out = nn.Linear(2 * width, width, bias=False)
 
     def forward(

@@ -20,12 +20,12 @@ from routing.metrics import EXACT
 from routing.parsing import LARGEST_COORDINATE, LARGEST_LOAD, MATRIX_REMEDY, InstanceError, RoutingInstance, quoted
 
 PARTS = ("coords", "demand", "capacity")
-# Bytes that each array may have as float64: 16 million nodes.
+# The most bytes that each array may have as float64: 16 million nodes.
 LARGEST_UNPACKED = 2**28
 # The signature of an entry in the directory of a zip archive; they are counted before a directory of millions is read.
 ZIP_ENTRY = b"PK\x01\x02"
 MOST_ENTRIES = 100
-# What numpy and zipfile raise on bytes that are no array.
+# numpy and zipfile raise these on bytes that are no array.
 ARRAY_ERRORS = (
     *(ValueError, TypeError, OSError, EOFError, LookupError, OverflowError, RuntimeError, AttributeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, RecursionError, MemoryError),
@@ -58,7 +58,7 @@ def _unpacked(path: Path, content: bytes) -> dict[str, np.ndarray]:
         raise _other_parts(path, f"more than {MOST_ENTRIES} arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        # Before anything is unpacked.
+        # The sizes are checked before anything is unpacked.
         _require_parts(path, list(members))
         _require_size(path, sum(member.file_size for member in members.values()))
         arrays = {}

@@ -32,11 +32,13 @@ SHOWN = ("paid", "nothing", "factors")
 
 CostFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Of `lanes`: how much dearer against the lane, and how fast the lanes' direction changes across the middle.
+# In `lanes`, how much dearer it is to move against a lane, and how fast the lanes' direction changes across the middle.
 LANE_STRENGTH, LANE_STEEPNESS = 0.6, 6.0
-# Of `river`: what a crossing costs, how far the river swings, and the pieces in which a move is looked at.
+# In `river`, the cost of a crossing, how far the river swings, and how many pieces a move is cut into to find
+# crossings.
 RIVER_TOLL, RIVER_SWING, RIVER_PIECES = 0.3, 0.15, 64
-# Of `stretch`: how much dearer along the hidden direction than across it. Of `veering`: half turns of one move's veer.
+# In `stretch`, how much dearer moves along the hidden direction are than across it; in `veering`, by how many half
+# turns the direction veers with each move.
 STRETCH, VEER = 5.0, 0.05
 
 
@@ -73,7 +75,7 @@ def lanes(
     """
     difference = target - origin
     middle = (origin[..., 0] + target[..., 0]) / 2
-    # The distance times sin(theta) is the move's y component, which needs no division where nobody moves.
+    # The distance times sin(theta) is the move's y component, which needs no division where a move has no length.
     against = LANE_STRENGTH * difference[..., 1] * torch.tanh(LANE_STEEPNESS * (middle - 0.5))
     return difference.norm(dim=-1) + against
 
@@ -200,7 +202,7 @@ class Costs(NamedTuple):
         """What observations show of the hidden; nothing where a world hides nothing."""
         if hidden is None:
             return {}
-        # Of shape [1], since gymnasium's checker wants arrays in a Box.
+        # The shape is [1], since gymnasium's checker wants arrays in a Box.
         last_cost = hidden.last_cost[..., None] * (self.shown != "nothing")
         evidence = {LAST_NODE: hidden.last_node, LAST_COST: last_cost}
         return evidence | {FACTORS: hidden.factors} if self.shown == "factors" else evidence

@@ -22,10 +22,10 @@ NODE_COLOR = "#1f3a5f"
 LEG_COLOR = "#4c8bc0"
 START_COLOR = "#d1495b"
 OPEN_COLOR = "#9aa5b1"
-# Of the routes of a plan, in turn; a tour is the first of them.
+# The colours of a plan's routes, in turn; a tour has the first one.
 ROUTE_COLORS = (LEG_COLOR, "#e08e45", "#5aa469", "#9b5fc0", "#c7a531", "#3fa7a5", "#b5577f", "#7f8c4f")
 
-# Of an open-loop picture: more cannot be read.
+# The most lines and frames in an open-loop picture: more cannot be read.
 MOST_LINES = 8
 MOST_FRAMES = 12
 
@@ -103,7 +103,8 @@ def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | N
     axes.scatter(left_out[:, 0], left_out[:, 1], s=dot_area, facecolor="white", edgecolor=OPEN_COLOR, zorder=2)
     axes.plot(start[:, 0], start[:, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
     if title is not None:
-        # Names are of files: between two dollars would be mathematics, and control characters have no letter.
+        # Names come from files: text between two dollars would be drawn as mathematics, and fonts lack control
+        # characters.
         axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False)
 
 
@@ -111,7 +112,7 @@ def _routes(nodes: np.ndarray) -> list[np.ndarray]:
     """A walk cut where it passes its first node, each part with the node at both ends."""
     passes = np.flatnonzero(nodes[1:] == nodes[0]) + 1
     cuts = itertools.pairwise([0, *passes.tolist(), len(nodes) - 1])
-    # Waiting at the first node is no route.
+    # A vehicle that waits at the first node drives no route.
     return [nodes[begin : end + 1] for begin, end in cuts if (nodes[begin : end + 1] != nodes[0]).any()]
 
 
@@ -162,7 +163,7 @@ def _frame_strips(
     difference = np.abs(truth.astype(np.int16) - predicted).astype(np.uint8)
     figure = Figure(figsize=(1.0 * len(chosen) + 1.2, 3.6), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
     panels = figure.subplots(3, len(chosen), squeeze=False)
-    # Of more channels than a picture has, the last: of stacked frames they are the latest.
+    # A picture shows the last channels: of stacked frames they are the latest one.
     colored = truth.shape[-1] % 3 == 0
     for row, (name, frames) in enumerate((("happened", truth), ("model", predicted), ("difference", difference))):
         for column, step in enumerate(chosen):

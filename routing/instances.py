@@ -25,12 +25,12 @@ VALIDATION_SEED = 4321
 
 # Up to here the exact dynamic programme is faster than starting LKH.
 HELD_KARP_MAX_NODES = 9
-# Instances that it takes at a time: 40 MB of them, at 9 nodes.
+# How many instances it takes at a time: they need 40 MB at 9 nodes.
 HELD_KARP_PIECE = 1000
 
 MIN_REFERENCE_NODES = 3
 
-# As the cache holds them.
+# The type of numbers in the cache.
 NUMBER = np.dtype("<f8")
 
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
@@ -120,7 +120,7 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     num_nodes = coords.shape[1]
     if num_nodes < MIN_REFERENCE_NODES or not np.isfinite(coords).all():
         raise UserError(f"coords of shape {coords.shape} need at least 3 nodes, all at finite positions")
-    # In pieces, since distances are far more numbers than positions.
+    # Instances come in pieces, since distances are far more numbers than positions.
     if num_nodes <= HELD_KARP_MAX_NODES:
         pieces = range(0, max(len(coords), 1), HELD_KARP_PIECE)
         return np.concatenate(
@@ -142,7 +142,7 @@ def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N
 def whole_distances(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> Int64[np.ndarray, "N N"]:
     """Distances in whole numbers up to `units`: as they are where they are such, else the longest that many."""
     longest = distances.max()
-    # Left as they are, so that the optimum is that of a rounded metric.
+    # Whole distances are left as they are, so that the optimum is that of a rounded metric.
     if longest <= units and bool((distances == np.rint(distances)).all()):
         return distances.astype(np.int64)
     return np.rint(distances * (units / longest if longest > 0 else 1.0)).astype(np.int64)

@@ -23,7 +23,7 @@ FILE_METRICS = (
 # Reinelt's own digits: published optima rest on them.
 GEO_PI = 3.141592
 EARTH_RADIUS_KM = 6378.388
-# Of the sphere that stands for the earth best (mean radius of the International Union of Geodesy and Geophysics).
+# The mean radius of the earth, of the International Union of Geodesy and Geophysics.
 MEAN_RADIUS_KM = 6371.0088
 
 

@@ -33,7 +33,7 @@ X = frozenset({"x", "xcoord", "xcoordinate", "coordx", "xpos", "posx", "easting"
 Y = frozenset({"y", "ycoord", "ycoordinate", "coordy", "ypos", "posy", "northing"})
 LATITUDE = frozenset({"lat", "latitude"})
 LONGITUDE = frozenset({"lon", "lng", "long", "longitude"})
-# Columns that change what is asked for, and that positions alone would leave out without a word.
+# Columns that change the problem; a reader of positions alone would silently leave them out.
 CONSTRAINTS = frozenset(
     {"z", "zcoord", "demand", "demands", "capacity", "load", "due", "duedate", "duetime", "ready", "readytime"}
     | {"service", "servicetime", "timewindow", "twstart", "twend"}
@@ -130,12 +130,12 @@ def _names_places(comment: str) -> bool:
     parts = [_plain(part) for part in re.split("[;,\t]", comment)]
     parts = parts if len(parts) > 1 else [_plain(part) for part in comment.split()]
     named = [all(any(part in known for part in parts) for known in pair) for pair, _ in PLACES]
-    # Of more words without marks between them, `x and y of towns` is a sentence.
+    # More than two words without marks between them are a sentence, such as `x and y of towns`.
     return any(named) and (len(parts) == 2 or re.search("[;,\t]", comment) is not None)
 
 
 def _fields(path: Path, number: int, line: str) -> list[str]:
-    # What separates columns is looked for outside quotes; where it is not the comma, that may be a decimal one.
+    # The separator of columns is looked for outside quotes; where it is no comma, a comma may be a decimal one.
     bare = re.sub('"[^"]*"', "", line)
     separator = next((mark for mark in ";\t," if mark in bare), None)
     if separator is None and '"' not in line:

@@ -36,7 +36,7 @@ SECTIONS = {
     "TSP": ("NODE_COORD_SECTION", "DISPLAY_DATA_SECTION"),
     "CVRP": ("NODE_COORD_SECTION", "DEMAND_SECTION", "DEPOT_SECTION", "DISPLAY_DATA_SECTION"),
 }
-# Those that stand without a colon in some files.
+# Keywords that stand without a colon in some files.
 KEYWORDS = frozenset(
     {"NAME", "TYPE", "COMMENT", "DIMENSION", "CAPACITY", "VEHICLES", "DISTANCE", "SERVICE_TIME", "EDGE_WEIGHT_TYPE"}
     | {"EDGE_WEIGHT_FORMAT", "NODE_COORD_TYPE", "DISPLAY_DATA_TYPE"}
@@ -186,7 +186,7 @@ def _numbered(text: _Text, section: str, dimension: int, *, columns: int, remedy
 def _coords(text: _Text, dimension: int, metric: str) -> Float64[np.ndarray, "N D"]:
     deep = metric.endswith("_3D")
     remedy = DEEP_COORDS_REMEDY if deep else COORDS_REMEDY
-    # Looked at before anything is made of that size: a mistyped DIMENSION must not fill the memory.
+    # This is checked before anything of that size is made: a mistyped DIMENSION must not fill the memory.
     rows = _numbered(text, "NODE_COORD_SECTION", dimension, columns=3 if deep else 2, remedy=remedy)
     coords = np.array([position_in(text.path, row, row.fields[1:]) for row in rows])
     if metric == "GEO":

@@ -14,7 +14,7 @@ from system import terminal
 from system.errors import ConfigError
 
 # Overlays for every program, though each reads only some of their keys.
-FOR_ALL_PROGRAMS = (DEFAULTS, "debug", "gym")
+SHARED_SECTIONS = (DEFAULTS, "debug", "gym")
 
 
 class CommandLine(NamedTuple):
@@ -42,7 +42,7 @@ def parse_command_line(
     description: str,
     entry_keys: Mapping[str, str],
     base: Sequence[str] = (),
-    of_others: Mapping[str, str] | None = None,
+    foreign_keys: Mapping[str, str] | None = None,
 ) -> CommandLine:
     """Read `--configs a b`, `--any.nested.key value` (or `=value`) and the entry point's own flags.
 
@@ -53,14 +53,21 @@ def parse_command_line(
         description: first lines of the help page.
         entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
         base: sections that lie under those that are named.
-        of_others: keys, or sections of keys, that another program reads and this one does not, with that program.
+        foreign_keys: keys, or sections of keys, that another program reads and this one does not, with that program.
 
     Raises:
         ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag; a key or a section that
             is for another program.
     """
     if "-h" in argv or "--help" in argv:
-        _show_help(argv, config_path, description=description, flags=entry_keys, base=base, of_others=of_others or {})
+        _show_help(
+            argv,
+            config_path,
+            description=description,
+            flags=entry_keys,
+            base=base,
+            foreign_keys=foreign_keys or {},
+        )
         raise SystemExit(0)
     names: list[str] = []
     overrides: dict[str, str] = {}
@@ -88,7 +95,7 @@ def parse_command_line(
             overrides[key] = given[0]
     defaults = load(config_path, [], {})
     named = [name for name in names if name not in base]
-    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, of_others=of_others or {})
+    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, foreign_keys=foreign_keys or {})
     settings = load(config_path, [*base, *names], overrides)
     return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides))
 
@@ -100,7 +107,7 @@ def _show_help(
     description: str,
     flags: Mapping[str, str],
     base: Sequence[str],
-    of_others: Mapping[str, str],
+    foreign_keys: Mapping[str, str],
 ) -> None:
     """Print what there is to give: flags, sections, and keys with the values that the named sections have.
 
@@ -115,9 +122,9 @@ def _show_help(
             names += (
                 [value] if equals else itertools.takewhile(lambda each: not each.startswith("--"), texts[index + 1 :])
             )
-    _require_own(names, [], path=path, entry_keys=flags, of_others=of_others)
+    _require_own(names, [], path=path, entry_keys=flags, foreign_keys=foreign_keys)
     sections = read_sections(path)
-    own = [name for name in sections if name != DEFAULTS and _other_owner(name, sections, of_others) is None]
+    own = [name for name in sections if name != DEFAULTS and _other_owner(name, sections, foreign_keys) is None]
     resolved = load(path, [*base, *names], {}).flat()
     terminal.show(
         help_page(
@@ -126,7 +133,7 @@ def _show_help(
             description=description,
             flags=flags,
             sections=own,
-            keys={key: value for key, value in resolved.items() if _other_reader([key], of_others) is None},
+            keys={key: value for key, value in resolved.items() if _other_reader([key], foreign_keys) is None},
             named=names,
         )
     )
@@ -138,7 +145,7 @@ def _require_own(
     *,
     path: Path,
     entry_keys: Iterable[str],
-    of_others: Mapping[str, str],
+    foreign_keys: Mapping[str, str],
 ) -> None:
     """Check that this program reads each key that is given, and the keys of each section that is named.
 
@@ -147,28 +154,28 @@ def _require_own(
     """
     sections = read_sections(path)
     defaults = Config(sections[DEFAULTS].values)
-    own = [key for key in defaults.flat() if _other_reader([key], of_others) is None]
+    own = [key for key in defaults.flat() if _other_reader([key], foreign_keys) is None]
     for key in overrides:
         lookup(key, defaults, where=COMMAND_LINE, valid=[*own, "configs", *entry_keys])
-        if other := _other_reader([key], of_others):
+        if other := _other_reader([key], foreign_keys):
             raise ConfigError(f"{COMMAND_LINE}: only {other} reads {key}; {nearest(key, own)}")
     layers(path, sections, names)
     for name in names:
-        if other := _other_owner(name, sections, of_others):
+        if other := _other_owner(name, sections, foreign_keys):
             raise ConfigError(f"section {name} is for another program: python {other} --configs {name}")
 
 
-def _other_owner(name: str, sections: Sections, of_others: Mapping[str, str]) -> str | None:
+def _other_owner(name: str, sections: Sections, foreign_keys: Mapping[str, str]) -> str | None:
     """The other program that a section is for, if any: one that is called like its keys, or sets one of them."""
-    if name in FOR_ALL_PROGRAMS:
+    if name in SHARED_SECTIONS:
         return None
     defaults, (base, values) = Config(sections[DEFAULTS].values), sections[name]
-    own = _other_reader([name, *flattened(values, defaults)], of_others)
-    return own or next(filter(None, (_other_owner(each, sections, of_others) for each in base)), None)
+    own = _other_reader([name, *flattened(values, defaults)], foreign_keys)
+    return own or next(filter(None, (_other_owner(each, sections, foreign_keys) for each in base)), None)
 
 
-def _other_reader(keys: Iterable[str], of_others: Mapping[str, str]) -> str | None:
+def _other_reader(keys: Iterable[str], foreign_keys: Mapping[str, str]) -> str | None:
     """The program that reads one of the keys where this one does not, if any."""
     # `a`, `a.b` and `a.b.c` of the key a.b.c.
     parts = (part for key in keys for part in itertools.accumulate(key.split("."), "{}.{}".format))
-    return next((of_others[part] for part in parts if part in of_others), None)
+    return next((foreign_keys[part] for part in parts if part in foreign_keys), None)

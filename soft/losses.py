@@ -127,7 +127,7 @@ class ContinuousSoft(Soft):
         if self.two_hot:
             self.scale.update(chosen_value.detach())
         entropy = -(weight * log_prob).sum()
-        # Where no row counts there is no entropy to miss either.
+        # Where no row counts, no entropy is missing.
         missing = entropy.detach() - weight.sum() * self.target_entropy
         losses = {
             "q": (weight * self.values.loss(outputs, target)).sum(),

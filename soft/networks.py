@@ -17,7 +17,7 @@ from parts.actors import TSPPointerActor
 from parts.views import View
 from tools import SymexpTwoHot, symexp_bins
 
-# The logarithm of the standard deviation before the squashing, as far as it may go.
+# The range of the logarithm of the standard deviation, before the squashing.
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 # The least that the slope of tanh counts as in a density. Without a least, each unit that an action goes farther beyond
 # its bound, which moves nothing, would cost 2 nats of the entropy that is aimed at.
@@ -112,7 +112,7 @@ class TwinMLP(nn.Module):
         sizes = [size_in] + [units] * layers + [size_out]
         self.layers = len(sizes) - 1
         for index in range(self.layers):
-            # As torch.nn.Linear begins.
+            # These are the initial values of torch.nn.Linear.
             bound = 1 / math.sqrt(sizes[index])
             weight = torch.empty(TWINS, sizes[index], sizes[index + 1], device=torch.get_default_device()).uniform_(
                 -bound, bound
@@ -139,7 +139,7 @@ class TwinMLP(nn.Module):
 def _tell_twins_apart(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     for name, _ in module.named_parameters(recurse=False):
         both = state.pop(prefix + name)
-        # Views, so that what is copied into them arrives in the parameter.
+        # These are views, so that numbers copied into them arrive in the parameter.
         state |= {f"{prefix}q{twin + 1}.{name}": both[twin] for twin in range(TWINS)}
 
 
@@ -163,7 +163,7 @@ class ActionValues(nn.Module):
         if bins is not None:
             self.register_buffer("bins", symexp_bins(bins, device=torch.get_default_device()))
             last = self.mlp.layers - 1
-            # Every expectation begins at 0, not at a random one of bins that reach to half a billion.
+            # Every expectation begins at 0: bins reach to half a billion, and random weights would begin far out.
             nn.init.zeros_(getattr(self.mlp, f"weight{last}"))
             nn.init.zeros_(getattr(self.mlp, f"bias{last}"))
 

@@ -16,9 +16,9 @@ from routing.solutions import split_routes
 from solving.decoding import Decoding, Imagined
 from system.terminal import one_line
 
-# More tours than this are too much for a screen, and means come before the rows of so many.
+# More tours than this do not fit a screen: the means are printed before the rows.
 MOST_SHOWN = 20
-# Beyond so many times the nodes trained on, tours have been no better than simple rules give.
+# At more than so many times the nodes trained on, tours were no better than those of simple rules.
 FARTHEST_SIZE = 3
 NAMES_SHOWN = 3
 
@@ -33,7 +33,7 @@ class Solution(NamedTuple):
         seconds: what decoding took; instances that were solved together share it.
         reference: length to compare with; None where it is neither known nor asked for.
         imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
-        nearest: length of the tour that always goes to the nearest node; None where nobody computed it.
+        nearest: length of the tour that always goes to the nearest node; None where it was not computed.
     """
 
     instance: RoutingInstance
@@ -199,7 +199,7 @@ def _shortened(name: str, words: list[str], columns: int) -> str:
     line = " ".join([name, *words])
     if len(line) <= columns:
         return line
-    # A quarter of the room shows how the tour comes home.
+    # A quarter of the room is for the end of the tour.
     end: list[str] = []
     room = columns - len(name) - len(" ...")
     for word in reversed(words):

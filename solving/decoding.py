@@ -28,10 +28,10 @@ from tools import uniform
 
 # Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.
 WORKING_NUMBERS = 2**26
-# Of `augment`, from each symmetric image: more starts cost more than they find.
+# Starts that `augment` tries in each symmetric image: more would cost more than they find.
 MOST_STARTS = 100
 SYMMETRIES = 8
-# Of one instance; these take hours.
+# For one instance; so many take hours.
 MOST_SAMPLES = 10**7
 
 
@@ -176,7 +176,7 @@ def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingIns
             here = coords[np.arange(len(coords)), current][:, None]
             legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
             blocked = ~rules.action_mask(state).numpy()
-            # The first node is where a tour ends: not before no other is left.
+            # A tour ends at its first node, which is closed until no other is left.
             legs = np.where(blocked, np.inf, legs)
             last = legs[:, 0].copy()
             legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, last)
@@ -352,7 +352,7 @@ def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple
 def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
     """What the networks need of B instances, encoded once."""
     model = _routing(behavior).model
-    # Nobody reads the world model's own embeddings where the actor reads no latent.
+    # Where the actor reads no latent, the world model's own embeddings are not needed.
     nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
     # Where costs are hidden, all tours are planned by what is believed before the first move.
     tables = behavior.actor.tables(model.node_set(instance, model.first_belief(instance)))

@@ -43,7 +43,7 @@ def _free_of_gpu(device: torch.device) -> int:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an exception says that there was no memory left."""
-    # Without a GPU, PyTorch raises a plain RuntimeError, and another where no address reaches.
+    # Without a GPU, PyTorch raises a plain RuntimeError, and another for a size that no address reaches.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in ("allocate memory", "overflowed"))
     )
@@ -78,7 +78,7 @@ def memory_at_hand(root: Path = Path("/")) -> int | None:
             limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
             cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
             left.append(max(0, limit - used + sum(map(int, cached))))
-    # What `ulimit -v` allows, less what is taken.
+    # `ulimit -v` limits all memory of the process; what is taken already is subtracted.
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError, IndexError):

@@ -18,7 +18,7 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFLNK: "a link",
 }
-# What is new is as readable to others as the user's umask lets it be.
+# New files are as readable to others as the user's umask lets them be.
 ORDINARY_MODE = 0o666
 BLOCK = 2**20
 
@@ -60,8 +60,8 @@ def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes:
     with open_to_read(path, most=most) as file:
         if most is None:
             return file.read()
-        # Block by block: Python makes room for all that it is asked to read, however little there is. And files under
-        # /proc, and those that grow, say less of their size than they hold.
+        # The file is read block by block: Python makes room for all that it is asked to read, however little there is.
+        # Files under /proc, and those that grow, also state a smaller size than they have.
         content = bytearray()
         while block := file.read(min(BLOCK, most + 1 - len(content))):
             content += block
@@ -153,7 +153,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         create(temporary).close()
     except OSError as error:
-        # Of the file that was asked for.
+        # The error names the file that was asked for, not the temporary one.
         raise type(error)(error.errno, error.strerror, str(path)) from error
     try:
         yield temporary

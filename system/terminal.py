@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from system.errors import UserError
 
-# What a table or a page needs.
+# Control characters that a table or a page needs.
 LAYOUT = "\n\t"
 INSTEAD = "?"
 
@@ -44,7 +44,7 @@ def show(text: str) -> None:
     try:
         print(printable(text).encode(encoding, errors="replace").decode(encoding), flush=True)
     except OSError as error:
-        # What is still to be flushed at the end of the process goes nowhere too.
+        # Text that is flushed at the end of the process goes nowhere, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise UserError(f"results cannot be written to stdout ({error.strerror}); make room") from error

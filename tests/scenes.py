@@ -41,11 +41,11 @@ CPU = torch.device("cpu")
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
 NODES = 6
 SWITCHES = 4
-# What each action of the scripted task earns in the row after it.
+# The reward of each action of the scripted task, in the row after it.
 WORTH = torch.tensor([-1.0, 0.5, 2.0])
 # Rows of a scripted episode, its final observation included.
 EPISODE_ROWS = 5
-# Of the rewards in replay.
+# The smallest and the largest reward in replay.
 RANGE = Bounds(torch.tensor(-0.9), torch.tensor(-0.1))
 
 
@@ -64,7 +64,7 @@ SWITCHING = ObservationTask(
     mask_rules=SwitchesRules(),
 )
 
-# Of a routing scene: lambda-returns from every replayed row.
+# Settings of a routing scene with lambda-returns from every replayed row.
 CRITIC: dict[str, Any] = {"baseline": "critic", "imag_start": "replay", "imag_first": "stored"}
 
 

@@ -257,7 +257,7 @@ def test_behaviour_updates_under_mask_rules(gradient: str):
 
 
 @KINDS
-def test_dynamics_gradient_reaches_the_actor_and_nobody_else(actions: ActionSpec):
+def test_dynamics_gradient_reaches_the_actor_alone(actions: ActionSpec):
     task = ObservationTask(actions=actions, observations={"position": vector(2)})
     scene = Scene(task, imag_gradient="dynamics", imag_horizon="4", **PLAIN)
     without_zero_outputs(scene.model)

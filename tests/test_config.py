@@ -270,7 +270,7 @@ def programs(tmp_path: Path) -> Path:
 
 def parse_as_one(path: Path, *argv: str, base: Sequence[str] = ()) -> CommandLine:
     return config.parse_command_line(
-        list(argv), config_path=path, description="", entry_keys={}, base=base, of_others={"two": "two.py"}
+        list(argv), config_path=path, description="", entry_keys={}, base=base, foreign_keys={"two": "two.py"}
     )
 
 

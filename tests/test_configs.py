@@ -31,15 +31,15 @@ CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
 SECTIONS = list(YAML(typ="safe", pure=True).load(CONFIG_PATH))
 NAMED = [name for name in SECTIONS if name not in ("defaults", "debug")]
 # Sections of the other agent, which have its base under them.
-OF_SAC = [name for name in NAMED if "sac" in name.split("_")]
+SAC_SECTIONS = [name for name in NAMED if "sac" in name.split("_")]
 # Sections that say how to play any gymnasium task, without naming one.
 ANY_GYM_TASK = [
     name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
 ]
-# Networks of which one update takes long.
+# Sections whose networks take long for one update.
 LARGE = [name for name in NAMED if name.startswith("size") and name != "size1m"]
 
-# What decides the cost of an update and nothing else.
+# These settings only change how long an update takes.
 TINY: dict[str, Any] = {"envs": 2, "batch_size": 2}
 
 
@@ -48,7 +48,7 @@ def section(*names: str, **changes: Any) -> Config:
     if {"sac_halfcheetah", "sac_two_hot"} & set(names):
         # The one's own task needs mujoco; the other is about continuous actions.
         task = {"task": "gym_Pendulum-v1"}
-    if set(names) & set(OF_SAC):
+    if set(names) & set(SAC_SECTIONS):
         names = ("sac", *names)
     return config.load(CONFIG_PATH, [name for name in names if name != "defaults"], task).replace(**changes)
 
@@ -113,18 +113,18 @@ def section_names(capsys: pytest.CaptureFixture[str], program: ModuleType) -> se
 
 def test_every_section_is_for_a_program(capsys: pytest.CaptureFixture[str]):
     of_dreamer, of_sac = section_names(capsys, dreamer), section_names(capsys, sac)
-    assert of_sac - of_dreamer == set(OF_SAC) - {"sac"}
+    assert of_sac - of_dreamer == set(SAC_SECTIONS) - {"sac"}
     assert of_sac | of_dreamer | {"sac"} == set(NAMED)
 
 
 @pytest.mark.parametrize("program", [dreamer, sac], ids=lambda program: program.__name__)
 def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
     flat = section("defaults").flat()
-    for key in program.OF_OTHERS:
+    for key in program.FOREIGN_KEYS:
         assert any(f"{name}.".startswith(f"{key}.") for name in flat), key
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *OF_SAC]])
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *SAC_SECTIONS]])
 def test_section_acts_and_updates(name: str):
     chosen = section(name, **TINY)
     agent, metrics = act_and_update(chosen)
@@ -134,7 +134,7 @@ def test_section_acts_and_updates(name: str):
     assert agent.learner.updates == 1
 
 
-@pytest.mark.parametrize("name", OF_SAC)
+@pytest.mark.parametrize("name", SAC_SECTIONS)
 def test_section_of_sac_acts_and_updates(name: str):
     agent, metrics = act_and_update(section(name, **TINY), SAC)
     assert all(metric.isfinite() for metric in metrics.values())
@@ -146,7 +146,7 @@ def test_section_of_sac_acts_and_updates(name: str):
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
     assert (chosen.nodes, chosen.envs) == (6, 4)
-    _, metrics = act_and_update(chosen, SAC if name in OF_SAC else Dreamer)
+    _, metrics = act_and_update(chosen, SAC if name in SAC_SECTIONS else Dreamer)
     assert all(metric.isfinite() for metric in metrics.values())
 
 

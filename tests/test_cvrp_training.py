@@ -99,7 +99,7 @@ def test_imagination_that_ends_with_its_last_plan_learns_the_same(monkeypatch):
     without_zero_outputs(made.model)
     short, _ = made.losses(batch)
     assert imagined(made, batch)[1].action.shape[2] < ROWS - 1
-    # In lockstep nobody asks whether all have finished.
+    # In lockstep imagination does not ask whether all have finished.
     monkeypatch.setattr(CVRPRules, "fixed_length", True)
     assert imagined(made, batch)[1].action.shape[2] == ROWS - 1
     whole, _ = made.losses(batch)
@@ -232,11 +232,11 @@ def test_policy_gradient_trains_on_plans():
     for tour in range(4):
         expected = tour_length(instance.coords, rollout.action[:, tour])
         torch.testing.assert_close(rollout.tour_length[:, tour], expected)
-    # Who has come home and waits is still; the way home is a step.
+    # A vehicle that waits at home does not move; the way home is a step.
     action = rollout.action
     waits = (action == 0) & (torch.nn.functional.pad(action, (1, 0))[..., :-1] == 0)
     assert waits.any()
-    assert torch.equal(rollout.alive, (~waits).float())
+    assert torch.equal(rollout.running, (~waits).float())
     assert all(value.isfinite() for value in update(agent, instance, rollout, progress=0.0).values())
 
 

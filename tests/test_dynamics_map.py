@@ -128,7 +128,7 @@ ACTION = np.zeros(1, np.float32)
 
 def test_context_joins_the_observation_and_passes_gymnasiums_check():
     with warnings.catch_warnings():
-        # It would rather see the environment below.
+        # The checker warns that it is given a wrapper.
         warnings.filterwarnings("ignore", message=".*(alternative render modes|different from the unwrapped).*")
         check_env(DynamicsMapContext(LongitudinalEnv()))
 
@@ -166,7 +166,7 @@ def test_environment_that_measures_nothing_is_told_of():
     infos = [env.step(ACTION)[-1] for _ in range(3)]
     assert ["notice" in info for info in infos] == [False, False, True]
     assert "no step of this episode had an info['response']" in infos[-1]["notice"][1]
-    # It is nothing that was not finite.
+    # A missing response is no value that was not finite.
     assert not any("bad_input" in info for info in infos)
     driven = DynamicsMapContext(LongitudinalEnv())
     driven.reset(seed=0)

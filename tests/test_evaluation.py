@@ -569,7 +569,7 @@ def test_film_shows_the_first_test_episode_first(tmp_path: Path):
 
 def test_film_of_pixels_shows_what_the_environment_draws(tmp_path: Path):
     agent = ScriptedAgent()
-    agent.act = lambda _obs, state, **_: (torch.zeros(1, dtype=torch.int64), state)  # type: ignore[method-assign]
+    agent.act = lambda _sight, state, **_: (torch.zeros(1, dtype=torch.int64), state)  # type: ignore[method-assign]
     path = film(agent, make_gym("gym_PixelGrid-v0", render_mode="rgb_array"), folder=tmp_path, device=CPU, episodes=1)
     with Image.open(path) as gif:
         assert gif.size == (64, 64)

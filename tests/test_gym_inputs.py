@@ -89,7 +89,7 @@ def test_gym_vector_drops_what_is_both_to_be_dropped_and_to_be_set_to_zero(vecto
     _, reward, _, truncated, _ = env.step(torch.tensor([9]))
     assert reward.tolist() == [0] and not truncated.any()
     assert env.step(torch.tensor([1]))[3].all()
-    # Where episodes cannot but begin so, it goes on.
+    # Where every episode begins with a bad value, the run goes on.
     obs, _ = (begun := vector_env(lambda: Faulty(bad_starts=6), zero_keys=".*", drop_keys="wild")).reset()
     assert obs["wild"].isfinite().all() and begun.bad_inputs == {"wild": 6}
 

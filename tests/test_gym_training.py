@@ -51,7 +51,7 @@ def loaded(logdir: Path) -> dict[str, Any]:
     return checkpoint.load(logdir / checkpoint.LATEST, CPU)
 
 
-class Run:
+class TrainedRun:
     """An undisturbed run."""
 
     def __init__(self, logdir: Path, env_id: str) -> None:
@@ -60,16 +60,16 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
     """One run of every task that was asked for so far; `run_of` adds to it."""
     return {}
 
 
 @pytest.fixture
-def run_of(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory):
-    def run_of(env_id: str) -> Run:
+def run_of(runs: dict[str, TrainedRun], tmp_path_factory: pytest.TempPathFactory):
+    def run_of(env_id: str) -> TrainedRun:
         if env_id not in runs:
-            runs[env_id] = Run(tmp_path_factory.mktemp(env_id) / "run", env_id)
+            runs[env_id] = TrainedRun(tmp_path_factory.mktemp(env_id) / "run", env_id)
         return runs[env_id]
 
     return run_of

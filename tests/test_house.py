@@ -28,7 +28,7 @@ ORDER = (
 )
 AGENTS = frozenset({"dreamer", "sac"})
 
-# Here callers of functions and of gymnasium environments are refused, who are programs.
+# These modules refuse what programs pass to functions and to gymnasium environments, not what a user types.
 PLAIN_VALUE_ERRORS = frozenset(
     {f"envs.{name}" for name in ("dynamics_map", "examples", "longitudinal", "routing", "vector")}
     | {f"routing.{name}" for name in ("cvrp", "pickup", "rules")}

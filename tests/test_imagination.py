@@ -156,7 +156,7 @@ class Forgetful(SwitchesRules):
 def test_mask_rules_are_held_against_what_happened():
     batch = switches_episodes(16)
     assert wrong_share(SwitchesRules(), batch) == 0
-    # Of the four rows of an episode in which something is done, all but the first have a closed switch.
+    # In four rows of an episode a switch is pressed; all of them but the first have a closed switch.
     assert wrong_share(NothingChanges(), batch) == 0.75
     assert wrong_share(Forgetful(), batch) == 0.75
 

@@ -96,7 +96,7 @@ class Market(Imagination):
         return {}
 
     def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
-        raise AssertionError("nobody acts here")
+        raise AssertionError("there is no acting here")
 
 
 def test_candidates_that_change_with_every_state_are_imagined_and_learnt_from():

@@ -62,7 +62,7 @@ def test_dense_cell_by_hand() -> None:
     cell = DenseCell(2, 1, 1, hidden=1)
     with torch.no_grad():
         cell.inputs.linear.weight.copy_(torch.tensor([[2.0, -1.0]]))
-        # Of the hidden unit, and of both numbers of the state: two rows each for reset, candidate and update.
+        # Columns are the hidden unit and both numbers of the state; two rows each are for reset, candidate and update.
         cell.gates.weight.copy_(
             torch.tensor(
                 [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [2.0, 0.0, 0.0], [0.0, -1.0, 0.0], [1.0, 1.0, 1.0]]

@@ -83,7 +83,7 @@ def test_lock_shows_no_more_than_a_process_id_of_what_it_holds(tmp_path: Path) -
     first.release()
 
 
-def test_event_files_have_names_that_nobody_foresees(tmp_path: Path) -> None:
+def test_event_files_have_names_that_cannot_be_foreseen(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Logger(tmp_path / name).close()

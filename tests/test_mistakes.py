@@ -93,7 +93,7 @@ def test_wrong_config_for_a_run_leaves_the_run_as_it_was(
 def test_error_in_a_function_of_the_users_own_keeps_its_traceback(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # It works for the 16 moves that are tried before the run.
+    # The function works for the 16 moves that are tried before the run.
     (tmp_path / f"own_{key}.py").write_text(
         "def own(*arguments):\n"
         "    if len(arguments) == 3 and len(arguments[0]) == 16:\n"
@@ -168,7 +168,7 @@ def test_logdir_with_a_run_of_another_program_is_refused_and_left_alone(
     line = refusal(capsys, *COMMAND, "--logdir", str(tmp_path))
     assert f"holds a run of {maker or 'another program'}, which would be lost" in line
     assert "eval_return" in log.read_text() and not (tmp_path / "config.yaml").exists()
-    # One of its own that came to no checkpoint begins anew.
+    # A run of the same program that made no checkpoint begins anew.
     (tmp_path / "run.json").write_text(json.dumps({"program": "dreamer.py"}))
     assert train(tmp_path, "--steps", "48")[0]["step"] < 100000
 

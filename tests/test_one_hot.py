@@ -190,7 +190,7 @@ def test_one_hot_sample_frequencies_are_exact_on_a_grid(unimix: float) -> None:
     eighths = torch.tensor([9.0, 2.0, 9.0, 5.0, 1.0, 9.0])
     dist = OneHotDist(eighths.log().expand(2400, -1), mask=mask.expand(2400, -1), unimix=unimix)
     drawn = dist.sample((torch.arange(2400) + 0.5) / 2400)
-    # Of 2,400 draws, 24 in the mixture are uniform over the three legal actions: 8 each.
+    # The mixture makes 24 of 2,400 draws uniform over the three legal actions: 8 each.
     expected = [0, 600, 0, 1500, 300, 0] if unimix == 0 else [0, 602, 0, 1493, 305, 0]
     assert drawn.bincount(minlength=6).tolist() == expected
     assert (drawn.diff() >= 0).all()

@@ -1,4 +1,4 @@
-"""Agents that nobody here wrote, on the environments as they are."""
+"""Agents of other projects, on our environments as they are."""
 
 from __future__ import annotations
 

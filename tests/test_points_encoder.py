@@ -53,7 +53,7 @@ def test_masked_max_of_an_empty_row_is_0_with_gradient_0(padding: float):
     assert gradient.tolist() == [[[0, 0]] * 3, [[1, 1], [0, 0], [0, 0]]]
 
 
-# Nothing comes of nothing
+# Empty sets
 
 
 @PADDING
@@ -112,7 +112,7 @@ def test_set_encoder_gathers_exactly_nothing_where_there_is_nothing_to_attend_to
         assert (gradient[0] == 0).all() and gradient[1].any()
 
 
-# Nothing comes of padding
+# Padding
 
 
 @PADDING

@@ -340,7 +340,7 @@ def test_observation_encoder_and_decoder_hold_for_every_magnitude(
     assert_finite({"embedded": embedded, **losses}, [*encoder.parameters(), *decoder.parameters()])
     if "set" in keys:
         empty = ~obs["valid"].any(-1)
-        # Of all keys, a set comes last.
+        # A set comes last of all keys.
         assert (embedded[empty, -8:] == 0).all()
 
 

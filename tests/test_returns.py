@@ -84,7 +84,7 @@ def test_head_comes_close_to_the_true_cost_from_replayed_moves_alone():
 
 @pytest.fixture
 def cost_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody may ask what a move costs."""
+    """The true cost of a move must not be asked for."""
 
     def refuse(*_arguments: object) -> Tensor:
         raise AssertionError("the true cost was asked for")
@@ -165,7 +165,7 @@ def test_custom_reward_is_loaded_and_used(tmp_path: Path, monkeypatch: pytest.Mo
     start, trajectory = scene.imagine_from(episodes(4))
     reward = scene.imagination.reward(trajectory, start)
     torch.testing.assert_close(reward, 2.0 * trajectory.action)
-    # Nobody knows what range such returns have.
+    # No range is known for such returns.
     assert scene.bounds(trajectory, start) is None
     assert scene.update(episodes(4))["imag_return"] == 2.0 * sum(range(NODES))
 

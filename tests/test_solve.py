@@ -180,7 +180,7 @@ def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
     "arguments",
     [
         *([], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]),
-        # What changes nothing, and parts of words.
+        # Options that change nothing, and abbreviated options.
         *(["a.tsp", "--samples", "8"], ["a.tsp", "--decode", "augment", "--samples", "8"], ["a.tsp", "--nodes", "8"]),
         *(["a.tsp", "--seed", "8"], ["--rand", "3"], ["--random", "3", "--dec", "sample"]),
     ],

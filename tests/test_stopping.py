@@ -1,4 +1,4 @@
-"""Runs that are told to stop, and runs that nobody watches any more."""
+"""Runs that are told to stop, and runs whose terminal has gone."""
 
 from __future__ import annotations
 

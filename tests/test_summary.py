@@ -38,7 +38,7 @@ def told(one: Run, asked: Asked | None = None) -> dict[str, float | None]:
 
 def test_interquartile_mean_cuts_a_quarter_at_each_end():
     assert interquartile_mean(np.array([[100.0, 3.0, 1.0, -50.0]])) == [2.0]
-    # Of seven one is cut at each end: (2 + 3 + 4 + 5 + 6) / 5.
+    # One of the seven is cut at each end: (2 + 3 + 4 + 5 + 6) / 5.
     assert interquartile_mean(np.array([[1.0, 2, 3, 4, 5, 6, 700]])) == [4.0]
 
 

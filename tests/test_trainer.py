@@ -15,6 +15,7 @@ from envs.routing import TSPRules, tour_length
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
+from parts.acting import Sight
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from tests.run_scenes import (
     CPU,
@@ -157,10 +158,10 @@ def test_agent_acts_from_the_first_row_on(monkeypatch: pytest.MonkeyPatch, tmp_p
     begins: list[Tensor] = []
     act = dreamer.Dreamer.act
 
-    def noting(agent: dreamer.Dreamer, *arguments: Any, **options: Any) -> Any:
+    def noting(agent: dreamer.Dreamer, sight: Sight, *arguments: Any, **options: Any) -> Any:
         if options["generator"] is not None:
-            begins.append(options["is_first"].clone())
-        return act(agent, *arguments, **options)
+            begins.append(sight.is_first.clone())
+        return act(agent, sight, *arguments, **options)
 
     monkeypatch.setattr(dreamer.Dreamer, "act", noting)
     train(tmp_path, "--steps", "96", "--prefill", "60", "--train_ratio", "0")

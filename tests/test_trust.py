@@ -185,6 +185,6 @@ def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load_function":
                 keys |= {ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "key"}
             if isinstance(node, ast.Attribute) and node.attr == "import_module":
-                # Of functions by name, and of modules that register environments: keys import and task.
+                # These import functions by name, and modules that register environments: keys import and task.
                 assert path.name in ("named_code.py", "gym_tasks.py")
     assert keys == {"cost", "imag_reward"} < CODE_KEYS.keys()

@@ -31,11 +31,11 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        # What is there and draws no numbers (meta) is no place to learn.
+        # A device that exists but draws no numbers (meta) cannot be learnt on.
         torch.Generator(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        # PyTorch's own words on it fill a screen.
+        # PyTorch's own message fills a screen.
         cause = textwrap.shorten(str(error), 80, placeholder=" ...")
         if name.startswith("cuda") and not torch.cuda.is_available():
             cause = "PyTorch finds no CUDA"

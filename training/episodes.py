@@ -18,9 +18,9 @@ from routing.instances import TEST_SEED, VALIDATION_SEED
 from training.agent import Agent
 from training.evaluation import Report, interval
 
-# An episode that has not ended by then is counted as it stands.
+# An episode that has not ended after so many steps is counted as it stands.
 LONGEST_EPISODE = 10_000
-# Of the lines about misbehaving environments; each environment that crashed has one.
+# How many lines about misbehaving environments are shown; each environment that crashed has one.
 MOST_NOTICES = 3
 
 

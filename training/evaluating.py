@@ -44,7 +44,7 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
             make_agent=make_agent,
             device=device,
             defaults=command.defaults,
-            # The environments that are made to learn what the task is are played in, too.
+            # The environments that show what the task is are also those that the episodes are played in.
             changes={**changes, "eval_env": TRAINING_ENV},
             given=command.config,
             trust=_trusts(command),
@@ -61,7 +61,8 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
         tell(f"the run has a config of its own: {ignored} changes nothing")
     setup, filmed = run.setup, None
     if folder is not None:
-        # First, since what it lacks should not show after a hundred episodes; alone, as a simulator may exist once.
+        # The film comes first, so that a fault in it shows before a hundred episodes are played. No other environment
+        # exists meanwhile, since a simulator may allow only one.
         setup.close()
         make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
         filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)

@@ -56,7 +56,7 @@ ENTRY_KEYS = {
 }
 # Entry keys that name files and folders.
 PATHS = ("resume", "init")
-# Keys that begin so change nothing once a run has begun.
+# Keys with this prefix change nothing once a run has begun.
 INITIAL_KEYS = "sac.initial_alpha."
 
 
@@ -93,11 +93,11 @@ def train(
         replay = make_replay(config, setup.task.stored(env), memory=agent.memory_spaces, device=device)
         require_windows(config, agent.batch_length)
         stack.enter_context(claimed(logdir))
-        # References can take minutes to find: what does not fit the run in the logdir is said before.
+        # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.
         state, folder, changes = _take_up(
             command, agent, replay, logdir, device=device, program=argv[0], make_agent=make_agent
         )
-        # Nothing is written before everything that can be wrong with the config has been looked at.
+        # Nothing is written before the whole config has been checked.
         evaluator = setup.make_evaluator(None if make_pictures is None else make_pictures(agent))
         step = None if state is None else state["step"]
         with writing_to(logdir):

@@ -22,7 +22,8 @@ from training.ranges import RANGES
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
 from training.setup import Setup, make_setup
 
-# Weights for acting are in half precision and without a critic, whose sizes their config alone tells; bytes.
+# How many times the bytes of its file an agent may need, and bytes that it may always need: weights for acting are in
+# half precision, and the size of the critic that they lack stands in the config only.
 MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
 
 
@@ -102,7 +103,7 @@ def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent]
     nowhere, generators = torch.device("meta"), make_generators(config.seed, torch.device("cpu"))
     # Sizes beyond what PyTorch can count are refused while the agent is made.
     with nowhere, warnings.catch_warnings(), fitting(source):
-        # PyTorch warns of weights that are loaded into nothing.
+        # PyTorch warns of weights that are loaded into tensors without numbers.
         warnings.simplefilter("ignore")
         agent = make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
         agent.load_weights(weights)

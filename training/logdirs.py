@@ -13,7 +13,7 @@ from system.safe_files import refuse_links
 from training.logger import RunLock
 from training.trainer import OWN_FOLDERS
 
-# Its runs need no name of the program before their task.
+# The names of this program's logdirs do not begin with the program.
 DREAMER = "dreamer.py"
 
 

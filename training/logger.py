@@ -32,11 +32,11 @@ from config import Config
 from system import safe_files, terminal
 from training.records import EventFile, MetricsFile
 
-# Letters of a process id in a lock.
+# The most characters of a process id in a lock.
 LONGEST_ID = 20
 PACKAGES = ("torch", "numpy", "gymnasium", "tensorboard", "ruamel.yaml", "elkai")
 
-# Logs that the speed shown is a mean over, and characters of a bar that is worth drawing.
+# How many logs the shown speed is a mean over, and how many characters a bar needs to be worth drawing.
 SPEED_OVER = 6
 LEAST_BAR = 8
 REDRAWN_EVERY = 0.2  # seconds, between two logs
@@ -135,7 +135,7 @@ class MetricAverages:
             return
         values = torch.stack([metric.float() for metric in metrics.values()])
         finite = values.isfinite()
-        # What has no part in a sum is 0, and what has none in an extreme is NaN, which fmin and fmax pass over.
+        # A value that does not count is 0 in a sum, and NaN in an extreme, which fmin and fmax pass over.
         terms, extremes = torch.where(finite, values, 0.0).unbind(), torch.where(finite, values, torch.nan).unbind()
         for name, term, extreme, count in zip(metrics, terms, extremes, finite.float().unbind(), strict=True):
             if name.endswith("_min"):
@@ -293,7 +293,7 @@ class RunLock:
                 f"{logdir} is in use by process {owner}; give another --logdir, or stop that process and start again"
             ) from error
         self._file.truncate(0)
-        # Who holds the lock is for people to read; a full disk lets nobody else in.
+        # The process id is only for people to read: the lock holds without it, on a full disk, too.
         with contextlib.suppress(OSError):
             os.write(self._file.fileno(), f"{os.getpid()}\n".encode())
 

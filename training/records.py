@@ -282,8 +282,8 @@ class EventFile:
         self._file.close()
 
     def _begin(self) -> GrowingFile:
-        # Readers go through the files of a folder in the order of their names, whose end nobody can foresee: no link
-        # waits there.
+        # Readers take the files of a folder in the order of their names. The end of the name is random, so that no link
+        # can be put there beforehand.
         process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.{uuid.uuid4().hex[:12]}"
         file = GrowingFile(self._logdir / f"events.out.tfevents.{int(time.time()):010d}.{process}")
         _append(file, Event(file_version=EVENT_FORMAT))

@@ -69,7 +69,7 @@ class Replay:
             capacity: rows that are kept at most, over all environments.
             device: where the rows are kept; generators handed to the samplers live there too.
             memory: likewise, of what an agent keeps of each row.
-            rows_to_come: rows that will be added, at most: there is no room made for more. None where nobody knows.
+            rows_to_come: rows that will be added, at most: there is no room made for more. None where that is unknown.
 
         Raises:
             ValueError: `spaces` lacks `action` or has a name of Replay's own, or the capacity is below two columns or
@@ -110,7 +110,7 @@ class Replay:
         self.length = rows // self.num_envs
         try:
             self.rows, self.memory, starts = map(self._allocate, self._spaces)
-        # NumPy has a ValueError for what no address reaches.
+        # NumPy raises a ValueError for a size that no address reaches.
         except (RuntimeError, MemoryError, ValueError) as error:
             cause = str(error).splitlines()[0]
             raise UserError(f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})") from error
@@ -152,7 +152,7 @@ class Replay:
         reward = self.rows["reward"][:, position]
         running_start = self.episode_start[:, (self.total - 1) % self.length]
         self.episode_start[:, position] = torch.where(is_first, self.total, running_start)
-        # The rewards of no action, and those that are none, say nothing of the range.
+        # A reward that answers no action, or is not finite, says nothing of the range.
         ignored = is_first | ~reward.isfinite()
         self.reward_min = torch.minimum(self.reward_min, reward.masked_fill(ignored, torch.inf).amin())
         self.reward_max = torch.maximum(self.reward_max, reward.masked_fill(ignored, -torch.inf).amax())
@@ -246,7 +246,7 @@ class Replay:
         Returns:
             The manifest, to be saved in a checkpoint and handed to `load_chunks`.
         """
-        # A run's folder that is gone is not made again: the rest of what stood in it would be missing.
+        # A run's folder that is gone is not made again, since its other files would be missing.
         safe_files.make_folder(folder, parents=False)
         if folder != self._chunk_folder:
             self._chunks, self._chunk_folder = [], folder
@@ -268,7 +268,7 @@ class Replay:
             "chunks": [dict(chunk) for chunk in self._chunks],
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
-            # Rewritten all the time, so saved whole.
+            # Memory is rewritten all the time, so it is saved whole.
             "memory": {name: value[:, : self.total].cpu().clone() for name, value in self.memory.items()},
         }
 
@@ -320,7 +320,7 @@ class Replay:
             self._make_room(kept * self.num_envs)
         self.total, self.oldest = total, max(oldest, total - self.length)
         stored = self._stored()
-        # Oldest first: where the ring has wrapped, newer columns overwrite those of the first chunk.
+        # The oldest chunk comes first: where the ring has wrapped, newer columns overwrite those of the first chunk.
         for chunk in manifest["chunks"]:
             path = folder / chunk["name"]
             try:
@@ -387,7 +387,7 @@ class Replay:
         for path in folder.glob("*-*-*.pt"):
             if int(path.name.split("-")[1]) <= before:
                 path.unlink()
-        # What a kill left of a chunk that was being written; none is being written now.
+        # A kill may have left parts of chunks; none is being written now.
         for path in folder.glob("*-*-*.pt.tmp"):
             path.unlink()
 

@@ -27,7 +27,7 @@ def make_replay(config: Config, spaces: Spaces, *, memory: Spaces, device: torch
         rows_to_come=rows_to_come,
     )
     rows, free = rows_when_full(config), memory_at_hand()
-    # Any other device has given all of it already.
+    # Any other device has allocated all of it already.
     if device.type == "cpu" and free is not None and rows * replay.row_bytes > free:
         raise ConfigError(
             f"replay will hold {rows:,} rows of {readable_bytes(replay.row_bytes)}, which are"

@@ -22,10 +22,10 @@ from guard import NonFinite
 from system import terminal
 from system.safe_files import read_text
 
-# A run whose replay holds another task cannot go on; of changes in how it is run nobody needs to be told.
-WHAT_REPLAY_HOLDS = ("task", "cost", "cost_shown", "context", "reward_scale", "envs")
-OF_ROUTING = ("nodes",)
-UNREMARKABLE = (
+# A run whose replay holds another task cannot go on. Changes in how it is run are not reported.
+REPLAY_KEYS = ("task", "cost", "cost_shown", "context", "reward_scale", "envs")
+ROUTING_REPLAY_KEYS = ("nodes",)
+UNREPORTED_KEYS = (
     "steps",
     "logdir",
     "device",
@@ -37,7 +37,7 @@ UNREMARKABLE = (
 )
 
 
-# The settings, before and now, in which a run goes on otherwise than it was.
+# Settings that a run goes on with changed: each before and now.
 Changes = dict[str, tuple[Any, Any]]
 
 
@@ -69,7 +69,8 @@ PAIR = Kind(
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(COUNT.holds, value)) and value[0] <= value[1],
 )
 FILE_NAME = Kind("the name of a file", lambda value: type(value) is str and value == Path(value).name != "")
-# What a run's checkpoint holds. A list of one stands for as many as there are; `?` marks what older ones lack.
+# The content of a run's checkpoint. A list of one entry stands for any number of them; `?` marks entries that older
+# checkpoints lack.
 CHUNK = {"name": FILE_NAME, "start": COUNT, "stop": COUNT, "bytes?": COUNT}
 WEIGHTS = {"agent": MAPPING, "step": COUNT, "agent_class?": TEXT}
 RUN: dict[str, Any] = {
@@ -170,7 +171,7 @@ def fitting(source: Path, changes: Changes | None = None) -> Iterator[None]:
         yield
     except NonFinite as error:
         raise CheckpointError(f"{source} holds an agent that is not finite ({error}); give another one") from error
-    # What loading parts of a state raises where they are of another shape or kind.
+    # Loading raises these where parts of a state are of another shape or kind.
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, (CheckpointError, UserError)):
             raise
@@ -251,7 +252,7 @@ def saved_config(folder: Path, state: Mapping[str, Any], *, defaults: Config) ->
     copy = state.get(CONFIG_FILE)
     try:
         saved = read(path)
-        # What was cut at the end of a line is a config, too.
+        # A file that was cut at the end of a line is still a valid config.
         if copy is None or parse(copy, where=CONFIG_FILE).flat().keys() <= saved.flat().keys():
             return filled(saved, defaults, where=str(path))
         cause = f"{path} lacks keys"
@@ -280,9 +281,9 @@ def changes_since(folder: Path, state: Mapping[str, Any], config: Config, *, def
     before = saved_config(folder, state, defaults=defaults)
     values = before.flat()
     changes = {
-        key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREMARKABLE
+        key: (values.get(key), now) for key, now in difference(config, before).items() if key not in UNREPORTED_KEYS
     }
-    for key in (*WHAT_REPLAY_HOLDS, *(OF_ROUTING if config.task in RULES else ())):
+    for key in (*REPLAY_KEYS, *(ROUTING_REPLAY_KEYS if config.task in RULES else ())):
         if key in changes:
             was, now = changes[key]
             raise ConfigError(

@@ -145,7 +145,7 @@ def _gym_setup(config: Config, device: torch.device) -> Setup:
     options = {
         "processes": config.env_processes,
         "timeout": config.env_timeout,
-        # Those of evaluations count, too.
+        # The environments of evaluations count, too.
         "restarts": Restarts(allowed=config.env_restarts),
         **reading_of_observations(config),
     }

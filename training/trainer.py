@@ -41,17 +41,17 @@ WARN_ABOVE = {
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
     **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},
-    # Where model-free training has been seen to run away long before anything was not finite.
+    # Model-free training has been seen to run away at such values, long before anything was not finite.
     "train/q_mean": 1e4,
     "train/q_std": 5e3,
 }
 WARN_BELOW = {"actor_entropy_share": 1e-3, "train/q_mean": -1e4}
 REPORTS, REPLAY, CRASHES = "guard", "replay", "crashes"
-# In the logdir; the program makes and deletes files there.
+# Folders of the logdir in which the program makes and deletes files.
 OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
-# Of crashes that the run goes on after, in one process.
+# The most reports, by one process, of crashes that the run goes on after.
 MOST_CRASH_REPORTS = 20
-# A shell that is closed and what schedulers send before they kill are requests to stop, too.
+# A closed shell, and the signals that schedulers send before they kill, are requests to stop, too.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 # A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
 IMPATIENCE = 5.0
@@ -129,13 +129,14 @@ class Trainer:
         self._progress = ProgressBar(self.settings.steps, initial=self.step, updates_from=self.settings.prefill)
         self._logged_at = (self.step, self._elapsed())
         self._note_files()
-        # What was started to outlive its terminal, with nohup, ignores SIGHUP.
+        # A program that was started with nohup, to outlive its terminal, ignores SIGHUP.
         numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
         try:
             if not self.row:
                 with self._saving():
-                    # Before training's first episodes, which an evaluation in the same environments would end.
+                    # This comes before training's first episodes, since an evaluation in the same environments would
+                    # end them.
                     if self.settings.eval_every:
                         self._evaluate()
                     obs, info = self.env.reset()
@@ -166,7 +167,7 @@ class Trainer:
     def _train(self) -> None:
         """Collect and learn until `steps` or a request to stop, and log, evaluate and save on the way."""
         while True:
-            # What an early stop left to be learnt comes first, so that the run goes on as if it had not been stopped.
+            # Updates that an early stop left out come first, so that the run goes on as if it had not been stopped.
             if self.updates_owed < 1:
                 if self.step >= self.settings.steps or self._stop_signal is not None:
                     return
@@ -236,7 +237,7 @@ class Trainer:
             if "action" in acting:
                 acting = {**acting, "action": action}
         ended = self.row["is_last"]
-        # Where it raises, nothing has moved on: the run takes this step anew when it goes on, its episodes lost.
+        # Where an environment raises, nothing has moved on: a run that goes on takes this step anew, with new episodes.
         with self._saving():
             obs, reward, terminated, truncated, info = self.env.step(action)
         scaled = {"reward": self.settings.reward_scale * self.row["reward"], "action": action}
@@ -265,7 +266,7 @@ class Trainer:
             for name, values in (("train_return", info["returns"]), ("train_length", info["lengths"])):
                 for value in values:
                     self.averages.add({name: torch.tensor(float(value), device=self.device)})
-            # Few beside an environment's steps, and known to the host as they are: each has a row of its own.
+            # Returns are few beside steps, and the host knows them already: each has a row of its own.
             for value in info["returns"]:
                 self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
             while self.env.notices:
@@ -275,7 +276,7 @@ class Trainer:
         else:
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
             if not self.env.rules.fixed_length:
-                # What is not finite does not count; to pick the rows that have ended would be to wait for the device.
+                # Entries that are not finite do not count. Picking the rows that have ended would wait for the device.
                 ended = torch.where(self.row["is_last"], self.episode_return, torch.nan)
                 self.averages.add_each("train_return", ended)
             elif self.env.all_ended:
@@ -509,11 +510,11 @@ class Trainer:
         ):
             setattr(self, name, state[name])
         if lost is not None and bool(lost.any()):
-            # What cannot be taken up again is closed as a time limit would close it.
+            # An episode that cannot be taken up again is closed as a time limit would close it.
             self.row = {**self.row, "is_last": self.row["is_last"] | lost}
         # With more steps than it had, a run that has ended goes on.
         self.finished = state["finished"] and self.step >= self.settings.steps
-        # What one step of this config makes due, and not more: the config may have changed since.
+        # No more updates are due than after one step of this config: the config may have changed since.
         due = self.env.num_envs * self.settings.train_ratio / self.agent.rows_per_update
         self.updates_owed = min(self.updates_owed, due + 1)
 
@@ -526,6 +527,6 @@ class Trainer:
         require_like(ours, {name: state["acting"].get(name) for name in ours}, "acting")
         if isinstance(self.env, RoutingVectorEnv):
             env = self.env.state_dict()
-            # Counts beside them have come one by one.
+            # Later versions have added counts beside them.
             parts = ("instance", "state", "hidden", "ended")
             require_like({name: env[name] for name in parts}, {name: state["env"].get(name) for name in parts}, "env")

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from guard import Guard
 
 Entry = dict[str, Any]
-# Findings of a kind, and rows, that a report holds: the first are enough. One NaN reaches all gradients of a group.
+# The most findings of a kind, and rows, that a report holds. The first are enough: one NaN reaches all gradients of a
+# group.
 MOST_ENTRIES = 16
 MOST_SEEN = 3
 

@@ -106,7 +106,7 @@ class Learner:
             return self._find_cause(failed, update=update, take_back=failed is together)
 
         if self.recovery.after_update(self.updates, diagnose=find_cause):
-            # Lest the same batches be drawn again.
+            # Otherwise the same batches would be drawn again.
             self.generators["replay"].manual_seed(self.updates)
         self.updates += 1
         rollbacks = torch.full((), float(self.recovery.rollbacks), device=losses[0][0].device)

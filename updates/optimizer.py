@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from config import UserError
 from guard import Guard
 
-# Adaptive gradient clipping takes no parameter's norm for smaller than this: one that starts at zero has to move, too.
+# The least norm that a parameter counts with in adaptive gradient clipping: one that starts at zero has to move, too.
 SMALLEST_NORM = 1e-3
 
 
@@ -45,7 +45,7 @@ class LaProp(torch.optim.Optimizer):
                 }
         applied = 1 - self.found_inf
         counts = [self.state[parameter]["updates"] for parameter in parameters]
-        # Doubles, as 1 - 0.999 has lost half its digits in single precision.
+        # These are doubles, since 1 - 0.999 has lost half its digits in single precision.
         times = torch.stack(counts).double() + 1
         torch._foreach_add_(counts, applied)
         momentum_weights, square_weights = (
@@ -135,7 +135,7 @@ class Optimizer:
         self.recovering_until = 0
         device = guard.device
         self.skips = torch.zeros((), device=device)
-        # By stream of updates: that one goes well says nothing of another.
+        # Each stream of updates has a count of its own, since an update of one says nothing of another.
         self.in_row: dict[str, Tensor] = {}
         # Both take `found_inf`, a flag on the device under which they change nothing.
         self.rule: torch.optim.Optimizer

@@ -14,7 +14,8 @@ from guard import Guard, NonFinite, culprit
 from updates.diagnosis import bad_tensors
 from updates.optimizer import Optimizer
 
-# Reports that one process makes. Faults that come again and again would fill the disk, and are counted all the same.
+# The most reports that one process makes. Faults that come again and again would fill the disk; they are counted all
+# the same.
 MOST_REPORTS = 20
 
 Diagnose = Callable[[], dict[str, Any]]
@@ -203,7 +204,7 @@ class Recovery:
             if name in self._good:
                 self._good[name].copy_(torch.where(good, value, self._good[name]))
             else:
-                # Of moments that appear in a bad update, zeros are the good state.
+                # Moments that appear in a bad update have zeros as their good state.
                 self._good[name] = torch.where(good, value, torch.zeros_like(value))
 
 

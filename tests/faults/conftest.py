@@ -26,7 +26,7 @@ CARTPOLE = [
 ]
 
 
-class Run(NamedTuple):
+class Outcome(NamedTuple):
     """What a run leaves behind."""
 
     logdir: Path
@@ -48,7 +48,7 @@ class Runner:
     def __init__(self, logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.logdir, self.capsys = logdir, capsys
 
-    def train(self, *arguments: str) -> Run:
+    def train(self, *arguments: str) -> Outcome:
         """A run that is to reach its end: finite parameters and moments, and a final evaluation."""
         dreamer.main([*COMMON, *arguments, "--logdir", str(self.logdir)])
         run = self.result()
@@ -66,10 +66,10 @@ class Runner:
         assert last.startswith("dreamer.py: ")
         return last
 
-    def result(self) -> Run:
+    def result(self) -> Outcome:
         """What is there by now."""
         rows = [json.loads(line) for line in (self.logdir / METRICS).read_text().splitlines()]
-        return Run(self.logdir, rows, self.capsys.readouterr().err)
+        return Outcome(self.logdir, rows, self.capsys.readouterr().err)
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ from dreamer import Dreamer
 from envs.tasks import RoutingTask
 from guard import main as print_reports
 from networks import TSPPointerActor
-from tests.faults.conftest import GUARDED, Run, Runner
+from tests.faults.conftest import GUARDED, Outcome, Runner
 from tests.scenes import without_times
 from training.replay import Replay
 
 # When a fault comes, as shares of the run, whose first third is prefill.
 MOMENTS = (0.45, 0.6)
-# What leaves every loss and gradient finite, so that nothing needs to be skipped.
+# These leave every loss and gradient finite, so that nothing needs to be skipped.
 HARMLESS = ("a replayed reward of -2.2e6", "rows without a legal action", "NaN in the noise of the latents")
 
 
@@ -43,7 +43,7 @@ def at_update(number: int, change: Callable[[Dreamer, Replay], None]) -> Any:
     return patch.object(Dreamer, "update", with_change)
 
 
-def train_with_two(kind: str, runner: Runner, routing: list[str]) -> Run:
+def train_with_two(kind: str, runner: Runner, routing: list[str]) -> Outcome:
     """A run in which a fault comes at both moments."""
     with injecting([(moment, kind) for moment in MOMENTS], random.Random(0)) as came:
         run = runner.train(*routing)
