@@ -113,7 +113,7 @@ def draw_belief(
     for moves in MOVES:
         if moves < len(believed):
             learnt = -routing_model(agent).predict_move(origin, target, believed[moves]) / (STEP * agent.reward_scale)
-            axes.plot(angle, learnt.cpu(), label=f"after {moves} moves")
+            axes.plot(angle, learnt.cpu(), label=f"after {moves} move{'' if moves == 1 else 's'}")
     axes.set_title("cost per distance")
     axes.legend(loc="lower left", bbox_to_anchor=(0.9, 0.9))
     figure.savefig(path, dpi=100)

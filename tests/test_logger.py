@@ -276,6 +276,14 @@ def test_progress_bar_tells_time_left_from_the_steps_with_updates(capsys: pytest
     assert late == "step 2000/11000  10.0 steps/s  15:00 left"
 
 
+def test_progress_bar_has_no_time_left_beyond_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    bar = ProgressBar(100, clock=clock)
+    clock.now = 10.0
+    bar.update(110, {})
+    assert capsys.readouterr().err == "step 110/100  11.0 steps/s  00:00 left\n"
+
+
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path

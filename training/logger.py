@@ -253,7 +253,8 @@ class ProgressBar:
         speed = (self._step - step) / seconds
         told = [f"{tqdm.format_sizeof(speed)} steps/s"]
         if self._step >= self._updates_from:
-            told.append(f"{tqdm.format_interval((self._total - self._step) / speed)} left")
+            # Several environments may step beyond the last step.
+            told.append(f"{tqdm.format_interval(max(0, self._total - self._step) / speed)} left")
         return told
 
     def _layout(self) -> str:
