@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,51 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = [path.stem for path in ROOT.glob("*.py")] + [path.parent.name for path in ROOT.glob("*/__init__.py")]
 jaxtyping.install_import_hook(ROOMS, "beartype.beartype")
 
+# Fixtures that train.
+TRAINED = {"cvrp_run", "reference", "routing_run", "run", "run_of", "runner"}
+
 # One thread each: the tests' tensors are small, and test processes run side by side.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark as `run` what asks for a trained run, before options select by marker."""
+    for item in items:
+        if TRAINED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.run)
+
+
+@contextmanager
+def shapes_executed(yes: bool) -> Iterator[None]:
+    """Whether the shapes in signatures are executed, which takes a third of a short run's time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", not yes)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(autouse=True)
+def only_marked_tests_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that trains or starts a program has the marker `run`, by which developers leave it out.
+
+    Shapes are executed in the runs that tests share, and not once more in each that differs in some detail.
+    """
+    if {"run", "slow"}.intersection(marker.name for marker in request.node.iter_markers()):
+        with shapes_executed(False):
+            yield
+        return
+
+    def refuse(*_arguments: Any, **_named: Any) -> None:
+        pytest.fail("this test trains or starts a program, and lacks the marker `run`")
+
+    from training.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "run", refuse)
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    yield
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,7 @@ def test_policy_gradient_learns_from_a_batch_as_often_as_it_is_told(agent, insta
     assert agent.behavior.actor_optimizer.updates == 3
 
 
+@pytest.mark.run
 def test_policy_gradient_learns_and_counts_every_decision(tmp_path):
     options = ["--steps", "60000", "--instances", "4", "--actor.lr", "3e-3", "--schedule.warmup", "10"]
     rows = train(tmp_path / "run", *options, "--valid_instances", "64", "--eval_instances", "64")
@@ -94,6 +95,7 @@ def test_policy_gradient_learns_and_counts_every_decision(tmp_path):
     assert rows[-1]["step"] == 157 * 4 * 16 * NODES
 
 
+@pytest.mark.run
 def test_policy_gradient_ends_after_its_minutes(tmp_path):
     rows = train(tmp_path / "run", "--minutes", "0.01")
     assert 0.6 <= rows[-1]["seconds"] < 5

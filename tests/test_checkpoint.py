@@ -98,6 +98,7 @@ for step in range(1, 1000000):
 """
 
 
+@pytest.mark.run
 def test_save_survives_kill_of_process(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path / "latest.pt")]

@@ -152,6 +152,7 @@ def test_compare_refuses_numbers_that_are_none(capsys, arguments):
     assert f"argument {arguments[0]}: {arguments[1]!r} is no" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.run
 def test_compare_six_runs_take_seconds_and_no_torch(six, tmp_path):
     """Processor time, since the clock on the wall tells how busy the machine is."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

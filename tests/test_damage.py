@@ -62,6 +62,7 @@ def cut_at_a_line(path: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:10]))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("damage", [Path.unlink, cut_at_a_line, lambda path: path.write_bytes(b"\xff\x00: [")])
 def test_damaged_config_is_restored_from_the_checkpoint(
     damage: Callable[[Path], None], logdir: Path, capsys: pytest.CaptureFixture[str]
@@ -180,6 +181,7 @@ def test_checkpoint_without_a_state_is_refused(tmp_path: Path):
             checkpoint.load(tmp_path / "latest.pt", CPU)
 
 
+@pytest.mark.run
 def test_debt_without_end_is_paid_by_one_step_at_most(logdir: Path):
     state = loaded(logdir / "step_000000200.pt")
     checkpoint.save(logdir / "owing.pt", {**state, "updates_owed": 1e15})

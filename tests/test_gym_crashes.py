@@ -248,6 +248,7 @@ def test_gym_vector_tells_once_of_a_mask_without_a_legal_action(vector_env):
     ]
 
 
+@pytest.mark.run
 def test_gym_vector_replaces_a_process_that_dies(vector_env):
     class Fatal(Scripted):
         def step(self, action):
@@ -297,6 +298,7 @@ def test_gym_vector_gives_the_first_answer_more_time(vector_env):
         vector_env(lambda: slow(600), processes=True, timeout=0.3)
 
 
+@pytest.mark.run
 def test_gym_vector_waits_for_ever_without_a_timeout(vector_env, monkeypatch):
     class Slow(Scripted):
         def step(self, action):
@@ -308,6 +310,7 @@ def test_gym_vector_waits_for_ever_without_a_timeout(vector_env, monkeypatch):
     assert take(env, 1)[1] == [1] and env.restarts.used == 0
 
 
+@pytest.mark.run
 def test_gym_vector_processes_step_together_and_answer_in_their_order(vector_env):
     class Unequal(Scripted):
         """Takes as long as its action says."""
@@ -323,6 +326,7 @@ def test_gym_vector_processes_step_together_and_answer_in_their_order(vector_env
     assert time.monotonic() - start < 1.6
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_gym_vector_process_survives_signals_to_the_group(vector_env, number):
     class Known(Scripted):
@@ -336,6 +340,7 @@ def test_gym_vector_process_survives_signals_to_the_group(vector_env, number):
     assert env.restarts.used == 0
 
 
+@pytest.mark.run
 def test_gym_vector_process_can_terminate_what_it_started(vector_env):
     class Simulator(Scripted):
         def step(self, action):
@@ -401,6 +406,7 @@ def run_program(tmp_path, ending):
     return processes, lines
 
 
+@pytest.mark.run
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     "ending",
@@ -412,6 +418,7 @@ def test_gym_vector_processes_end_with_the_program(tmp_path, ending):
     assert len(processes) == 2 and not any(map(is_running, processes))
 
 
+@pytest.mark.run
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_gym_vector_goes_on_after_sigterm_to_the_whole_group(tmp_path):
     step = "env.step(torch.tensor([0, 0]))"

@@ -179,6 +179,7 @@ def test_environment_with_a_state_resumes_exactly(run_of, tmp_path: Path, how: s
     assert all(torch.equal(value, theirs["replay"]["memory"][name]) for name, value in mine["replay"]["memory"].items())
 
 
+@pytest.mark.run
 def test_environment_without_a_state_begins_new_episodes_and_says_so_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -200,6 +201,7 @@ def test_environment_without_a_state_begins_new_episodes_and_says_so_once(
     assert state["step"] == decisions_in(state, stored)
 
 
+@pytest.mark.run
 def test_step_that_bad_input_stopped_is_stored_once_when_the_run_goes_on(tmp_path: Path):
     mend, calls = GymVectorEnv._mend, []
 
@@ -227,6 +229,7 @@ def refuse(*_arguments: Any) -> Any:
     raise UserError("observation 'speed' has shape (3,), but its space is Box(2)")
 
 
+@pytest.mark.run
 def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
     with pytest.MonkeyPatch.context() as monkeypatch:
         add = Replay.add
@@ -243,6 +246,7 @@ def test_step_whose_observation_does_not_fit_saves_the_run(tmp_path: Path):
     assert stored["action"].shape[1] == 10 and 0 < state["step"] == decisions_in(state, stored) < 48
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("error", "begun"),
     [
@@ -282,6 +286,7 @@ def test_environments_in_processes_train_and_resume_like_those_in_one(run_of, tm
     assert without_times(rows) == without_times(run_of("TMaze-v0").rows)
 
 
+@pytest.mark.run
 def test_evaluations_are_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     off = ("--eval_every", "0", "--eval_episodes", "0", "--train_ratio", "0")
     rows = train(tmp_path, "TMaze-v0", *off)
@@ -324,6 +329,7 @@ gymnasium.register("Single-v0", entry_point=Single, max_episode_steps=9)
 """
 
 
+@pytest.mark.run
 def test_simulator_that_exists_once_trains_and_is_evaluated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -364,6 +370,7 @@ def test_evaluate_prints_mean_and_interval_and_films(run_of, tmp_path: Path, cap
     assert {path: path.stat().st_mtime_ns for path in run.logdir.rglob("*")} == before
 
 
+@pytest.mark.run
 def test_lines_of_an_evaluation_are_printed_wherever_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -437,6 +444,7 @@ gymnasium.register("Own-v0", entry_point=Own)
 """
 
 
+@pytest.mark.run
 def test_environment_of_ones_own_trains_and_is_not_filmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -495,6 +503,7 @@ gymnasium.register("Grid-v0", entry_point=Grid)
 """
 
 
+@pytest.mark.run
 def test_refusal_of_a_grid_with_a_mission_in_words_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -550,6 +559,7 @@ def test_run_of_another_number_of_environments_is_refused(run_of, capsys, tmp_pa
     assert "has envs 4" in line
 
 
+@pytest.mark.run
 def test_film_of_a_routing_run_is_refused(capsys, tmp_path: Path):
     logdir = tmp_path / "run"
     dreamer.main(["--configs", "debug", "--steps", "48", "--device", "cpu", "--logdir", str(logdir)])

@@ -165,6 +165,7 @@ def test_modules_of_packages_are_loaded_with_their_shapes(name: str):
     assert type(importlib.import_module(name).__loader__).__module__.startswith("jaxtyping")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("command", [("ruff", "check"), ("mypy",)], ids=lambda command: command[0])
 def test_static_checker_is_content(command):
     if importlib.util.find_spec(command[0]) is None:

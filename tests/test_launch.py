@@ -38,6 +38,7 @@ def opening(capsys: pytest.CaptureFixture[str], logdir: Path, *arguments: str) -
 FACTS = ("logdir", "device", "sees", "replay", "curves")
 
 
+@pytest.mark.run
 def test_run_says_at_the_start_where_it_stands_and_what_it_takes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_run_says_at_the_start_where_it_stands_and_what_it_takes(
     assert "step 56" in facts["logdir"] and "step 84" in facts["logdir"] and "84 rows" in facts["replay"]
 
 
+@pytest.mark.run
 def test_run_without_terminal_prints_one_line_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _, lines = opening(capsys, tmp_path)
     steps = [line.split()[1] for line in lines if line.startswith("step ")]

@@ -38,6 +38,7 @@ def precious(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("name", ["lock", "metrics.jsonl", "replay", "guard"])
 def test_run_refuses_a_link_in_place_of_a_file_that_it_writes_on(
     name: str, precious: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -54,6 +55,7 @@ def test_run_refuses_a_link_in_place_of_a_file_that_it_writes_on(
     assert {path.name for path in logdir.iterdir()} <= {"lock", name}
 
 
+@pytest.mark.run
 def test_run_replaces_links_that_have_the_names_of_its_files(precious: Path, tmp_path: Path) -> None:
     logdir = tmp_path / "friend"
     logdir.mkdir()

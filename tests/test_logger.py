@@ -294,6 +294,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.run
 def test_run_lock_refuses_logdir_of_live_process_until_killed(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-c", HOLD_LOCK, str(tmp_path)]

@@ -89,6 +89,7 @@ def test_wrong_config_for_a_run_leaves_the_run_as_it_was(
     assert [file.read_bytes() for file in files] == before
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("key", ["cost", "imag_reward"])
 def test_error_in_a_function_of_the_users_own_keeps_its_traceback(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def test_init_in_a_logdir_with_a_run_is_refused_and_leaves_it_alone(
     assert read_metrics(reference.logdir) == reference.rows
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("maker", ["benchmarks/sac_peer.py", "sac.py", None])
 def test_logdir_with_a_run_of_another_program_is_refused_and_left_alone(
     maker: str | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -173,6 +175,7 @@ def test_logdir_with_a_run_of_another_program_is_refused_and_left_alone(
     assert train(tmp_path, "--steps", "48")[0]["step"] < 100000
 
 
+@pytest.mark.run
 def test_logdir_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     lock = RunLock(tmp_path)
     try:

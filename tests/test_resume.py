@@ -87,6 +87,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference: Reference, tmp_pa
     assert without_times(train(logdir)) == without_times(reference.rows)
 
 
+@pytest.mark.run
 def test_signal_handlers_are_the_callers_again_after_a_run(tmp_path: Path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     train(tmp_path, "--steps", "48")

@@ -138,6 +138,7 @@ def test_temperature_is_the_very_tensor_that_its_optimiser_holds():
 # Runs
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("section", "arguments"),
     [
@@ -157,6 +158,7 @@ def test_section_trains_to_its_end(tmp_path: Path, section: str, arguments: list
     assert {*values_of(rows, "env_miss_rate")} <= {0.0}
 
 
+@pytest.mark.run
 def test_routing_run_takes_only_legal_actions_and_aims_at_attainable_entropies(tmp_path: Path):
     rows = train(tmp_path, "tsp_sac", "--sac.entropy_share", "0.98")
     assert {*values_of(rows, "env_miss_rate")} == {0.0}
@@ -165,6 +167,7 @@ def test_routing_run_takes_only_legal_actions_and_aims_at_attainable_entropies(t
     assert values_of(rows, "target_entropy")[-1] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.run
 def test_run_resumed_in_mid_episode_equals_the_undisturbed_one(tmp_path: Path):
     arguments = ["--context", "dynamics_map", "--checkpoint_every", "60", "--checkpoint_numbered", "true"]
     rows = train(tmp_path / "one", "sac_longitudinal", *arguments)
@@ -181,6 +184,7 @@ def test_run_resumed_in_mid_episode_equals_the_undisturbed_one(tmp_path: Path):
     assert after(resumed) == after(rows) and len(after(rows)) >= 3
 
 
+@pytest.mark.run
 def test_rewards_are_scaled_as_they_are_stored_and_returns_logged_both_ways(tmp_path: Path):
     arguments = ["--reward_scale", "0.01", "--steps", "900", "--prefill", "860", "--log_every", "300"]
     rows = train(tmp_path, "sac_pendulum", *arguments)
@@ -204,6 +208,7 @@ def test_rewards_are_scaled_as_they_are_stored_and_returns_logged_both_ways(tmp_
     assert rows[-1]["eval_return"] < -10
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("arguments", "warning"),
     [
@@ -219,6 +224,7 @@ def test_runaway_values_are_warned_of(
     assert warning in told if warning else "warning:" not in told
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("sign", "line"), [(1, "train/q_mean is -, below -10000"), (-1, "train/q_mean is , above 10000")]
 )
@@ -240,12 +246,14 @@ def test_values_beyond_their_limits_are_warned_of_while_everything_is_finite(
     }
 
 
+@pytest.mark.run
 def test_evaluate_plays_a_saved_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     train(tmp_path, "sac_longitudinal", "--context", "dynamics_map", "--steps", "60")
     sac.main(["--evaluate", str(tmp_path)])
     assert "1 episodes, mean return" in capsys.readouterr().out
 
 
+@pytest.mark.run
 def test_observation_that_is_not_finite_is_counted_named_and_zeroed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -266,6 +274,7 @@ def test_observation_that_is_not_finite_is_counted_named_and_zeroed(
     assert not chunk["observation"][0, 30].any() and state["step"] == 120
 
 
+@pytest.mark.run
 def test_temperature_begins_anew_with_the_weights_of_another_run_and_goes_on_with_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

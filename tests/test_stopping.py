@@ -39,6 +39,7 @@ def after_update(number: int, act: Callable[[], None], monkeypatch: pytest.Monke
     monkeypatch.setattr(Dreamer, "update", then_act)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("number", ["SIGHUP", "SIGUSR1", "SIGXCPU", "SIGINT"])
 def test_signal_stops_between_two_updates_and_the_run_goes_on_exactly(
     number: str, undisturbed: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -52,6 +53,7 @@ def test_signal_stops_between_two_updates_and_the_run_goes_on_exactly(
     assert without_times(train(tmp_path, *ARGUMENTS)) == without_times(undisturbed)
 
 
+@pytest.mark.run
 def test_ignored_hangup_stays_ignored(undisturbed: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -66,6 +68,7 @@ def interrupt_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.run
 def test_second_interrupt_stops_at_once_and_leaves_what_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -79,6 +82,7 @@ def test_second_interrupt_stops_at_once_and_leaves_what_was_saved(
     assert (tmp_path / checkpoint.LATEST).read_bytes() == before
 
 
+@pytest.mark.run
 def test_second_interrupt_after_a_while_waits_like_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("training.trainer.IMPATIENCE", 0.0)
     after_update(3, interrupt_twice, monkeypatch)
@@ -112,6 +116,7 @@ class Closed:
         raise self.error
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("error", "is_terminal"),
     [
@@ -128,11 +133,13 @@ def test_run_goes_on_when_stderr_fails(
     assert without_times(train(tmp_path, *ARGUMENTS)) == without_times(undisturbed)
 
 
+@pytest.mark.run
 def test_run_goes_on_without_a_stderr(undisturbed: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert without_times(train(tmp_path, *ARGUMENTS)) == without_times(undisturbed)
 
 
+@pytest.mark.run
 def test_error_of_an_environment_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(_trainer: Trainer) -> None:
         raise FileNotFoundError(2, "No such file or directory", "scenario.xml")

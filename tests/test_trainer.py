@@ -135,12 +135,14 @@ def test_updates_follow_the_train_ratio(reference: Reference):
     assert loaded(reference.logdir / checkpoint.LATEST)["updates"] == pytest.approx((STEPS - 48) * 8 / 28, abs=2)
 
 
+@pytest.mark.run
 def test_no_update_happens_without_a_train_ratio(tmp_path: Path):
     rows = train(tmp_path, "--steps", "100", "--train_ratio", "0")
     assert "actor_loss" not in set().union(*rows)
     assert loaded(tmp_path / checkpoint.LATEST)["updates"] == 0
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("policy", ["random", "nearest"])
 def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
     train(tmp_path, "--steps", "96", "--prefill", "96", "--prefill_policy", policy)
@@ -153,6 +155,7 @@ def test_prefill_follows_its_policy(tmp_path: Path, policy: str):
     assert bool(nearest[decided].all()) == (policy == "nearest")
 
 
+@pytest.mark.run
 def test_agent_acts_from_the_first_row_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Also during the prefill, whose last episodes it takes over."""
     begins: list[Tensor] = []
@@ -228,6 +231,7 @@ def finite_weights(logdir: Path) -> bool:
     return all(bool(value.isfinite().all()) for value in values)
 
 
+@pytest.mark.run
 def test_nan_that_comes_once_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     plant_nan(monkeypatch, columns=range(42, 49))
     rows = train(tmp_path)
@@ -239,6 +243,7 @@ def test_nan_that_comes_once_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert (0, 42) in report["rows"]
 
 
+@pytest.mark.run
 def test_nan_everywhere_stops_the_run_and_leaves_finite_weights(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -255,6 +260,7 @@ def test_nan_everywhere_stops_the_run_and_leaves_finite_weights(
     agent.load_state_dict(state["agent"])
 
 
+@pytest.mark.run
 def test_one_emergency_after_another_leaves_the_last_regular_checkpoint(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

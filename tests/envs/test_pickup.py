@@ -89,6 +89,7 @@ def test_pickup_env_refuses_a_delivery_before_its_pickup():
         env.step(2)
 
 
+@pytest.mark.run
 def test_pickup_trains_with_the_pointer(tmp_path):
     dreamer.main(["--configs", "pickup_attn", "debug", "--nodes", "7", "--device", "cpu", "--logdir", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
