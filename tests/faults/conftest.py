@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,10 @@ class Runner:
         assert is_finite(self.logdir)
         return run
 
+    def take(self, logdir: Path) -> None:
+        """Let the next run go on in a copy of another."""
+        shutil.copytree(logdir, self.logdir)
+
     def refused(self, *arguments: str) -> str:
         """The one line that a run ends with whose exit status is 2."""
         with pytest.raises(SystemExit) as stopped:
@@ -75,6 +80,14 @@ class Runner:
 @pytest.fixture
 def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
     return Runner(tmp_path / "run", capsys)
+
+
+@pytest.fixture(scope="session")
+def routing_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has ended, saved at steps 48, 100 and 152."""
+    logdir = tmp_path_factory.mktemp("routing") / "run"
+    dreamer.main([*COMMON, *ROUTING, "--logdir", str(logdir)])
+    return logdir
 
 
 @pytest.fixture

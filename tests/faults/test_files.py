@@ -35,19 +35,19 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "corrupted"])
-def test_damaged_checkpoint_gives_way_to_the_one_before(how: str, runner, routing: list[str]):
-    runner.train(*routing)
+def test_damaged_checkpoint_gives_way_to_the_one_before(how: str, runner, routing: list[str], routing_run: Path):
+    runner.take(routing_run)
     previous = step_of(runner.logdir / checkpoint.PREVIOUS)
     damage(runner.logdir / checkpoint.LATEST, how)
-    run = runner.train(*routing, "--steps", "200")
+    run = runner.train(*routing, "--steps", "112")
     assert "latest.pt is" in run.text and f"Going on from {runner.logdir / checkpoint.PREVIOUS}" in run.text
     assert 0 < previous < step_of(runner.logdir / checkpoint.LATEST)
     assert (runner.logdir / checkpoint.UNREADABLE).exists()
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "corrupted"])
-def test_damaged_checkpoints_both_are_refused_and_kept(how: str, runner, routing: list[str]):
-    runner.train(*routing)
+def test_damaged_checkpoints_both_are_refused_and_kept(how: str, runner, routing: list[str], routing_run: Path):
+    runner.take(routing_run)
     files = [runner.logdir / name for name in (checkpoint.LATEST, checkpoint.PREVIOUS)]
     for path in files:
         damage(path, how)
@@ -114,7 +114,7 @@ def test_logdir_in_use_is_refused_and_left_alone(runner, routing: list[str]):
         lock.release()
     assert f"is in use by process {os.getpid()}" in line and "give another --logdir" in line
     assert [path.name for path in runner.logdir.iterdir()] == ["lock"]
-    runner.train(*routing)
+    runner.train(*routing, "--steps", "56")
 
 
 KILLED_WHILE_SAVING = """
@@ -140,7 +140,7 @@ def test_kill_while_saving_loses_nothing_that_was_saved(call: str, count: int, r
     assert killed.returncode == -signal.SIGKILL
     files = [runner.logdir / name for name in (checkpoint.LATEST, checkpoint.PREVIOUS)]
     assert any(path.exists() and step_of(path) >= 50 for path in files)
-    runner.train(*routing)
+    runner.train(*routing, "--steps", "112")
 
 
 def test_checkpoint_with_code_in_it_is_refused_and_not_run(runner, routing: list[str], tmp_path: Path):

@@ -24,8 +24,10 @@ from tests.faults.conftest import GUARDED, Outcome, Runner
 from tests.scenes import without_times
 from training.replay import Replay
 
-# When a fault comes, as shares of the run, whose first third is prefill.
-MOMENTS = (0.45, 0.6)
+# As short as two faults and what follows them allow: of its 14 updates, the faults come to the third and the seventh.
+SHORT = ("--steps", "100")
+# When a fault comes, as shares of that run, whose first half is prefill.
+MOMENTS = (0.6, 0.75)
 # These leave every loss and gradient finite, so that nothing needs to be skipped.
 HARMLESS = ("a replayed reward of -2.2e6", "rows without a legal action", "NaN in the noise of the latents")
 
@@ -46,7 +48,7 @@ def at_update(number: int, change: Callable[[Dreamer, Replay], None]) -> Any:
 def train_with_two(kind: str, runner: Runner, routing: list[str]) -> Outcome:
     """A run in which a fault comes at both moments."""
     with injecting([(moment, kind) for moment in MOMENTS], random.Random(0)) as came:
-        run = runner.train(*routing)
+        run = runner.train(*routing, *SHORT)
     assert came[kind] == 2
     return run
 
