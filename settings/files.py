@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -177,7 +179,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
-        content = _yaml().load(text)
+        content = copy.deepcopy(_content(text))
     except MarkedYAMLError as error:
         line = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
         raise ConfigError(f"{line}: {str(error.problem).splitlines()[0]}") from error
@@ -191,6 +193,12 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{where} must hold a mapping of keys to values")
     return content
+
+
+@functools.lru_cache(maxsize=4)
+def _content(text: str) -> Any:
+    # A program's start reads configs.yaml several times, and parsing it is most of what that takes.
+    return _yaml().load(text)
 
 
 class _SmallConstructor(SafeConstructor):

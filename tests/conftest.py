@@ -21,7 +21,7 @@ ROOMS = [path.stem for path in ROOT.glob("*.py")] + [path.parent.name for path i
 jaxtyping.install_import_hook(ROOMS, "beartype.beartype")
 
 # Fixtures that train.
-TRAINED = {"cvrp_run", "reference", "routing_run", "run", "run_of", "runner"}
+TRAINED = {"cvrp_run", "reference", "routing_run", "run", "run_of", "runner", "scripted"}
 
 # One thread each: the tests' tensors are small, and test processes run side by side.
 torch.set_num_threads(1)
@@ -50,10 +50,12 @@ def shapes_executed(yes: bool) -> Iterator[None]:
 def only_marked_tests_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A test that trains or starts a program has the marker `run`, by which developers leave it out.
 
-    Shapes are executed in the runs that tests share, and not once more in each that differs in some detail.
+    Shapes are executed in the runs that tests share and under `run(shapes=True)`, where a run takes a way of its own,
+    and not once more in each run that repeats another under some disturbance.
     """
-    if {"run", "slow"}.intersection(marker.name for marker in request.node.iter_markers()):
-        with shapes_executed(False):
+    markers = [marker for marker in request.node.iter_markers() if marker.name in ("run", "slow")]
+    if markers:
+        with shapes_executed(any(marker.kwargs.get("shapes") for marker in markers)):
             yield
         return
 

@@ -10,6 +10,7 @@ from envs.tasks import RoutingTask, Task
 from guard import Guard
 from imagining.behavior import make_actor
 from imagining.imagination import Noise, imagine
+from tests.conftest import shapes_executed
 from tests.scenes import (
     NODES,
     ROUTING,
@@ -61,8 +62,9 @@ def scripted() -> Taught:
     torch.manual_seed(0)
     replay, draws = scripted_replay(), generator(2)
     learner = Learner(make_world_model(SCRIPTED))
-    for _ in range(250):
-        learner.learn(replay.sample_windows(16, 12, generator=draws))
+    with shapes_executed(False):
+        for _ in range(250):
+            learner.learn(replay.sample_windows(16, 12, generator=draws))
     batch = replay.sample_windows(64, 12, generator=draws)
     return Taught(learner, batch, learner.feat(batch))
 
@@ -127,6 +129,7 @@ def test_imagined_reward_is_that_of_the_imagined_action(scripted: Taught):
     assert mean_error(reward[:, 0], worth[:, 1]) > 0.5
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("reward_latent", [False, True])
 def test_move_head_predicts_the_next_rows_reward_of_the_rows_own_move(reward_latent: bool):
     replay, draws = routing_replay(reward_is_target=True), generator(2)
@@ -144,6 +147,7 @@ def test_move_head_predicts_the_next_rows_reward_of_the_rows_own_move(reward_lat
     assert mean_error(predicted[:, 1:-1], reward[:, 1:-1]) > 0.2
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("task", [ROUTING, SCRIPTED], ids=["routing", "vectors"])
 def test_model_overfits_one_batch(task: Task):
     learner = Learner(make_world_model(task, free_nats=0.0), lr=1e-2)

@@ -240,7 +240,7 @@ def test_policy_gradient_trains_on_plans():
     assert all(value.isfinite() for value in update(agent, instance, rollout, progress=0.0).values())
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 def test_cvrp_run_trains_evaluates_and_goes_on(tmp_path, capsys):
     command = ["--configs", "cvrp_attn", "debug", "--logdir", str(tmp_path), "--device", "cpu"]
     dreamer.main([*command, "--steps", "100"])

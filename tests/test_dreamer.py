@@ -73,7 +73,7 @@ SHORT = ["--steps", "120", "--log_every", "40"]
 CRITIC = ["--baseline", "critic", "--imag_start", "replay", "--imag_first", "stored", "--imag_tours", "1"]
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -95,7 +95,7 @@ def test_variant_runs_to_its_end(tmp_path: Path, arguments: list[str]):
     assert {row["miss_rate"] for row in rows if "miss_rate" in row} == {0.0}
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 def test_predicted_mask_runs_to_its_end_and_logs_its_agreement_step_by_step(tmp_path: Path):
     rows = train(tmp_path, *SHORT, "--imag_mask", "predicted", "--imag_penalty", "2.0")
     assert "eval_gap" in rows[-1]

@@ -19,10 +19,8 @@ LARGEST_FILE = 6_000_000
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    logdir = tmp_path_factory.mktemp("export") / "run"
-    dreamer.main(["--configs", "debug", "--device", "cpu", "--logdir", str(logdir), "--steps", "100"])
-    return logdir
+def run(reference):
+    return reference.logdir
 
 
 @pytest.fixture(scope="module")

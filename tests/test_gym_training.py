@@ -23,6 +23,7 @@ import sac
 from config import UserError
 from envs.bad_inputs import BadInput
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
+from tests.conftest import shapes_executed
 from tests.scenes import decisions_in, refusal, stored_rows, without_times
 from training import episodes
 from training.episodes import GymEvaluator
@@ -69,7 +70,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainedRun]:
 def run_of(runs: dict[str, TrainedRun], tmp_path_factory: pytest.TempPathFactory):
     def run_of(env_id: str) -> TrainedRun:
         if env_id not in runs:
-            runs[env_id] = TrainedRun(tmp_path_factory.mktemp(env_id) / "run", env_id)
+            with shapes_executed(True):
+                runs[env_id] = TrainedRun(tmp_path_factory.mktemp(env_id) / "run", env_id)
         return runs[env_id]
 
     return run_of
@@ -444,7 +446,7 @@ gymnasium.register("Own-v0", entry_point=Own)
 """
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 def test_environment_of_ones_own_trains_and_is_not_filmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

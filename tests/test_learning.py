@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 import dreamer
 from training.logger import METRICS
 
-SHORT = ["--steps", "3500", "--eval_every", "3500", "--valid_episodes", "2", "--eval_episodes", "20"]
+SHORT = ["--steps", "2800", "--eval_every", "2800", "--valid_episodes", "2", "--eval_episodes", "20"]
 
 
+@pytest.mark.run
 def test_dreamer_learns_cartpole_to_100(tmp_path: Path):
     dreamer.main(["--configs", "cartpole", "--device", "cpu", *SHORT, "--logdir", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]

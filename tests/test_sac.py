@@ -138,7 +138,7 @@ def test_temperature_is_the_very_tensor_that_its_optimiser_holds():
 # Runs
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 @pytest.mark.parametrize(
     ("section", "arguments"),
     [

@@ -33,11 +33,8 @@ RECTANGLE, AMOUNTS = [[0, 0], [0, 3], [4, 3], [4, 0]], [0, 2, 2, 1]
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    logdir = tmp_path_factory.mktemp("solve") / "run"
-    steps = ["--steps", "100", "--checkpoint_every", "50"]
-    dreamer.main(["--configs", "debug", "--device", "cpu", "--logdir", str(logdir), *steps])
-    return logdir
+def run(reference):
+    return reference.logdir
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ with terminal.one_line_errors("program"), open("log", "w") as log:
 """
 
 
+@pytest.mark.run
 def test_closed_stderr_leaves_its_number_to_no_other_file(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     finished = subprocess.run(

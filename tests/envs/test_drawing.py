@@ -44,7 +44,7 @@ def test_draw_tour_pair_puts_two_pictures_side_by_side():
 
 
 VECTORS = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-IMAGES = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_draw_open_loop_draws_every_kind_of_key(truth):
     assert picture.std() > 0
 
 
-@pytest.mark.parametrize(("channels", "drawn"), [(2, 1), (4, 1), (5, 1), (6, 3), (9, 3), (12, 3)])
+@pytest.mark.parametrize(("channels", "drawn"), [(2, 1), (4, 1), (6, 3), (12, 3)])
 def test_draw_open_loop_draws_the_last_channels_of_stacked_frames(channels, drawn):
-    stacked = np.random.default_rng(0).integers(0, 256, (20, 16, 16, channels), dtype=np.uint8)
-    expected = draw_open_loop(stacked[..., -drawn:], stacked[..., -drawn:], seen=8)
-    np.testing.assert_array_equal(draw_open_loop(stacked, stacked, seen=8), expected)
+    stacked = np.random.default_rng(0).integers(0, 256, (4, 16, 16, channels), dtype=np.uint8)
+    expected = draw_open_loop(stacked[..., -drawn:], stacked[..., -drawn:], seen=2)
+    np.testing.assert_array_equal(draw_open_loop(stacked, stacked, seen=2), expected)
 
 
 def test_draw_open_loop_draws_a_small_difference_of_grey_faintly():
@@ -87,7 +87,7 @@ def test_draw_open_loop_draws_a_small_difference_of_grey_faintly():
 def test_draw_open_loop_shows_where_the_model_differs(truth):
     predicted = truth.copy()
     predicted[-1] = 0
-    perfect, wrong = (draw_open_loop(truth, guess, seen=8) for guess in (truth, predicted))
+    perfect, wrong = (draw_open_loop(truth, guess, seen=2) for guess in (truth, predicted))
     assert perfect.shape == wrong.shape
     differs = (perfect != wrong).any((0, 2))
     # The last of the steps is drawn at the right, and nothing left of it changes.
@@ -96,7 +96,7 @@ def test_draw_open_loop_shows_where_the_model_differs(truth):
 
 def test_draw_open_loop_marks_what_was_seen():
     for truth in (VECTORS, IMAGES):
-        assert not np.array_equal(draw_open_loop(truth, truth, seen=2), draw_open_loop(truth, truth, seen=8))
+        assert not np.array_equal(draw_open_loop(truth, truth, seen=2), draw_open_loop(truth, truth, seen=4))
 
 
 def test_draw_open_loop_stays_readable_however_much_there_is():

@@ -89,9 +89,10 @@ def test_pickup_env_refuses_a_delivery_before_its_pickup():
         env.step(2)
 
 
-@pytest.mark.run
+@pytest.mark.run(shapes=True)
 def test_pickup_trains_with_the_pointer(tmp_path):
-    dreamer.main(["--configs", "pickup_attn", "debug", "--nodes", "7", "--device", "cpu", "--logdir", str(tmp_path)])
+    command = ["--configs", "pickup_attn", "debug", "--nodes", "7", "--steps", "120", "--device", "cpu"]
+    dreamer.main([*command, "--logdir", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert np.isfinite(rows[-1]["eval_gap"]) and rows[-1]["eval_gap"] >= -1e-3
     assert max(row.get("miss_rate", 0) + row.get("env_miss_rate", 0) for row in rows) == 0

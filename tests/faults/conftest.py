@@ -84,7 +84,7 @@ def runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runner:
 
 @pytest.fixture(scope="session")
 def routing_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has ended, saved at steps 48, 100 and 152."""
+    """A run that has ended, at step 152."""
     logdir = tmp_path_factory.mktemp("routing") / "run"
     dreamer.main([*COMMON, *ROUTING, "--logdir", str(logdir)])
     return logdir

@@ -39,7 +39,7 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(how: str, runner, routin
     runner.take(routing_run)
     previous = step_of(runner.logdir / checkpoint.PREVIOUS)
     damage(runner.logdir / checkpoint.LATEST, how)
-    run = runner.train(*routing, "--steps", "112")
+    run = runner.train(*routing, "--steps", "160")
     assert "latest.pt is" in run.text and f"Going on from {runner.logdir / checkpoint.PREVIOUS}" in run.text
     assert 0 < previous < step_of(runner.logdir / checkpoint.LATEST)
     assert (runner.logdir / checkpoint.UNREADABLE).exists()
