@@ -300,6 +300,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(tmp_path_factory.mktemp("place"))
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("command", cases())
 def test_command_of_a_page_runs(command: Command, place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place.folder)
@@ -339,6 +340,7 @@ def python_blocks() -> list[Any]:
     ]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("code", python_blocks())
 def test_snippet_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -134,6 +134,7 @@ def test_culprit_is_the_first_in_state_then_batch_then_what_was_seen():
     assert culprit({**REPORT, "findings": [], "seen": []}) == "of unknown origin"
 
 
+@pytest.mark.run
 def test_saved_report_is_printed_in_full(tmp_path: Path):
     checkpoint.save(tmp_path / "step_1.pt", REPORT)
     printed = subprocess.run(
