@@ -54,6 +54,14 @@ def test_run_says_at_the_start_where_it_stands_and_what_it_takes(
 
 
 @pytest.mark.run
+def test_run_that_ends_with_its_prefill_says_that_it_learns_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _, (first, *_) = opening(capsys, tmp_path, "--prefill", "56")
+    assert first.startswith("warning") and "prefill (56)" in first
+
+
+@pytest.mark.run
 def test_run_without_terminal_prints_one_line_a_log(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _, lines = opening(capsys, tmp_path)
     steps = [line.split()[1] for line in lines if line.startswith("step ")]

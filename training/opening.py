@@ -48,6 +48,8 @@ def opening(
         "replay": [f"{rows:,} rows of {readable_bytes(replay.row_bytes)}{held}; {size}"],
         "curves": [f"tensorboard --logdir {shlex.quote(str(logdir.parent))}"],
     }
+    if config.prefill >= config.steps:
+        facts["warning"] = [f"prefill ({config.prefill:,}) lasts to the end: nothing is learnt; give more --steps"]
     return [
         f"{name if index == 0 else '':<8}{line}" for name, lines in facts.items() for index, line in enumerate(lines)
     ]
