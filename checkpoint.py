@@ -77,14 +77,14 @@ def save(path: Path, state: Mapping[str, Any], *, keep_before: bool = True) -> N
             sink.finish()
             file.flush()
             os.fsync(file.fileno())
+        if keep_before and path.name == LATEST and path.exists():
+            # A rename, not a hard link: some file systems have no links, and previous.pt covers the moment in between.
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(temporary, path)
     except BaseException:
-        # On a full disk, a partial file would take the room that other files need.
+        # On a full disk, a file that nobody will read would take the room that other files need.
         temporary.unlink(missing_ok=True)
         raise
-    if keep_before and path.name == LATEST and path.exists():
-        # A rename, not a hard link: some file systems have no links, and previous.pt covers the moment in between.
-        os.replace(path, path.with_name(PREVIOUS))
-    os.replace(temporary, path)
     _sync_folder(path.parent)
 
 

@@ -282,6 +282,15 @@ def test_load_refuses_what_is_no_regular_file_at_once(make: Callable[[Path], obj
         checkpoint.load(tmp_path / "latest.pt", CPU)
 
 
+def test_save_that_cannot_keep_the_one_before_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / checkpoint.PREVIOUS).mkdir()
+    checkpoint.save(tmp_path / checkpoint.LATEST, {"step": 1})
+    with pytest.raises(OSError, match=checkpoint.PREVIOUS):
+        checkpoint.save(tmp_path / checkpoint.LATEST, {"step": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {checkpoint.LATEST, checkpoint.PREVIOUS}
+    assert checkpoint.load(tmp_path / checkpoint.LATEST, torch.device("cpu")) == {"step": 1}
+
+
 def test_save_follows_no_link(tmp_path: Path):
     (tmp_path / "precious").write_text("mine")
     for name in ("latest.pt", "latest.pt.tmp"):
