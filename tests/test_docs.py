@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )?(?:python |pytest |pip |tensorboard |(?:dreamer|sac)\.py -)[^`]*)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
-CODE_PATH = re.compile(r"`([\w/.]+/|[\w/]+\.(?:py|yaml|txt|pt|tsp|vrp|md))`")
+CODE_PATH = re.compile(r"`([\w/]+\.py)`")
 TOUR_STOP = re.compile(r"^\d+\. (.*)$", re.MULTILINE)
 SAVED_AS = re.compile(r"Save this as `(\w+\.py)`")
 
@@ -215,6 +215,14 @@ def ablate(command: Command, place: Place) -> None:
     assert len([*(place.folder / command.arguments[0]).iterdir()]) == 2
 
 
+def break_on_purpose(command: Command, place: Place) -> None:
+    """Few faults in a short run, or one test of the suite of faults."""
+    if command.arguments[0] == "off":
+        call("benchmarks.faults", [*command.arguments, "-k", "test_same_faults_twice"])
+    else:
+        call("benchmarks.faults", [*command.arguments, "--configs", "debug", "--steps", "4000"])
+
+
 def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
     """A program of benchmarks, with flags that make it small; `needs` is a package that may be missing."""
 
@@ -236,7 +244,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m guard": read_report,
     "-m benchmarks.ablations": ablate,
     "-m benchmarks.cost_fields": module("benchmarks.cost_fields"),
-    "-m benchmarks.faults": module("benchmarks.faults"),
+    "-m benchmarks.faults": break_on_purpose,
     "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),
@@ -360,11 +368,18 @@ def test_index_names_every_page_of_docs():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - set(LINK.findall(index)) == {"README.md"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_files_that_a_page_tells_of_are_there(page: str):
-    named = CODE_PATH.findall((ROOT / page).read_text(encoding="utf-8"))
-    homes = (ROOT, ROOT / "training")
-    assert named and [name for name in named if not any((home / name).exists() for home in homes)] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_that_a_page_tells_of_is_there(page: Path):
+    named = CODE_PATH.findall(page.read_text(encoding="utf-8"))
+    # Beside files of the house there are those that the page has its reader save.
+    known = {name for name, _ in saved_snippets(page)}
+    assert [name for name in named if name not in known and not (ROOT / name).exists()] == []
+
+
+def test_tree_of_the_readme_names_rooms_that_are_there():
+    rows = re.findall(r"(?m)^\| (`.*?`) \|", (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where")[2])
+    names = re.findall(r"`(.*?)`", " ".join(rows))
+    assert len(names) > 10 and [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_functions_of_the_tour_are_where_it_says():
