@@ -162,6 +162,8 @@ def call(module: str, arguments: list[str]) -> None:
 
 def train(command: Command, place: Place) -> None:
     arguments = command.arguments
+    if "sac_halfcheetah" in arguments:
+        pytest.importorskip("mujoco")
     if command.logdir is not None:
         # Where two commands would share a folder, the second has another one.
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
