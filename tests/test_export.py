@@ -10,6 +10,7 @@ import export
 import solve
 from config import ConfigError
 from routing.instances import TEST_SEED
+from tests.run_scenes import STEPS
 
 CPU = torch.device("cpu")
 SHIPPED = sorted((Path(export.__file__).parent / "checkpoints").glob("*.pt"))
@@ -54,7 +55,7 @@ def test_exported_weights_solve_as_well_as_recorded(weights):
     assert_recorded_gap(weights, "greedy")
     record = json.loads(weights.with_suffix(".json").read_text())
     assert record["command"].startswith("dreamer.py --configs debug") and record["test_seed"] == TEST_SEED
-    assert (record["seed"], record["steps"], record["instances"]) == (0, 100, 8)
+    assert (record["seed"], record["steps"], record["instances"]) == (0, STEPS, 8)
     assert record["gaps"].keys() == {"greedy", "augment"} and record["curve"]
     weights_now = checkpoint.load(weights, CPU)
     for name, value in weights_now["agent"]["behavior"].items():

@@ -158,9 +158,9 @@ def test_solve_draws_random_instances_as_the_field_does(run, capsys):
     assert len(solve_json(capsys, run, "--random", 1)["instances"][0]["tour"]) == NODES
 
 
-@pytest.mark.parametrize("reference", ["lkh", "pyvrp"])
-def test_solve_compares_with_the_solver_asked_for(reference, run, capsys):
-    result = solve_json(capsys, run, "--random", 2, "--nodes", 5, "--reference", reference, "--decode", "augment")
+@pytest.mark.parametrize("solver", ["lkh", "pyvrp"])
+def test_solve_compares_with_the_solver_asked_for(solver, run, capsys):
+    result = solve_json(capsys, run, "--random", 2, "--nodes", 5, "--reference", solver, "--decode", "augment")
     for row, coords in zip(result["instances"], field_test_coords(5, 2, seed=0), strict=True):
         tour = instances.reference_tour(instances.euclidean_distances(coords))
         assert row["reference"] == pytest.approx(tour_length(coords, tour, EXACT))
@@ -215,7 +215,7 @@ def test_solve_refuses_a_folder_without_a_run(tmp_path, capsys):
     code, line = refusal(capsys, tmp_path / "nowhere", "own.tsp", "--out", tmp_path / "out")
     assert code == 2 and "nowhere does not exist" in line
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out")
-    assert code == 2 and "config.yaml" in line
+    assert code == 2 and "has no checkpoint yet" in line
     assert not (tmp_path / "out").exists()
 
 
