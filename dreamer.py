@@ -15,7 +15,6 @@ from config import Config, UserError, one_line_errors, parse_command_line, valid
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
 from models import make_behavior, make_imagination
 from networks import Latent
@@ -299,8 +298,11 @@ def main(argv: list[str]) -> None:
                 command,
                 argv=["dreamer.py", *argv],
                 make_agent=Dreamer,
-                make_pictures=lambda agent: make_pictures(
-                    agent.imagination, agent.behavior, device=agent.device, reward_scale=agent.reward_scale
+                make_pictures=lambda agent: agent.imagination.pictures(
+                    agent.behavior.actor,
+                    needs_latent=agent.behavior.needs_latent,
+                    reward_scale=agent.reward_scale,
+                    device=agent.device,
                 ),
             )
 

@@ -132,6 +132,8 @@ class GymVectorEnv:
         EnvironmentCrashed: an environment cannot be made.
     """
 
+    # Its state is taken up environment by environment.
+    tensor_parts = ()
     crashes: list[Crash]
 
     def __init__(

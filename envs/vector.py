@@ -55,6 +55,8 @@ class RoutingVectorEnv(VectorEnv):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    # Parts of `state_dict` that must have the shapes of this environment's own; later versions added counts.
+    tensor_parts = ("instance", "state", "hidden", "ended")
 
     _instance: Instance
     _state: State

@@ -19,6 +19,7 @@ from parts.actors import ActionDist, Actor
 from parts.views import NodeSet
 from routing.rules import each_part
 from tools import Bounds
+from training.evaluation import Pictures
 
 
 class Noise(NamedTuple):
@@ -191,6 +192,19 @@ class Imagination(ABC):
     def all_over(self, start: Start, finished: Bool[Tensor, "B Q"] | None) -> bool:
         """Whether nothing is left to imagine before the horizon, where that can be asked without waiting for a GPU."""
         return False
+
+    def pictures(
+        self, actor: Actor, *, needs_latent: bool, reward_scale: float, device: torch.device
+    ) -> Pictures | None:
+        """What draws the imagination of an actor; None where there is nothing to draw.
+
+        Args:
+            actor: plays where actions are chosen.
+            needs_latent: whether anything reads latents.
+            reward_scale: rewards were multiplied with it.
+            device: where the model lives.
+        """
+        return None
 
 
 class Look(NamedTuple):

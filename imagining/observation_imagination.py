@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -18,8 +19,13 @@ from imagining.world_model import Observed
 from parts.acting import Sight
 from parts.actors import Actor
 from parts.views import NodeSet, View
+from routing.drawing import draw_open_loop
 from routing.rules import each_part
-from tools import Bounds
+from tools import Bounds, uniform
+from training.evaluation import Pictures
+
+# Rows that an open-loop picture observes before it imagines.
+OPEN_LOOP_SEEN = 8
 
 
 class Legality(NamedTuple):
@@ -101,6 +107,25 @@ class ObservationImagination(Imagination):
 
     def node_set(self, context: None) -> NodeSet | None:
         return None
+
+    def pictures(
+        self, actor: Actor, *, needs_latent: bool, reward_scale: float, device: torch.device
+    ) -> Pictures | None:
+        @torch.no_grad()
+        def open_loop(sequence: dict[str, Tensor]) -> dict[str, np.ndarray]:
+            length = sequence["is_first"].shape[1]
+            seen = max(1, min(OPEN_LOOP_SEEN, length // 2))
+            if length < seen + 1:
+                return {}
+            generator = torch.Generator(device).manual_seed(0)
+            noise = uniform((1, length, self.model.rssm.stoch_size), generator)
+            predicted = self.model.open_loop(sequence, seen=seen, noise=noise)
+            return {
+                f"open_loop_{name}": draw_open_loop(sequence[name][0].cpu().numpy(), value[0].cpu().numpy(), seen=seen)
+                for name, value in predicted.items()
+            }
+
+        return open_loop if self.model.decoder is not None else None
 
     def first_notes(self, num_envs: int) -> dict[str, Any]:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,8 +21,10 @@ from parts.acting import Sight, encode_static
 from parts.actors import Actor
 from parts.views import NodeSet, View, take_nodes
 from routing.costs import FACTORS, LAST_COST, LAST_NODE
+from routing.drawing import draw_tour
 from routing.rules import CURRENT_NODE, Instance, State, each_part
 from tools import Bounds
+from training.evaluation import Pictures
 
 # A return may be so many times what the dearest moves seen so far would add up to.
 MARGIN = 1.5
@@ -198,6 +201,17 @@ class RoutingImagination(Imagination):
         # A closed tour needs no last step, back to where it began.
         tours = torch.cat((trajectory.moments.state.current[:, 0, :1], trajectory.action[:, 0, :-1]), -1)
         return Greedy(tours, self.reward(trajectory, start)[:, 0], trajectory)
+
+    def pictures(self, actor: Actor, *, needs_latent: bool, reward_scale: float, device: torch.device) -> Pictures:
+        @torch.no_grad()
+        def imagined_tour(instance: Instance) -> dict[str, np.ndarray]:
+            instance = each_part(instance, lambda part: part[:1].to(device))
+            greedy = self.imagine_greedily(actor, instance, needs_latent=needs_latent)
+            title = f"imagined: length {-float(greedy.reward.sum()) / reward_scale:.3f} by the model"
+            coords, tour = instance.coords[0].cpu().numpy(), greedy.tours[0].cpu().numpy()
+            return {"imagined": draw_tour(coords, tour, title=title)}
+
+        return imagined_tour
 
     def first_notes(self, num_envs: int) -> dict[str, Any]:
         notes: dict[str, Any] = {"static": {}}

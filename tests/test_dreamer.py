@@ -15,7 +15,6 @@ from envs.routing import TSPInstance, TSPRules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from imagining.pictures import make_pictures
 from imagining.settings import ImaginationSettings
 from parts.acting import Sight
 from tools import uniform
@@ -201,9 +200,11 @@ def test_weights_alone_leave_the_counters():
     assert other.learner.updates == 0
 
 
-def test_make_pictures_draws_the_imagined_tour():
+def test_pictures_draw_the_imagined_tour():
     shown = agent()
-    pictures: Any = make_pictures(shown.imagination, shown.behavior, device=CPU, reward_scale=1.0)
+    pictures: Any = shown.imagination.pictures(
+        shown.behavior.actor, needs_latent=shown.behavior.needs_latent, reward_scale=1.0, device=CPU
+    )
     drawn = pictures(TSPInstance(torch.rand(1, NODES, 2)))
     assert drawn.keys() == {"imagined"}
     picture = drawn["imagined"]

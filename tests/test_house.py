@@ -39,6 +39,21 @@ TENSOR_MAKERS = frozenset(
     {"Tensor", "arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"}
     | {"randn", "randperm", "tensor", "tril_indices", "triu_indices", "zeros"}
 )
+# Rooms that the Dreamer's update runs through, in which functions are short.
+UPDATE_ROOMS = frozenset({"imagining", "updates", "parts", "tools", "networks", "models", "dreamer"})
+LONGEST_FUNCTION = 60
+
+# Questions of kind: whether a task is routing or observed, asked outside the modules of the two kinds.
+KIND_MODULES = ("envs", "routing", "imagining.routing_", "imagining.observation_")
+# Classes of one kind, names that are None or empty for one kind, and names that tell a kind by a string.
+KIND_CLASSES = re.compile(r"(Routing|Observation|Gym|TSPPointer)[A-Za-z]*")
+KIND_VALUES = frozenset({"rules", "context"})
+KIND_NAMES = frozenset({"RULES"})
+# Things that `hasattr` may be asked about: they are code by name, and sections of settings.
+NO_KINDS = frozenset({"module", ""})
+KIND_PREFIXES = frozenset({"GYM_PREFIX", "TASK_PREFIX"})
+MOST_KIND_QUESTIONS = 12
+
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
 
 
@@ -110,6 +125,65 @@ def device_faults(name: str, source: str) -> list[str]:
     return faults
 
 
+def long_functions(name: str, source: str) -> list[str]:
+    """One line for each function of more than `LONGEST_FUNCTION` lines."""
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    lengths = {node: (node.end_lineno or node.lineno) - node.lineno + 1 for node in functions}
+    return [f"{name}.{node.name}: {lines} lines" for node, lines in lengths.items() if lines > LONGEST_FUNCTION]
+
+
+def last_name(node: ast.AST) -> str:
+    """`rules` of `rules` and of `self.task.rules`; empty for anything but names."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def conditions(node: ast.AST) -> list[ast.expr]:
+    """What a node asks for the truth of."""
+    if isinstance(node, (ast.If, ast.While, ast.IfExp)):
+        return [node.test]
+    if isinstance(node, ast.BoolOp):
+        return node.values
+    if isinstance(node, ast.comprehension):
+        return node.ifs
+    return [node.operand] if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not) else []
+
+
+def asks_kind(node: ast.AST) -> bool:
+    """Whether a node is a question of kind."""
+    if isinstance(node, ast.Compare):
+        operator, operands = node.ops[0], {last_name(node.left), last_name(node.comparators[0])}
+        if isinstance(operator, (ast.In, ast.NotIn)):
+            return bool(operands & KIND_NAMES)
+        return isinstance(operator, (ast.Is, ast.IsNot)) and bool(operands & KIND_VALUES)
+    if isinstance(node, ast.Call) and last_name(node.func) == "isinstance":
+        return any(KIND_CLASSES.fullmatch(last_name(part)) for part in ast.walk(node.args[1]))
+    if isinstance(node, ast.Call) and last_name(node.func) == "startswith":
+        return bool({last_name(argument) for argument in node.args} & KIND_PREFIXES)
+    if isinstance(node, ast.Call) and last_name(node.func) == "hasattr":
+        return last_name(node.args[0]) not in NO_KINDS
+    return any(last_name(condition) in KIND_VALUES for condition in conditions(node))
+
+
+def kind_questions(name: str, source: str) -> list[str]:
+    """One line for each question of kind in a module; an assert only narrows a type, and asks nothing."""
+    found: list[str] = []
+
+    def walk(node: ast.AST) -> None:
+        if isinstance(node, ast.Assert):
+            return
+        if asks_kind(node):
+            found.append(f"{name}:{getattr(node, 'lineno', 0)}")
+        for child in ast.iter_child_nodes(node):
+            walk(child)
+
+    walk(ast.parse(source))
+    return found
+
+
 def test_imports_run_one_way():
     assert direction_faults(library_sources()) == []
 
@@ -136,6 +210,54 @@ def test_direction_faults_accepts_the_direction():
     sources = {"tools": "import torch", "envs": "from . import routing", "envs.routing": "import tools"}
     sources |= {"networks": "import tools\nfrom envs.routing import TSPRules", "solve": "from envs import routing"}
     assert direction_faults(sources) == []
+
+
+def test_functions_of_an_update_are_short():
+    rooms = {name: source for name, source in library_sources().items() if name.split(".")[0] in UPDATE_ROOMS}
+    assert {name.split(".")[0] for name in rooms} == UPDATE_ROOMS
+    assert [fault for name, source in rooms.items() for fault in long_functions(name, source)] == []
+
+
+def test_long_functions_finds_a_planted_one():
+    def lines(count: int) -> str:
+        return "class A:\n    def f(self):\n" + "        pass\n" * (count - 1)
+
+    assert long_functions("planted", lines(LONGEST_FUNCTION + 1)) == [f"planted.f: {LONGEST_FUNCTION + 1} lines"]
+    assert long_functions("planted", lines(LONGEST_FUNCTION)) == []
+
+
+def test_no_function_is_exempt_from_the_limit_of_complexity():
+    assert (ROOT / "pyproject.toml").read_text(encoding="utf-8").count("C901") == 1
+    assert [name for name, source in library_sources().items() if "C901" in source] == []
+
+
+def test_few_questions_of_kind_are_asked_outside_the_kinds():
+    others = {name: source for name, source in library_sources().items() if not name.startswith(KIND_MODULES)}
+    questions = [line for name, source in others.items() for line in kind_questions(name, source)]
+    assert len(questions) <= MOST_KIND_QUESTIONS, "\n".join(questions)
+    assert [line for line in questions if line.startswith("imagining.")] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("if self.rules is None: pass", 1),
+        ("x = 1 if context is not None else 2", 1),
+        ("if task.rules: pass", 1),
+        ("while not rules: pass", 1),
+        ("a = [x for x in y if rules]", 1),
+        ("if rules and context: pass", 1),
+        ("if isinstance(task, (Odd, RoutingTask)): pass", 1),
+        ("if hasattr(env, 'rules'): pass", 1),
+        ("if config.task in RULES: pass", 1),
+        ("if config.task.startswith(GYM_PREFIX): pass", 1),
+        ("assert isinstance(task, RoutingTask)", 0),
+        ("if isinstance(value, (str, Mapping)) or rules.fixed_length: pass", 0),
+        ("if hasattr(module, name): pass", 0),
+    ],
+)
+def test_kind_questions_counts_planted_ones(source, count):
+    assert len(kind_questions("planted", source)) == count
 
 
 def test_every_tensor_names_its_device():

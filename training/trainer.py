@@ -525,8 +525,6 @@ class Trainer:
         require_like(self.episode_return, state["episode_return"], "episode_return")
         ours = {name: value for name, value in self.acting.items() if isinstance(value, Tensor)}
         require_like(ours, {name: state["acting"].get(name) for name in ours}, "acting")
-        if isinstance(self.env, RoutingVectorEnv):
+        if parts := self.env.tensor_parts:
             env = self.env.state_dict()
-            # Later versions have added counts beside them.
-            parts = ("instance", "state", "hidden", "ended")
             require_like({name: env[name] for name in parts}, {name: state["env"].get(name) for name in parts}, "env")

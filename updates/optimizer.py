@@ -131,18 +131,17 @@ class Optimizer:
         self.parameters = [p for _, p in named]
         self.lr, self.clip, self.agc, self.warmup = lr, clip, agc, warmup
         self.decay_from, self.final_lr = decay_from, final_lr
-        self.updates = 0
-        self.recovering_until = 0
-        device = guard.device
-        self.skips = torch.zeros((), device=device)
+        self.updates, self.recovering_until = 0, 0
+        self.skips = torch.zeros((), device=guard.device)
         # Each stream of updates has a count of its own, since an update of one says nothing of another.
         self.in_row: dict[str, Tensor] = {}
-        # Both take `found_inf`, a flag on the device under which they change nothing.
-        self.rule: torch.optim.Optimizer
-        if algorithm == "adam":
-            self.rule = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=True)
-        else:
-            self.rule = LaProp(self.parameters, betas=betas, eps=eps)
+        self.rule = self._make_rule(betas, eps)
+
+    def _make_rule(self, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+        """The algorithm. It takes `found_inf`, a flag on the device under which it changes nothing."""
+        if self.algorithm == "adam":
+            return torch.optim.Adam(self.parameters, lr=self.lr, betas=betas, eps=eps, fused=True)
+        return LaProp(self.parameters, betas=betas, eps=eps)
 
     def rate(self, progress: float) -> float:
         """The learning rate at this update and this share of the run."""
