@@ -21,6 +21,7 @@ from parts.layers import MLP
 from routing.costs import Costs
 from tests.scenes import (
     CPU,
+    CRITIC,
     NODES,
     RANGE,
     ROUTING,
@@ -195,6 +196,12 @@ def worth_of(
 def targets(scene: Scene, reward: Tensor, **choices: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     start, trajectory = scene.imagine_from(square_batch(reward.shape[0]), horizon=reward.shape[-1], **choices)
     return worth_of(scene, trajectory, start, reward)
+
+
+def test_advantage_over_the_critic_by_hand():
+    scene = Scene(**CRITIC)
+    returns, value = torch.tensor([[[3.0, 5.0]]]), torch.tensor([[[1.0, 7.0, 9.0]]])
+    assert scene.behavior.returns.advantage(returns, value).tolist() == [[[2.0, -2.0]]]
 
 
 def test_leave_one_out_advantage_by_hand():
