@@ -153,9 +153,11 @@ def test_saved_report_is_printed_in_full(tmp_path: Path):
 def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "garbage.pt").write_bytes(b"no report")
     checkpoint.save(tmp_path / "latest.pt", {"updates": 3})
+    checkpoint.save(tmp_path / "crafted.pt", {"verdict": "fine", "step": 1, "update": 2, "state": [3], "findings": 4})
     for name, message in (
         ("garbage.pt", "is empty, truncated or not a checkpoint"),
         ("latest.pt", "is no report; those are in a run's folder guard"),
+        ("crafted.pt", "is no report; those are in a run's folder guard"),
         ("missing.pt", "cannot be opened"),
     ):
         assert main([str(tmp_path / name)]) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,24 @@ def test_nan_that_comes_once_is_survived(monkeypatch: pytest.MonkeyPatch, tmp_pa
     report = loaded(next((tmp_path / "guard").glob("step_*.pt")))
     assert report["findings"][0]["name"] == "coords"
     assert (0, 42) in report["rows"]
+
+
+@pytest.mark.run
+def test_report_that_cannot_be_written_stops_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    plant_nan(monkeypatch, columns=range(42, 49))
+    save = checkpoint.save
+
+    def full(path: Path, state: Any, **options: Any) -> None:
+        if path.parent.name == "guard":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, state, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    rows = train(tmp_path, "--steps", "220", "--checkpoint_every", "110")
+    assert "eval_gap" in rows[-1]
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 @pytest.mark.run

@@ -308,9 +308,14 @@ class Trainer:
         while self.guard.reports:
             report = self.guard.reports.pop(0)
             path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
-            safe_files.make_folder(path.parent)
-            checkpoint.save(path, {"step": self.step, **report})
-            self._progress.say(f"guard: python -m guard {path} tells more")
+            try:
+                safe_files.make_folder(path.parent)
+                checkpoint.save(path, {"step": self.step, **report})
+            except OSError as error:
+                # A report is a help; the run goes on without it, as it does without a log.
+                self._progress.say(f"guard: {path} cannot be written ({error.strerror}); the run goes on without it")
+            else:
+                self._progress.say(f"guard: python -m guard {path} tells more")
 
     def _note_files(self) -> None:
         """Print what there is to say of the run's files."""
