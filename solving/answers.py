@@ -20,6 +20,8 @@ from system.terminal import one_line
 MOST_SHOWN = 20
 # At more than so many times the nodes trained on, tours were no better than those of simple rules.
 FARTHEST_SIZE = 3
+# Percent by which a tour may be shorter than its reference, which is near-optimal at times.
+DOUBTFUL_GAP = 5.0
 NAMES_SHOWN = 3
 
 
@@ -68,18 +70,21 @@ def averaged(solutions: Sequence[Solution]) -> Sequence[Solution]:
 def totals(solutions: Sequence[Solution]) -> dict[str, int | float | None]:
     """Means over the instances that `averaged` chooses, and the seconds that decoding all took; None: nothing there.
 
-    The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones.
+    The gap is the mean of the instances' own gaps, so that long tours do not count more than short ones. Lengths in
+    several units have no mean.
     """
 
     def mean(values: list[int | float]) -> float | None:
         return float(np.mean(values)) if values else None
 
     chosen = averaged(solutions)
+    # Kilometres and plain numbers have no common mean; gaps do.
+    lengths = chosen if len({unit(solution.instance.metric) for solution in chosen}) == 1 else []
     gaps = [solution.gap for solution in chosen if solution.gap is not None]
     return {
         "mean_of": len(chosen),
-        "mean_length": mean([solution.length for solution in chosen]),
-        "mean_reference": mean([solution.reference for solution in chosen if solution.reference is not None and gaps]),
+        "mean_length": mean([solution.length for solution in lengths]),
+        "mean_reference": mean([each.reference for each in lengths if each.reference is not None and gaps]),
         "mean_gap_percent": mean(gaps),
         "seconds": sum(solution.seconds for solution in solutions),
     }
@@ -233,6 +238,14 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
         lines.append(
             f"{len(worse)} of {len(solutions)} worse than going to the nearest node each time: "
             f"{_listed(named, len(worse))}; {_advice(decoding)}, or a run trained longer and on instances like these"
+        )
+    doubtful = [each for each in solutions if each.gap is not None and each.gap < -DOUBTFUL_GAP]
+    if doubtful:
+        named = [one_line(each.instance.name) for each in doubtful[:NAMES_SHOWN]]
+        lines.append(
+            f"{len(doubtful)} of {len(solutions)} far shorter than what is known of them:"
+            f" {_listed(named, len(doubtful))}; the length beside the file, or in its comment, is of something else:"
+            " try --reference lkh or pyvrp"
         )
     far = [each for each in solutions if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:

@@ -206,3 +206,10 @@ def _require_regular(descriptor: int, path: str | os.PathLike) -> None:
 
 def _not_written(path: Path, kind: str) -> OSError:
     return OSError(errno.ELOOP, f"{path.name} is {kind}, which is not followed to write; remove it", str(path))
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or error.filename is None:
+        return "make room"
+    return f"see to {error.filename}"

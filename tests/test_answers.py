@@ -35,6 +35,11 @@ def test_totals_average_length_reference_and_gap_over_the_same_instances():
     assert mean.startswith("mean of 2 with a reference") and "1000" not in mean
 
 
+def test_totals_give_lengths_in_several_units_no_mean():
+    total = answers.totals([solution(length=3.0), solution(length=1596.3, metric=GREAT_CIRCLE)])
+    assert total["mean_length"] is None and total["mean_of"] == 2
+
+
 def test_totals_average_all_lengths_where_nothing_is_known():
     total = answers.totals([solution(length=1.0), solution(length=3.0)])
     assert (total["mean_of"], total["mean_length"], total["mean_reference"], total["mean_gap_percent"]) == (
@@ -98,6 +103,12 @@ def test_warnings_tell_of_tours_worse_than_nearest_neighbour_and_what_to_do(how,
 def test_warnings_name_a_few_of_many():
     (line,) = told(*[solution(f"own{row}", length=5.0, nearest=4.0) for row in range(50)])
     assert "own2 " in line and "own3" not in line and "and 47 more" in line
+
+
+def test_warnings_tell_of_references_that_cannot_be():
+    assert told(solution("close", length=98.0, reference=100.0)) == []
+    (line,) = told(solution("odd", length=402.0, reference=1402.0))
+    assert "odd" in line and "--reference" in line
 
 
 def test_warnings_tell_of_sizes_far_from_those_trained_on():

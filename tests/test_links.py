@@ -23,7 +23,7 @@ from routing.files import RoutingInstance
 from routing.metrics import EXACT
 from solving import answers
 from system import safe_files
-from training.logger import LogdirInUseError, Logger, RunLock
+from training.logger import LOCK, LogdirInUseError, Logger, RunLock
 from training.replay import Replay
 
 CPU = torch.device("cpu")
@@ -201,3 +201,21 @@ def test_mistake_is_told_without_escapes_of_the_file_that_it_is_about(
     with pytest.raises(SystemExit), dreamer.one_line_errors("dreamer.py", ConfigError):
         config.read(path)
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_lock_that_was_removed_is_taken_anew(tmp_path):
+    first = RunLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    first.hold()
+    with pytest.raises(LogdirInUseError):
+        RunLock(tmp_path)
+    first.release()
+
+
+def test_lock_that_another_process_has_taken_meanwhile_is_told_of(tmp_path):
+    first = RunLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    second = RunLock(tmp_path)
+    with pytest.raises(LogdirInUseError):
+        first.hold()
+    second.release()

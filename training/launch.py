@@ -92,7 +92,7 @@ def train(
         stack.callback(env.close)
         replay = make_replay(config, setup.task.stored(env), memory=agent.memory_spaces, device=device)
         require_windows(config, agent.batch_length)
-        stack.enter_context(claimed(logdir))
+        lock = stack.enter_context(claimed(logdir))
         # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.
         state, folder, changes = _take_up(
             command, agent, replay, logdir, device=device, program=argv[0], make_agent=make_agent
@@ -114,6 +114,7 @@ def train(
             guard=guard,
             logger=logger,
             logdir=logdir,
+            lock=lock,
             device=device,
             files={CONFIG_FILE: to_yaml(config)},
         )

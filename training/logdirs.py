@@ -9,6 +9,7 @@ from pathlib import Path
 
 from comparing.runs import LOCK, METRICS
 from config import CommandLine, Config, ConfigError
+from system import safe_files
 from system.safe_files import refuse_links
 from training.logger import RunLock
 from training.trainer import OWN_FOLDERS
@@ -36,7 +37,7 @@ def unused_logdir(config: Config) -> Path:
 
 
 @contextmanager
-def claimed(logdir: Path) -> Iterator[None]:
+def claimed(logdir: Path) -> Iterator[RunLock]:
     """Keep other processes out of a folder, which is made if need be, and goes away again if nothing came of it.
 
     Raises:
@@ -49,7 +50,7 @@ def claimed(logdir: Path) -> Iterator[None]:
         refuse_links(logdir, (METRICS, *OWN_FOLDERS))
         lock = RunLock(logdir)
     try:
-        yield
+        yield lock
     finally:
         lock.release()
         # Somebody may have taken the folder away, and another run may have begun beside this one.
@@ -67,5 +68,6 @@ def writing_to(logdir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"logdir {logdir} cannot be written to ({error.strerror or error}); give another --logdir, or make room"
+            f"logdir {logdir} cannot be written to ({error.strerror or error}); give another --logdir, or"
+            f" {safe_files.remedy(error)}"
         ) from error

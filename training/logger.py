@@ -283,7 +283,25 @@ class RunLock:
         Raises:
             LogdirInUseError: another live process has it.
         """
-        self._file = safe_files.open_in_place(logdir / LOCK)
+        self._path = logdir / LOCK
+        self._take()
+
+    def hold(self) -> None:
+        """Make sure that the lock is where another process would look for it; take it anew where it was removed.
+
+        Raises:
+            LogdirInUseError: another live process has taken it meanwhile.
+        """
+        try:
+            there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            self._file.close()
+            self._take()
+
+    def _take(self) -> None:
+        self._file = safe_files.open_in_place(self._path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -291,7 +309,8 @@ class RunLock:
             owner = self._file.read(LONGEST_ID).decode("ascii", errors="replace").strip() or "unknown"
             self._file.close()
             raise LogdirInUseError(
-                f"{logdir} is in use by process {owner}; give another --logdir, or stop that process and start again"
+                f"{self._path.parent} is in use by process {owner};"
+                " give another --logdir, or stop that process and start again"
             ) from error
         self._file.truncate(0)
         # The process id is only for people to read: the lock holds without it, on a full disk, too.

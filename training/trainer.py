@@ -28,7 +28,7 @@ from system import safe_files, terminal
 from tools import OneHotDist
 from training.agent import Agent
 from training.evaluation import Evaluator, Report
-from training.logger import Logger, MetricAverages, ProgressBar
+from training.logger import Logger, MetricAverages, ProgressBar, RunLock
 from training.replay import REWARD_AND_ENDS, Replay
 from training.resuming import require_like
 
@@ -92,6 +92,7 @@ class Trainer:
         guard: Guard,
         logger: Logger,
         logdir: Path,
+        lock: RunLock,
         device: torch.device,
         files: Mapping[str, str],
     ) -> None:
@@ -99,6 +100,7 @@ class Trainer:
         self.agent, self.task, self.settings = agent, task, settings
         self.env, self.replay, self.evaluator, self.guard = env, replay, evaluator, guard
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
+        self.lock = lock
         # Copies of small files of the logdir, for the checkpoints.
         self.files = dict(files)
         self.averages = MetricAverages()
@@ -445,12 +447,13 @@ class Trainer:
         One emergency after another leaves previous.pt as it was before the first.
         """
         try:
+            self.lock.hold()
             self._write(self._state(emergency=emergency), emergency=emergency)
             self._note_files()
         except OSError as error:
             raise CheckpointError(
-                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error}); make room, and"
-                " the same command goes on from the last checkpoint"
+                f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error});"
+                f" {safe_files.remedy(error)}, and the same command goes on from the last checkpoint"
             ) from error
 
     def _state(self, *, emergency: bool) -> dict[str, Any]:
