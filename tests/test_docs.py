@@ -221,8 +221,14 @@ def break_on_purpose(command: Command, place: Place) -> None:
     """Few faults in a short run, or one test of the suite of faults."""
     if command.arguments[0] == "off":
         call("benchmarks.faults", [*command.arguments, "-k", "test_same_faults_twice"])
-    else:
-        call("benchmarks.faults", [*command.arguments, "--configs", "debug", "--steps", "4000"])
+        return
+    from benchmarks import faults
+
+    arguments = list(command.arguments)
+    arguments[arguments.index("--faults") + 1] = "25"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "LEAST", 1)
+        call("benchmarks.faults", [*arguments, "--configs", "debug", "--steps", "800"])
 
 
 def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
