@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from settings.command_line import CommandLine, parse_command_line
 from settings.files import load, parse, read, save, to_yaml
-from settings.mapping import Config, difference, filled, validate_choices, validate_ranges
+from settings.mapping import Config, difference, filled
 from settings.named_code import CODE_KEYS, compiled, import_named, load_function, require_trust
 from system.errors import ConfigError, UserError
 from system.terminal import one_line_errors
@@ -28,6 +28,4 @@ __all__ = [
     "require_trust",
     "save",
     "to_yaml",
-    "validate_choices",
-    "validate_ranges",
 ]

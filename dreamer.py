@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from config import Config, UserError, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from config import Config, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from imagining.settings import ImaginationSettings
 from models import make_behavior, make_imagination
 from networks import Latent
 from parts.acting import Sight
+from settings.dreamer import DreamerSettings
 from tools import Bounds, uniform
 from training import evaluating, launch
 from training.replay import Replay
@@ -30,76 +30,48 @@ DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --task gym_CartPole-v1
   python dreamer.py --evaluate logdir/cartpole-seed0
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
-
-
-MOST_LAYERS = 1000
-RANGES = {
-    **dict.fromkeys(("batch_size", "model_every", "model.units", "model.move_units"), (1, math.inf)),
-    **dict.fromkeys(("actor.units", "critic.units"), (1, math.inf)),
-    **dict.fromkeys(("model.free_nats", "reward_updates", "imag_penalty", "critic.slow_scale"), (0, math.inf)),
-    **dict.fromkeys(("actor.entropy", "actor.entropy_final", "actor.pointer.latent"), (0, math.inf)),
-    **dict.fromkeys(("actor.unimix", "model.rssm.unimix", "imag_gradient_mix", "critic.slow_rate"), (0, 1)),
-    **{f"model.rssm.{name}": (1, math.inf) for name in ("deter", "stoch", "classes", "hidden", "blocks")},
-    **{f"model.encoder.{name}": (1, math.inf) for name in ("width", "heads")},
-    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
-    # Each layer is an object of its own: a huge number of them in a received config would take for ever to build.
-    **dict.fromkeys(("model.layers", "model.encoder.layers", "actor.pointer.layers"), (1, MOST_LAYERS)),
-    **dict.fromkeys(("actor.layers", "critic.layers"), (1, MOST_LAYERS)),
-    "actor.pointer.clip": (1e-3, math.inf),
-    "actor.advantage_floor": (1e-8, math.inf),
-    "batch_length": (2, math.inf),
-    "critic.share": (0, 1),
-    **dict.fromkeys(("critic.replay_scale", "optimizer.agc"), (0, math.inf)),
-    "model.depth": (1, math.inf),
-    **dict.fromkeys(("model.bins", "critic.bins"), (3, math.inf)),
-    "discount": (0, 1),
-}
 FOREIGN_KEYS = {"sac": "sac.py"}
-CHOICES = {
-    "model.norm": ("rms", "layer"),
-    "model.initialisation": ("torch", "published"),
-    "optimizer.algorithm": ("adam", "laprop"),
-}
 
 
 class Dreamer:
     """World model and behaviour behind the four verbs that the training loop knows."""
 
     def __init__(
-        self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+        self,
+        task: Task,
+        settings: DreamerSettings,
+        *,
+        device: torch.device,
+        generators: dict[str, torch.Generator],
+        guard: Guard,
     ) -> None:
         """Build model, behaviour and optimisers on `device`.
 
         Args:
             task: what is to be solved.
-            config: the resolved config.
+            settings: the sections that it reads.
             device: where to learn and act.
             generators: one per role; `replay`, `model` and `imagination` are drawn from here.
             guard: told of everything that is not finite.
 
         Raises:
-            UserError: the config's parts do not fit the task or one another.
+            UserError: the settings do not fit the task.
         """
-        validate_ranges(config, RANGES)
-        validate_choices(config, CHOICES)
         self.task, self.device, self.guard = task, device, guard
         # Rewards were multiplied with this before the model saw them.
-        self.reward_scale = config.reward_scale
+        self.reward_scale = settings.reward_scale
         self.generators = generators
-        settings = ImaginationSettings.of(config)
-        if settings.reward != "head" and config.reward_scale != 1:
-            raise UserError(f"reward_scale is {config.reward_scale:g}; imag_reward {settings.reward} needs it at 1")
-        self.imagination = make_imagination(task, settings, model=config.model)
+        self.imagination = make_imagination(task, settings.imagination, model=settings.model)
         self.model = self.imagination.model.to(device)
-        self.behavior = make_behavior(task, self.imagination, config=config, guard=guard).to(device)
+        self.behavior = make_behavior(task, self.imagination, settings=settings, guard=guard).to(device)
         self.model_optimizer = Optimizer(
             "model",
             {"model": self.model},
             guard=guard,
-            lr=config.model.lr,
-            clip=config.model.grad_clip,
-            **config.schedule.to_dict(),
-            **config.optimizer.to_dict(),
+            lr=settings.model.lr,
+            clip=settings.model.grad_clip,
+            **asdict(settings.schedule),
+            **asdict(settings.optimizer),
         )
         behavior = self.behavior
         self.learner = Learner(
@@ -110,12 +82,19 @@ class Dreamer:
             generators=generators,
             guard=guard,
         )
-        self.batch_size = config.batch_size
-        self.model_every = config.model_every
-        self.reward_updates = config.reward_updates if self.model.separate_reward else 0
-        self.batch_length, self.whole_episodes = task.sequence(config.batch_length)
+        self.batch_size = settings.batch_size
+        self.model_every = settings.model_every
+        self.reward_updates = settings.reward_updates if self.model.separate_reward else 0
+        self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
-        self.memory_spaces = self.model.memory_spaces if config.replay_context else {}
+        self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
+
+    @classmethod
+    def of(
+        cls, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+    ) -> Dreamer:
+        """The agent that a whole config describes."""
+        return cls(task, DreamerSettings.of(config), device=device, generators=generators, guard=guard)
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""

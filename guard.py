@@ -16,29 +16,12 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
+from settings.run import GuardSettings
 from system.terminal import show, tell
 
 
 class NonFinite(RuntimeError):
     """Training met values that are NaN or infinite and could not get rid of them; the message says what to do."""
-
-
-class GuardSettings(NamedTuple):
-    """The config section `guard`.
-
-    Attributes:
-        enabled: whether non-finite updates are skipped and rolled back at all; off only to show what happens then.
-        max_skips: skipped updates in a row after which the last good state is taken up again.
-        snapshot_every: updates between two looks at parameters and moments, and between two good states kept.
-        max_rollbacks: returns to the same good state after which training stops.
-        recovery: updates at half the learning rate after each return.
-    """
-
-    enabled: bool = True
-    max_skips: int = 10
-    snapshot_every: int = 100
-    max_rollbacks: int = 5
-    recovery: int = 200
 
 
 class Finding(NamedTuple):

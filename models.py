@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
-from config import Config
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from imagining.behavior import ImagBehavior
@@ -13,19 +12,20 @@ from imagining.observation_imagination import ObservationImagination
 from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
-from imagining.settings import ImaginationSettings
 from imagining.world_model import WorldModel
+from settings.dreamer import DreamerSettings, ModelSettings
+from settings.imagination import ImaginationSettings
 
 __all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination"]
 
 
-def make_imagination(task: Task, settings: ImaginationSettings, *, model: Any) -> Imagination:
+def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelSettings) -> Imagination:
     """A world model for a task, and the way to imagine in it; the one place that chooses between kinds of worlds.
 
     Args:
         task: what there is to model.
         settings: how to imagine.
-        model: the config section of that name.
+        model: the sizes and choices of the model.
 
     Raises:
         UserError: the settings do not fit the task.
@@ -36,15 +36,15 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: Any) -
     return RoutingImagination(RoutingModel(task, model), settings)
 
 
-def make_behavior(task: Task, imagination: Imagination, *, config: Config, guard: Guard) -> ImagBehavior:
-    """Actor and critic as the config describes them."""
+def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSettings, guard: Guard) -> ImagBehavior:
+    """Actor and critic as the settings describe them."""
     return ImagBehavior(
         task,
         imagination,
-        actor=config.actor,
-        critic=config.critic,
-        optimizer={**config.schedule.to_dict(), **config.optimizer.to_dict()},
+        actor=settings.actor,
+        critic=settings.critic,
+        optimizer={**asdict(settings.schedule), **asdict(settings.optimizer)},
         guard=guard,
-        norm=config.model.norm,
-        initialisation=config.model.initialisation,
+        norm=settings.model.norm,
+        initialisation=settings.model.initialisation,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from config import UserError
 from parts.actors import MaskedActor, TSPPointerActor
 from parts.layers import MLP, BlockCell, DenseCell, Normed
 from parts.sets import SetEncoder
@@ -43,7 +42,7 @@ class RSSM(nn.Module):
         action_size: int,
         embed_size: int,
         *,
-        cell: str = "block",
+        cell: Literal["block", "dense"] = "block",
         deter: int,
         stoch: int,
         classes: int,
@@ -65,11 +64,9 @@ class RSSM(nn.Module):
             unimix: share of a uniform distribution in prior and posterior.
 
         Raises:
-            UserError: an unknown cell, or sizes that the blocks do not divide.
+            UserError: sizes that the blocks do not divide.
         """
         super().__init__()
-        if cell not in ("block", "dense"):
-            raise UserError(f"rssm.cell is {cell!r}; choose block or dense")
         self.deter_size, self.stoch_size, self.classes, self.unimix = deter, stoch, classes, unimix
         self.feat_size = deter + stoch * classes
         self.cell: nn.Module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from config import Config, ConfigError, one_line_errors, parse_command_line
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from parts.acting import Sight
 from parts.observations import select
-from soft.losses import CRITICS, ContinuousSoft, RoutingSoft, Soft, VectorSoft
+from settings.sac import SACSettings
+from soft.losses import ContinuousSoft, RoutingSoft, Soft, VectorSoft
 from training import evaluating, launch
 from training.replay import Replay
 from updates.learner import Computed, Learner
@@ -30,18 +32,6 @@ DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections 
   python sac.py --task gym_HalfCheetah-v5
   python sac.py --evaluate logdir/sac_pendulum-seed0"""
 SECTION = "sac"
-
-RANGES = {
-    **dict.fromkeys(("batch_size", "sac.units"), (1, math.inf)),
-    "sac.bins": (3, math.inf),
-    **dict.fromkeys(("discount", "sac.tau", "sac.entropy_share"), (0, 1)),
-    **{f"actor.pointer.{name}": (1, math.inf) for name in ("width", "heads", "hidden")},
-    # Each layer is an object of its own: a huge number of them in a received config would take for ever to build.
-    **dict.fromkeys(("sac.layers", "actor.pointer.layers"), (1, 1000)),
-    "actor.pointer.clip": (1e-3, math.inf),
-    **{f"sac.initial_alpha.{critic}": (1e-6, 1e6) for critic in CRITICS},
-}
-CHOICES = {"sac.critic": CRITICS}
 # Keys of the config that only the Dreamer reads.
 _DREAMERS = (
     *("model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
@@ -57,30 +47,34 @@ class SAC:
     """Policy, twin Q functions and temperature behind the four verbs that the training loop knows."""
 
     def __init__(
-        self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+        self,
+        task: Task,
+        settings: SACSettings,
+        *,
+        device: torch.device,
+        generators: dict[str, torch.Generator],
+        guard: Guard,
     ) -> None:
         """Build networks and optimisers on `device`.
 
         Args:
             task: what is to be solved.
-            config: the resolved config.
+            settings: the sections that it reads.
             device: where to learn and act.
             generators: one per role; `replay` and `model` are drawn from here.
             guard: told of everything that is not finite.
 
         Raises:
-            UserError: the config's parts do not fit the task or one another.
+            UserError: the settings do not fit the task.
         """
-        validate_ranges(config, RANGES)
-        validate_choices(config, CHOICES)
-        task = task.reading(partial(select, pattern=config.model.encode_keys))
+        task = task.reading(partial(select, pattern=settings.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
-        self.soft = self._make_soft(config)
-        settings = {**config.schedule.to_dict(), **config.optimizer.to_dict()}
+        self.soft = self._make_soft(settings)
+        shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
         groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
-        clips = {"q": config.sac.max_grad_norm, "policy": config.sac.max_grad_norm, "alpha": math.inf}
+        clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
         optimizers = {
-            name: Optimizer(name, {name: module}, guard=guard, lr=config.sac.lr, clip=clips[name], **settings)
+            name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
             for name, module in groups.items()
         }
         self.learner = Learner(
@@ -91,29 +85,36 @@ class SAC:
             generators=generators,
             guard=guard,
         )
-        self.batch_size = config.batch_size
+        self.batch_size = settings.batch_size
         # A transition is two rows.
         self.batch_length, self.whole_episodes = task.sequence(2)
         self.rows_per_update = self.batch_size * (self.batch_length if self.whole_episodes else 1)
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
-    def _make_soft(self, config: Config) -> Soft:
+    @classmethod
+    def of(
+        cls, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+    ) -> SAC:
+        """The agent that a whole config describes."""
+        return cls(task, SACSettings.of(config), device=device, generators=generators, guard=guard)
+
+    def _make_soft(self, settings: SACSettings) -> Soft:
         kind = self.task.actions.kind
         if kind == "continuous":
             assert isinstance(self.task, ObservationTask)
-            return ContinuousSoft(self.task, config.sac, discount=config.discount, device=self.device)
+            return ContinuousSoft(self.task, settings.sac, discount=settings.discount, device=self.device)
         if kind == "discrete":
             if isinstance(self.task, ObservationTask):
-                return VectorSoft(self.task, config.sac, discount=config.discount, device=self.device)
+                return VectorSoft(self.task, settings.sac, discount=settings.discount, device=self.device)
             assert isinstance(self.task, RoutingTask)
             return RoutingSoft(
                 self.task.rules,
-                config.sac,
-                pointer=config.actor.pointer,
-                discount=config.discount,
+                settings.sac,
+                pointer=settings.pointer,
+                discount=settings.discount,
                 device=self.device,
             )
-        raise ConfigError(f"{config.task} has {kind} actions; SAC plays discrete and continuous ones")
+        raise ConfigError(f"{settings.task} has {kind} actions; SAC plays discrete and continuous ones")
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""

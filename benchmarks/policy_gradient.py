@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from config import Config, ConfigError, one_line_errors, parse_command_line, validate_ranges
+from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
 from envs.tasks import RoutingTask
 from guard import Guard, NonFinite
@@ -36,8 +36,9 @@ from parts.actors import TSPPointerActor
 from parts.views import View
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import Instance
+from settings.run import RunSettings
 from tools import leave_one_out, uniform
-from training import devices, launch, logdirs, ranges, setup, tours
+from training import devices, launch, logdirs, setup, tours
 from training.logger import Logger, MetricAverages, ProgressBar, save_run_facts
 
 CONFIGS = Path(__file__).parents[1] / "configs.yaml"
@@ -222,7 +223,7 @@ def main(argv: list[str]) -> None:
         config = command.config.replace(**{"actor.pointer.latent": 0, "model.belief": False})
         if config.actor.type != "tsp_pointer":
             raise ConfigError(f"actor.type is {config.actor.type!r}; the yardstick is of tsp_pointer")
-        validate_ranges(config, ranges.RANGES)
+        RunSettings.of(config)
         logdir = logdirs.unused_logdir(config)
         entry = command.entry
         minutes = None if entry["minutes"] is None else number(entry["minutes"], "minutes", least=0.01)
@@ -236,7 +237,7 @@ def main(argv: list[str]) -> None:
         torch.manual_seed(config.seed)
         device = devices.choose_device(config.device)
         # The whole agent, so that acting and evaluating are Dreamer's own; only its actor is trained and used.
-        agent = Dreamer(
+        agent = Dreamer.of(
             setup.make_task(config),
             config,
             device=device,

@@ -11,7 +11,6 @@ the last row, if any did. Their policy plays its mean for `valid_return` and, ov
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 import time
@@ -21,12 +20,14 @@ from typing import Any
 import gymnasium
 import torch
 
-import sac
 from benchmarks.speed import CONFIGS
-from config import Config, ConfigError, one_line_errors, parse_command_line, validate_choices, validate_ranges
+from config import Config, ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from routing.instances import TEST_SEED, VALIDATION_SEED
-from training import launch, logdirs, ranges
+from settings.run import RunSettings
+from settings.sac import SACSettings
+from settings.sections import require_choice
+from training import launch, logdirs
 from training.logger import Logger, ProgressBar, save_run_facts
 
 # Other values would change the task or the agent, and the peer does not know them.
@@ -63,8 +64,11 @@ class Returns(gymnasium.Wrapper):
 
 def validate(config: Config) -> None:
     """Raise a ConfigError where a setting is out of range, or is one that the peer knows nothing of."""
-    validate_ranges(config, {**ranges.RANGES, **sac.RANGES, "replay_capacity": (1, math.inf)})
-    validate_choices(config, CHOICES)
+    RunSettings.of(config)
+    SACSettings.of(config)
+    flat = config.flat()
+    for key, allowed in CHOICES.items():
+        require_choice(key, flat[key], allowed)
 
 
 def make_peer(config: Config, env: gymnasium.Env) -> Any:

@@ -58,7 +58,7 @@ def our_updates(config: Any) -> Callable[[], None]:
     """What makes `UPDATES` of ours."""
     cpu = torch.device("cpu")
     task = setup.make_setup(config, cpu).task
-    agent = SAC(task, config, device=cpu, generators=devices.make_generators(0, cpu), guard=Guard("cpu"))
+    agent = SAC.of(task, config, device=cpu, generators=devices.make_generators(0, cpu), guard=Guard("cpu"))
     replay = random_replay(task)
 
     def update() -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -111,7 +112,7 @@ def guard_share(agent: Dreamer, replay: Replay, pairs: int) -> float:
 
     Each is a whole cycle of `model_every`; the median of the pairs' ratios, as the machine is not always as fast.
     """
-    on, off = agent.guard.settings._replace(enabled=True), agent.guard.settings._replace(enabled=False)
+    on, off = (replace(agent.guard.settings, enabled=enabled) for enabled in (True, False))
     ratios = []
     for pair in range(pairs):
         seconds = {}
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> None:
         torch.manual_seed(config.seed)
         device = devices.choose_device(config.device)
         generators = devices.make_generators(config.seed, device)
-        agent = Dreamer(make_task(config), config, device=device, generators=generators, guard=Guard(device))
+        agent = Dreamer.of(make_task(config), config, device=device, generators=generators, guard=Guard(device))
     print(f"{device}, {config.threads} thread(s), {updates} updates\n")
     print("| what | per second |\n|---|---|")
     for count in ENV_COUNTS:

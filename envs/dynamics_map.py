@@ -19,7 +19,6 @@ from envs.longitudinal import TOP_SPEED, acceleration, draw_plants
 from envs.tasks import BAD_INPUT, NOTICE
 
 CONTEXT_KEY = "dynamics_map"
-CONTEXTS = ("none", CONTEXT_KEY)
 # The name of the environment's plain observation beside the context.
 OBSERVATION_KEY = "observation"
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from parts.critics import Critic, LatentCritic, NodeCritic
 from parts.layers import initialise, use_layer_norm
 from parts.views import NodeSet, View
 from routing.rules import each_part
+from settings.dreamer import ActorSettings, CriticSettings
 from tools import Bounds, ReturnScale, SymexpTwoHot, follow_slowly, uniform
 from updates.optimizer import Optimizer
 
@@ -35,30 +37,27 @@ class Worth(NamedTuple):
     weight: Float[Tensor, "B Q H"]
 
 
-def make_actor(task: Task, imagination: Imagination, settings: Any) -> Actor:
+def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) -> Actor:
     """The actor that the config section `actor` describes.
 
     Raises:
-        UserError: an unknown type, or one that does not fit the task.
+        UserError: its type does not fit the task.
     """
     feat_size = imagination.model.rssm.feat_size
     if settings.type == "tsp_pointer":
         if not imagination.node_features:
             raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
         sizes = {"state_features": imagination.state_features, "belief": imagination.belief_size}
-        pointer = {**sizes, **settings.pointer.to_dict()}
+        pointer = {**sizes, **asdict(settings.pointer)}
         return TSPPointerActor(feat_size, imagination.node_features, unimix=settings.unimix, **pointer)
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")
-    if settings.type in ("masked", "mlp"):
-        # The two differ in name only: the mask is an argument of the distribution, and given whenever the task has one.
-        return MaskedActor(
-            feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix
-        )
-    raise UserError(f"actor.type is {settings.type!r}; choose tsp_pointer, masked or mlp")
+    # `masked` and `mlp` differ in name only: the mask is an argument of the distribution, and given whenever the
+    # task has one.
+    return MaskedActor(feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix)
 
 
-def make_critic(imagination: Imagination, settings: Any) -> Critic:
+def make_critic(imagination: Imagination, settings: CriticSettings) -> Critic:
     """The critic that the config section `critic` describes.
 
     Raises:
@@ -86,8 +85,8 @@ class ImagBehavior(nn.Module):
         task: Task,
         imagination: Imagination,
         *,
-        actor: Any,
-        critic: Any,
+        actor: ActorSettings,
+        critic: CriticSettings,
         optimizer: dict[str, Any],
         guard: Guard,
         norm: str = "rms",

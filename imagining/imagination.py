@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from config import UserError
-from imagining.settings import ImaginationSettings
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
 from parts.acting import Sight
 from parts.actors import ActionDist, Actor
 from parts.views import NodeSet
 from routing.rules import each_part
+from settings.imagination import ImaginationSettings
 from tools import Bounds
 from training.evaluation import Pictures
 
@@ -117,10 +117,8 @@ class Imagination(ABC):
         """Take the choices, and check those that every kind of task shares.
 
         Raises:
-            UserError: they need a head that the model does not have.
+            UserError: they need a mask head that the model does not have.
         """
-        if settings.reward == "head" and "reward" not in model.heads:
-            raise UserError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
         # Where no rules say how the mask changes, it is predicted.
         self.mask_from = settings.mask if knows_mask else "predicted"
         if self.mask_from == "predicted" and "mask" not in model.heads:

@@ -14,13 +14,13 @@ from config import UserError
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
 from imagining.observation_model import ObservationModel
-from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
 from parts.acting import Sight
 from parts.actors import Actor
 from parts.views import NodeSet, View
 from routing.drawing import draw_open_loop
 from routing.rules import each_part
+from settings.imagination import ImaginationSettings
 from tools import Bounds, uniform
 from training.evaluation import Pictures
 

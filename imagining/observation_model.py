@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -16,6 +16,7 @@ from networks import RSSM, Latent
 from parts.layers import MLP, embed_actions
 from parts.observations import ObservationDecoder, ObservationEncoder, select
 from parts.views import View
+from settings.dreamer import ModelSettings
 from tools import BernoulliDist, SymexpTwoHot
 
 # Heads about nodes, which only routing has.
@@ -25,7 +26,7 @@ ROUTING_HEADS = ("current_node", "current_pos", "coords")
 class ObservationModel(WorldModel):
     """A world model whose context is empty: all that it knows of an episode is in its latents."""
 
-    def __init__(self, task: ObservationTask, settings: Any, *, discount: float) -> None:
+    def __init__(self, task: ObservationTask, settings: ModelSettings, *, discount: float) -> None:
         """Build encoder, RSSM, decoder and every head whose loss scale is not 0.
 
         Args:
@@ -42,13 +43,13 @@ class ObservationModel(WorldModel):
             raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
         self.discount = discount
         units, layers = settings.units, settings.layers
-        scales = {name: scale for name, scale in settings.loss_scales.items() if name not in ROUTING_HEADS}
+        scales = {name: scale for name, scale in asdict(settings.loss_scales).items() if name not in ROUTING_HEADS}
         if not task.actions.masked:
             scales.pop("mask")
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
         encoded = select(task.encoded, settings.encode_keys)
         self.encoder = ObservationEncoder(encoded, units=units, layers=layers, depth=settings.depth)
-        self.rssm = RSSM(task.actions.embed_size, self.encoder.embed_size, **settings.rssm.to_dict())
+        self.rssm = RSSM(task.actions.embed_size, self.encoder.embed_size, **asdict(settings.rssm))
         feat_size = self.rssm.feat_size
         self.decoder: ObservationDecoder | None = None
         if "decoder" in self.loss_scales:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,7 @@ from parts.sets import masked_share
 from parts.views import NodeSet, View, take_nodes
 from routing.costs import FACTORS, LAST_COST, LAST_NODE
 from routing.rules import CURRENT_NODE, Instance, Rules, State
+from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
 
 
@@ -40,7 +42,7 @@ class RoutingModel(WorldModel):
 
     HEADS = ("reward", "cont", "mask", "current_node", "current_pos", "coords")
 
-    def __init__(self, task: RoutingTask, settings: Any) -> None:
+    def __init__(self, task: RoutingTask, settings: ModelSettings) -> None:
         """Build encoder, belief, RSSM and every head whose loss scale is not 0.
 
         Args:
@@ -53,25 +55,25 @@ class RoutingModel(WorldModel):
         super().__init__(task, settings)
         self.rules: type[Rules] = task.rules
         self.memory_spaces = {}
-        scales = settings.loss_scales.to_dict()
+        scales = asdict(settings.loss_scales)
         scales.pop("decoder")
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
         self.routing_encoder = RoutingEncoder(
             self.rules.num_node_features,
             state_features=self.rules.num_state_features,
             units=settings.units,
-            **settings.encoder.to_dict(),
+            **asdict(settings.encoder),
         )
         self.belief = self._make_belief(settings)
         self.belief_size = 0 if self.belief is None else self.belief.size
-        self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **settings.rssm.to_dict())
+        self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **asdict(settings.rssm))
         self.reward_latent = settings.reward_latent
         self.position_as_node = settings.current_pos == "node"
         self.heads = nn.ModuleDict(self._make_heads(settings))
         self.separate_reward = "reward" in self.heads
         self._finish(settings)
 
-    def _make_belief(self, settings: Any) -> Belief | None:
+    def _make_belief(self, settings: ModelSettings) -> Belief | None:
         costs = self.rules.costs
         if costs.shown == "factors" and not settings.belief:
             raise UserError("cost_shown: factors is read by a belief alone: set model.belief: true")
@@ -83,7 +85,7 @@ class RoutingModel(WorldModel):
             raise UserError("the move head reads a belief or the latent: set model.reward_latent: false")
         return Belief(costs.hidden if costs.shown == "factors" else 0, size=settings.units)
 
-    def _make_heads(self, settings: Any) -> dict[str, nn.Module]:
+    def _make_heads(self, settings: ModelSettings) -> dict[str, nn.Module]:
         feat_size, units = self.rssm.feat_size, settings.units
         reward_inputs = feat_size if self.reward_latent else self.belief_size
         makers = {

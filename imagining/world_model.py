@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from envs.tasks import Task
 from networks import RSSM, Latent
 from parts.layers import initialise, use_layer_norm
+from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, symexp_bins
 
 Losses = dict[str, Tensor]
@@ -52,7 +53,7 @@ class WorldModel(nn.Module, ABC):
     loss_scales: dict[str, float]
     memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
-    def __init__(self, task: Task, settings: Any) -> None:
+    def __init__(self, task: Task, settings: ModelSettings) -> None:
         """Take what does not depend on the kind of task.
 
         Args:
@@ -64,7 +65,7 @@ class WorldModel(nn.Module, ABC):
         self.free_nats = settings.free_nats
         self.register_buffer("bins", symexp_bins(settings.bins, device=torch.get_default_device()))
 
-    def _finish(self, settings: Any) -> None:
+    def _finish(self, settings: ModelSettings) -> None:
         """Change norms and initial weights as the settings say, once all is built."""
         if settings.norm == "layer":
             use_layer_norm(self)

@@ -9,6 +9,7 @@ from typing import Any
 
 from system.errors import ConfigError
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "a list"}
 # A layer that sets the first of two keys alone sets the other with it: only who asks for a schedule gets one.
 FOLLOWERS = {"actor.entropy": "actor.entropy_final"}
 
@@ -203,6 +204,13 @@ def thawed(value: Any) -> Any:
     return value
 
 
+def require_type(key: str, value: Any, kind: type) -> None:
+    """Raise a ConfigError where the value of a key is of another type; a whole number will do for a number."""
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{key} is {as_text(value)}; it takes {KINDS[kind]}")
+
+
 def nearest(key: str, valid: Iterable[str]) -> str:
     """The key that was most likely meant, or all whose last part is just what was given."""
     parts = {name: _last_part(name) for name in valid}
@@ -226,30 +234,3 @@ def as_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(as_text, value))}]"
     return {"None": "null", "True": "true", "False": "false", "inf": ".inf"}.get(repr(value), repr(value))
-
-
-def validate_choices(config: Config, choices: Mapping[str, Sequence[Any]]) -> None:
-    """Check that each dotted key of `choices` has one of the values listed for it.
-
-    Raises:
-        ConfigError: it has another.
-    """
-    flat = config.flat()
-    for key, allowed in choices.items():
-        if flat[key] not in allowed:
-            raise ConfigError(f"{key} is {flat[key]!r}; choose one of {', '.join(map(str, allowed))}")
-
-
-def validate_ranges(config: Config, ranges: Mapping[str, tuple[int | float, int | float]]) -> None:
-    """Check that each number named by a dotted key lies within its bounds, both included; `math.inf` is no bound.
-
-    Raises:
-        ConfigError: one does not, or is infinite.
-    """
-    flat = config.flat()
-    for key, (low, high) in ranges.items():
-        if math.isinf(flat[key]):
-            raise ConfigError(f"{key} is {flat[key]:g}; it must be finite")
-        if not low <= flat[key] <= high:
-            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-            raise ConfigError(f"{key} is {flat[key]:g}; it must be {bounds}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from parts.acting import Sight, encode_static
 from parts.actors import TSPPointerActor, saturation
 from parts.views import View
 from routing.rules import Instance, Rules
+from settings.learning import PointerSettings
+from settings.sac import SoftSettings
 from soft.networks import (
     ActionValues,
     ObservationVector,
@@ -32,7 +35,6 @@ from soft.networks import (
 from tools import OneHotDist, ReturnScale, follow_slowly, uniform
 
 Metrics = dict[str, Tensor]
-CRITICS = ("mse", "symlog_disc")
 
 
 class Soft(nn.Module, ABC):
@@ -42,10 +44,10 @@ class Soft(nn.Module, ABC):
     values: Any
     target_values: Any
 
-    def __init__(self, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__()
         self.discount, self.tau = discount, settings.tau
-        self.temperature = Temperature(settings.initial_alpha[settings.critic], device=device)
+        self.temperature = Temperature(settings.alpha, device=device)
 
     @abstractmethod
     def act(
@@ -88,7 +90,7 @@ class ContinuousSoft(Soft):
     however large the rewards. Small ones are not made larger.
     """
 
-    def __init__(self, task: ObservationTask, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, task: ObservationTask, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.read = ObservationVector(task.observations)
         (actions,) = task.actions.sizes
@@ -172,7 +174,7 @@ class DiscreteSoft(Soft):
     has nothing to choose and doesn't train the temperature. A subclass says how rows are judged.
     """
 
-    def __init__(self, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         if settings.critic != "mse":
             raise UserError(f"sac.critic is {settings.critic!r}, which is for continuous actions; this task needs mse")
@@ -214,7 +216,7 @@ class DiscreteSoft(Soft):
 class VectorSoft(DiscreteSoft):
     """SAC for a discrete action in any task that is observed as numbers and classes."""
 
-    def __init__(self, task: ObservationTask, settings: Any, *, discount: float, device: torch.device) -> None:
+    def __init__(self, task: ObservationTask, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.read = ObservationVector(task.observations)
         sizes = {"units": settings.units, "layers": settings.layers}
@@ -243,11 +245,17 @@ class RoutingSoft(DiscreteSoft):
     """SAC for routing, with the Dreamer's pointer as policy and its node encoder under the Q functions."""
 
     def __init__(
-        self, rules: type[Rules], settings: Any, *, pointer: Any, discount: float, device: torch.device
+        self,
+        rules: type[Rules],
+        settings: SoftSettings,
+        *,
+        pointer: PointerSettings,
+        discount: float,
+        device: torch.device,
     ) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.rules = rules
-        sizes = {**pointer.to_dict(), "latent": 0, "state_features": rules.num_state_features}
+        sizes = {**asdict(pointer), "latent": 0, "state_features": rules.num_state_features}
         self.policy = TSPPointerActor(0, rules.num_node_features, unimix=0.0, **sizes)
         self.values = PointerValues(rules.num_node_features, pointer=sizes)
         self._finish(device)

@@ -25,7 +25,7 @@ def pendulum_agent(**changes: Any) -> tuple[SAC, Replay]:
     settings = config.load(CONFIG_PATH, ["sac", "sac_pendulum", "debug"], {}).replace(**{"sac.units": 16, **changes})
     task = setup.make_setup(settings, CPU).task
     guard = Guard(CPU, GuardSettings(snapshot_every=2, max_skips=3))
-    agent = SAC(task, settings, device=CPU, generators=devices.make_generators(0, CPU), guard=guard)
+    agent = SAC.of(task, settings, device=CPU, generators=devices.make_generators(0, CPU), guard=guard)
     assert isinstance(task, ObservationTask)
     replay = Replay(task.spaces, num_envs=2, capacity=100, device=CPU)
     no = torch.zeros(2, dtype=torch.bool)

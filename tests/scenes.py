@@ -26,13 +26,14 @@ from imagining.observation_imagination import ObservationImagination
 from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
-from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed, WorldModel
 from models import make_behavior, make_imagination
 from networks import TSPPointerActor
 from parts.moves import MoveHead
 from routing.costs import find_costs
 from routing.rules import Rules
+from settings.dreamer import DreamerSettings, ModelSettings
+from settings.imagination import ImaginationSettings
 from tools import Bounds, uniform
 from training.replay import Replay
 from updates.optimizer import update_together
@@ -229,10 +230,10 @@ class Scene:
     def __init__(self, task: Task = ROUTING, **changes: Any) -> None:
         torch.manual_seed(0)
         settings = debug_config(*([] if isinstance(task, RoutingTask) else ["gym"]), **changes)
-        choices = ImaginationSettings.of(settings)
-        self.imagination = make_imagination(task, choices, model=settings.model)
+        sections = DreamerSettings.of(settings)
+        self.imagination = make_imagination(task, sections.imagination, model=sections.model)
         self.guard = Guard("cpu")
-        self.behavior: ImagBehavior = make_behavior(task, self.imagination, config=settings, guard=self.guard)
+        self.behavior: ImagBehavior = make_behavior(task, self.imagination, settings=sections, guard=self.guard)
 
     @property
     def model(self) -> Any:
@@ -391,7 +392,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def make_world_model(task: Task, *, discount: float = 1.0, **changes: Any) -> Any:
     """A world model of the kind that the task needs, from the section `debug` with some keys changed."""
-    settings = debug_config(**{f"model.{key}": value for key, value in changes.items()}).model
+    settings = ModelSettings.of(debug_config(**{f"model.{key}": value for key, value in changes.items()}))
     if isinstance(task, ObservationTask):
         return ObservationModel(task, settings, discount=discount)
     assert isinstance(task, RoutingTask)

@@ -10,6 +10,7 @@ from envs.tasks import RoutingTask, Task
 from guard import Guard
 from imagining.behavior import make_actor
 from imagining.imagination import Noise, imagine
+from settings.dreamer import ActorSettings
 from tests.conftest import shapes_executed
 from tests.scenes import (
     NODES,
@@ -115,7 +116,7 @@ def test_imagined_reward_is_that_of_the_imagined_action(scripted: Taught):
     settings = debug_config(imag_tours=1, **{"actor.type": "mlp"}, **changes)
     imagination, actor = (
         imagination_in(model, settings),
-        make_actor(SCRIPTED, imagination_in(model, settings), settings.actor),
+        make_actor(SCRIPTED, imagination_in(model, settings), ActorSettings.of(settings)),
     )
     observed = model.observe(scripted.batch, scripted.learner.draw(scripted.batch))
     start = imagination.start(scripted.batch, observed, needs_latent=True, generator=generator(3))

@@ -297,7 +297,7 @@ def test_replay_value_loss_reaches_model_and_critic_and_not_the_actor():
 
 def test_every_loss_of_an_update_is_logged_with_its_own_value(monkeypatch: pytest.MonkeyPatch):
     settings = debug_config("gym", replay_context=False, imag_horizon="3")
-    agent = Dreamer(SCRIPTED, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    agent = Dreamer.of(SCRIPTED, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
     whole, seen = agent._losses, []
 
     def record(*arguments: Any, **keywords: Any) -> Computed:
@@ -351,7 +351,7 @@ def test_replay_value_loss_by_hand():
 @pytest.mark.parametrize("broken", [False, True])
 def test_replay_value_loss_that_is_not_finite_skips_model_and_critic(broken: bool, monkeypatch: pytest.MonkeyPatch):
     settings = debug_config("gym", replay_context=False, schedule__warmup=0, imag_horizon="3")
-    learner = Dreamer(SCRIPTED, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    learner = Dreamer.of(SCRIPTED, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
     replay = scripted_replay()
     learner.update(replay, progress=0.0)
     if broken:

@@ -233,7 +233,8 @@ def routing_model(agent: Dreamer) -> RoutingModel:
 
 
 def hidden_agent(**changes: Any) -> Dreamer:
-    agent = Dreamer(HIDDEN, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    settings, generators = debug_config(**changes), make_generators(0, CPU)
+    agent = Dreamer.of(HIDDEN, settings, device=CPU, generators=generators, guard=Guard("cpu"))
     without_zero_outputs(agent.model)
     return agent
 

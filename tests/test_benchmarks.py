@@ -27,7 +27,7 @@ NODES = 6
 @pytest.fixture
 def agent():
     settings = load(policy_gradient.CONFIGS, ["debug"], {"actor.pointer.latent": "0"})
-    return Dreamer(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+    return Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_worlds_prints_what_tours_cost_that_know_too_little(capsys, monkeypatch,
 
 def costly_agent(**changes):
     settings = load(policy_gradient.CONFIGS, ["debug"], changes)
-    return Dreamer(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+    return Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
 
 
 def test_move_error_is_zero_where_the_head_gives_the_costs_and_known_where_it_is_off():

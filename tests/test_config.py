@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 import re
 import tracemalloc
@@ -487,14 +486,6 @@ def test_one_line_errors_keeps_traceback_of_other_errors() -> None:
         raise OSError("no space left")
 
 
-def test_validate_choices_names_the_choices(path: Path) -> None:
-    choices = {"imag_mask": ("rules", "predicted"), "layers": ((64, 64),)}
-    loaded = config.load(path, [], {})
-    config.validate_choices(loaded, choices)
-    with pytest.raises(ConfigError, match=r"^imag_mask is 'foo'; choose one of rules, predicted$"):
-        config.validate_choices(loaded.replace(imag_mask="foo"), choices)
-
-
 def test_save_read_round_trip_keeps_order_and_types(path: Path, tmp_path: Path) -> None:
     loaded = config.load(path, [], {"device": "1e-2", "actor.entropy": "1e-7", "logdir": "null"})
     config.save(loaded, tmp_path / "config.yaml")
@@ -513,20 +504,6 @@ def test_read_takes_missing_keys_from_a_fallback(path: Path, tmp_path: Path) -> 
     assert filled.flat() == {**fallback.flat(), **expected}
     assert fallback == config.load(path, [], {})
     assert config.read(saved).flat() == expected
-
-
-@pytest.mark.parametrize(("value", "message"), [(0, "at least 1"), (-3, "at least 1")])
-def test_validate_ranges_names_key_value_and_bound(value: int, message: str) -> None:
-    settings = config.Config({"steps": value, "actor": {"unimix": 0.5}})
-    with pytest.raises(ConfigError, match=f"steps is {value}; it must be {message}"):
-        config.validate_ranges(settings, {"actor.unimix": (0, 1), "steps": (1, math.inf)})
-
-
-def test_validate_ranges_accepts_the_bounds_themselves() -> None:
-    settings = config.Config({"unimix": 1.0, "share": 0.0})
-    config.validate_ranges(settings, {"unimix": (0, 1), "share": (0, 1)})
-    with pytest.raises(ConfigError, match=r"unimix is 1; it must be between 0 and 0\.5"):
-        config.validate_ranges(settings, {"unimix": (0, 0.5)})
 
 
 def repeated(innermost: str, before: str, after: str) -> str:

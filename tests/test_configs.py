@@ -23,7 +23,8 @@ from guard import Guard
 from networks import MaskedActor, TSPPointerActor
 from parts.acting import Sight
 from sac import SAC
-from training import devices, logdirs, ranges, replay_room, setup
+from settings.run import RunSettings
+from training import devices, logdirs, replay_room, setup
 from training.replay import Replay
 
 CPU = torch.device("cpu")
@@ -75,11 +76,11 @@ def random_actions(task: Task, obs: dict[str, torch.Tensor], count: int) -> torc
     return torch.multinomial(mask.float(), 1)[:, 0]
 
 
-def act_and_update(chosen: Config, make_agent: type = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
+def act_and_update(chosen: Config, make_agent: Any = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random actions."""
     guard, generators = Guard(CPU), devices.make_generators(0, CPU)
     task, env = make_setup(chosen, generators)
-    agent = make_agent(task, chosen, device=CPU, generators=generators, guard=guard)
+    agent = make_agent.of(task, chosen, device=CPU, generators=generators, guard=guard)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
     replay = Replay(
@@ -151,14 +152,13 @@ def test_debug_overlays_every_section(name: str):
 
 
 @pytest.mark.parametrize("names", [[name] for name in SECTIONS] + [[name, "debug"] for name in NAMED], ids="+".join)
-def test_section_keeps_within_the_loops_ranges_and_prefills_what_is_sampled(names: list[str]):
+def test_section_keeps_within_the_runs_ranges_and_prefills_what_is_sampled(names: list[str]):
     chosen = section(*names)
-    config.validate_ranges(chosen, ranges.RANGES)
-    config.validate_choices(chosen, ranges.CHOICES)
+    settings = RunSettings.of(chosen)
     if chosen.task in RULES:
-        setup._require_episodes(chosen, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
+        setup._require_episodes(settings, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
-        replay_room.require_windows(chosen, chosen.batch_length)
+        replay_room.require_windows(settings, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"
 
 

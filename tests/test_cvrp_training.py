@@ -189,7 +189,7 @@ def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
     chosen = debug_config("cvrp_attn", **changes)
     generators = devices.make_generators(0, CPU)
     task = setup.make_task(chosen)
-    return dreamer.Dreamer(task, chosen, device=CPU, generators=generators, guard=Guard(CPU)), task
+    return dreamer.Dreamer.of(task, chosen, device=CPU, generators=generators, guard=Guard(CPU)), task
 
 
 @pytest.mark.parametrize("changes", [{}, {"actor.pointer.latent": 4}], ids=["plain", "latent"])

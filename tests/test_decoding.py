@@ -25,7 +25,7 @@ NODES = 6
 def make_agent(**changes):
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {}).replace(**changes)
     generators = devices.make_generators(0, CPU)
-    return Dreamer(setup.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
+    return Dreamer.of(setup.make_task(settings), settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
 def instances(count, num_nodes=NODES):

@@ -131,12 +131,12 @@ def agent() -> dreamer.Dreamer:
     settings = config.load(CONFIGS, ["debug"], {"model_every": "1"})
     generators = devices.make_generators(0, CPU)
     guard = Guard(CPU, GuardSettings(max_skips=100))
-    return dreamer.Dreamer(make_task(settings), settings, device=CPU, generators=generators, guard=guard)
+    return dreamer.Dreamer.of(make_task(settings), settings, device=CPU, generators=generators, guard=guard)
 
 
 @pytest.fixture
 def replay(agent: dreamer.Dreamer) -> Replay:
-    env = setup._routing_setup(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
+    env = setup.make_setup(config.load(CONFIGS, ["debug"], {}), CPU).make_env(agent.generators)
     obs, info = env.reset()
     spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()} | {"action": ((), torch.int64)}
     replay = Replay(spaces, num_envs=env.num_envs, capacity=400, device=CPU)

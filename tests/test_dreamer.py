@@ -15,8 +15,8 @@ from envs.routing import TSPInstance, TSPRules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from guard import Guard
-from imagining.settings import ImaginationSettings
 from parts.acting import Sight
+from settings.imagination import ImaginationSettings
 from tools import uniform
 from training import devices, setup
 from training.logger import METRICS
@@ -33,7 +33,7 @@ def debug_config(**changes: Any) -> config.Config:
 def agent(**changes: Any) -> Dreamer:
     torch.manual_seed(0)
     settings = debug_config(**changes)
-    return Dreamer(
+    return Dreamer.of(
         setup.make_task(settings), settings, device=CPU, generators=devices.make_generators(0, CPU), guard=Guard("cpu")
     )
 

@@ -45,7 +45,7 @@ ROUTING = RoutingTask.of(TSPRules, NODES)
 def routing_agent() -> tuple[Dreamer, dict[str, torch.Generator]]:
     generators = devices.make_generators(0, CPU)
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {})
-    return Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
+    return Dreamer.of(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
 
 def some_instances(count: int = 8) -> Evaluation:
@@ -372,7 +372,7 @@ def test_gym_evaluator_plays_the_same_episodes_each_time_and_others_in_the_test(
 def test_gym_evaluator_gives_the_same_report_twice_and_draws_nothing():
     settings = config.load(Path(config.__file__).with_name("configs.yaml"), ["debug"], {"task": "gym_Switches-v0"})
     made, generators = setup.make_setup(settings, CPU), devices.make_generators(0, CPU)
-    agent = Dreamer(made.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
+    agent = Dreamer.of(made.task, settings, device=CPU, generators=generators, guard=Guard("cpu"))
     evaluator = gym_evaluator(make_gym(settings.task))
     before = random_states(generators)
     one, other = evaluator.validate(agent), evaluator.validate(agent)

@@ -16,10 +16,10 @@ from envs.vector import RoutingVectorEnv
 from imagining.imagination import Trajectory
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_starts import expand_instance
-from imagining.settings import ImaginationSettings
 from parts import actors
 from parts.layers import MLP
 from parts.views import View
+from settings.imagination import ImaginationSettings
 from tests.scenes import (
     CPU,
     CRITIC,
@@ -338,9 +338,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"horizon": 0}, "imag_horizon is 0"),
     ({"horizon": "long"}, "imag_horizon is 'long'"),
     ({"tours": 0}, "imag_tours is 0"),
-    ({"discount": 0.0}, "discount must lie in"),
-    ({"discount": 1.1}, "discount must lie in"),
-    ({"lambda_": -0.1}, "lambda in"),
+    ({"discount": 0.0}, "discount is 0; it must be above 0 and at most 1"),
+    ({"discount": 1.1}, "discount is 1.1"),
+    ({"lambda_": -0.1}, "return_lambda is -0.1; it must be between 0 and 1"),
     ({"tours": 1}, "baseline leave_one_out .* imag_tours of 2 or more, got episode and 1"),
     ({"horizon": 10}, "baseline leave_one_out .* imag_horizon: episode .* got 10 and 16"),
     ({"gradient": "dynamics", "reward": "simulated"}, "imag_gradient dynamics .* imag_reward: head"),

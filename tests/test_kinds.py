@@ -12,12 +12,13 @@ from envs.tasks import ActionSpec, ObservationTask
 from guard import Guard
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
 from imagining.observation_model import ObservationModel
-from imagining.settings import ImaginationSettings
 from imagining.world_model import Observed
 from models import make_behavior
 from parts.acting import Sight
 from parts.actors import Actor
 from parts.views import NodeSet
+from settings.dreamer import DreamerSettings
+from settings.imagination import ImaginationSettings
 from tests.scenes import RANGE, debug_config, generator, random_rows, vector
 from tools import Bounds, OneHotDist, uniform
 
@@ -101,8 +102,9 @@ class Market(Imagination):
 
 def test_candidates_that_change_with_every_state_are_imagined_and_learnt_from():
     settings = debug_config("gym", imag_horizon="4", **{"actor.type": "mlp", "actor.advantage_scale": "none"})
-    imagination = Market(ObservationModel(TASK, settings.model, discount=1.0), ImaginationSettings.of(settings))
-    behavior = make_behavior(TASK, imagination, config=settings, guard=Guard("cpu"))
+    sections = DreamerSettings.of(settings)
+    imagination = Market(ObservationModel(TASK, sections.model, discount=1.0), sections.imagination)
+    behavior = make_behavior(TASK, imagination, settings=sections, guard=Guard("cpu"))
     behavior.actor = Chooser()
     batch = random_rows(TASK)
     noise = uniform((*batch["reward"].shape, imagination.model.rssm.stoch_size), generator(1))

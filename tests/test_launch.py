@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from settings.run import RunSettings
 from tests.run_scenes import COMMAND, STEPS, train
 from tests.scenes import debug_config, refusal
 from training import replay_room
@@ -22,8 +23,8 @@ def test_replay_that_memory_cannot_hold_is_refused_before_the_first_step(
 
 def test_replay_holds_no_more_rows_than_a_run_has_steps_and_memory_is_asked_for_those() -> None:
     config = debug_config(steps=500, replay_capacity=10**6)
-    assert replay_room.rows_when_full(config) == 500
-    assert replay_room.rows_when_full(config.replace(replay_capacity=400)) == 400
+    assert replay_room.rows_when_full(RunSettings.of(config)) == 500
+    assert replay_room.rows_when_full(RunSettings.of(config.replace(replay_capacity=400))) == 400
 
 
 def opening(capsys: pytest.CaptureFixture[str], logdir: Path, *arguments: str) -> tuple[dict[str, str], list[str]]:

@@ -55,7 +55,7 @@ from training.logger import METRICS, RunLock
         (["--train_ratio", "-1"], "train_ratio is -1; it must be at least 0"),
         (["--nodes", "2"], "num_nodes is 2; a tour needs at least 3 nodes"),
         (["--model.rssm.blocks", "3"], "must both be multiples of 3 blocks"),
-        (["--schedule.final_lr", "2"], "final_lr in [0, 1]"),
+        (["--schedule.final_lr", "2"], "schedule.final_lr is 2; it must be between 0 and 1"),
         (["--resume", "no/such/file.pt"], "no/such/file.pt cannot be opened"),
         (["--init", "no/such/file.pt"], "no/such/file.pt cannot be opened"),
         (["--resume", "a.pt", "--init", "b.pt"], "give one of them"),

@@ -18,6 +18,8 @@ from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
 from routing.cvrp import CVRPRules
 from routing.rules import Instance, Rules
+from settings.learning import PointerSettings
+from settings.sac import SoftSettings
 from soft.losses import RoutingSoft
 from tests.scenes import CONFIG_PATH, CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
 from training.logger import METRICS
@@ -143,7 +145,7 @@ def test_padded_batches_give_actor_and_critic_the_losses_of_the_unpadded(rules):
 def test_padded_batches_give_sac_the_tables_and_losses_of_the_unpadded(rules):
     alone, padded = pair(rules)
     settings = load(CONFIG_PATH, ["sac"], {})
-    soft = RoutingSoft(rules, settings.sac, pointer=settings.actor.pointer, discount=1.0, device=CPU)
+    soft = RoutingSoft(rules, SoftSettings.of(settings), pointer=PointerSettings.of(settings), discount=1.0, device=CPU)
     rows = rules.episode_steps(NODES) + 1
     short, long = (batch_of(rules, each, rows=rows) for each in (alone, padded))
     (losses, metrics), (padded_losses, padded_metrics) = (soft.losses(each, generator(1)) for each in (short, long))

@@ -96,7 +96,7 @@ def cost_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def agent(task: Task = ROUTING, **changes: Any) -> Dreamer:
-    return Dreamer(task, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    return Dreamer.of(task, debug_config(**changes), device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
 
 
 @pytest.fixture

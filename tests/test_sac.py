@@ -336,7 +336,7 @@ def test_sac_reads_the_keys_that_are_encoded_only():
     settings = debug_config("sac", "sac_pendulum")
     parts: dict[str, Any] = {"device": CPU, "generators": devices.make_generators(0, CPU), "guard": Guard(CPU)}
     with pytest.raises(ValueError, match="'eye'") as refusal:
-        SAC(task, settings, **parts)
+        SAC.of(task, settings, **parts)
     flag, pattern = shlex.split(str(refusal.value).partition("leave it out with ")[2])
     assert flag == "--model.encode_keys"
-    assert SAC(task, settings.replace(**{"model.encode_keys": pattern}), **parts).task == agent.task
+    assert SAC.of(task, settings.replace(**{"model.encode_keys": pattern}), **parts).task == agent.task

@@ -1,32 +1,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from config import Config
 from envs.routing import TSPRules
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
 from parts.actors import saturation
+from settings.learning import PointerSettings
+from settings.sac import InitialAlpha, SoftSettings
 from soft.losses import ContinuousSoft, RoutingSoft, VectorSoft
 
 CPU = torch.device("cpu")
-SETTINGS = {
-    **{"critic": "mse", "units": 8, "layers": 1, "bins": 63, "tau": 0.5, "entropy_share": 0.98},
-    "initial_alpha": {"mse": 1.0, "symlog_disc": 0.03},
-}
-POINTER = Config({"width": 16, "layers": 1, "heads": 2, "hidden": 32, "latent": 0, "clip": 10.0})
+SETTINGS = SoftSettings(
+    critic="mse",
+    units=8,
+    layers=1,
+    bins=63,
+    lr=1e-3,
+    tau=0.5,
+    initial_alpha=InitialAlpha(mse=1.0, symlog_disc=0.03),
+    max_grad_norm=math.inf,
+    entropy_share=0.98,
+)
+POINTER = PointerSettings(width=16, layers=1, heads=2, hidden=32, latent=0, clip=10.0)
 OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 
 
 def continuous(**changes: Any) -> ContinuousSoft:
     task = ObservationTask(actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
-    return ContinuousSoft(task, Config({**SETTINGS, **changes}), discount=0.9, device=CPU)
+    return ContinuousSoft(task, replace(SETTINGS, **changes), discount=0.9, device=CPU)
 
 
 def test_temperature_begins_lower_where_values_are_divided_by_their_scale():
@@ -199,7 +208,7 @@ class Constant(nn.Module):
 def discrete(*, logits: list[float], values: list[list[float]], slow: list[list[float]]) -> VectorSoft:
     """Known functions of 3 actions."""
     task = ObservationTask(actions=ActionSpec("discrete", (3,), masked=True), observations=OBSERVATIONS)
-    soft = VectorSoft(task, Config(SETTINGS), discount=0.5, device=CPU)
+    soft = VectorSoft(task, SETTINGS, discount=0.5, device=CPU)
     soft.policy, soft.values, soft.target_values = Constant(logits), Constant(*values), Constant(*slow)
     with torch.no_grad():
         soft.temperature.log_alpha.fill_(math.log(ALPHA))
@@ -271,7 +280,7 @@ def test_states_with_one_legal_action_do_not_train_the_temperature():
 def test_discrete_sac_refuses_a_two_hot_critic():
     task = ObservationTask(actions=ActionSpec("discrete", (3,)), observations=OBSERVATIONS)
     with pytest.raises(ValueError, match="'symlog_disc', which is for continuous actions"):
-        VectorSoft(task, Config({**SETTINGS, "critic": "symlog_disc"}), discount=1.0, device=CPU)
+        VectorSoft(task, replace(SETTINGS, critic="symlog_disc"), discount=1.0, device=CPU)
 
 
 def test_windows_across_the_end_of_an_episode_count_nowhere():
@@ -303,7 +312,7 @@ def test_saturated_pointer_of_the_policy_gets_a_gradient():
 
 def routing_batch(generator: torch.Generator, *, nodes: int = 5) -> tuple[RoutingSoft, dict[str, Tensor]]:
     """A fresh agent, and tours that it walked."""
-    soft = RoutingSoft(TSPRules, Config(SETTINGS), pointer=POINTER, discount=1.0, device=CPU)
+    soft = RoutingSoft(TSPRules, SETTINGS, pointer=POINTER, discount=1.0, device=CPU)
     env = RoutingVectorEnv(TSPRules, num_envs=3, num_nodes=nodes, device=CPU, generator=generator, check_actions=True)
     obs, info = env.reset()
     static: dict[str, Tensor] = {}

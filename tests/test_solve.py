@@ -90,7 +90,7 @@ def refusal(capsys, *arguments):
 def make_agent(**changes):
     settings = config.load(solve.CONFIGS, ["debug"], {}).replace(**changes)
     task, generators = setup.make_task(settings), make_generators(0, CPU)
-    return dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
+    return dreamer.Dreamer.of(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
 
 
 @pytest.mark.parametrize("count", [3, NODES, 15])
@@ -259,7 +259,7 @@ def test_solve_takes_the_run_of_an_older_version(run, tmp_path, capsys):
 def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     settings = config.load(solve.CONFIGS, ["debug"], {"task": "gym_TMaze-v0"})
     made = setup.make_setup(settings, CPU)
-    agent = dreamer.Dreamer(made.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
+    agent = dreamer.Dreamer.of(made.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     config.save(settings, tmp_path / "config.yaml")
     checkpoint.save(tmp_path / "latest.pt", {"agent": agent.state_dict(), "step": 0})
     code, line = refusal(capsys, tmp_path, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")

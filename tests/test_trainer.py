@@ -38,7 +38,7 @@ ROUTING = RoutingTask.of(TSPRules, NODES)
 def debug_agent() -> tuple[dreamer.Dreamer, dict[str, torch.Generator]]:
     generators = devices.make_generators(0, CPU)
     settings = config.load(ROOT / "configs.yaml", ["debug"], {})
-    return dreamer.Dreamer(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
+    return dreamer.Dreamer.of(ROUTING, settings, device=CPU, generators=generators, guard=Guard("cpu")), generators
 
 
 # What a run logs

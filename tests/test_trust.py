@@ -70,7 +70,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
 def trained_weights() -> dict[str, object]:
     settings = debug_config()
     task, generators = setup.make_task(settings), make_generators(0, CPU)
-    agent = dreamer.Dreamer(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
+    agent = dreamer.Dreamer.of(task, settings, device=CPU, generators=generators, guard=Guard(CPU))
     return dict(agent.acting_weights())
 
 

@@ -48,7 +48,7 @@ def waits_of(update: Callable[[], Any]) -> list[str]:
 def test_update_of_the_dreamer_never_waits(changes: dict[str, Any]):
     task = routing("stretch" if changes else "euclidean")
     settings = debug_config(**{key.replace("__", "."): value for key, value in changes.items()})
-    agent = Dreamer(task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
+    agent = Dreamer.of(task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard("cpu"))
     replay = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=task.rules)
     assert waits_of(lambda: agent.update(replay, progress=0.1)) == []
 

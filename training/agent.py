@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from config import Config
+from envs.tasks import Task
+from guard import Guard
 from parts.acting import Sight
 from training.replay import Replay
 
@@ -42,3 +45,12 @@ class Agent(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def load_weights(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class AgentClass(Protocol):
+    """A class of agents, which makes one with what it reads of a config."""
+
+    def of(
+        self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+    ) -> Agent: ...

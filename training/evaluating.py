@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from config import CODE_KEYS, CommandLine, Config, ConfigError, validate_ranges
+from config import CODE_KEYS, CommandLine, Config, ConfigError
 from envs.tasks import ObservationTask
+from settings.run import RunSettings
 from system.terminal import show, tell
-from training.agent import Agent
+from training.agent import AgentClass
 from training.devices import prepare_torch
 from training.film import film
 from training.loading import load_run
-from training.ranges import RANGES
 from training.setup import TRAINING_ENV, make_one, make_setup, reading_of_observations, telling_of_crashes
 
 # What --evaluate takes from the command line; all else is the run's own.
@@ -23,10 +21,9 @@ EVALUATION_KEYS = (
     *("envs", "env_processes", "env_timeout", "env_restarts"),
 )
 MACHINE_KEYS = ("device", "threads")
-EVALUATION_RANGES = {"eval_episodes": (1, math.inf)}
 
 
-def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> None:
+def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
     """Let a run's agent play the final evaluation again, and print how it did.
 
     Raises:
@@ -35,7 +32,7 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
     path, video = Path(str(command.entry["evaluate"])), command.entry["video"]
     # An environment may change the working directory.
     folder = None if video is None else Path(video).absolute()
-    validate_ranges(command.config, {**RANGES, **EVALUATION_RANGES})
+    RunSettings.of(command.config).evaluation.require_episodes()
     device = prepare_torch(command.config)
     changes = {key: command.config[key] for key in command.overrides if key in EVALUATION_KEYS}
     with telling_of_crashes():
@@ -50,7 +47,8 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
             trust=_trusts(command),
             to_play=True,
         )
-    validate_ranges(run.config, EVALUATION_RANGES)
+    settings = RunSettings.of(run.config)
+    settings.evaluation.require_episodes()
     if video and not isinstance(run.setup.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
@@ -64,8 +62,9 @@ def evaluate_run(command: CommandLine, *, make_agent: Callable[..., Agent]) -> N
         # The film comes first, so that a fault in it shows before a hundred episodes are played. No other environment
         # exists meanwhile, since a simulator may allow only one.
         setup.close()
-        make_env, reading = make_one(run.config, render_mode="rgb_array"), reading_of_observations(run.config)
-        filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=run.config.envs, **reading)
+        make_env, most_envs = make_one(settings.task, render_mode="rgb_array"), settings.environments.envs
+        reading = reading_of_observations(settings.observations)
+        filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=most_envs, **reading)
         setup = make_setup(run.config, device)
     with telling_of_crashes(), closing(setup):
         report = setup.make_evaluator(None).test(run.agent)

@@ -12,23 +12,17 @@ from gymnasium.error import DependencyNotInstalled
 
 import checkpoint
 from checkpoint import CheckpointError
-from config import (
-    CommandLine,
-    ConfigError,
-    to_yaml,
-    validate_choices,
-    validate_ranges,
-)
+from config import CommandLine, ConfigError, to_yaml
 from envs.gym_vector import EnvironmentCrashed
-from guard import Guard, GuardSettings, NonFinite
+from guard import Guard, NonFinite
+from settings.run import RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
-from training.agent import Agent
+from training.agent import Agent, AgentClass
 from training.devices import make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
 from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
 from training.opening import opening
-from training.ranges import CHOICES, RANGES
 from training.replay import Replay
 from training.replay_room import make_replay, require_windows
 from training.resuming import (
@@ -44,7 +38,7 @@ from training.resuming import (
     require_class,
 )
 from training.setup import make_setup, telling_of_crashes
-from training.trainer import REPLAY, Settings, Trainer
+from training.trainer import REPLAY, Trainer
 
 USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
 ENTRY_KEYS = {
@@ -64,7 +58,7 @@ def train(
     command: CommandLine,
     *,
     argv: list[str],
-    make_agent: Callable[..., Agent],
+    make_agent: AgentClass,
     make_pictures: Callable[[Any], Any] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
@@ -77,21 +71,19 @@ def train(
     if command.entry["video"]:
         raise ConfigError("--video goes with --evaluate")
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
-    validate_ranges(config, RANGES)
-    validate_choices(config, CHOICES)
-    settings = Settings.of(config)
+    settings = RunSettings.of(config)
     device = prepare_torch(config)
     with telling_of_crashes():
         setup = make_setup(config, device)
     generators = make_generators(config.seed, device)
-    guard = Guard(device, GuardSettings(**{name: config.guard[name] for name in GuardSettings._fields}))
+    guard = Guard(device, settings.guard)
     with _within_memory():
-        agent = make_agent(setup.task, config, device=device, generators=generators, guard=guard)
+        agent = make_agent.of(setup.task, config, device=device, generators=generators, guard=guard)
     env = setup.make_env(generators)
     with ExitStack() as stack:
         stack.callback(env.close)
-        replay = make_replay(config, setup.task.stored(env), memory=agent.memory_spaces, device=device)
-        require_windows(config, agent.batch_length)
+        replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
+        require_windows(settings, agent.batch_length)
         lock = stack.enter_context(claimed(logdir))
         # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.
         state, folder, changes = _take_up(
@@ -106,7 +98,7 @@ def train(
         trainer = Trainer(
             agent,
             setup.task,
-            settings=settings,
+            settings=settings.loop,
             env=env,
             replay=replay,
             evaluator=evaluator,
@@ -125,7 +117,7 @@ def train(
         past = [] if state is None else history(folder, changes, step=state["step"])
         with writing_to(logdir):
             logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
-        for line in opening(config, setup.task, replay, logdir=logdir, device=device, step=step):
+        for line in opening(settings, setup.task, replay, logdir=logdir, device=device, step=step):
             tell(line)
         trainer.run()
 
@@ -138,7 +130,7 @@ def _take_up(
     *,
     device: torch.device,
     program: str,
-    make_agent: Callable[..., Agent],
+    make_agent: AgentClass,
 ) -> tuple[dict[str, Any] | None, Path, Changes]:
     """The checkpoint to go on from, if any, its folder, and what has changed since; agent and replay have their parts.
 

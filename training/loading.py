@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ from torch import nn
 
 import checkpoint
 from checkpoint import CheckpointError
-from config import Config, ConfigError, filled, require_trust, validate_ranges
+from config import Config, ConfigError, filled, require_trust
 from envs.routing import RULES
 from envs.tasks import Task
 from guard import Guard
-from training.agent import Agent
+from settings.run import RunSettings
+from training.agent import Agent, AgentClass
 from training.devices import make_generators
-from training.ranges import RANGES
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
 from training.setup import Setup, make_setup
 
@@ -39,7 +38,7 @@ class LoadedRun(NamedTuple):
 def load_run(
     run: Path,
     *,
-    make_agent: Callable[..., Agent],
+    make_agent: AgentClass,
     device: torch.device,
     defaults: Config,
     changes: dict[str, Any] | None = None,
@@ -82,11 +81,11 @@ def load_run(
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
     require_trust(config, run, given=given, trust=trust)
-    validate_ranges(config, RANGES)
+    RunSettings.of(config)
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
     setup = make_setup(config.replace(**alone), device)
     _require_fit(state["agent"], run, make_agent=make_agent, task=setup.task, config=config)
-    agent = make_agent(
+    agent = make_agent.of(
         setup.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
     )
     with fitting(run):
@@ -94,7 +93,7 @@ def load_run(
     return LoadedRun(config, setup, agent, state["step"])
 
 
-def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent], task: Task, config: Config) -> None:
+def _require_fit(weights: Any, source: Path, *, make_agent: AgentClass, task: Task, config: Config) -> None:
     """Check that weights fit their config before the sizes in it take memory: on a device that has none.
 
     Raises:
@@ -105,7 +104,7 @@ def _require_fit(weights: Any, source: Path, *, make_agent: Callable[..., Agent]
     with nowhere, warnings.catch_warnings(), fitting(source):
         # PyTorch warns of weights that are loaded into tensors without numbers.
         warnings.simplefilter("ignore")
-        agent = make_agent(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
+        agent = make_agent.of(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
         agent.load_weights(weights)
         modules = [part for part in vars(agent).values() if isinstance(part, nn.Module)]
         needed = sum(each.numel() * each.element_size() for module in modules for each in module.parameters())

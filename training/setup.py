@@ -19,12 +19,13 @@ from envs.vector import RoutingVectorEnv
 from routing.costs import EUCLIDEAN, find_costs
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import MIN_NODES, Rules, single_precision
+from settings.dreamer import LossScales
+from settings.run import GYM_PREFIX, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
 from training.episodes import GymEvaluator
 from training.evaluation import Evaluator
 from training.tours import Evaluation, RoutingEvaluator
 
-GYM_PREFIX = "gym_"
 # The value of eval_env that evaluates in the environments of training.
 TRAINING_ENV = "training"
 
@@ -60,12 +61,14 @@ def make_setup(config: Config, device: torch.device) -> Setup:
     Raises:
         UserError: there is no such task, or no agent can play it.
     """
-    if config.task in RULES:
-        return _routing_setup(config, device)
-    if config.task.startswith(GYM_PREFIX):
-        return _gym_setup(config, device)
+    settings = RunSettings.of(config)
+    task = settings.task.task
+    if task in RULES:
+        return _routing_setup(settings, device, knows_coords=bool(LossScales.of(config).coords))
+    if settings.task.is_gym:
+        return _gym_setup(settings, device)
     raise ConfigError(
-        f"task is {config.task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
+        f"task is {task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
         f" such as {GYM_PREFIX}CartPole-v1"
     )
 
@@ -76,80 +79,77 @@ def make_task(config: Config) -> RoutingTask:
     Raises:
         ConfigError: it names another.
     """
-    if config.task not in RULES:
-        raise ConfigError(f"task is {config.task!r}; choose one of {', '.join(RULES)}")
-    rules = RULES[config.task].under(find_costs(config.cost, shown=config.cost_shown))
-    return RoutingTask.of(rules, config.nodes)
+    return _task_of(TaskSettings.of(config))
 
 
-def _routing_setup(config: Config, device: torch.device) -> Setup:
-    if config.context != "none":
-        raise ConfigError(f"context {config.context} is for gymnasium environments; {config.task} needs none")
-    task = make_task(config)
-    _require_episodes(config, task.rules.episode_steps(config.nodes) + 1)
-    curriculum = _curriculum(config)
+def _task_of(settings: TaskSettings) -> RoutingTask:
+    if settings.task not in RULES:
+        raise ConfigError(f"task is {settings.task!r}; choose one of {', '.join(RULES)}")
+    rules = RULES[settings.task].under(find_costs(settings.cost, shown=settings.cost_shown))
+    return RoutingTask.of(rules, settings.nodes)
+
+
+def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords: bool) -> Setup:
+    """`knows_coords` is whether a head of the world model predicts the positions of all nodes."""
+    task, nodes, evaluation = _task_of(settings.task), settings.task.nodes, settings.evaluation
+    _require_episodes(settings, task.rules.episode_steps(nodes) + 1)
+    curriculum = _curriculum(settings.task)
+    if curriculum and knows_coords:
+        raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
 
     def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
         return RoutingVectorEnv(
             task.rules,
-            num_envs=config.envs,
-            num_nodes=config.nodes,
+            num_envs=settings.environments.envs,
+            num_nodes=nodes,
             curriculum=curriculum,
             device=device,
             generator=generators["environment"],
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
-        validation = make_evaluation(config.nodes, config.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
-        test = make_evaluation(config.nodes, config.eval_instances, seed=TEST_SEED, rules=task.rules)
+        validation = make_evaluation(nodes, evaluation.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
+        test = make_evaluation(nodes, evaluation.eval_instances, seed=TEST_SEED, rules=task.rules)
         return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
 
     return Setup(task, make_env, make_evaluator, close=lambda: None)
 
 
-def _curriculum(config: Config) -> list[tuple[int, int | None]]:
+def _curriculum(settings: TaskSettings) -> list[tuple[int, int | None]]:
     """The stages that the config names: nodes, and env steps or None for ever.
 
     Raises:
         ConfigError: they are none.
     """
-    stages, last = list(config.curriculum), len(config.curriculum) - 1
+    stages, last = list(settings.curriculum), len(settings.curriculum) - 1
     for index, stage in enumerate(stages):
         whole = isinstance(stage, tuple) and len(stage) == 2 and all(type(part) in (int, type(None)) for part in stage)
         nodes, steps = stage if whole else (None, None)
-        if nodes is None or not MIN_NODES <= nodes <= config.nodes or (steps is None) != (index == last):
+        if nodes is None or not MIN_NODES <= nodes <= settings.nodes or (steps is None) != (index == last):
             raise ConfigError(
-                f"curriculum has the stage {stage}; each is [nodes, env steps] with {MIN_NODES} to {config.nodes} nodes"
-                " (the key nodes), and the last [nodes, null]"
+                f"curriculum has the stage {stage}; each is [nodes, env steps] with {MIN_NODES} to {settings.nodes}"
+                " nodes (the key nodes), and the last [nodes, null]"
             )
         if steps is not None and steps < 1:
             raise ConfigError(f"curriculum has a stage of {steps} env steps; it needs 1 at least")
-    if stages and stages[-1][0] != config.nodes:
+    if stages and stages[-1][0] != settings.nodes:
         raise ConfigError(
-            f"curriculum ends with {stages[-1][0]} nodes, the key nodes is {config.nodes}: make them the same"
+            f"curriculum ends with {stages[-1][0]} nodes, the key nodes is {settings.nodes}: make them the same"
         )
-    if stages and config.model.loss_scales.coords:
-        raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
     return stages
 
 
-def _gym_setup(config: Config, device: torch.device) -> Setup:
-    if config.curriculum:
-        raise ConfigError(f"curriculum is for routing; {config.task} needs none")
-    if config.prefill_policy != "random":
-        raise ConfigError(f"prefill_policy {config.prefill_policy} is for routing; {config.task} needs random")
-    if config.cost != EUCLIDEAN.name:
-        raise ConfigError(f"cost {config.cost} is for routing; {config.task} needs cost: {EUCLIDEAN.name}")
-    make_env = make_one(config)
+def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
+    make_env, environments, evaluation = make_one(settings.task), settings.environments, settings.evaluation
     # The environments are made at once, so that a mistake in them shows before anything else is done.
     options = {
-        "processes": config.env_processes,
-        "timeout": config.env_timeout,
+        "processes": environments.processes,
+        "timeout": environments.timeout,
         # The environments of evaluations count, too.
-        "restarts": Restarts(allowed=config.env_restarts),
-        **reading_of_observations(config),
+        "restarts": Restarts(allowed=environments.restarts),
+        **reading_of_observations(settings.observations),
     }
-    env = GymVectorEnv(make_env, num_envs=config.envs, device=device, seed=config.seed, **options)
+    env = GymVectorEnv(make_env, num_envs=environments.envs, device=device, seed=settings.machine.seed, **options)
     _require_mask_rules(env)
     task = ObservationTask(
         actions=env.actions,
@@ -161,11 +161,11 @@ def _gym_setup(config: Config, device: torch.device) -> Setup:
     def make_evaluator(pictures: Any) -> GymEvaluator:
         return GymEvaluator(
             make_env,
-            valid_episodes=config.valid_episodes,
-            eval_episodes=config.eval_episodes,
-            most_envs=config.envs,
+            valid_episodes=evaluation.valid_episodes,
+            eval_episodes=evaluation.eval_episodes,
+            most_envs=environments.envs,
             device=device,
-            training_env=env if config.eval_env == TRAINING_ENV else None,
+            training_env=env if evaluation.eval_env == TRAINING_ENV else None,
             pictures=pictures,
             **options,
         )
@@ -173,19 +173,19 @@ def _gym_setup(config: Config, device: torch.device) -> Setup:
     return Setup(task, lambda _generators: env, make_evaluator, close=env.close)
 
 
-def make_one(config: Config, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
-    """What makes the config's gymnasium environment, with its context."""
-    make_plain = make_gym(config.task, imports=config["import"], render_mode=render_mode)
-    return make_plain if config.context == "none" else lambda: DynamicsMapContext(make_plain())
+def make_one(settings: TaskSettings, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
+    """What makes the task's gymnasium environment, with its context."""
+    make_plain = make_gym(settings.task, imports=settings.imports, render_mode=render_mode)
+    return make_plain if settings.context == "none" else lambda: DynamicsMapContext(make_plain())
 
 
-def reading_of_observations(config: Config) -> dict[str, Any]:
+def reading_of_observations(settings: ObservationSettings) -> dict[str, Any]:
     """Which keys have to be read, which numbers that are not finite are set to 0, and which end their episode.
 
     See `GymVectorEnv`, whose arguments these are.
     """
-    wanted = (config.model.encode_keys, config.model.decode_keys)
-    return {"wanted_keys": wanted, "zero_keys": config.guard.zero_keys, "drop_keys": config.guard.drop_keys}
+    wanted = (settings.encode_keys, settings.decode_keys)
+    return {"wanted_keys": wanted, "zero_keys": settings.zero_keys, "drop_keys": settings.drop_keys}
 
 
 def _require_mask_rules(env: GymVectorEnv) -> None:
@@ -203,27 +203,29 @@ def _require_mask_rules(env: GymVectorEnv) -> None:
         raise ConfigError(f"the environment's mask_rules {problem}; docs/your-environment.md says what they need")
 
 
-def _require_episodes(config: Config, rows: int) -> None:
+def _require_episodes(settings: RunSettings, rows: int) -> None:
     """Check that replay will hold whole episodes when the first update samples them, and at all.
 
     Raises:
         ConfigError: prefill or capacity is too small.
     """
-    least = {"prefill": config.envs * rows, "replay_capacity": config.envs * (2 * rows - 1)}
-    require_room(config, least, what=f"whole episodes of {rows} rows each")
+    envs = settings.environments.envs
+    least = {"prefill": envs * rows, "replay_capacity": envs * (2 * rows - 1)}
+    require_room(settings, least, what=f"whole episodes of {rows} rows each")
 
 
-def require_room(config: Config, least: dict[str, int], *, what: str) -> None:
+def require_room(settings: RunSettings, least: dict[str, int], *, what: str) -> None:
     """Check that the keys of `least` are no smaller than that; all that are are told at once, with what would do.
 
     Raises:
         ConfigError: one is smaller.
     """
-    short = {key: needed for key, needed in least.items() if config[key] < needed}
+    has = {"prefill": settings.loop.prefill, "replay_capacity": settings.loop.replay_capacity}
+    short = {key: needed for key, needed in least.items() if has[key] < needed}
     if short:
-        has = " and ".join(f"{key} is {config[key]}" for key in short)
+        given = " and ".join(f"{key} is {has[key]}" for key in short)
         add = " ".join(f"--{key} {needed}" for key, needed in short.items())
-        raise ConfigError(f"{has}; {config.envs} environments need more for {what}: add {add}")
+        raise ConfigError(f"{given}; {settings.environments.envs} environments need more for {what}: add {add}")
 
 
 @contextmanager

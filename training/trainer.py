@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -17,13 +17,14 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
-from config import Config, UserError
+from config import UserError
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from envs.tasks import ACTION_MASK, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard, NonFinite
 from parts.acting import Sight
 from routing.rules import nearest_node
+from settings.run import LoopSettings
 from system import safe_files, terminal
 from tools import OneHotDist
 from training.agent import Agent
@@ -57,25 +58,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, si
 IMPATIENCE = 5.0
 
 
-class Settings(NamedTuple):
-    """The keys of the config that the loop itself obeys."""
-
-    steps: int
-    prefill: int
-    prefill_policy: str
-    train_ratio: float
-    reward_scale: float
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    checkpoint_numbered: bool
-
-    @classmethod
-    def of(cls, config: Config) -> Settings:
-        """Pick them out."""
-        return cls(**{name: config[name] for name in cls._fields})
-
-
 class Trainer:
     """One run: its environments, replay, counters and clocks."""
 
@@ -84,7 +66,7 @@ class Trainer:
         agent: Agent,
         task: Task,
         *,
-        settings: Settings,
+        settings: LoopSettings,
         env: RoutingVectorEnv | GymVectorEnv,
         replay: Replay,
         evaluator: Evaluator,

@@ -108,23 +108,8 @@ class Optimizer:
             warmup: updates over which the rate rises from 0.
             decay_from: the share of the run at which the rate begins to fall.
             final_lr: the share of `lr` that is left at the run's end.
-
-        Raises:
-            UserError: there is no such algorithm, or a number is out of range.
         """
-        if algorithm not in EPSILON:
-            raise UserError(f"optimiser {name}: algorithm is {algorithm!r}; choose one of {', '.join(EPSILON)}")
-        if not (lr > 0 and clip > 0 and warmup >= 0 and 0 <= decay_from <= 1 and 0 <= final_lr <= 1):
-            raise UserError(
-                f"optimiser {name}: lr and clip must be positive, warmup at least 0, decay_from and final_lr in [0, 1];"
-                f" got lr {lr}, clip {clip}, warmup {warmup}, decay_from {decay_from}, final_lr {final_lr}"
-            )
         eps = EPSILON[algorithm] if eps is None else eps
-        if not (agc >= 0 and eps > 0 and all(0 <= beta < 1 for beta in betas)):
-            raise UserError(
-                f"optimiser {name}: agc must be at least 0, eps positive, betas in [0, 1);"
-                f" got agc {agc}, eps {eps}, betas {betas}"
-            )
         named = [(f"{prefix}.{key}", p) for prefix, module in modules.items() for key, p in module.named_parameters()]
         self.name, self.guard, self.algorithm = name, guard, algorithm
         self.names = [key for key, _ in named]

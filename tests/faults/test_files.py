@@ -168,7 +168,7 @@ def test_checkpoint_with_code_in_it_is_refused_and_not_run(runner, routing: list
         (["--prefill", "10"], "prefill is 10"),
         (["--model.rssm.blocks", "3"], "multiples of 3 blocks"),
         (["--device", "quantum"], "device 'quantum' cannot be used here"),
-        (["--actor.lr", "-1"], "lr and clip must be positive"),
+        (["--actor.lr", "-1"], "actor.lr is -1; it must be above 0"),
         (["--logdir"], "--logdir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,0 +1,154 @@
+"""What the Dreamer reads: world model, actor, critic, imagination, and how it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from settings.imagination import ImaginationSettings
+from settings.learning import OptimizerSettings, PointerSettings, ScheduleSettings
+from settings.sections import (
+    Between,
+    Bins,
+    Count,
+    GradientLimit,
+    Layers,
+    LearningRate,
+    NotNegative,
+    Section,
+    Share,
+    Weight,
+)
+from system.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RSSMSettings(Section):
+    """The recurrent state-space model."""
+
+    PLACE = "model.rssm"
+
+    cell: Literal["block", "dense"]
+    deter: Count
+    stoch: Count
+    classes: Count
+    hidden: Count
+    blocks: Count
+    unimix: Share
+
+
+@dataclass(frozen=True)
+class EncoderSettings(Section):
+    """The world model's encoder of nodes."""
+
+    PLACE = "model.encoder"
+
+    width: Count
+    layers: Layers
+    heads: Count
+
+
+@dataclass(frozen=True)
+class LossScales(Section):
+    """How much each loss of the world model counts; a head whose scale is 0 is not built."""
+
+    PLACE = "model.loss_scales"
+
+    dyn: float
+    rep: float
+    reward: float
+    cont: float
+    mask: float
+    current_node: float
+    current_pos: float
+    coords: float
+    decoder: float
+
+
+@dataclass(frozen=True)
+class ModelSettings(Section):
+    """The world model."""
+
+    PLACE = "model"
+
+    norm: Literal["rms", "layer"]
+    initialisation: Literal["torch", "published"]
+    rssm: RSSMSettings
+    encoder: EncoderSettings
+    encode_keys: str
+    decode_keys: str
+    depth: Count
+    units: Count
+    layers: Layers
+    move_units: Count
+    belief: bool
+    reward_latent: bool
+    bins: Bins
+    free_nats: Weight
+    current_pos: Literal["coords", "node"]
+    loss_scales: LossScales
+    lr: LearningRate
+    grad_clip: GradientLimit
+
+
+@dataclass(frozen=True)
+class ActorSettings(Section):
+    """The actor, and what its loss adds to advantages."""
+
+    PLACE = "actor"
+
+    type: Literal["tsp_pointer", "masked", "mlp"]
+    pointer: PointerSettings
+    units: Count
+    layers: Layers
+    unimix: Share
+    entropy: Weight
+    entropy_final: Weight
+    advantage_scale: Literal["percentile", "mean_abs", "none"]
+    advantage_floor: Annotated[float, Between(1e-8)]
+    lr: LearningRate
+    grad_clip: GradientLimit
+
+
+@dataclass(frozen=True)
+class CriticSettings(Section):
+    """The critic, and what it learns from."""
+
+    PLACE = "critic"
+
+    latent: bool
+    units: Count
+    layers: Layers
+    bins: Bins
+    share: Share
+    slow_rate: Share
+    slow_scale: Weight
+    replay_scale: Weight
+    lr: LearningRate
+    grad_clip: GradientLimit
+
+
+@dataclass(frozen=True)
+class DreamerSettings(Section):
+    """All that the Dreamer reads."""
+
+    batch_size: Count
+    batch_length: Annotated[int, Between(2)]
+    model_every: Count
+    reward_updates: NotNegative
+    reward_scale: float
+    replay_context: bool
+    schedule: ScheduleSettings
+    optimizer: OptimizerSettings
+    imagination: ImaginationSettings
+    model: ModelSettings
+    actor: ActorSettings
+    critic: CriticSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.imagination.reward != "head" and self.reward_scale != 1:
+            reward = self.imagination.reward
+            raise ConfigError(f"reward_scale is {self.reward_scale:g}; imag_reward {reward} needs it at 1")
+        if self.imagination.reward == "head" and not self.model.loss_scales.reward:
+            raise ConfigError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")

@@ -1,0 +1,159 @@
+"""What a run reads whatever its agent: its task, its environments, its loop, its evaluations and its machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from settings.sections import Between, Count, NotNegative, Section, Weight
+from system.errors import ConfigError
+
+GYM_PREFIX = "gym_"
+# The cost of a move where nothing else is asked for.
+PLAIN_COST = "euclidean"
+# The field's test sets have 10,000.
+Instances = Annotated[int, Between(1, 1_000_000)]
+
+
+@dataclass(frozen=True)
+class MachineSettings(Section):
+    """Where a run is computed, and from which seed."""
+
+    logdir: str | None
+    seed: Annotated[int, Between(0, 2**63 - 1)]
+    device: str
+    threads: Annotated[int, Between(1, 4096)]
+
+
+@dataclass(frozen=True)
+class TaskSettings(Section):
+    """What is to be solved."""
+
+    RENAMED: ClassVar = {"imports": "import"}
+
+    task: str
+    imports: str
+    context: Literal["none", "dynamics_map"]
+    nodes: int
+    curriculum: tuple[tuple[int, int | None], ...]
+    cost: str
+    cost_shown: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.is_gym and self.context != "none":
+            raise ConfigError(f"context {self.context} is for gymnasium environments; {self.task} needs none")
+        if self.is_gym and self.curriculum:
+            raise ConfigError(f"curriculum is for routing; {self.task} needs none")
+        if self.is_gym and self.cost != PLAIN_COST:
+            raise ConfigError(f"cost {self.cost} is for routing; {self.task} needs cost: {PLAIN_COST}")
+
+    @property
+    def is_gym(self) -> bool:
+        """Whether the task is a gymnasium environment."""
+        return self.task.startswith(GYM_PREFIX)
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings(Section):
+    """The environments that are stepped together."""
+
+    RENAMED: ClassVar = {"processes": "env_processes", "timeout": "env_timeout", "restarts": "env_restarts"}
+
+    envs: Count
+    processes: bool
+    timeout: Weight
+    restarts: NotNegative
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Section):
+    """On what the agent is evaluated."""
+
+    valid_instances: Instances
+    eval_instances: Instances
+    valid_episodes: Count
+    eval_episodes: NotNegative
+    eval_env: Literal["own", "training"]
+
+    def require_episodes(self) -> None:
+        """Raise a ConfigError where the final evaluation is of nothing."""
+        Between(1).require("eval_episodes", self.eval_episodes)
+
+
+@dataclass(frozen=True)
+class ObservationSettings(Section):
+    """How gymnasium observations are read.
+
+    Attributes:
+        encode_keys: a regular expression: keys that the world model sees.
+        decode_keys: likewise: keys that it predicts.
+        zero_keys: likewise: keys whose entries that are not finite are set to 0.
+        drop_keys: likewise: keys with which such entries end the episode.
+    """
+
+    RENAMED: ClassVar = {
+        **{name: f"model.{name}" for name in ("encode_keys", "decode_keys")},
+        **{name: f"guard.{name}" for name in ("zero_keys", "drop_keys")},
+    }
+
+    encode_keys: str
+    decode_keys: str
+    zero_keys: str
+    drop_keys: str
+
+
+@dataclass(frozen=True)
+class LoopSettings(Section):
+    """What the training loop itself obeys."""
+
+    steps: Count
+    prefill: NotNegative
+    prefill_policy: Literal["random", "nearest"]
+    train_ratio: Weight
+    reward_scale: Annotated[float, Between(1e-12, 1e12)]
+    log_every: Count
+    eval_every: NotNegative
+    checkpoint_every: Count
+    checkpoint_numbered: bool
+    replay_capacity: Count
+
+
+@dataclass(frozen=True)
+class GuardSettings(Section):
+    """What happens to values that are not finite.
+
+    Attributes:
+        enabled: whether non-finite updates are skipped and rolled back at all; off only to show what happens then.
+        max_skips: skipped updates in a row after which the last good state is taken up again.
+        snapshot_every: updates between two looks at parameters and moments, and between two good states kept.
+        max_rollbacks: returns to the same good state after which training stops.
+        recovery: updates at half the learning rate after each return.
+    """
+
+    PLACE = "guard"
+
+    enabled: bool = True
+    max_skips: Count = 10
+    snapshot_every: Count = 100
+    max_rollbacks: NotNegative = 5
+    recovery: NotNegative = 200
+
+
+@dataclass(frozen=True)
+class RunSettings(Section):
+    """All that a run reads whatever its agent."""
+
+    machine: MachineSettings
+    task: TaskSettings
+    environments: EnvironmentSettings
+    evaluation: EvaluationSettings
+    observations: ObservationSettings
+    loop: LoopSettings
+    guard: GuardSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task.is_gym and self.loop.prefill_policy != "random":
+            policy, task = self.loop.prefill_policy, self.task.task
+            raise ConfigError(f"prefill_policy {policy} is for routing; {task} needs random")
