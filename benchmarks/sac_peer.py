@@ -26,7 +26,7 @@ from envs.gym_tasks import make_gym
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from settings.run import RunSettings
 from settings.sac import SACSettings
-from settings.sections import require_choice
+from settings.sections import Between, require_choice
 from training import launch, logdirs
 from training.logger import Logger, ProgressBar, save_run_facts
 
@@ -69,6 +69,8 @@ def validate(config: Config) -> None:
     flat = config.flat()
     for key, allowed in CHOICES.items():
         require_choice(key, flat[key], allowed)
+    # Ours takes 0 for no validation; here it is the stride between two.
+    Between(1).require("eval_every", config.eval_every)
 
 
 def make_peer(config: Config, env: gymnasium.Env) -> Any:
