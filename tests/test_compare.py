@@ -315,6 +315,7 @@ def test_curve_of_seeds_apart_from_each_other_is_empty():
     assert len(grid) == len(mean) == 0
 
 
+@pytest.mark.run
 def test_runs_of_another_program_or_of_other_flags_are_no_seeds_of_ours(tmp_path: Path):
     settings = config.load(Path(compare.__file__).with_name("configs.yaml"), ["debug"], {})
     made = [

@@ -311,6 +311,7 @@ def test_run_lock_refuses_logdir_of_live_process_until_killed(tmp_path: Path) ->
     lock.release()
 
 
+@pytest.mark.run
 def test_save_run_facts_writes_files_and_names_differences(tmp_path: Path) -> None:
     defaults = Config({"seed": 0, "actor": {"entropy": 3e-4, "type": "mlp"}})
     page = save_run_facts(
@@ -329,6 +330,7 @@ def test_save_run_facts_writes_files_and_names_differences(tmp_path: Path) -> No
     assert "seed: 0" in page
 
 
+@pytest.mark.run
 def test_save_run_facts_works_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     defaults = Config({"seed": 0})
