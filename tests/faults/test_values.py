@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import checkpoint
-import networks
 from benchmarks.faults import KINDS, LASTING, PASSING, injecting, is_finite
 from dreamer import Dreamer
 from envs.tasks import RoutingTask
 from guard import main as print_reports
 from networks import TSPPointerActor
+from parts import actors
 from tests.faults.conftest import GUARDED, Outcome, Runner
 from tests.scenes import without_times
 from training.replay import Replay
@@ -200,7 +200,7 @@ SATURATED = [
 
 
 def test_saturated_pointer_stays_so_without_the_penalty(runner, routing: list[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(networks, "SATURATION_PENALTY", 0.0)
+    monkeypatch.setattr(actors, "SATURATION_PENALTY", 0.0)
     with at_update(2, saturate):
         run = runner.train(*routing, *SATURATED, "--steps", "150")
     assert [row["actor_grad_norm_max"] for row in run.rows if row["step"] >= 100 and "actor_grad_norm_max" in row] == [
