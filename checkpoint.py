@@ -8,11 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import pickletools
-import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -20,34 +15,18 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from system import safe_files, terminal
+from system import archives, safe_files, terminal
 
 FORMAT = 1
-# The attribute by which a member of an archive is a folder.
-FOLDER = 0x10
 LATEST = "latest.pt"
 PREVIOUS = "previous.pt"
 UNREADABLE = "unreadable.pt"
-OBJECTS = "holds objects other than tensors and plain values, which are never loaded: they could run code"
-ZIP_BEGINS = b"PK\x03\x04"
-# All that `save` needs by name. The loader would also take others that run nothing and yet take memory: `bytearray`
-# makes gigabytes of a few letters, and so do tensors of which the file holds no numbers.
-ALLOWED = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]+Storage"
-)
 # The most entries and levels of a state; that of a long run has some ten thousand entries in 10 levels.
 MOST_ENTRIES = 2**20
 DEEPEST = 64
 # Bytes that the tensors may claim beyond those of the file: a tensor may repeat its numbers, and then a few bytes claim
 # terabytes. Tensors of ours repeat none, and numbers of their own are in the file.
 MOST_REPEATED = 2**24
-
-
-# zipfile, pickletools and the loader raise these on bytes that are no archive of theirs.
-UNREADABLE_ARCHIVE = (
-    *(RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, MemoryError),
-    *(AssertionError, zipfile.BadZipFile, struct.error, zlib.error),
-)
 
 
 class CheckpointError(RuntimeError):
@@ -96,15 +75,15 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         with safe_files.open_to_read(path) as file:
-            _require_sound(file, path)
+            archives.require_sound(file)
             content = torch.load(file, map_location=device, weights_only=True)
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise _unusable(path, f"cannot be opened ({error.strerror})") from error
     except pickle.UnpicklingError as error:
-        raise _unusable(path, OBJECTS) from error
-    except CheckpointError:
-        raise
+        raise _unusable(path, archives.OBJECTS) from error
+    except archives.UnsoundError as error:
+        raise _unusable(path, str(error)) from error
     # Nothing but the readers of zip, pickle and torch ran: whatever they raise, from UnicodeDecodeError to MemoryError,
     # is about what the file holds.
     except Exception as error:
@@ -194,41 +173,6 @@ def restore_generators(generators: Mapping[str, torch.Generator], state: Mapping
                 f"random generator '{name}' was saved on another kind of device than {generator.device.type}; "
                 "resume on that kind, or take the weights only, with --init"
             ) from error
-
-
-def _require_sound(file: BinaryIO, path: Path) -> None:
-    """Check an archive before anything in it is loaded; the place in the file is its beginning afterwards.
-
-    Raises:
-        CheckpointError: it is none that `save` has written.
-    """
-    # The loader goes by the first bytes, and zipfile by the last ones.
-    if file.read(len(ZIP_BEGINS)) != ZIP_BEGINS or not zipfile.is_zipfile(file):
-        raise _unusable(path, "is empty, truncated or not a checkpoint")
-    archive = zipfile.ZipFile(file)
-    members = archive.infolist()
-    declared, size = sum(member.file_size for member in members), file.seek(0, os.SEEK_END)
-    # `save` does not compress. A compressed archive can take a thousand times its size in memory.
-    if archive.comment or declared > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise _unusable(path, f"has {size:,} bytes and declares {declared:,}: it is compressed, or not a checkpoint")
-    # torch.load does not compare the checksums that torch.save writes.
-    if archive.testzip() is not None:
-        raise _unusable(path, "is corrupt (a checksum differs)")
-    # An entry whose attributes, which no checksum covers, call it a folder would be read as nothing at all, and its
-    # tensor be what memory happens to hold.
-    if any(member.external_attr & FOLDER for member in members):
-        raise _unusable(path, "is corrupt (an entry is no file)")
-    for member in members:
-        if member.filename.endswith(".pkl"):
-            _require_plain_pickle(archive.read(member), path)
-    file.seek(0)
-
-
-def _require_plain_pickle(content: bytes, path: Path) -> None:
-    for opcode, argument, _ in pickletools.genops(content):
-        named = argument if opcode.name in ("GLOBAL", "INST") else ""
-        if opcode.name == "STACK_GLOBAL" or (named and not ALLOWED.fullmatch(str(named))):
-            raise _unusable(path, OBJECTS)
 
 
 def _parts(value: object) -> Iterable[object]:

@@ -91,7 +91,7 @@ def test_second_interrupt_stops_at_once_and_leaves_what_was_saved(
 
 @pytest.mark.run
 def test_second_interrupt_after_a_while_waits_like_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("training.trainer.IMPATIENCE", 0.0)
+    monkeypatch.setattr("training.stopping.IMPATIENCE", 0.0)
     after_update(3, interrupt_twice, monkeypatch)
     train(tmp_path, *ARGUMENTS)
     assert loaded(tmp_path / checkpoint.LATEST)["updates"] == 3

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,6 +29,7 @@ from training.evaluation import Evaluator, Report
 from training.logger import Logger, MetricAverages, ProgressBar, RunLock
 from training.replay import REWARD_AND_ENDS, Replay
 from training.resuming import require_like
+from training.stopping import StopRequests
 
 # A metric above its threshold is worth a line on the terminal.
 WARN_ABOVE = {
@@ -52,10 +50,6 @@ REPORTS, REPLAY, CRASHES = "guard", "replay", "crashes"
 OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
 # The most reports, by one process, of crashes that the run goes on after.
 MOST_CRASH_REPORTS = 20
-# A closed shell, and the signals that schedulers send before they kill, are requests to stop, too.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
-# A second Ctrl-C within so many seconds of the first does not wait for anything to be saved.
-IMPATIENCE = 5.0
 
 
 class Trainer:
@@ -99,11 +93,10 @@ class Trainer:
         self.finished = False
         self.emergency = False
         self.crash_reports = 0
-        self._stop_signal: str | None = None
-        self._interrupted_at = -math.inf
+        self._stop = StopRequests()
 
     def run(self) -> None:
-        """Train until `steps`, then evaluate on the test set. The signals of `STOP_SIGNALS` save and end early.
+        """Train until `steps`, then evaluate on the test set. A request to stop saves and ends early.
 
         Raises:
             CheckpointError: a checkpoint cannot be written.
@@ -113,47 +106,44 @@ class Trainer:
         self._progress = ProgressBar(self.settings.steps, initial=self.step, updates_from=self.settings.prefill)
         self._logged_at = (self.step, self._elapsed())
         self._note_files()
-        # A program that was started with nohup, to outlive its terminal, ignores SIGHUP.
-        numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        handlers = {number: signal.signal(number, self._request_stop) for number in numbers}
-        try:
-            if not self.row:
-                with self._saving():
-                    # This comes before training's first episodes, since an evaluation in the same environments would
-                    # end them.
-                    if self.settings.eval_every:
-                        self._evaluate()
-                    obs, info = self.env.reset()
-                self.row = self._first_row(obs)
-                self.any_first = info["any_first"]
-                if self.latest:
-                    self._show()
-            self._train()
-            if self.finished:
-                self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
-                return
-            if self._stop_signal is None:
-                self._finish()
-            self._save()
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(
-                f"stopped at once at step {self.step}; what was saved before stays as it is in {self.logdir}"
-            ) from error
-        finally:
-            self._progress.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        if self._stop_signal is not None:
+        with self._stop.taken(), closing(self._progress):
+            try:
+                if not self.row:
+                    self._begin()
+                self._train()
+                if self.finished:
+                    self._progress.say(f"this run ended at step {self.step}; give more --steps to go on")
+                    return
+                if self._stop.signal is None:
+                    self._finish()
+                self._save()
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(
+                    f"stopped at once at step {self.step}; what was saved before stays as it is in {self.logdir}"
+                ) from error
+        if self._stop.signal is not None:
             terminal.tell(
-                f"stopped by {self._stop_signal} at step {self.step}; saved. The same command goes on from there."
+                f"stopped by {self._stop.signal} at step {self.step}; saved. The same command goes on from there."
             )
+
+    def _begin(self) -> None:
+        """The first evaluation and the first observations."""
+        with self._saving():
+            # Training's first episodes come after it, since an evaluation in the same environments would end them.
+            if self.settings.eval_every:
+                self._evaluate()
+            obs, info = self.env.reset()
+        self.row = self._first_row(obs)
+        self.any_first = info["any_first"]
+        if self.latest:
+            self._show()
 
     def _train(self) -> None:
         """Collect and learn until `steps` or a request to stop, and log, evaluate and save on the way."""
         while True:
             # Updates that an early stop left out come first, so that the run goes on as if it had not been stopped.
             if self.updates_owed < 1:
-                if self.step >= self.settings.steps or self._stop_signal is not None:
+                if self.step >= self.settings.steps or self._stop.signal is not None:
                     return
                 self.step_before = self.step
                 self._collect()
@@ -268,7 +258,7 @@ class Trainer:
 
     def _learn(self) -> None:
         """Make the updates that are owed, or as many of them as come before a request to stop."""
-        while self.updates_owed >= 1 and self._stop_signal is None:
+        while self.updates_owed >= 1 and self._stop.signal is None:
             progress = min(1.0, self.step / self.settings.steps)
             try:
                 self.averages.add(self.agent.update(self.replay, progress=progress))
@@ -414,14 +404,6 @@ class Trainer:
         for key, picture in report.pictures.items():
             self.logger.image(self.step, f"{name}_{key}", picture)
         self._note_files()
-
-    def _request_stop(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if number == signal.SIGINT and now - self._interrupted_at < IMPATIENCE:
-            raise KeyboardInterrupt
-        if number == signal.SIGINT:
-            self._interrupted_at = now
-        self._stop_signal = signal.Signals(number).name
 
     def _save(self, *, emergency: bool = False) -> None:
         """Write latest.pt: all that going on exactly needs.
