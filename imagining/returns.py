@@ -44,7 +44,7 @@ class Returns:
         if value is not None:
             metrics |= statistics("value", value[:, :, :-1], survival)
             returns = lambda_return(reward, value, discount, lambda_=self.settings.lambda_)
-            metrics |= _values_outside(value[:, :, :-1], possible, survival)
+            metrics |= values_outside(value[:, :, :-1], possible, survival)
         else:
             nothing = torch.zeros(1, device=reward.device).expand(*reward.shape[:-1], reward.shape[-1] + 1)
             returns = lambda_return(reward, nothing, discount, lambda_=1.0)
@@ -106,9 +106,7 @@ def statistics(name: str, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B
     }
 
 
-def _values_outside(
-    value: Float[Tensor, "B Q H"], possible: Bounds | None, survival: Float[Tensor, "B Q H"]
-) -> Metrics:
+def values_outside(value: Float[Tensor, "B Q H"], possible: Bounds | None, survival: Float[Tensor, "B Q H"]) -> Metrics:
     """The share of the critic's values that no return can reach, where it is known what one can."""
     if possible is None:
         return {}

@@ -16,7 +16,7 @@ from envs.routing import TSPInstance, TSPRules
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Start, Trajectory
-from imagining.returns import replayed_returns, statistics
+from imagining.returns import replayed_returns, statistics, values_outside
 from parts.layers import MLP
 from routing.costs import Costs
 from tests.scenes import (
@@ -240,6 +240,13 @@ def test_statistics_are_of_what_counts():
     assert metrics == pytest.approx(
         {"value_min": 2.0, "value_max": 5.0, "value_mean": 3.25, "value_std": math.sqrt(3.375 / 2)}
     )
+
+
+def test_values_outside_the_possible_range_count_as_much_as_they_are_likely():
+    value, survival = torch.tensor([[[-5.0, 0.0, 5.0]]]), torch.tensor([[[1.0, 0.5, 0.25]]])
+    possible = Bounds(torch.full((1, 1, 3), -1.0), torch.full((1, 1, 3), 1.0))
+    assert values_outside(value, possible, survival)["value_outside_rate"] == pytest.approx(1.25 / 1.75)
+    assert values_outside(value, None, survival) == {}
 
 
 def test_imagined_return_is_of_the_starts_that_count():
