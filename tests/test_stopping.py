@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,14 @@ from training.trainer import Trainer
 
 # Four updates a step, so that a request to stop mostly comes amidst those of one.
 ARGUMENTS = ("--steps", "64", "--train_ratio", "28", "--log_every", "20", "--checkpoint_every", "1000")
+
+
+@pytest.fixture(autouse=True)
+def hangup_is_heard() -> Iterator[None]:
+    """As in a plain terminal, even where these tests are started with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")
