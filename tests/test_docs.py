@@ -334,7 +334,9 @@ def test_settings_of_a_command_exist(command: Command):
     pairs = zip(command.arguments, command.arguments[1:], strict=False)
     flags = {flag.removeprefix("--"): value for flag, value in pairs if flag.startswith("--")}
     entry = {"configs", *launch.ENTRY_KEYS}
-    config.load(ROOT / "configs.yaml", names, {key: value for key, value in flags.items() if key not in entry})
+    settings = {key: value for key, value in flags.items() if key not in entry}
+    loaded = config.load(ROOT / "configs.yaml", names, settings)
+    assert loaded.flat().keys() >= settings.keys()
 
 
 def test_commands_of_pages_are_found():

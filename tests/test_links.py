@@ -174,6 +174,7 @@ def test_read_takes_no_memory_for_an_event_that_is_not_there(tmp_path: Path) -> 
 
 def test_refuse_links_passes_over_what_is_not_there(tmp_path: Path) -> None:
     safe_files.refuse_links(tmp_path, ("replay",))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_table_of_solutions_has_one_line_for_a_name_of_several(tmp_path: Path) -> None:
