@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, one_line_errors, parse_command_line
 from envs.tasks import Task
@@ -20,7 +22,6 @@ from networks import Latent
 from parts.acting import Sight
 from settings.dreamer import DreamerSettings
 from tools import Bounds, uniform
-from training import evaluating, launch
 from training.replay import Replay
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
@@ -45,7 +46,7 @@ class Dreamer:
         generators: dict[str, torch.Generator],
         guard: Guard,
     ) -> None:
-        """Build model, behaviour and optimisers on `device`.
+        """Build model and behaviour on `device`.
 
         Args:
             task: what is to be solved.
@@ -63,22 +64,13 @@ class Dreamer:
         self.generators = generators
         self.imagination = make_imagination(task, settings.imagination, model=settings.model)
         self.model = self.imagination.model.to(device)
-        self.behavior = make_behavior(task, self.imagination, settings=settings, guard=guard).to(device)
-        self.model_optimizer = Optimizer(
-            "model",
-            {"model": self.model},
-            guard=guard,
-            lr=settings.model.lr,
-            clip=settings.model.grad_clip,
-            **asdict(settings.schedule),
-            **asdict(settings.optimizer),
-        )
-        behavior = self.behavior
+        self.behavior = make_behavior(task, self.imagination, settings=settings).to(device)
+        groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
         self.learner = Learner(
-            {"model": self.model_optimizer, "actor": behavior.actor_optimizer, "critic": behavior.critic_optimizer},
-            modules={"model": self.model, "behavior": behavior},
-            watched={"model": self.model, "actor": behavior.actor, "critic": behavior.critic},
-            follow=behavior.follow,
+            partial(make_optimizers, groups, settings=settings, guard=guard),
+            modules={"model": self.model, "behavior": self.behavior},
+            watched=groups,
+            follow=self.behavior.follow,
             generators=generators,
             guard=guard,
         )
@@ -201,7 +193,7 @@ class Dreamer:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
-        self.learner.recovery.mend()
+        self.learner.mend()
         return {
             "model": self.model.state_dict(),
             "behavior": self.behavior.state_dict(),
@@ -222,14 +214,14 @@ class Dreamer:
             own = self.behavior.state_dict().items()
             behavior = {**{name: value for name, value in own if not name.startswith("actor.")}, **behavior}
         self.behavior.load_state_dict(behavior)
-        self.learner.recovery.keep()
+        self.learner.keep()
 
     def acting_weights(self) -> dict[str, dict[str, Tensor]]:
         """The weights of world model and actor, in half precision: what acting and imagining need.
 
         `load_weights` takes them as it takes `state_dict`.
         """
-        self.learner.recovery.mend()
+        self.learner.mend()
         parts = {"model": (self.model, ""), "behavior": (self.behavior.actor, "actor.")}
         weights: dict[str, dict[str, Tensor]] = {}
         for part, (module, prefix) in parts.items():
@@ -260,8 +252,25 @@ class Dreamer:
         return self.learner.update_alone("model", compute, batch=batch, progress=progress)
 
 
+def make_optimizers(
+    groups: Mapping[str, nn.Module], *, settings: DreamerSettings, guard: Guard
+) -> dict[str, Optimizer]:
+    """An optimiser for each of `model`, `actor` and `critic`, with the rate and limit of its own section."""
+    model, actor, critic = settings.model, settings.actor, settings.critic
+    rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr}
+    clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip}
+    shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
+    return {
+        name: Optimizer(name, {name: module}, guard=guard, lr=rates[name], clip=clips[name], **shared)
+        for name, module in groups.items()
+    }
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
+    # Whoever imports this module for its agent needs neither a training loop nor its log.
+    from training import evaluating, launch
+
     with one_line_errors("dreamer.py", *launch.USER_ERRORS):
         command = parse_command_line(
             argv,

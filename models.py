@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from envs.tasks import ObservationTask, RoutingTask, Task
-from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import Imagination
 from imagining.observation_imagination import ObservationImagination
@@ -36,15 +33,13 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
     return RoutingImagination(RoutingModel(task, model), settings)
 
 
-def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSettings, guard: Guard) -> ImagBehavior:
+def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSettings) -> ImagBehavior:
     """Actor and critic as the settings describe them."""
     return ImagBehavior(
         task,
         imagination,
         actor=settings.actor,
         critic=settings.critic,
-        optimizer={**asdict(settings.schedule), **asdict(settings.optimizer)},
-        guard=guard,
         norm=settings.model.norm,
         initialisation=settings.model.initialisation,
     )

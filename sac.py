@@ -55,7 +55,7 @@ class SAC:
         generators: dict[str, torch.Generator],
         guard: Guard,
     ) -> None:
-        """Build networks and optimisers on `device`.
+        """Build networks on `device`.
 
         Args:
             task: what is to be solved.
@@ -70,15 +70,8 @@ class SAC:
         task = task.reading(partial(select, pattern=settings.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
         self.soft = self._make_soft(settings)
-        shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
-        groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
-        clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
-        optimizers = {
-            name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
-            for name, module in groups.items()
-        }
         self.learner = Learner(
-            optimizers,
+            partial(make_optimizers, self.soft, settings=settings, guard=guard),
             modules={"soft": self.soft},
             watched={"q": self.soft.values, "policy": self.soft.policy},
             follow=self.soft.follow,
@@ -163,7 +156,7 @@ class SAC:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""
-        self.learner.recovery.mend()
+        self.learner.mend()
         return {"soft": self.soft.state_dict(), **self.learner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -175,7 +168,18 @@ class SAC:
         """Take policy and Q functions from `state_dict`; the temperature begins as the config says."""
         begun = {f"temperature.{name}": value for name, value in self.soft.temperature.state_dict().items()}
         self.soft.load_state_dict({**state["soft"], **begun})
-        self.learner.recovery.keep()
+        self.learner.keep()
+
+
+def make_optimizers(soft: Soft, *, settings: SACSettings, guard: Guard) -> dict[str, Optimizer]:
+    """An optimiser for each of `q`, `policy` and `alpha`."""
+    shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
+    groups = {"q": soft.values, "policy": soft.policy, "alpha": soft.temperature}
+    clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
+    return {
+        name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
+        for name, module in groups.items()
+    }
 
 
 def main(argv: list[str]) -> None:

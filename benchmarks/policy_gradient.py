@@ -148,7 +148,7 @@ def update(
         before = log_prob.detach() if before is None else before
         gain = clipped_gain(log_prob - before, advantage[..., None])
         objective = mean(gain + coefficient * entropy)
-        _, metrics = behavior.actor_optimizer.step(-objective, progress=progress)
+        _, metrics = agent.learner.optimizers["actor"].step(-objective, progress=progress)
     return metrics | {"actor_entropy": mean(entropy.detach()), "train_return": returns.mean()}
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from config import UserError
 from envs.tasks import Task
-from guard import Guard
 from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
@@ -26,7 +25,6 @@ from parts.views import NodeSet, View
 from routing.rules import each_part
 from settings.dreamer import ActorSettings, CriticSettings
 from tools import Bounds, ReturnScale, SymexpTwoHot, follow_slowly, uniform
-from updates.optimizer import Optimizer
 
 
 class Worth(NamedTuple):
@@ -87,20 +85,16 @@ class ImagBehavior(nn.Module):
         *,
         actor: ActorSettings,
         critic: CriticSettings,
-        optimizer: dict[str, Any],
-        guard: Guard,
         norm: str = "rms",
         initialisation: str = "torch",
     ) -> None:
-        """Build actor, critic and their optimisers.
+        """Build actor and critic.
 
         Args:
             task: what is to be solved.
             imagination: how to imagine, and in which model.
             actor: the config section of that name.
             critic: likewise.
-            optimizer: what actor's and critic's optimisers share: schedule and algorithm.
-            guard: told of everything that is not finite.
             norm: "rms" or "layer".
             initialisation: "torch" or "published".
 
@@ -129,12 +123,6 @@ class ImagBehavior(nn.Module):
             or imagination.mask_from == "predicted"
             or self.differentiable
             or imagination.reads_latent
-        )
-        self.actor_optimizer = Optimizer(
-            "actor", {"actor": self.actor}, guard=guard, lr=actor.lr, clip=actor.grad_clip, **optimizer
-        )
-        self.critic_optimizer = Optimizer(
-            "critic", {"critic": self.critic}, guard=guard, lr=critic.lr, clip=critic.grad_clip, **optimizer
         )
 
     @property

@@ -233,7 +233,9 @@ class Scene:
         sections = DreamerSettings.of(settings)
         self.imagination = make_imagination(task, sections.imagination, model=sections.model)
         self.guard = Guard("cpu")
-        self.behavior: ImagBehavior = make_behavior(task, self.imagination, settings=sections, guard=self.guard)
+        self.behavior: ImagBehavior = make_behavior(task, self.imagination, settings=sections)
+        groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
+        self.optimizers = dreamer.make_optimizers(groups, settings=sections, guard=self.guard)
 
     @property
     def model(self) -> Any:
@@ -298,7 +300,7 @@ class Scene:
         """One update of actor and critic alone."""
         behavior = self.behavior
         losses, metrics = self.losses(batch, seed=seed, progress=progress)
-        pairs = [(losses["actor"], [behavior.actor_optimizer]), (losses["critic"], [behavior.critic_optimizer])]
+        pairs = [(losses["actor"], [self.optimizers["actor"]]), (losses["critic"], [self.optimizers["critic"]])]
         applied, update_metrics = update_together(pairs, progress=progress)
         behavior.follow(applied)
         return metrics | update_metrics

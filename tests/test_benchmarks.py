@@ -80,7 +80,7 @@ def test_clipped_gain_by_hand():
 def test_policy_gradient_learns_from_a_batch_as_often_as_it_is_told(agent, instance):
     rollout = roll_out(agent, instance)
     policy_gradient.update(agent, instance, rollout, progress=0.0, epochs=3)
-    assert agent.behavior.actor_optimizer.updates == 3
+    assert agent.learner.optimizers["actor"].updates == 3
 
 
 @pytest.mark.run

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from envs.tasks import ActionSpec, ObservationTask
-from guard import Guard
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, repeated
 from imagining.observation_model import ObservationModel
 from imagining.world_model import Observed
@@ -104,7 +103,7 @@ def test_candidates_that_change_with_every_state_are_imagined_and_learnt_from():
     settings = debug_config("gym", imag_horizon="4", **{"actor.type": "mlp", "actor.advantage_scale": "none"})
     sections = DreamerSettings.of(settings)
     imagination = Market(ObservationModel(TASK, sections.model, discount=1.0), sections.imagination)
-    behavior = make_behavior(TASK, imagination, settings=sections, guard=Guard("cpu"))
+    behavior = make_behavior(TASK, imagination, settings=sections)
     behavior.actor = Chooser()
     batch = random_rows(TASK)
     noise = uniform((*batch["reward"].shape, imagination.model.rssm.stoch_size), generator(1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from guard import Guard, GuardSettings, culprit
+from guard import Guard, GuardSettings, NonFinite, culprit
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
 
@@ -26,15 +26,21 @@ class Scene:
         self.statistic, self.before = torch.zeros(()), torch.zeros(())
         self.generators = {name: torch.Generator().manual_seed(7) for name in ("noise", "replay")}
         self.drawn: list[Tensor] = []
-        optimizer = Optimizer("network", {"network": self.network}, guard=self.guard, lr=0.1, clip=1.0, warmup=0)
+        self.made = 0
         self.learner = Learner(
-            {"network": optimizer},
+            self.make_optimizers,
             modules={"network": self.network},
             watched={"network": self.network},
             follow=self.follow,
             generators=self.generators,
             guard=self.guard,
         )
+
+    def make_optimizers(self) -> dict[str, Optimizer]:
+        self.made += 1
+        return {
+            "network": Optimizer("network", {"network": self.network}, guard=self.guard, lr=0.1, clip=1.0, warmup=0)
+        }
 
     def follow(self, applied: dict[str, Tensor]) -> None:
         self.statistic = torch.where(applied["network"] > 0, self.statistic, self.before)
@@ -64,6 +70,46 @@ class Scene:
             return Computed([(self.network(batch["alone"]).square().mean(), ("network",))], {})
 
         return self.learner.update_alone("network", compute, batch=batch, progress=0.0)
+
+
+def test_learner_makes_its_optimisers_once_and_no_sooner_than_the_first_update():
+    scene = Scene()
+    scene.learner.keep()
+    scene.learner.mend()
+    assert scene.made == 0
+    scene.update()
+    scene.update_alone()
+    assert scene.made == 1
+
+
+@pytest.mark.parametrize("update", [Scene.update, Scene.update_alone])
+def test_first_good_state_is_the_one_before_the_first_update(update):
+    scene = Scene()
+    before = copy.deepcopy(scene.network.state_dict())
+    update(scene)
+    scene.network.weight.data.fill_(math.nan)
+    scene.learner.mend()
+    assert all(torch.equal(value, before[name]) for name, value in scene.network.state_dict().items())
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_learner_keeps_no_parameters_that_are_not_finite(updates: int):
+    scene = Scene()
+    for _ in range(updates):
+        scene.update()
+    scene.network.bias.data.fill_(math.inf)
+    with pytest.raises(NonFinite, match=r"network\.bias"):
+        scene.learner.keep()
+
+
+def test_learner_keeps_parameters_that_were_loaded_as_the_good_ones():
+    scene = Scene()
+    scene.update()
+    scene.network.weight.data.fill_(2.0)
+    scene.learner.keep()
+    scene.network.weight.data.fill_(math.nan)
+    scene.learner.mend()
+    assert bool((scene.network.weight == 2).all())
 
 
 def test_update_returns_metrics_of_losses_optimisers_and_rollbacks():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ import checkpoint
 from guard import Guard
 from updates.diagnosis import diagnose
 from updates.optimizer import Optimizer, update_together
-from updates.recovery import Recovery
+from updates.recovery import Recovery, module_state, require_finite
 
 # Each loss with the names of all the groups that it trains.
 LossGroups = list[tuple[Tensor, tuple[str, ...]]]
@@ -42,11 +43,15 @@ class Attempt(NamedTuple):
 
 
 class Learner:
-    """The groups of parameters that an agent trains, each with its optimiser, and what keeps them finite."""
+    """The groups of parameters that an agent trains, each with its optimiser, and what keeps them finite.
+
+    Optimisers and the way back are made when the first update, or a state to go on from, needs them: an agent that only
+    acts has none.
+    """
 
     def __init__(
         self,
-        optimizers: Mapping[str, Optimizer],
+        make_optimizers: Callable[[], Mapping[str, Optimizer]],
         *,
         modules: Mapping[str, nn.Module],
         watched: Mapping[str, nn.Module],
@@ -54,10 +59,10 @@ class Learner:
         generators: Mapping[str, torch.Generator],
         guard: Guard,
     ) -> None:
-        """Take the state as it is now for the first good one.
+        """Keep what is needed to make the optimisers.
 
         Args:
-            optimizers: one per group, by the group's name.
+            make_optimizers: makes one per group, by the group's name.
             modules: all that an update changes beside the optimisers, slow copies and statistics included.
             watched: where a report looks for the first output that was not finite.
             follow: lets slow copies and statistics follow an update, given for each group whether it was applied (1)
@@ -65,17 +70,49 @@ class Learner:
             generators: all that losses draw from, and `replay`.
             guard: told of everything that is not finite.
         """
-        self.optimizers, self.watched, self.generators, self.guard = optimizers, watched, generators, guard
+        self.watched, self.generators, self.guard = watched, generators, guard
         self.follow = follow
-        self.recovery = Recovery(optimizers, modules, guard=guard)
         self.updates = 0
+        self._make_optimizers, self._modules = make_optimizers, modules
         self._alone: list[Attempt] = []
+
+    @cached_property
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """One per group, by the group's name."""
+        return self._make_optimizers()
+
+    @cached_property
+    def recovery(self) -> Recovery:
+        """The way back from updates that fail; the state as it is at the first use is the first good one."""
+        return Recovery(self.optimizers, self._modules, guard=self.guard)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are optimisers, and with them a state to go back to."""
+        return "recovery" in vars(self)
+
+    def keep(self) -> None:
+        """Take the parameters as they are now for good, since they were loaded. Waits.
+
+        Raises:
+            NonFinite: they are not finite.
+        """
+        if self.has_begun:
+            self.recovery.keep()
+        elif self.guard.settings.enabled:
+            require_finite(module_state(self._modules))
+
+    def mend(self) -> None:
+        """Take up the last good state if this one is not finite. Waits."""
+        if self.has_begun:
+            self.recovery.mend()
 
     def update_alone(self, name: str, compute: Compute, *, batch: Batch, progress: float) -> Metrics:
         """Minimise the one loss of `compute` for the group `name`; the next `update` judges how this went, too.
 
         Its skips are counted for themselves: that it goes well says nothing of updates of all groups together.
         """
+        _ = self.recovery  # It keeps the first good state, before anything is changed.
         draws = checkpoint.generator_state(self.generators)
         ((loss, _),), metrics, _ = compute()
         applied, _ = self.optimizers[name].step(loss, progress=progress, stream="alone")
@@ -93,6 +130,7 @@ class Learner:
             batch: what it computes them from.
             progress: the share of the run that is over, for schedules.
         """
+        _ = self.recovery  # It keeps the first good state, before anything is changed.
         draws = checkpoint.generator_state(self.generators)
         losses, metrics, seen = compute()
         applied, update_metrics = update_together(self._with_optimizers(losses), progress=progress)
@@ -137,7 +175,7 @@ class Learner:
                 self.follow({name: each.parameters[0].new_zeros(()) for name, each in self.optimizers.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimisers and counters. Call `recovery.mend` before saving parameters."""
+        """Optimisers and counters. Call `mend` before saving parameters."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "recovery": self.recovery.state_dict(),

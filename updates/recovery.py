@@ -72,10 +72,7 @@ class Recovery:
         if not self.guard.settings.enabled:
             return
         state = self._state()
-        # Without numbers, on the device "meta", sizes alone are looked at.
-        if not any(value.is_meta for value in state.values()) and not bool(_are_finite(state.values())):
-            first = next((finding["name"] for finding in bad_tensors("state", state)), "its norm")
-            raise NonFinite(f"not finite: {first}")
+        require_finite(state)
         self._take(state)
 
     def _take(self, state: Mapping[str, Tensor]) -> None:
@@ -191,9 +188,7 @@ class Recovery:
 
     def _state(self) -> dict[str, Tensor]:
         """Every tensor that an update changes, by name."""
-        state: dict[str, Tensor] = {}
-        for prefix, module in self.modules.items():
-            state |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        state = module_state(self.modules)
         for prefix, optimizer in self.optimizers.items():
             state |= {f"{prefix} optimizer.{name}": value for name, value in optimizer.moments().items()}
         return state
@@ -206,6 +201,23 @@ class Recovery:
             else:
                 # Moments that appear in a bad update have zeros as their good state.
                 self._good[name] = torch.where(good, value, torch.zeros_like(value))
+
+
+def module_state(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters and buffers of some modules, by the modules' names and their own."""
+    return {f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()}
+
+
+def require_finite(state: Mapping[str, Tensor]) -> None:
+    """Check that a state is one to go on from. Waits.
+
+    Raises:
+        NonFinite: it is not finite.
+    """
+    # Without numbers, on the device "meta", sizes alone are looked at.
+    if not any(value.is_meta for value in state.values()) and not bool(_are_finite(state.values())):
+        first = next((finding["name"] for finding in bad_tensors("state", state)), "its norm")
+        raise NonFinite(f"not finite: {first}")
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""]:
