@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from settings.command_line import CommandLine, parse_command_line
-from settings.files import load, parse, read, save, to_yaml
+from settings.files import load, load_defaults, parse, read, save, to_yaml
 from settings.mapping import Config, difference, filled
 from settings.named_code import CODE_KEYS, compiled, import_named, load_function, require_trust
 from system.errors import ConfigError, UserError
@@ -20,6 +20,7 @@ __all__ = [
     "filled",
     "import_named",
     "load",
+    "load_defaults",
     "load_function",
     "one_line_errors",
     "parse",

@@ -27,7 +27,7 @@ from routing.instances import TEST_SEED
 from solving.decoding import Decoding
 from system.safe_files import read_text, write_text
 from system.terminal import Parser, show
-from training import devices, launch, loading
+from training import devices, loading
 from training.tours import percent_above
 
 LONGEST_CURVE = 200
@@ -41,7 +41,7 @@ def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     Raises:
         ConfigError, CheckpointError: as `loading.load_run`; or the file cannot be written.
     """
-    defaults = config.load(solve.CONFIGS, [], {})
+    defaults = config.load_defaults(solve.CONFIGS)
     loaded = loading.load_run(run, make_agent=Dreamer, device=torch.device("cpu"), defaults=defaults, trust=trust)
     assert isinstance(loaded.agent, Dreamer)
     # The run's own folder and device are of no use to others.
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
     add("--device", default="auto", help="to measure on; auto (the default) is CUDA where there is one")
     add("--trust", action="store_true", help=solve.TRUST_HELP)
     arguments = parser.parse_args(argv)
-    with one_line_errors("export.py", *launch.USER_ERRORS):
+    with one_line_errors("export.py", *loading.USER_ERRORS):
         if arguments.path.suffix != ".pt":
             raise ConfigError(f"{arguments.path} is no name for weights; let it end in .pt")
         record = facts(arguments.run)

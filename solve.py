@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from tqdm import tqdm
 
 import config
@@ -51,7 +50,7 @@ from solving.decoding import (
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.safe_files import replacing
 from system.terminal import Parser, show, tell
-from training import devices, launch, loading
+from training import devices, loading
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # The solver that the field compares with, by problem as in `envs.routing.RULES`.
@@ -79,7 +78,7 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
             distances.
         CheckpointError: the checkpoint cannot be read, or belongs to another config.
     """
-    defaults = config.load(CONFIGS, [], {})
+    defaults = config.load_defaults(CONFIGS)
     agent = loading.load_run(run, make_agent=Dreamer, device=device, defaults=defaults, trust=trust).agent
     assert isinstance(agent, Dreamer)
     if not isinstance(agent.task, RoutingTask):
@@ -242,6 +241,9 @@ def write(solution: Solution, folder: Path) -> None:
     comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
     title = f"{instance.name}: length {answers.length_text(solution.length, instance.metric)}{comparison}"
     picture = draw_tour(plane(instance.coords, instance.metric), solution.tour, title=title)
+    # Most calls write no picture, and matplotlib takes longer to import than a tour to find.
+    from matplotlib.image import imsave
+
     with replacing(folder / f"{instance.name}.png") as temporary:
         imsave(temporary, picture)
 
@@ -384,7 +386,7 @@ def main(argv: list[str]) -> None:
     if bool(arguments.files) == bool(arguments.random):
         parser.error("give either files or --random COUNT")
     _require_effect(parser, arguments)
-    with one_line_errors("solve.py", *launch.USER_ERRORS):
+    with one_line_errors("solve.py", *loading.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
         if arguments.reference == "lkh" and REFERENCES[rules_of(agent).name] != "lkh":

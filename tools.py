@@ -254,6 +254,9 @@ def symexp_bins(count: int, *, limit: float = 20.0, device: torch.device | str) 
     """`count` exponentially spaced bins, symmetric to the last bit, from symexp(-limit) to symexp(limit)."""
     if count < 3 or count % 2 == 0:
         raise UserError(f"two-hot bins must be odd and at least 3, got {count}")
+    if torch.device(device).type == "meta":
+        # There are no numbers there, and asking for them would import PyTorch's compiler.
+        return torch.empty(count, device=device)
     positive = symexp(torch.linspace(0, limit, count // 2 + 1, device=device))
     return torch.cat((-positive[1:].flip(0), positive))
 

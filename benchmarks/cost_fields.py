@@ -178,7 +178,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--trust", action="store_true", help="import and call what the run's config names")
     arguments = parser.parse_args(argv)
     with one_line_errors("cost_fields", *launch.USER_ERRORS):
-        defaults = config.load(CONFIGS, [], {})
+        defaults = config.load_defaults(CONFIGS)
         device = torch.device("cpu")
         path, trust = Path(arguments.run), arguments.trust
         run = loading.load_run(path, make_agent=Dreamer, device=device, defaults=defaults, trust=trust)

@@ -43,7 +43,7 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
         ConfigError: there is no such run, or its costs are not learnt from moves alone.
         CheckpointError: its checkpoint or its replay cannot be read.
     """
-    defaults = config.load(CONFIGS, [], {})
+    defaults = config.load_defaults(CONFIGS)
     device = devices.prepare_torch(defaults)
     run = loading.load_run(
         logdir, make_agent=Dreamer, device=device, defaults=defaults, changes={"seed": FRESH_SEED}, trust=trust

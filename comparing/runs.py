@@ -9,18 +9,12 @@ import fcntl
 import json
 import math
 import re
-import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from jaxtyping import Float
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-from tensorboard.util import tensor_util
 
 import config
 from config import Config, UserError
@@ -53,12 +47,8 @@ SECTIONS = (
 )
 # Metrics whose names have had a slash from the beginning.
 WITH_SLASH = ("train/alpha", "train/q_mean", "train/q_std", "train/q_grad_norm", "train/policy_grad_norm")
-# A record of an event file: its length, that number's checksum, the event, and the event's checksum.
-HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
-# Larger ones, pictures and the like, hold no scalars, and a checksum takes a second for every four megabytes.
-LARGEST_CHECKED = 2**16
-# The most bytes of a log (its rows take a few times as many in memory), of one event, and of run.json.
-MOST_LOG, LARGEST_EVENT, MOST_FACTS = 2**30, 2**28, 2**20
+# The most bytes of a log (its rows take a few times as many in memory), and of run.json.
+MOST_LOG, MOST_FACTS = 2**30, 2**20
 
 
 class UnreadableRunError(UserError):
@@ -126,7 +116,10 @@ def read(path: Path) -> Run:
     rows, notes = _metric_rows(path / METRICS)
     foreign = not rows
     if foreign:
-        rows, event_notes = _event_rows(sorted(path.glob(EVENT_FILES)))
+        # Runs of our own are read without TensorBoard, which takes a while to import.
+        from comparing.event_files import scalars
+
+        rows, event_notes = scalars(sorted(path.glob(EVENT_FILES)), name_of=metric_name)
         notes += event_notes
     if not rows:
         raise UnreadableRunError("; ".join(notes) or "nothing is logged yet")
@@ -270,94 +263,6 @@ def _by_metric(rows: Sequence[dict[str, Any]]) -> dict[str, Series]:
                 point = (row["step"], row["seconds"] / 60, np.nan if value is None else value)
                 points.setdefault(name, []).append(point)
     return {name: Series(*np.array(entries, dtype=float).T) for name, entries in points.items()}
-
-
-def _event_rows(files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The scalars of event files as rows in order of their steps, and notes on what is broken."""
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    begin, end, pauses = 0.0, 0.0, 0.0
-    for file in files:
-        events = list(_events(file, notes))
-        if not events:
-            continue
-        if not end:
-            begin = end = events[0].wall_time
-        pauses += max(0.0, events[0].wall_time - end)
-        end = max(end, events[-1].wall_time)
-        for event in events:
-            # A run that was taken up again at a checkpoint writes anew what it had logged after it.
-            if event.session_log.status == SessionLog.START:
-                rows = [row for row in rows if row["step"] < event.step]
-            try:
-                values = {
-                    metric_name(value.tag): number
-                    for value in event.summary.value
-                    if (number := _scalar(value)) is not None
-                }
-            except (TypeError, ValueError) as error:
-                notes.append(f"{file.name} is broken at step {event.step} ({_first_line(error)})")
-                continue
-            if values:
-                rows.append({**values, "step": event.step, "seconds": event.wall_time - begin - pauses})
-    rows.sort(key=lambda row: row["step"])
-    return rows, notes if rows or notes else ["its event files hold no scalars"] if files else []
-
-
-def _events(file: Path, notes: list[str]) -> Iterator[Event]:
-    """The events of a file up to the first broken one, which is noted."""
-    try:
-        with safe_files.open_to_read(file) as content:
-            place = 0
-            while header := content.read(HEADER.size):
-                try:
-                    event, size = _event(header, content)
-                except (DecodeError, struct.error):
-                    notes.append(f"{file.name} is broken from byte {place} on")
-                    return
-                place += size
-                yield event
-    except OSError as error:
-        notes.append(f"{file.name} cannot be read ({error.strerror})")
-
-
-def _event(header: bytes, content: BinaryIO) -> tuple[Event, int]:
-    """The event behind a header, and the bytes that its record takes.
-
-    Raises:
-        DecodeError, struct.error: it is broken, or the file ends before it does.
-    """
-    (length, _) = HEADER.unpack(header)
-    # A damaged length may be huge, and must not be read.
-    record = content.read(min(length, LARGEST_EVENT))
-    (checksum,) = FOOTER.unpack(content.read(FOOTER.size))
-    if len(record) < length or (length <= LARGEST_CHECKED and masked_crc32c(record) != checksum):
-        raise DecodeError
-    event = Event.FromString(record)
-    if not math.isfinite(event.wall_time):
-        raise DecodeError
-    return event, HEADER.size + length + FOOTER.size
-
-
-def _scalar(value: Summary.Value) -> float | None:
-    """The number in either of the two forms that writers use; None for pictures, text and the like.
-
-    Raises:
-        TypeError, ValueError: it is a tensor that contradicts itself.
-    """
-    kind = value.WhichOneof("value")
-    if kind == "simple_value":
-        return value.simple_value
-    is_one = math.prod(dim.size for dim in value.tensor.tensor_shape.dim) == 1
-    if kind == "tensor" and is_one and not value.tensor.string_val:
-        array = tensor_util.make_ndarray(value.tensor)
-        if array.dtype.kind in "iuf":
-            return float(array.reshape(()))
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _made_by(path: Path, notes: list[str]) -> dict[str, str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from system.terminal import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANEL_INCHES = 4.8
 # Room for a title above a panel.
@@ -76,9 +78,17 @@ def draw_tours(
     return _pixels(figure)
 
 
-def _panels(count: int, *, inches: float = PANEL_INCHES) -> tuple[Figure, list[Axes]]:
+def _figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure of that many inches."""
+    # matplotlib takes as long to import as some hundred tours to find, and most programs draw nothing.
+    from matplotlib.figure import Figure
+
     # A Figure made without pyplot is registered nowhere, and is freed with its last reference.
-    figure = Figure(figsize=(inches * count, inches), dpi=DOTS_PER_INCH, facecolor="white")
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white", **options)
+
+
+def _panels(count: int, *, inches: float = PANEL_INCHES) -> tuple[Figure, list[Axes]]:
+    figure = _figure(inches * count, inches)
     panels = []
     for index in range(count):
         axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.98 - TITLE_INCHES / inches))
@@ -117,6 +127,8 @@ def _routes(nodes: np.ndarray) -> list[np.ndarray]:
 
 
 def _pixels(figure: Figure) -> UInt8[np.ndarray, "H W 3"]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -141,7 +153,7 @@ def _lines(
     truth: Shaped[np.ndarray, "T F"], predicted: Shaped[np.ndarray, "T F"], *, seen: int
 ) -> UInt8[np.ndarray, "H W 3"]:
     count = min(truth.shape[1], MOST_LINES)
-    figure = Figure(figsize=(7.2, 1.3 * count + 0.5), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    figure = _figure(7.2, 1.3 * count + 0.5, layout="constrained")
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     steps = np.arange(len(truth))
     for index, axes in enumerate(panels):
@@ -161,7 +173,7 @@ def _frame_strips(
 ) -> UInt8[np.ndarray, "Y X 3"]:
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(MOST_FRAMES, len(truth))).round().astype(int))
     difference = np.abs(truth.astype(np.int16) - predicted).astype(np.uint8)
-    figure = Figure(figsize=(1.0 * len(chosen) + 1.2, 3.6), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    figure = _figure(1.0 * len(chosen) + 1.2, 3.6, layout="constrained")
     panels = figure.subplots(3, len(chosen), squeeze=False)
     # A picture shows the last channels: of stacked frames they are the latest one.
     colored = truth.shape[-1] % 3 == 0

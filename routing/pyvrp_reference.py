@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyvrp
 from jaxtyping import Float, Float64, Int, Int64
-from pyvrp.stop import MaxIterations
 from tqdm import tqdm
 
 from config import UserError
@@ -66,6 +64,10 @@ def cheapest_plan(
 
     `vehicles` is the number of routes that there may be; any number where not given.
     """
+    # Few programs ask for a reference that is not in the cache.
+    import pyvrp
+    from pyvrp.stop import MaxIterations
+
     count = len(costs)
     if count < 3:
         return join_routes([[node] for node in range(1, count)]) if demand is not None else np.arange(count)

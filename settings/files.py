@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ MOST_YAML_BYTES = 2**18
 # Entries, with those that aliases repeat; configs.yaml has 1,500, in 4 levels. A few lines of aliases make billions.
 MOST_YAML_ENTRIES = 20_000
 DEEPEST_YAML = 32
+# The lines up to the end of section `defaults`: sections begin at the margin.
+_UP_TO_DEFAULTS = re.compile(rf".*?^{DEFAULTS}:.*?(?=^[^\s#])", re.MULTILINE | re.DOTALL)
 
 
 def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
@@ -49,6 +52,17 @@ def load(path: Path, names: Sequence[str], overrides: Mapping[str, str]) -> Conf
     if family in sections:
         config = _resolved(path, sections, [family, *(name for name in names if name != family)], overrides)
     return config
+
+
+def load_defaults(path: Path) -> Config:
+    """Section `defaults` alone. The sections behind it are not parsed, which takes most of the time of `load`.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no such section.
+    """
+    text = _readable_text(path)
+    lines = _UP_TO_DEFAULTS.match(text)
+    return Config(_sections(_mapping(text if lines is None else lines[0], str(path)), path)[DEFAULTS].values)
 
 
 def _resolved(path: Path, sections: Sections, names: Sequence[str], overrides: Mapping[str, str]) -> Config:
@@ -107,7 +121,10 @@ def read_sections(path: Path) -> Sections:
     Raises:
         ConfigError: the file cannot be read, holds something else than sections, or has no defaults.
     """
-    content = _read_mapping(path)
+    return _sections(_read_mapping(path), path)
+
+
+def _sections(content: Mapping[str, Any], path: Path) -> Sections:
     if DEFAULTS not in content:
         raise ConfigError(f"{path} has no section '{DEFAULTS}'")
     sections: Sections = {}
@@ -168,13 +185,16 @@ def to_yaml(config: Config) -> str:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
+    return _mapping(_readable_text(path), str(path))
+
+
+def _readable_text(path: Path) -> str:
     try:
-        text = safe_files.read_text(path, most=MOST_YAML_BYTES)
+        return read_text(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    return _mapping(text, str(path))
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:

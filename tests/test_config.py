@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import config
-from config import CommandLine, ConfigError
+from config import CommandLine, Config, ConfigError
 
 SECTIONS = """\
 # Everything that is not overlaid.
@@ -55,6 +55,33 @@ def path(tmp_path: Path) -> Path:
 def parse(path: Path, *argv: str) -> CommandLine:
     entry_keys = {"resume": "checkpoint to go on from", "init": "checkpoint to take the weights of"}
     return config.parse_command_line(list(argv), config_path=path, description="A test.", entry_keys=entry_keys)
+
+
+def test_load_defaults_is_the_section_alone():
+    path = Path(config.__file__).with_name("configs.yaml")
+    assert config.load_defaults(path) == config.load(path, [], {})
+
+
+@pytest.mark.parametrize(
+    "text", ["defaults: {a: 1}\nb: {a: 2}\n", "b: {a: 2}\ndefaults:\n  # \n  a: 1\n", "{defaults: {a: 1}}"]
+)
+def test_load_defaults_finds_the_section_in_any_file(tmp_path, text: str):
+    path = tmp_path / "configs.yaml"
+    path.write_text(text)
+    assert config.load_defaults(path) == Config({"a": 1})
+
+
+def test_load_defaults_parses_no_other_section(tmp_path):
+    path = tmp_path / "configs.yaml"
+    path.write_text("defaults:\n  a: 1\n# A comment\n  \n  b: 2\nother: [\n")
+    assert config.load_defaults(path) == Config({"a": 1, "b": 2})
+
+
+def test_load_defaults_refuses_a_file_without_the_section(tmp_path):
+    path = tmp_path / "configs.yaml"
+    path.write_text("debug: {a: 1}\n")
+    with pytest.raises(ConfigError, match="no section 'defaults'"):
+        config.load_defaults(path)
 
 
 def test_load_overlays_sections_in_order_then_overrides(path: Path) -> None:

@@ -15,7 +15,7 @@ import compare
 import config
 import dreamer
 import solve
-from comparing import runs
+from comparing import event_files, runs
 from comparing.curves import draw
 from comparing.runs import Series
 from config import ConfigError
@@ -167,7 +167,7 @@ def test_read_notes_a_log_of_a_terabyte(tmp_path: Path) -> None:
 
 def test_read_takes_no_memory_for_an_event_that_is_not_there(tmp_path: Path) -> None:
     events = tmp_path / "events.out.tfevents.1.host"
-    events.write_bytes(runs.HEADER.pack(2**60, 0) + b"short")
+    events.write_bytes(event_files.HEADER.pack(2**60, 0) + b"short")
     with pytest.raises(runs.UnreadableRunError, match="is broken from byte 0 on"):
         runs.read(tmp_path)
 

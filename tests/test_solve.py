@@ -27,6 +27,9 @@ from training.devices import make_generators
 
 NODES = 6
 CPU = torch.device("cpu")
+ROOT = Path(solve.__file__).parent
+# Each takes longer to import than a tour to find, and belongs to training, to pictures or to other solvers.
+UNUSED = ("torch._dynamo", "sympy", "matplotlib", "tensorboard", "pyvrp", "training.trainer")
 TRIANGLE = np.array([[0, 0], [3, 0], [3, 4]])
 # The depot at a corner of a rectangle; to the near corner and back is 6, around the other three 3 + 4 + 5.
 RECTANGLE, AMOUNTS = [[0, 0], [0, 3], [4, 3], [4, 0]], [0, 2, 2, 1]
@@ -437,3 +440,17 @@ def test_solve_takes_every_file_of_the_library(cvrp_run, capsys):
     rows = solve_json(capsys, cvrp_run, *files)["instances"]
     assert [row["name"] for row in rows] == [path.stem for path in files]
     assert all(row["gap_percent"] > 0 for row in rows)
+
+
+@pytest.mark.run
+def test_solving_a_file_imports_nothing_that_it_does_not_use(tmp_path):
+    path = write_tsp(tmp_path, "triangle", TRIANGLE)
+    program = (
+        "import sys, torch\nbefore = set(sys.modules)\nimport solve\nsolve.main(sys.argv[1:])\n"
+        f"print('unused:', [name for name in {UNUSED} if name in sys.modules and name not in before])"
+    )
+    arguments = [str(ROOT / "checkpoints" / "tsp20.pt"), str(path), "--device", "cpu"]
+    finished = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "triangle: 1 2 3" in finished.stdout or "triangle: 1 3 2" in finished.stdout
+    assert finished.stdout.splitlines()[-1] == "unused: []"

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium.error import DependencyNotInstalled
 
 import checkpoint
-from checkpoint import CheckpointError
 from config import CommandLine, ConfigError, to_yaml
-from envs.gym_vector import EnvironmentCrashed
 from guard import Guard, NonFinite
 from settings.run import RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
+from training import loading
 from training.agent import Agent, AgentClass
 from training.devices import make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
@@ -40,7 +38,7 @@ from training.resuming import (
 from training.setup import make_setup, telling_of_crashes
 from training.trainer import REPLAY, Trainer
 
-USER_ERRORS = (CheckpointError, LogdirInUseError, NonFinite, EnvironmentCrashed, DependencyNotInstalled)
+USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
 ENTRY_KEYS = {
     "evaluate": "evaluate the latest checkpoint of this logdir instead of training",
     "video": "with --evaluate: write a film of the first episodes into this folder",

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from gymnasium.error import DependencyNotInstalled
 from torch import nn
 
 import checkpoint
 from checkpoint import CheckpointError
 from config import Config, ConfigError, filled, require_trust
+from envs.gym_vector import EnvironmentCrashed
 from envs.routing import RULES
 from envs.tasks import Task
 from guard import Guard
@@ -21,6 +23,8 @@ from training.devices import make_generators
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
 from training.setup import Setup, make_setup
 
+# What loading a run may end with, beside a UserError, that is no defect.
+USER_ERRORS = (CheckpointError, EnvironmentCrashed, DependencyNotInstalled)
 # How many times the bytes of its file an agent may need, and bytes that it may always need: weights for acting are in
 # half precision, and the size of the critic that they lack stands in the config only.
 MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
