@@ -38,7 +38,7 @@ SECTIONS = (
     ("actor", r"actor_entropy.*"),
     ("score", r"(valid|train|episode)_.*(return|gap|length).*"),
     ("test", r"eval_.*"),
-    ("time", r"fps|updates|env_restarts|bad_inputs"),
+    ("time", r"fps|updates|checkpoint_.*|env_restarts|bad_inputs"),
     ("training", r"(model|actor|critic|q|policy|alpha)_loss|actor_saturation|target_entropy|train/alpha"),
     ("training", r".*_grad_norm.*|(model|actor|critic|q|policy|alpha)_clip_rate|.*_skips_max|rollbacks_max"),
     ("value", r"(value|target|advantage|return)_.*|critic_error|train/q_(mean|std)"),

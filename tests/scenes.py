@@ -359,9 +359,13 @@ def lengths(coords: Tensor, tours: Tensor) -> Tensor:
 # Whole runs
 
 
+# Clocks, and what of saving a run that goes on has no longer at hand.
+TIMES = ("seconds", "fps", "checkpoint_seconds", "checkpoint_megabytes")
+
+
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl without what no two runs share."""
-    return [{key: value for key, value in row.items() if key not in ("seconds", "fps")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def stored_rows(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import checkpoint
 from settings.run import RunSettings
 from tests.run_scenes import COMMAND, STEPS, train
 from tests.scenes import debug_config, refusal
 from training import replay_room
+from training.trainer import Trainer
 
 
 def test_replay_that_memory_cannot_hold_is_refused_before_the_first_step(
@@ -68,3 +75,27 @@ def test_run_without_terminal_prints_one_line_a_log(capsys: pytest.CaptureFixtur
     steps = [line.split()[1] for line in lines if line.startswith("step ")]
     assert steps == ["0/56", "28/56", "56/56"]
     assert all(line.split("  ")[1].startswith("gap ") for line in lines if line.startswith("step "))
+
+
+@pytest.mark.run
+def test_checkpoint_that_a_run_goes_on_from_does_not_stay_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    train(tmp_path, "--steps", "56")
+    copies: list[weakref.ref[Tensor]] = []
+    load, run = checkpoint.load, Trainer.run
+
+    def remembered(path: Path, device: torch.device) -> dict[str, Any]:
+        state = load(path, device)
+        weights = {} if "agent" not in state else state["agent"]["model"]
+        copies.extend(map(weakref.ref, weights.values()))
+        return state
+
+    def run_alone(trainer: Trainer) -> None:
+        gc.collect()
+        assert copies and [copy() for copy in copies if copy() is not None] == []
+        run(trainer)
+
+    monkeypatch.setattr(checkpoint, "load", remembered)
+    monkeypatch.setattr(Trainer, "run", run_alone)
+    train(tmp_path, "--steps", "84")

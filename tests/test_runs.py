@@ -141,7 +141,7 @@ LOGGED = {
     "value": "value_min target_min target_clip_rate advantage_scale critic_error train/q_mean value_outside_rate",
     "training": "model_loss q_loss actor_saturation train/alpha actor_grad_norm model_clip_rate train/q_grad_norm",
     "world_model": "mask_loss dyn_loss imag_mask_step_0 imag_return miss_rate mask_accuracy prior_entropy move_error",
-    "time": "fps updates",
+    "time": "fps updates checkpoint_seconds checkpoint_megabytes",
     "view": "validation_tour",
 }
 

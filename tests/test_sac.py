@@ -23,7 +23,7 @@ from guard import Guard
 from parts.acting import Sight
 from sac import SAC
 from tests.sac_scenes import CPU, pendulum_agent
-from tests.scenes import debug_config
+from tests.scenes import debug_config, without_times
 from training import devices
 from training.agent import Agent
 from training.logger import METRICS
@@ -175,11 +175,7 @@ def test_run_resumed_in_mid_episode_equals_the_undisturbed_one(tmp_path: Path):
     resumed = train(tmp_path / "two", "sac_longitudinal", *arguments, "--resume", middle)
 
     def after(logged: Rows) -> Rows:
-        return [
-            {key: value for key, value in row.items() if key not in ("seconds", "fps")}
-            for row in logged
-            if row["step"] > 60
-        ]
+        return without_times([row for row in logged if row["step"] > 60])
 
     assert after(resumed) == after(rows) and len(after(rows)) >= 3
 

@@ -19,6 +19,7 @@ from guard import Guard
 from parts.acting import Sight
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from tests.run_scenes import (
+    CHECKPOINT_EVERY,
     CPU,
     NODES,
     ROOT,
@@ -86,6 +87,15 @@ def test_rows_are_flat_and_finite_and_ordered(reference: Reference):
         assert values == sorted(values)
     assert [row["step"] for row in reference.rows if "valid_gap" in row] == [0, 200, 400]
     assert [row["step"] for row in reference.rows if "fps" in row] == [100, 200, 300, 400]
+
+
+def test_log_after_a_checkpoint_tells_what_it_took(reference: Reference):
+    (row,) = [row for row in reference.rows if "checkpoint_seconds" in row]
+    assert row["step"] == CHECKPOINT_EVERY + 100 and 0 < row["checkpoint_seconds"] < row["seconds"]
+    # The numbered checkpoint is the same once more.
+    (chunk,) = (reference.logdir / "replay").glob("000000000000-*")
+    written = (reference.logdir / f"step_{CHECKPOINT_EVERY:09d}.pt").stat().st_size + chunk.stat().st_size
+    assert row["checkpoint_megabytes"] == pytest.approx(written / 1e6, rel=1e-3)
 
 
 def test_test_set_is_evaluated_once_at_the_end(reference: Reference):

@@ -112,7 +112,9 @@ def train(
             with fitting(folder, changes), writing_to(logdir):
                 trainer.load(state, elsewhere=folder.resolve() != logdir.resolve())
             changes = _told(changes, folder)
-        past = [] if state is None else history(folder, changes, step=state["step"])
+        past = [] if step is None else history(folder, changes, step=step)
+        # Each part has what it needs; all of it would otherwise stay in memory beside that for the whole run.
+        del state
         with writing_to(logdir):
             logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
         for line in opening(settings, setup.task, replay, logdir=logdir, device=device, step=step):

@@ -48,6 +48,7 @@ class Replay:
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
         notices: lines that the user should read. Whoever prints them empties the list.
+        bytes_written: size of the files that the last `save_chunks` has written.
         reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
     """
 
@@ -96,6 +97,7 @@ class Replay:
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self.notices: list[str] = []
+        self.bytes_written = 0
         self._chunks: list[dict[str, Any]] = []
         self._chunk_folder: Path | None = None
         self._saved_totals = [0, 0]
@@ -248,6 +250,7 @@ class Replay:
         """
         # A run's folder that is gone is not made again, since its other files would be missing.
         safe_files.make_folder(folder, parents=False)
+        self.bytes_written = 0
         if folder != self._chunk_folder:
             self._chunks, self._chunk_folder = [], folder
             self._saved_totals, self._saved_oldest = [0, 0], [0, 0]
@@ -280,7 +283,9 @@ class Replay:
         position = torch.arange(start, stop, device=self.device) % self.length
         columns = {key: value.index_select(1, position).cpu() for key, value in self._stored().items()}
         checkpoint.save(folder / name, columns)
-        return {"name": name, "start": start, "stop": stop, "bytes": (folder / name).stat().st_size}
+        size = (folder / name).stat().st_size
+        self.bytes_written += size
+        return {"name": name, "start": start, "stop": stop, "bytes": size}
 
     def _write_lost_chunks(self, folder: Path) -> None:
         """Write the chunks anew that somebody else has deleted or cut; all their columns are still in memory."""

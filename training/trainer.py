@@ -93,6 +93,7 @@ class Trainer:
         self.finished = False
         self.emergency = False
         self.crash_reports = 0
+        self.save_costs: dict[str, float] = {}
         self._stop = StopRequests()
 
     def run(self) -> None:
@@ -339,7 +340,8 @@ class Trainer:
         if self.settings.reward_scale != 1 and "train_return" in values:
             values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         self._logged_at = (self.step, seconds)
-        values |= self.env.counters()
+        values |= self.env.counters() | self.save_costs
+        self.save_costs = {}
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
         self._note_files()
@@ -408,12 +410,18 @@ class Trainer:
     def _save(self, *, emergency: bool = False) -> None:
         """Write latest.pt: all that going on exactly needs.
 
-        One emergency after another leaves previous.pt as it was before the first.
+        One emergency after another leaves previous.pt as it was before the first. The next log tells what it has cost.
         """
+        begin = time.monotonic()
         try:
             self.lock.hold()
             self._write(self._state(emergency=emergency), emergency=emergency)
             self._note_files()
+            written = self.replay.bytes_written + (self.logdir / checkpoint.LATEST).stat().st_size
+            self.save_costs = {
+                "checkpoint_seconds": time.monotonic() - begin,
+                "checkpoint_megabytes": written / 1e6,
+            }
         except OSError as error:
             raise CheckpointError(
                 f"{self.logdir} cannot be written to at step {self.step} ({error.strerror or error});"
