@@ -47,7 +47,8 @@ class LaProp(torch.optim.Optimizer):
         counts = [self.state[parameter]["updates"] for parameter in parameters]
         # These are doubles, since 1 - 0.999 has lost half its digits in single precision.
         times = torch.stack(counts).double() + 1
-        torch._foreach_add_(counts, applied)
+        # One tensor for all of them would be taken for a number, for which the host would have to wait.
+        torch._foreach_add_(counts, [applied] * len(counts))
         momentum_weights, square_weights = (
             ((1 - beta) / (1 - beta**times) * applied).to(parameters[0].dtype).unbind() for beta in group["betas"]
         )
