@@ -17,6 +17,7 @@ from torch import Tensor
 from config import UserError
 from routing.costs import Hidden, hidden_factors
 from routing.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
+from system.arrivals import Arrival
 
 Transition = tuple[dict[str, Tensor], Float[Tensor, " E"], Bool[Tensor, " E"], Bool[Tensor, " E"], dict[str, Any]]
 
@@ -31,8 +32,9 @@ class RoutingVectorEnv(VectorEnv):
     - `decisions`: int, the rows that moved in this step (rows that were reset did not);
     - `any_first`: bool, whether any observation is the first of its episode.
 
-    The last two are known without waiting for the device wherever every episode has the same length, because all
-    rows then run in lockstep; other rules cost one fetch per step.
+    The last two are known without asking the device wherever every episode has the same length, because all rows then
+    run in lockstep. Under other rules one number comes to the host with every step and is read in the next, when the
+    device has long had other work.
 
     Args:
         rules: the problem.
@@ -120,6 +122,7 @@ class RoutingVectorEnv(VectorEnv):
         self._drifts = torch.Generator("cpu").manual_seed(0) if generator is None else generator
         self._begun = False
         self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._note_ended()
         self._lockstep_moves = 0
         # The nodes of the running episodes, where all have one length.
         self._lockstep_nodes = num_nodes
@@ -138,6 +141,7 @@ class RoutingVectorEnv(VectorEnv):
         if seed is not None and self.generator is not None:
             self.generator.manual_seed(seed)
         self._begin_all()
+        self._note_ended()
         obs = self.observe()
         return obs, _info(obs, is_first=torch.ones_like(self._ended), decisions=0, any_first=True)
 
@@ -167,6 +171,7 @@ class RoutingVectorEnv(VectorEnv):
             self._state = _select(ended, state, self._state)
             self._hidden = hidden and self._hidden and _select(ended, hidden, self._hidden)
             self._ended = self._ended & ~ended
+        self._note_ended()
         self._decisions += self.num_envs - num_ended
         obs = self.observe()
         info = _info(obs, is_first=ended, decisions=self.num_envs - num_ended, any_first=num_ended > 0)
@@ -242,6 +247,7 @@ class RoutingVectorEnv(VectorEnv):
         hidden = state_dict.get("hidden")
         self._hidden = None if hidden is None else each_part(Hidden(**hidden), on_device)
         self._ended = state_dict["ended"].to(self.device)
+        self._note_ended()
         self._lockstep_moves = state_dict["lockstep_moves"]
         # Checkpoints of versions without a curriculum lack these.
         self._lockstep_nodes = state_dict.get("lockstep_nodes", self.num_nodes)
@@ -293,7 +299,12 @@ class RoutingVectorEnv(VectorEnv):
     def _count_ended(self) -> int:
         if self.rules.fixed_length:
             return self.num_envs if self._lockstep_moves == self.rules.episode_steps(self._lockstep_nodes) else 0
-        return int(self._ended.sum())
+        return self._num_ended.read()
+
+    def _note_ended(self) -> None:
+        """Send the number of rows whose episode has ended to the host, where it will be asked for."""
+        if not self.rules.fixed_length:
+            self._num_ended = Arrival(self._ended.sum())
 
     def _refuse_illegal(self, actions: Int[Tensor, " E"]) -> None:
         in_range = (actions >= 0) & (actions < self.num_nodes)

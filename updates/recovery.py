@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from guard import Guard, NonFinite, culprit
+from system.arrivals import Arrival
 from updates.diagnosis import bad_tensors
 from updates.optimizer import Optimizer
 
@@ -28,13 +29,11 @@ class Outcome(NamedTuple):
         update: its number.
         flags: for each optimiser the updates skipped in a row, and whether the state is broken.
         diagnose: finds out why.
-        copied: marks when the flags are there; None where they already are.
     """
 
     update: int
-    flags: Float[Tensor, " G"]
+    flags: Arrival
     diagnose: Diagnose
-    copied: Any
 
 
 class Recovery:
@@ -105,8 +104,9 @@ class Recovery:
         if (update + 1) % settings.snapshot_every == 0:
             finite = finite & _are_finite(self._state().values())
             self._keep_if(finite & (skips == 0).all())
-        self._pending.append(self._outcome(update, torch.cat((skips, (~finite)[None].to(skips.dtype))), diagnose))
-        while self._pending and (self._pending[0].copied is None or self._pending[0].copied.query()):
+        flags = torch.cat((skips, (~finite)[None].to(skips.dtype)))
+        self._pending.append(Outcome(update, Arrival(flags), diagnose))
+        while self._pending and self._pending[0].flags.is_there():
             if self._judge(self._pending.popleft()):
                 self._pending.clear()
                 return True
@@ -118,18 +118,10 @@ class Recovery:
             self._restore()
             self.guard.notices.append("guard: the state is not finite: back to the last good one")
 
-    def _outcome(self, update: int, flags: Float[Tensor, " G"], diagnose: Diagnose) -> Outcome:
-        if flags.device.type == "cpu":
-            return Outcome(update, flags, diagnose, None)
-        flags = flags.to("cpu", non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return Outcome(update, flags, diagnose, copied)
-
     def _judge(self, outcome: Outcome) -> bool:
         """Whether an update's outcome made it necessary to go back."""
         settings, update = self.guard.settings, outcome.update
-        *in_row, broken = outcome.flags.tolist()
+        *in_row, broken = outcome.flags.read()
         skipped = [name for name, count in zip(self.optimizers, in_row, strict=True) if count]
         if not skipped and not broken:
             self._failing = False
