@@ -1,0 +1,224 @@
+"""Every kind of agent on a device on paper: what a GPU would refuse or wait for shows without one, and is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import jaxtyping
+import pytest
+import torch
+
+import config
+from benchmarks import operators
+from benchmarks.operators import CPU, PAPER, Call, MixedDevices, Paper, PaperGenerator, Recorder, WouldWait
+from dreamer import Dreamer
+from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
+from sac import SAC
+from tests.scenes import CONFIG_PATH
+
+# Smaller than under `debug`: what is handed over then differs in number alone.
+SMALL = {"envs": "3", "nodes": "5", "batch_length": "4"}
+HORIZON = {"imag_horizon": "3"}
+# What the host may decide anew in each update, by the file and the operator that get to know of it. The work recorded
+# in a CUDA graph would repeat the first update's.
+DECIDED_BY_THE_HOST = {
+    ("training/replay.py", "aten.randint.low_generator"),
+    ("training/replay.py", "aten.gt.Scalar"),
+    ("training/replay.py", "aten.le.Scalar"),
+    ("training/replay.py", "aten.select.int"),
+    ("guard.py", "aten.scalar_tensor.default"),
+    ("imagining/behavior.py", "aten.mul.Tensor"),
+    ("updates/optimizer.py", "aten.mul.Tensor"),
+    ("updates/optimizer.py", "aten._fused_adam_.default"),
+}
+
+
+class Kind(NamedTuple):
+    """A kind of config, and the most operators of an update with the model, and of one without: 10 % above today's."""
+
+    sections: tuple[str, ...]
+    most: int
+    most_without: int = 0
+    changes: dict[str, str] = {}
+    agent: Any = Dreamer
+
+
+KINDS = {
+    "tsp_attn": Kind(("tsp_attn",), 6740, 2940),
+    "padded": Kind(("tsp_attn",), 7140, 3260, {"curriculum": "[[4, 20], [5, null]]"}),
+    "belief": Kind(("tsp_few_steps", "tsp_stretch"), 8750, 4450),
+    "tsp_critic": Kind(("tsp_critic",), 7980, 5130, HORIZON),
+    "cvrp_attn": Kind(("cvrp_attn",), 8500, 3480),
+    "pickup_attn": Kind(("pickup_attn",), 7110, 3250),
+    "generated": Kind(("tsp_few_steps", "tsp_dreamt"), 7470, 3660),
+    "dynamics": Kind(("tsp_critic",), 9010, 6150, {**HORIZON, "imag_gradient": "dynamics", "imag_mask": "predicted"}),
+    "cartpole": Kind(("gym", "cartpole"), 5410, changes=HORIZON),
+    "pixelgrid": Kind(("gym", "pixelgrid"), 5510, changes=HORIZON),
+    "switches": Kind(("gym", "switches"), 5990, changes=HORIZON),
+    "predicted mask": Kind(("gym", "switches"), 5960, changes={**HORIZON, "task": "gym_SwitchesNoRules-v0"}),
+    "pendulum": Kind(("gym", "pendulum"), 5380, changes=HORIZON),
+    "v3_2023": Kind(("gym", "cartpole", "v3_2023"), 2640, changes=HORIZON),
+    "sac_pendulum": Kind(("sac", "sac_pendulum"), 570, agent=SAC),
+    "sac_two_hot": Kind(("sac", "sac_pendulum", "sac_two_hot"), 670, agent=SAC),
+    "sac_cartpole": Kind(("sac", "cartpole"), 540, agent=SAC),
+    "tsp_sac": Kind(("sac", "tsp_sac"), 2450, agent=SAC),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_paper() -> Iterator[None]:
+    # Shapes are executed where there are numbers, too; here they would take a third of the time.
+    with operators.on_paper(), patch.object(jaxtyping.config, "jaxtyping_disable", True):
+        yield
+
+
+def make(name: str) -> Paper:
+    kind = KINDS[name]
+    settings = config.load(CONFIG_PATH, [*kind.sections, "debug"], {**SMALL, **kind.changes})
+    return operators.make_paper(settings, kind.agent)
+
+
+def collect(paper: Paper, steps: int) -> list[list[Call]]:
+    """What each of some steps hands over: acting, storing, and the environments' own move where they are on paper."""
+    acting = paper.agent.initial_state(len(paper.sight.is_first))
+    (obs, is_first, any_first), no = paper.sight, torch.zeros_like(paper.sight.is_first)
+    reward, ended, handed = torch.zeros(no.shape, device=PAPER), no, []
+    for _ in range(steps):
+        with Recorder() as recorder:
+            sight = Sight(obs, is_first, any_first)
+            action, acting = paper.agent.act(sight, acting, generator=paper.generators["acting"])
+            flags = {"is_first": is_first, "is_last": ended, "is_terminal": ended}
+            paper.replay.add({**obs, **flags, "action": action, "reward": reward, **paper.agent.memory(acting)})
+            is_first, any_first = no, False
+            if paper.env is not None:
+                obs, reward, ended, _, info = paper.env.step(action)
+                is_first, any_first = info["is_first"], info["any_first"]
+        handed.append(recorder.calls)
+    return handed
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_agent_stays_on_its_device_never_waits_and_hands_over_no_more_than_it_did(name: str):
+    kind, paper = KINDS[name], make(name)
+    assert all(collect(paper, 2))
+    # The first update makes what the others find.
+    paper.update(1)
+    whole = len(paper.update(0))
+    assert whole <= kind.most, f"an update with the model takes {whole} operators"
+    if kind.most_without:
+        others = len(paper.update(2))
+        assert others <= kind.most_without, f"an update without the model takes {others} operators"
+
+
+@pytest.mark.parametrize("name", ["tsp_attn", "cvrp_attn", "pixelgrid", "sac_pendulum"])
+def test_updates_of_one_kind_are_the_same_work(name: str):
+    """What a CUDA graph needs: the same operators with the same shapes, and few numbers that the host decides anew."""
+    paper = make(name)
+    every = getattr(paper.agent, "model_every", 1)
+    # The first update makes what the others find.
+    paper.update(0)
+    pairs = [(0, every), (1, 2)] if every > 2 else [(0, 1)]
+    for one, other in pairs:
+        first = paper.update(one, progress=0.1)
+        paper.replay.total, paper.replay.oldest = paper.replay.total + 1, paper.replay.oldest + 1
+        second = paper.update(other, progress=0.7)
+        assert [call[:2] for call in first] == [call[:2] for call in second]
+        both = zip(first, second, strict=True)
+        decided = {(a.place.split(":")[0], a.operator) for a, b in both if a.numbers != b.numbers}
+        assert decided and decided <= DECIDED_BY_THE_HOST
+
+
+@pytest.mark.parametrize("name", ["tsp_attn", "cartpole", "pendulum", "sac_pendulum"])
+def test_steps_within_an_episode_are_the_same_work(name: str):
+    _, first, second = collect(make(name), 3)
+    assert [call[:2] for call in first] == [call[:2] for call in second]
+
+
+def test_environments_whose_episodes_end_apart_never_wait(monkeypatch: pytest.MonkeyPatch):
+    paper = make("cvrp_attn")
+    monkeypatch.setattr(RoutingVectorEnv, "_count_ended", lambda _env: 1)
+    assert all(collect(paper, 2))
+
+
+def test_imagination_of_episodes_that_end_apart_goes_on_to_its_horizon():
+    """Only a CPU is asked whether all have ended; elsewhere each update imagines as many steps."""
+    paper = make("cvrp_attn")
+    moves = [call for call in paper.update(1) if call.place.startswith("routing/cvrp.py")]
+    assert sum(call.operator == "aten.where.self" for call in moves) == paper.agent.imagination.horizon == 8
+
+
+def plant(operator: Callable[[torch.Tensor], Any]) -> None:
+    on_device = torch.zeros(3, device=PAPER)
+    with Recorder():
+        operator(on_device)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda numbers: numbers + torch.zeros(3),
+        lambda numbers: numbers[torch.zeros(3, dtype=torch.int64)],
+        lambda numbers: torch.nn.functional.linear(numbers, torch.zeros(2, 3)),
+        lambda numbers: torch.rand(3, generator=torch.Generator(), device=PAPER),
+    ],
+    ids=["sum", "index", "linear", "generator"],
+)
+def test_recorder_refuses_two_devices(operator: Callable[[torch.Tensor], Any]):
+    with pytest.raises(MixedDevices, match="of the host"):
+        plant(operator)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda numbers: float(numbers[0]),
+        lambda numbers: numbers.tolist(),
+        lambda numbers: numbers.cpu(),
+        lambda numbers: 1 if numbers[0] > 0 else 2,
+        lambda numbers: numbers.nonzero(),
+        lambda numbers: numbers[numbers > 0],
+        lambda numbers: numbers.masked_select(numbers > 0),
+        lambda numbers: numbers.index_put_((numbers > 0,), torch.zeros(2, device=PAPER)),
+        lambda numbers: numbers.unique(),
+        lambda numbers: numbers.repeat_interleave(numbers.long()),
+        lambda numbers: torch.tensor([1.0, 2.0], device=PAPER),
+        lambda numbers: numbers.copy_(torch.zeros(3)),
+        lambda numbers: torch.zeros(3).to(PAPER),
+    ],
+    ids=[
+        *("float", "tolist", "cpu", "if", "nonzero", "index by mask", "masked_select", "write by mask", "unique"),
+        *("repeat_interleave", "tensor", "copy_", "to"),
+    ],
+)
+def test_recorder_refuses_a_wait(operator: Callable[[torch.Tensor], Any]):
+    with pytest.raises(WouldWait):
+        plant(operator)
+
+
+def test_recorder_lets_pass_what_neither_waits_nor_mixes():
+    numbers, generator = torch.zeros(3, device=PAPER), PaperGenerator()
+    with Recorder() as recorder:
+        numbers[numbers > 0] = 1.0
+        arrived = numbers.to("cpu", non_blocking=True)
+        torch.rand(3, generator=generator, device=PAPER) + torch.tensor(1.0)
+        host = torch.zeros(2)[torch.ones(2, dtype=torch.bool)].tolist()
+    assert host == [0.0, 0.0] and arrived.device == CPU
+    names = [call.operator for call in recorder.calls]
+    assert names == [
+        *("aten.gt.Scalar", "aten.scalar_tensor.default", "aten.index_put_.default", "aten._to_copy.default"),
+        *("aten.rand.generator", "aten.add.Tensor"),
+    ]
+
+
+def test_recorder_tells_views_from_launches():
+    numbers = torch.zeros(3, device=PAPER)
+    with Recorder() as recorder:
+        numbers[None].add_(1.0)
+        numbers.detach().t()
+        numbers.sum()
+    told = {call.operator: call.launches for call in recorder.calls}
+    assert [name for name, launches in told.items() if launches] == ["aten.add_.Tensor", "aten.sum.default"]
+    assert "aten.unsqueeze.default" in told and "aten.detach.default" in told
