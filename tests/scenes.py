@@ -368,12 +368,19 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
+def saved_memory(logdir: Path) -> dict[str, Tensor]:
+    """What replay kept beside the rows at a run's last checkpoint, [E, L, ...] from the oldest column on."""
+    state = checkpoint.load(logdir / checkpoint.LATEST, CPU)
+    parts = [checkpoint.load(logdir / "replay" / each["name"], CPU) for each in state["replay"]["memory_chunks"]]
+    return {name: torch.cat([part[name] for part in parts], 1) for name in (parts[0] if parts else {})}
+
+
 def stored_rows(
     logdir: Path, spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]], *, num_envs: int = 4
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A run's last checkpoint, and the rows that its replay held there."""
     state = checkpoint.load(logdir / checkpoint.LATEST, CPU)
-    memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in state["replay"]["memory"].items()}
+    memory = {name: (tuple(value.shape[2:]), value.dtype) for name, value in saved_memory(logdir).items()}
     replay = Replay(spaces, num_envs=num_envs, capacity=1000, device=CPU, memory=memory)
     replay.load_chunks(logdir / "replay", state["replay"])
     assert replay.total < replay.length

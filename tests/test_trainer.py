@@ -273,6 +273,24 @@ def test_report_that_cannot_be_written_stops_nothing(
 
 
 @pytest.mark.run
+def test_checkpoint_that_a_full_disk_does_not_take_leaves_its_room_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    save = checkpoint.save
+
+    def full(path: Path, state: Any, **options: Any) -> None:
+        if path.name == checkpoint.LATEST and state["step"] == STEPS:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, state, **options)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(SystemExit):
+        train(tmp_path)
+    named = {chunk["name"] for chunk in loaded(tmp_path / checkpoint.LATEST)["replay"]["chunks"]}
+    assert {path.name for path in (tmp_path / "replay").iterdir()} == named and named
+
+
+@pytest.mark.run
 def test_nan_everywhere_stops_the_run_and_leaves_finite_weights(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

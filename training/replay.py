@@ -8,7 +8,6 @@ are host integers; neither `add` nor the samplers wait for the device.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-import checkpoint
 from checkpoint import CheckpointError
 from config import UserError
 from system import safe_files
 from tools import Bounds
+from training import chunks
+from training.chunks import Chunk
 
 # Shape and dtype of what is stored of each row, by its name.
 Spaces = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -48,7 +48,6 @@ class Replay:
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
         notices: lines that the user should read. Whoever prints them empties the list.
-        bytes_written: size of the files that the last `save_chunks` has written.
         reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
     """
 
@@ -97,11 +96,14 @@ class Replay:
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self.notices: list[str] = []
-        self.bytes_written = 0
-        self._chunks: list[dict[str, Any]] = []
+        self._chunks: list[Chunk] = []
+        self._memory_chunks: list[Chunk] = []
+        self._written: list[Chunk] = []
         self._chunk_folder: Path | None = None
         self._saved_totals = [0, 0]
         self._saved_oldest = [0, 0]
+        # Names of files of memory that other ones have replaced: by the save before the last, and by the last.
+        self._replaced: list[list[str]] = [[], []]
 
     def _make_room(self, rows: int) -> None:
         """Begin with an empty ring of so many rows.
@@ -117,6 +119,7 @@ class Replay:
             cause = str(error).splitlines()[0]
             raise UserError(f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})") from error
         self.episode_start: Int[Tensor, "E L"] = starts["episode_start"]
+        self._rewritten: Bool[Tensor, " L"] = torch.zeros(self.length, dtype=torch.bool, device=self.device)
 
     def _allocate(self, spaces: Spaces) -> dict[str, Tensor]:
         return {
@@ -235,32 +238,45 @@ class Replay:
         """
         for name, value in memory.items():
             self.memory[name][batch["env"], batch["column"] % self.length] = value
+        self._rewritten[batch["column"] % self.length] = True
 
-    def save_chunks(self, folder: Path) -> dict[str, Any]:
-        """Write the rows added since the last save to a file of their own.
+    def save_chunks(self, folder: Path, *, emergency: bool = False, numbered: bool = False) -> dict[str, Any]:
+        """Write the rows added since the last save to a file of their own, and memory where it was rewritten since.
 
         Files that neither this manifest nor the two before it need are deleted: while the checkpoint that will hold
         this manifest is being written, those two are what latest.pt and previous.pt name.
 
         Args:
             folder: where the chunks are kept; created if need be, in a folder that exists.
+            emergency: the last checkpoint but one may stay, so that what it needs stays, too.
+            numbered: checkpoints are kept for good, and so is memory as it was at each of them.
 
         Returns:
             The manifest, to be saved in a checkpoint and handed to `load_chunks`.
+
+        Raises:
+            OSError: something cannot be written; what was written for this save is deleted again.
         """
         # A run's folder that is gone is not made again, since its other files would be missing.
         safe_files.make_folder(folder, parents=False)
-        self.bytes_written = 0
         if folder != self._chunk_folder:
-            self._chunks, self._chunk_folder = [], folder
-            self._saved_totals, self._saved_oldest = [0, 0], [0, 0]
-        self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
-        self._write_lost_chunks(folder)
-        saved = self._chunks[-1]["stop"] if self._chunks else 0
-        start = max(saved, self.oldest)
-        if start < self.total:
-            self._chunks.append(self._write_chunk(folder, start, self.total))
-        self._delete_stale(folder, before=self._saved_oldest[0])
+            self._chunks, self._memory_chunks, self._chunk_folder = [], [], folder
+            self._saved_totals, self._saved_oldest, self._replaced = [0, 0], [0, 0], [[], []]
+        self._written = []
+        try:
+            self._chunks = [chunk for chunk in self._chunks if chunk["stop"] > self.oldest]
+            self._write_lost_chunks(folder)
+            saved = self._chunks[-1]["stop"] if self._chunks else 0
+            start = max(saved, self.oldest)
+            if start < self.total:
+                self._chunks.append(self._write_chunk(folder, self._stored(), start, self.total))
+            replaced = self._write_changed_memory(folder)
+        except OSError:
+            self.discard_save()
+            raise
+        unneeded, until_next = self._replaced
+        chunks.delete(folder, before=self._saved_oldest[0], names=[] if emergency else unneeded)
+        self._replaced = [[*(unneeded if emergency else []), *until_next], [] if numbered else replaced]
         self._saved_totals = [self._saved_totals[1], self.total]
         self._saved_oldest = [self._saved_oldest[1], self.oldest]
         return {
@@ -269,38 +285,66 @@ class Replay:
             "saved_totals": list(self._saved_totals),
             "saved_oldest": list(self._saved_oldest),
             "chunks": [dict(chunk) for chunk in self._chunks],
+            "memory_chunks": [dict(chunk) for chunk in self._memory_chunks],
+            "replaced": [list(names) for names in self._replaced],
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
-            # Memory is rewritten all the time, so it is saved whole.
-            "memory": {name: value[:, : self.total].cpu().clone() for name, value in self.memory.items()},
         }
 
-    def _write_chunk(self, folder: Path, start: int, stop: int) -> dict[str, Any]:
-        """Write columns that are stored to a file; its entry in the manifest."""
-        # A name is never used twice: a run that went back to an older checkpoint would otherwise overwrite columns
-        # that a newer one still names.
-        name = f"{start:012d}-{stop:012d}-{uuid.uuid4().hex[:8]}.pt"
-        position = torch.arange(start, stop, device=self.device) % self.length
-        columns = {key: value.index_select(1, position).cpu() for key, value in self._stored().items()}
-        checkpoint.save(folder / name, columns)
-        size = (folder / name).stat().st_size
-        self.bytes_written += size
-        return {"name": name, "start": start, "stop": stop, "bytes": size}
+    @property
+    def bytes_written(self) -> int:
+        """Size of the files that the last save has written."""
+        return sum(chunk["bytes"] for chunk in self._written)
+
+    def discard_save(self) -> None:
+        """Delete what the last save has written, as no checkpoint will name it: a full disk needs the room."""
+        names = {chunk["name"] for chunk in self._written}
+        if self._chunk_folder is not None:
+            for name in names:
+                (self._chunk_folder / name).unlink(missing_ok=True)
+        self._chunks = [chunk for chunk in self._chunks if chunk["name"] not in names]
+        self._memory_chunks = [chunk for chunk in self._memory_chunks if chunk["name"] not in names]
+
+    def _write_chunk(self, folder: Path, ring: Mapping[str, Tensor], start: int, stop: int) -> Chunk:
+        chunk = chunks.write(folder, ring, start=start, stop=stop)
+        self._written.append(chunk)
+        return chunk
 
     def _write_lost_chunks(self, folder: Path) -> None:
         """Write the chunks anew that somebody else has deleted or cut; all their columns are still in memory."""
-        lost = 0
+        lost = [chunk for chunk in (*self._chunks, *self._memory_chunks) if not chunks.is_whole(folder, chunk)]
+        if not lost:
+            return
+        self.notices.append(
+            f"warning: {len(lost)} of {len(self._chunks) + len(self._memory_chunks)} files in {folder} were deleted or"
+            " cut by somebody else: they are written anew from memory; checkpoints before this one cannot be gone on"
+            " from"
+        )
+        # Those of memory are written with what has changed.
+        self._memory_chunks = [chunk for chunk in self._memory_chunks if chunk not in lost]
         for index, chunk in enumerate(self._chunks):
-            path = folder / chunk["name"]
-            # Chunks of older runs do not say how large they are.
-            if not path.is_file() or path.stat().st_size != chunk.get("bytes", path.stat().st_size):
-                self._chunks[index] = self._write_chunk(folder, max(chunk["start"], self.oldest), chunk["stop"])
-                lost += 1
-        if lost:
-            self.notices.append(
-                f"warning: {lost} of {len(self._chunks)} files in {folder} were deleted or cut by somebody else: they"
-                " are written anew from memory; checkpoints before this one cannot be gone on from"
-            )
+            if chunk in lost:
+                start = max(chunk["start"], self.oldest)
+                self._chunks[index] = self._write_chunk(folder, self._stored(), start, chunk["stop"])
+
+    def _write_changed_memory(self, folder: Path) -> list[str]:
+        """Write the memory of each chunk of rows in which it was rewritten; the names of the files before it."""
+        if not self.memory:
+            return []
+        changed = self._rewritten.cpu()
+        written = {chunk["stop"]: chunk for chunk in self._memory_chunks}
+        current: list[Chunk] = []
+        replaced: list[str] = []
+        for rows in self._chunks:
+            start, stop = max(rows["start"], self.oldest), rows["stop"]
+            chunk = written.get(stop)
+            if chunk is None or bool(changed[torch.arange(start, stop, device=changed.device) % self.length].any()):
+                replaced += [] if chunk is None else [chunk["name"]]
+                chunk = self._write_chunk(folder, self.memory, start, stop)
+            current.append(chunk)
+        self._memory_chunks = current
+        self._rewritten.zero_()
+        return replaced
 
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Restore exactly what was stored when `manifest` was made, or of it the latest rows that the capacity allows.
@@ -318,40 +362,39 @@ class Replay:
         # Older manifests are of rings that have always had one length.
         saved_oldest = manifest.get("saved_oldest", [max(0, saved - length) for saved in manifest["saved_totals"]])
         oldest = saved_oldest[1]
-        _require_all_columns(manifest["chunks"], oldest, total)
+        chunks.require_all_columns(manifest["chunks"], oldest, total)
         kept = min(total - oldest, self._capacity // self.num_envs)
         if kept > self.length:
             # A run that has come further than it is now to go keeps what it has lived through.
             self._make_room(kept * self.num_envs)
         self.total, self.oldest = total, max(oldest, total - self.length)
-        stored = self._stored()
         # The oldest chunk comes first: where the ring has wrapped, newer columns overwrite those of the first chunk.
         for chunk in manifest["chunks"]:
-            path = folder / chunk["name"]
-            try:
-                columns = checkpoint.load(path, self.device)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}, with --init and the weights of this one") from error
-            if columns.keys() != stored.keys():
-                raise CheckpointError(f"{path} holds {sorted(columns)}; this run stores {sorted(stored)}")
-            for key, value in columns.items():
-                expected = (self.num_envs, chunk["stop"] - chunk["start"], *stored[key].shape[2:])
-                if not isinstance(value, Tensor) or value.shape != expected or value.dtype != stored[key].dtype:
-                    found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    raise CheckpointError(
-                        f"{path} has {found} for '{key}'; this run stores {stored[key].dtype} {expected}"
-                    )
-                begin = max(chunk["start"], self.oldest)
-                if begin < chunk["stop"]:
-                    position = torch.arange(begin, chunk["stop"], device=self.device) % self.length
-                    stored[key].index_copy_(1, position, value[:, begin - chunk["start"] :])
-        self._load_memory(manifest["memory"], length)
+            chunks.read(folder, chunk, self._stored(), oldest=self.oldest)
+        if "memory" in manifest:
+            # Older runs saved memory whole.
+            self._load_memory(manifest["memory"], length)
+        else:
+            self._load_memory_chunks(folder, manifest["memory_chunks"], oldest)
         self.reward_min = manifest["reward_min"].to(self.device)
         self.reward_max = manifest["reward_max"].to(self.device)
         self._chunks = [dict(chunk) for chunk in manifest["chunks"]]
+        self._memory_chunks = [dict(chunk) for chunk in manifest.get("memory_chunks", [])]
         self._chunk_folder = folder
         self._saved_totals = list(manifest["saved_totals"])
         self._saved_oldest = list(saved_oldest)
+        self._replaced = [list(names) for names in manifest.get("replaced", [[], []])]
+
+    def _load_memory_chunks(self, folder: Path, saved: Sequence[Chunk], oldest: int) -> None:
+        """Take in the memory of the stored columns from files."""
+        if bool(saved) != bool(self.memory and oldest < self.total):
+            raise CheckpointError(
+                f"replay was saved with{'' if saved else 'out'} memory; this run keeps {sorted(self.memory) or 'none'}"
+            )
+        if saved:
+            chunks.require_all_columns(saved, oldest, self.total)
+        for chunk in saved:
+            chunks.read(folder, chunk, self.memory, oldest=self.oldest, verb="keeps")
 
     def _load_memory(self, saved: Mapping[str, Tensor], length: int) -> None:
         """Take in the memory of the stored columns, which stands in `saved` as in a ring of another length."""
@@ -387,15 +430,6 @@ class Replay:
         windows["prev_action"] = _zero_where(windows["is_first"] | (column <= self.oldest), shifted)
         return windows | before | {"env": env.expand_as(column), "column": column}
 
-    @staticmethod
-    def _delete_stale(folder: Path, *, before: int) -> None:
-        for path in folder.glob("*-*-*.pt"):
-            if int(path.name.split("-")[1]) <= before:
-                path.unlink()
-        # A kill may have left parts of chunks; none is being written now.
-        for path in folder.glob("*-*-*.pt.tmp"):
-            path.unlink()
-
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, for which a CPU takes no memory before they are written to: PyTorch's own are all written to at once."""
@@ -406,17 +440,3 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def _zero_where(condition: Bool[Tensor, "B T"], value: Tensor) -> Tensor:
     return value.masked_fill(condition.reshape(*condition.shape, *[1] * (value.dim() - 2)), 0)
-
-
-def _require_all_columns(chunks: Sequence[Mapping[str, Any]], oldest: int, total: int) -> None:
-    """Check that chunks hold the columns from `oldest` to `total`, one after another.
-
-    Raises:
-        CheckpointError: they do not.
-    """
-    starts, stops = [chunk["start"] for chunk in chunks], [chunk["stop"] for chunk in chunks]
-    begin = min([oldest, *starts[:1]])
-    if [begin, *stops] != [*starts, total] or starts != sorted(starts):
-        raise CheckpointError(
-            f"columns {oldest} to {total} of replay are not those of its files; take the weights only, with --init"
-        )

@@ -69,6 +69,14 @@ PAIR = Kind(
     lambda value: isinstance(value, list) and len(value) == 2 and all(map(COUNT.holds, value)) and value[0] <= value[1],
 )
 FILE_NAME = Kind("the name of a file", lambda value: type(value) is str and value == Path(value).name != "")
+FILE_NAMES = Kind(
+    "two lists of names of files",
+    lambda value: (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(names, list) and all(map(FILE_NAME.holds, names)) for names in value)
+    ),
+)
 # The content of a run's checkpoint. A list of one entry stands for any number of them; `?` marks entries that older
 # checkpoints lack.
 CHUNK = {"name": FILE_NAME, "start": COUNT, "stop": COUNT, "bytes?": COUNT}
@@ -83,7 +91,9 @@ RUN: dict[str, Any] = {
         "chunks": [CHUNK],
         "reward_min": SCALAR,
         "reward_max": SCALAR,
-        "memory": TENSORS,
+        "memory?": TENSORS,
+        "memory_chunks?": [CHUNK],
+        "replaced?": FILE_NAMES,
     },
     "env": MAPPING,
     "generators": TENSORS,

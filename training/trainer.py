@@ -434,7 +434,9 @@ class Trainer:
             **self.files,
             "agent": self.agent.state_dict(),
             "agent_class": type(self.agent).__name__,
-            "replay": self.replay.save_chunks(self.logdir / REPLAY),
+            "replay": self.replay.save_chunks(
+                self.logdir / REPLAY, emergency=emergency, numbered=self.settings.checkpoint_numbered
+            ),
             "env": self.env.state_dict(),
             "generators": checkpoint.generator_state(self.generators),
             "averages": self.averages.state_dict(),
@@ -454,7 +456,11 @@ class Trainer:
         }
 
     def _write(self, state: dict[str, Any], *, emergency: bool) -> None:
-        checkpoint.save(self.logdir / checkpoint.LATEST, state, keep_before=not (emergency and self.emergency))
+        try:
+            checkpoint.save(self.logdir / checkpoint.LATEST, state, keep_before=not (emergency and self.emergency))
+        except OSError:
+            self.replay.discard_save()
+            raise
         self.emergency = emergency
         if self.settings.checkpoint_numbered:
             checkpoint.save(self.logdir / f"step_{self.step:09d}.pt", state)
