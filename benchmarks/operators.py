@@ -37,7 +37,7 @@ from parts.acting import Sight
 from sac import SAC
 from settings.run import RunSettings
 from training import launch
-from training.devices import ROLES
+from training.devices import ROLES, make_generators
 from training.replay import Replay
 from training.setup import make_setup, make_task
 
@@ -250,13 +250,18 @@ def on_paper() -> Iterator[None]:
         yield
 
 
-def make_paper(config: Config, make_agent: Any = Dreamer) -> Paper:
-    """The agent of a config, on paper. To be called under `on_paper`, as what it gives is to be used there."""
+def make_paper(config: Config, make_agent: Any = Dreamer, *, device: torch.device = PAPER) -> Paper:
+    """The agent of a config, on paper. To be called under `on_paper`, as what it gives is to be used there.
+
+    On another device, which a test may ask for, it is a real agent, whose replay holds zeros.
+    """
     settings, task = RunSettings.of(config), _task(config)
     count, nodes = settings.environments.envs, settings.task.nodes
     generators: dict[str, torch.Generator] = {role: PaperGenerator() for role in ROLES}
-    guard = Guard(PAPER, settings.guard)
-    agent = make_agent.of(task, config, device=PAPER, generators=generators, guard=guard)
+    if device != PAPER:
+        generators = make_generators(config.seed, device)
+    guard = Guard(device, settings.guard)
+    agent = make_agent.of(task, config, device=device, generators=generators, guard=guard)
     env = None
     if isinstance(task, RoutingTask):
         curriculum = [(nodes - 1, 1), (nodes, None)] if settings.task.curriculum else []
@@ -266,7 +271,7 @@ def make_paper(config: Config, make_agent: Any = Dreamer) -> Paper:
                 num_envs=count,
                 num_nodes=nodes,
                 curriculum=curriculum,
-                device=PAPER,
+                device=device,
                 generator=generators["environment"],
             )
             spaces, (obs, _) = task.stored(env), env.reset()
@@ -274,12 +279,12 @@ def make_paper(config: Config, make_agent: Any = Dreamer) -> Paper:
         assert isinstance(task, ObservationTask)
         spaces = task.spaces
         shown = {key: space for key, space in spaces.items() if key != "action"}
-        obs = {key: torch.zeros((count, *shape), dtype=dtype, device=PAPER) for key, (shape, dtype) in shown.items()}
+        obs = {key: torch.zeros((count, *shape), dtype=dtype, device=device) for key, (shape, dtype) in shown.items()}
     columns = 4 * agent.batch_length
-    replay = Replay(spaces, num_envs=count, capacity=count * columns, device=PAPER, memory=agent.memory_spaces)
+    replay = Replay(spaces, num_envs=count, capacity=count * columns, device=device, memory=agent.memory_spaces)
     # The ring has gone round, as it has in most of a run.
     replay.total, replay.oldest = 3 * columns, 2 * columns
-    sight = Sight(obs, torch.ones(count, dtype=torch.bool, device=PAPER), any_first=True)
+    sight = Sight(obs, torch.ones(count, dtype=torch.bool, device=device), any_first=True)
     return Paper(agent, replay, generators, sight, env)
 
 

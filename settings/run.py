@@ -23,6 +23,7 @@ class MachineSettings(Section):
     seed: Annotated[int, Between(0, 2**63 - 1)]
     device: str
     threads: Annotated[int, Between(1, 4096)]
+    deterministic: bool
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+import warnings
 
 import numpy as np
 import torch
@@ -14,15 +16,33 @@ ROLES = ("environment", "acting", "replay", "model", "imagination")
 
 def prepare_torch(config: Config) -> torch.device:
     """Threads, arithmetic and the seed of everything that has no generator of its own; the device to work on."""
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        _prepare_cuda(deterministic=config.deterministic)
     torch.set_num_threads(config.threads)
     # Denormal numbers are many times slower on a CPU, and nothing here needs them.
     torch.set_flush_denormal(True)
     torch.manual_seed(config.seed)
-    return choose_device(config.device)
+    return device
+
+
+def _prepare_cuda(*, deterministic: bool) -> None:
+    """The arithmetic of a GPU: matrix products in TF32, and kernels that give the same numbers twice, if wanted."""
+    torch.set_float32_matmul_precision("high")
+    if deterministic:
+        # Read by cuBLAS when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # PyTorch promises nothing of cumulative sums of floats, without which no action is drawn, so it may only warn.
+        warnings.filterwarnings("ignore", message="cumsum_cuda_kernel does not have a deterministic implementation")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Where it only warns, it still takes fused kernels of attention, whose gradients differ each time.
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that the config names; `auto` is CUDA where there is one.
+    """The device that the config names; `auto` is CUDA where there is one. A CUDA device becomes the current one.
 
     Raises:
         ConfigError: there is no such device here.
@@ -31,6 +51,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None and torch.cuda.is_available():
+            # Before anything else is done on a GPU: what does not say where it goes, such as an event or a library's
+            # workspace, goes to the current device.
+            torch.cuda.set_device(device)
         # A device that exists but draws no numbers (meta) cannot be learnt on.
         torch.Generator(device)
         torch.zeros(1, device=device)

@@ -20,7 +20,7 @@ EVALUATION_KEYS = (
     *("eval_episodes", "eval_instances", "import"),
     *("envs", "env_processes", "env_timeout", "env_restarts"),
 )
-MACHINE_KEYS = ("device", "threads")
+MACHINE_KEYS = ("device", "threads", "deterministic")
 
 
 def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:

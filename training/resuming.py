@@ -30,6 +30,7 @@ UNREPORTED_KEYS = (
     "logdir",
     "device",
     "threads",
+    "deterministic",
     "checkpoint_numbered",
     "log_every",
     "eval_every",
