@@ -59,14 +59,12 @@ class Guard:
         site = (kind, tuple(names))
         if site not in self._sites:
             never = torch.full((len(names),), -1, dtype=torch.int64, device=self.device)
-            self._sites[site] = (never, never, torch.zeros_like(never))
+            self._sites[site] = (never, never.clone(), torch.zeros_like(never))
         first, last, times = self._sites[site]
         bad = ~values.detach().isfinite()
-        self._sites[site] = (
-            torch.where(bad & (first < 0), self.update, first),
-            torch.where(bad, self.update, last),
-            times + bad,
-        )
+        first.masked_fill_(bad & (first < 0), self.update)
+        last.masked_fill_(bad, self.update)
+        times.add_(bad)
 
     def watch_all(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """The same for whole floating-point tensors; other types can't be non-finite and are passed over."""
