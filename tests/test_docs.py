@@ -255,6 +255,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.faults": break_on_purpose,
     "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
+    "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),

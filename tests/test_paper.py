@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+from unittest.mock import Mock, patch
 
 import jaxtyping
 import pytest
@@ -18,7 +20,9 @@ from dreamer import Dreamer
 from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
 from sac import SAC
-from tests.scenes import CONFIG_PATH
+from settings.run import LoopSettings
+from tests.scenes import CONFIG_PATH, debug_config
+from training.trainer import Trainer
 
 # Smaller than under `debug`: what is handed over then differs in number alone.
 SMALL = {"envs": "3", "nodes": "5", "batch_length": "4"}
@@ -176,6 +180,34 @@ def test_environments_whose_episodes_end_apart_never_wait(monkeypatch: pytest.Mo
     assert all(collect(paper, 2))
 
 
+@pytest.mark.parametrize("name", ["tsp_attn", "cvrp_attn", "tsp_sac"])
+@pytest.mark.parametrize("prefill_policy", ["random", "nearest"])
+def test_collecting_never_waits(name: str, prefill_policy: Any, tmp_path: Path):
+    """The loop's own work with every step, before the prefill is over and after it."""
+    paper = make(name)
+    settings = replace(LoopSettings.of(debug_config()), prefill=6, prefill_policy=prefill_policy)
+    unused: dict[str, Any] = {part: Mock() for part in ("evaluator", "logger", "lock")}
+    trainer = Trainer(
+        paper.agent,
+        paper.agent.task,
+        settings=settings,
+        env=cast(RoutingVectorEnv, paper.env),
+        replay=paper.replay,
+        generators=paper.generators,
+        guard=paper.agent.guard,
+        logdir=tmp_path,
+        device=PAPER,
+        files={},
+        **unused,
+    )
+    trainer.row = trainer._first_row(paper.sight.obs)
+    with Recorder() as recorder:
+        for _ in range(8):
+            trainer._collect()
+    assert trainer.step > settings.prefill
+    assert any(call.place.startswith("training/logger.py") for call in recorder.calls)
+
+
 def test_imagination_of_episodes_that_end_apart_goes_on_to_its_horizon():
     """Only a CPU is asked whether all have ended; elsewhere each update imagines as many steps."""
     paper = make("cvrp_attn")
@@ -285,6 +317,12 @@ def test_recorder_lets_pass_what_neither_waits_nor_mixes():
         *("aten.gt.Scalar", "aten.scalar_tensor.default", "aten.index_put_.default", "aten._to_copy.default"),
         *("aten.rand.generator", "aten.add.Tensor"),
     ]
+
+
+def test_counting_refuses_an_agent_that_there_is_not(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        operators.main(["--configs", "debug", "--agent", "other"])
+    assert "--agent is 'other'" in capsys.readouterr().err
 
 
 def test_recorder_tells_views_from_launches():
