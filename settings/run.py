@@ -22,6 +22,7 @@ class MachineSettings(Section):
     logdir: str | None
     seed: Annotated[int, Between(0, 2**63 - 1)]
     device: str
+    replay_device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, Between(1, 4096)]
     deterministic: bool
 

@@ -28,14 +28,17 @@ def require_memory(needed: int | float, *, device: torch.device, work: str, reme
     Raises:
         NotEnoughMemory: there are fewer.
     """
-    free = _free_of_gpu(device) if device.type == "cuda" else memory_at_hand()
+    free = free_memory(device)
     if free is not None and needed > free:
         raise NotEnoughMemory(
             f"{work} about {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free; {remedy}"
         )
 
 
-def _free_of_gpu(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still take of a device's memory; None where nothing says so."""
+    if device.type != "cuda":
+        return memory_at_hand()
     # PyTorch keeps what it has freed, and uses it again.
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept

@@ -25,8 +25,9 @@ from envs.bad_inputs import BadInput
 from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
 from tests.conftest import shapes_executed
 from tests.scenes import decisions_in, refusal, saved_memory, stored_rows, without_times
-from training import episodes
+from training import episodes, replay_room
 from training.episodes import GymEvaluator
+from training.host_replay import HostReplay
 from training.logger import METRICS
 from training.replay import Replay
 
@@ -180,6 +181,22 @@ def test_environment_with_a_state_resumes_exactly(run_of, tmp_path: Path, how: s
         assert all(torch.equal(value, theirs["agent"][part][name]) for name, value in mine["agent"][part].items())
     remembered, expected = saved_memory(logdir), saved_memory(whole.logdir)
     assert remembered and all(torch.equal(value, expected[name]) for name, value in remembered.items())
+
+
+def test_run_whose_replay_the_host_keeps_is_the_same(run_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = run_of("TMaze-v0")
+    monkeypatch.setattr(replay_room, "on_host", lambda *_choices, **_needed: True)
+    made: list[type] = []
+    rewrite = HostReplay.rewrite
+
+    def noted(self: HostReplay, *arguments: Any) -> None:
+        made.append(type(self))
+        rewrite(self, *arguments)
+
+    monkeypatch.setattr(HostReplay, "rewrite", noted)
+    assert without_times(train(tmp_path, "TMaze-v0")) == without_times(whole.rows)
+    remembered, expected = saved_memory(tmp_path), saved_memory(whole.logdir)
+    assert made and all(torch.equal(value, expected[name]) for name, value in remembered.items())
 
 
 @pytest.mark.run

@@ -69,8 +69,10 @@ def choose_device(name: str) -> torch.device:
 
 def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generator]:
     """One random generator per role, so that what one of them draws changes nothing for the others."""
-    children = np.random.SeedSequence(seed).spawn(len(ROLES))
-    return {
-        role: torch.Generator(device).manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))
-        for role, child in zip(ROLES, children, strict=True)
-    }
+    return {role: make_generator(seed, role, device) for role in ROLES}
+
+
+def make_generator(seed: int, role: str, device: torch.device) -> torch.Generator:
+    """The random generator of one role."""
+    child = np.random.SeedSequence(seed).spawn(len(ROLES))[ROLES.index(role)]
+    return torch.Generator(device).manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))

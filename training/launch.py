@@ -17,7 +17,7 @@ from system.memory import is_exhausted
 from system.terminal import tell
 from training import loading
 from training.agent import Agent, AgentClass
-from training.devices import make_generators, prepare_torch
+from training.devices import make_generator, make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
 from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
 from training.opening import opening
@@ -81,6 +81,9 @@ def train(
     with ExitStack() as stack:
         stack.callback(env.close)
         replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
+        if replay.device != device:
+            # Rows are drawn where they are. The agent has the same dictionary.
+            generators["replay"] = make_generator(config.seed, "replay", replay.device)
         require_windows(settings, agent.batch_length)
         lock = stack.enter_context(claimed(logdir))
         # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.

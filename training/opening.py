@@ -36,7 +36,9 @@ def opening(
         seen = [f"{settings.task.task} of {settings.task.nodes} nodes: {', '.join(shown)}"]
     # Only a CPU gives memory as it is written to.
     rows, taken = rows_when_full(settings), "when full, taken as it fills"
-    if device.type != "cpu":
+    if replay.device != device:
+        taken += ", in the host's memory"
+    if replay.device.type != "cpu":
         rows, taken = replay.length * replay.num_envs, "taken at once"
     held = f", of which {len(replay):,} are there" if len(replay) else ""
     size = f"{readable_bytes(rows * replay.row_bytes)} {taken}"

@@ -1,5 +1,7 @@
 """Replay: whole sequences in one ring of tensors on one device; store, sample, save.
 
+A ring that a device has no room for is kept by the host: `training.host_replay`.
+
 All environments are appended in lockstep: one call of `add` writes one column, a row for each environment. Columns
 are counted from the start of the run and live in a ring, so that column c lies at position c % length. The counters
 are host integers; neither `add` nor the samplers wait for the device.
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from checkpoint import CheckpointError
@@ -84,15 +86,9 @@ class Replay:
         self.device = device
         self.total = self.oldest = 0
         self._capacity = capacity
-        self._spaces: tuple[Spaces, ...] = (
-            {**spaces, **REWARD_AND_ENDS},
-            memory or {},
-            {"episode_start": ((), torch.int64)},
-        )
-        self.row_bytes = sum(
-            math.prod(shape) * dtype.itemsize for part in self._spaces for shape, dtype in part.values()
-        )
-        self._make_room(capacity if rows_to_come is None else min(capacity, max(rows_to_come, 2 * num_envs)))
+        self._spaces = _all_spaces(spaces, memory or {})
+        self.row_bytes = row_bytes(spaces, memory or {})
+        self._make_room(room(num_envs=num_envs, capacity=capacity, rows_to_come=rows_to_come))
         self.reward_min = torch.full((), torch.inf, device=device)
         self.reward_max = torch.full((), -torch.inf, device=device)
         self.notices: list[str] = []
@@ -117,7 +113,8 @@ class Replay:
         # NumPy raises a ValueError for a size that no address reaches.
         except (RuntimeError, MemoryError, ValueError) as error:
             cause = str(error).splitlines()[0]
-            raise UserError(f"{rows} rows of replay do not fit into memory; lower replay_capacity ({cause})") from error
+            remedy = "lower replay_capacity" if self.device.type == "cpu" else "give --replay_device cpu"
+            raise UserError(f"{rows} rows of replay do not fit into memory; {remedy} ({cause})") from error
         self.episode_start: Int[Tensor, "E L"] = starts["episode_start"]
         self._rewritten: Bool[Tensor, " L"] = torch.zeros(self.length, dtype=torch.bool, device=self.device)
 
@@ -419,16 +416,40 @@ class Replay:
         return torch.randint(low, high, (batch,), generator=generator, device=self.device)
 
     def _windows(self, env: Int[Tensor, " B"], start: Int[Tensor, " B"], length: int) -> dict[str, Tensor]:
-        first = {name: value[env, (start - 1) % self.length] for name, value in self.memory.items()}
-        gone = start <= self.oldest
-        before = {name: value.masked_fill(gone.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in first.items()}
-        env = env[:, None]
+        envs = env[:, None]
         column = start[:, None] + torch.arange(length, device=self.device)  # [B, T]
         position = column % self.length
-        windows = {name: value[env, position] for name, value in self.rows.items()}
-        shifted = self.rows["action"][env, (column - 1) % self.length]
+        windows = {name: self._gathered(value, envs, position) for name, value in self.rows.items()}
+        shifted = self._gathered(self.rows["action"], envs, (column - 1) % self.length)
         windows["prev_action"] = _zero_where(windows["is_first"] | (column <= self.oldest), shifted)
-        return windows | before | {"env": env.expand_as(column), "column": column}
+        first = self._memory_at(env, (start - 1) % self.length)
+        gone = start <= self.oldest
+        before = {name: value.masked_fill(gone.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in first.items()}
+        return windows | before | {"env": envs.expand_as(column), "column": column}
+
+    def _memory_at(self, env: Int[Tensor, " B"], position: Int[Tensor, " B"]) -> dict[str, Shaped[Tensor, "B *S"]]:
+        return {name: self._gathered(value, env, position) for name, value in self.memory.items()}
+
+    def _gathered(
+        self, stored: Shaped[Tensor, "E L *S"], env: Int[Tensor, "*#B"], position: Int[Tensor, "*B"]
+    ) -> Shaped[Tensor, "*B *S"]:
+        """Rows of environments at positions in the ring."""
+        return stored[env, position]
+
+
+def room(*, num_envs: int, capacity: int, rows_to_come: int | None) -> int:
+    """Rows that a replay makes room for."""
+    return capacity if rows_to_come is None else min(capacity, max(rows_to_come, 2 * num_envs))
+
+
+def row_bytes(spaces: Spaces, memory: Spaces) -> int:
+    """Memory that a row of these takes, with what replay itself keeps of it."""
+    parts = _all_spaces(spaces, memory)
+    return sum(math.prod(shape) * dtype.itemsize for part in parts for shape, dtype in part.values())
+
+
+def _all_spaces(spaces: Spaces, memory: Spaces) -> tuple[Spaces, Spaces, Spaces]:
+    return {**spaces, **REWARD_AND_ENDS}, memory, {"episode_start": ((), torch.int64)}
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

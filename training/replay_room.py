@@ -6,36 +6,63 @@ import torch
 
 from config import ConfigError
 from settings.run import RunSettings
-from system.memory import memory_at_hand, readable_bytes
-from training.replay import Replay, Spaces
+from system.memory import free_memory, memory_at_hand, readable_bytes
+from training.host_replay import HostReplay
+from training.replay import Replay, Spaces, room, row_bytes
 from training.setup import require_room
+
+# The share of a device's free memory that rows may take under `replay_device: auto`; updates need the rest.
+MOST_OF_DEVICE = 0.5
 
 
 def make_replay(settings: RunSettings, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:
-    """Replay with room for what the settings keep of what the run will live through.
+    """Replay with room for what the settings keep of what the run will live through, where `replay_device` says.
 
     Raises:
-        ConfigError: memory would not hold it.
+        ConfigError: memory would not hold it, or it is to be on a GPU that the run does not learn on.
     """
     # Each decision is a row, and so is the end of each episode, which is of one decision at least.
-    rows_to_come = 2 * (settings.loop.steps + settings.environments.envs)
-    replay = Replay(
-        spaces,
-        num_envs=settings.environments.envs,
-        capacity=settings.loop.replay_capacity,
-        device=device,
-        memory=memory,
-        rows_to_come=rows_to_come,
-    )
+    size = {
+        "num_envs": settings.environments.envs,
+        "capacity": settings.loop.replay_capacity,
+        "rows_to_come": 2 * (settings.loop.steps + settings.environments.envs),
+    }
+    replay: Replay
+    if on_host(settings.machine.replay_device, device, needed=room(**size) * row_bytes(spaces, memory)):
+        replay = HostReplay(spaces, learns_on=device, memory=memory, **size)
+    else:
+        replay = Replay(spaces, device=device, memory=memory, **size)
     rows, free = rows_when_full(settings), memory_at_hand()
     # Any other device has allocated all of it already.
-    if device.type == "cpu" and free is not None and rows * replay.row_bytes > free:
+    if replay.device.type == "cpu" and free is not None and rows * replay.row_bytes > free:
         raise ConfigError(
             f"replay will hold {rows:,} rows of {readable_bytes(replay.row_bytes)}, which are"
             f" {readable_bytes(rows * replay.row_bytes)}, and {readable_bytes(free)} of memory are free; give"
             f" --replay_capacity {free // replay.row_bytes} at most"
         )
     return replay
+
+
+def on_host(choice: str, device: torch.device, *, needed: int) -> bool:
+    """Whether the host keeps the rows for another device.
+
+    Args:
+        choice: `replay_device`.
+        device: where the run learns.
+        needed: bytes of all rows. `auto` leaves them to the host where they are more than `MOST_OF_DEVICE` of what the
+            device has free, once the agent is there.
+
+    Raises:
+        ConfigError: they are to be on a GPU, and the run learns on none.
+    """
+    if device.type == "cpu":
+        if choice == "cuda":
+            raise ConfigError("replay_device is cuda, and the run learns on the cpu; give --replay_device auto")
+        return False
+    if choice != "auto":
+        return choice == "cpu"
+    free = free_memory(device)
+    return free is not None and needed > MOST_OF_DEVICE * free
 
 
 def rows_when_full(settings: RunSettings) -> int:
