@@ -23,6 +23,7 @@ from tests.replay_scenes import (
     with_memory,
 )
 from training import chunks
+from training import replay as replay_module
 from training.replay import Replay
 
 
@@ -326,6 +327,50 @@ def test_save_chunks_writes_memory_where_it_was_rewritten_and_nowhere_else(tmp_p
     assert replay.bytes_written == 0
 
 
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 environments have 30 bytes in a column: 4 columns in a file.
+    monkeypatch.setattr(replay_module, "MEMORY_FILE_BYTES", 120)
+
+
+def test_save_chunks_writes_memory_in_files_of_limited_size(small_files: None, tmp_path: Path) -> None:
+    replay, env = remembering(10)
+    replay.save_chunks(tmp_path)
+    add_rows(replay, env, until=18)
+    manifest = replay.save_chunks(tmp_path)
+    stretches = [(chunk["start"], chunk["stop"]) for chunk in manifest["memory_chunks"]]
+    assert stretches == [(0, 4), (4, 8), (8, 10), (10, 12), (12, 16), (16, 18)]
+    remember_anew(replay, 5, 6)
+    before, after = (memory_files(tmp_path, each) for each in (manifest, replay.save_chunks(tmp_path)))
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True, True, True, True]
+
+
+def test_save_chunks_writes_no_file_of_memory_anew_because_the_ring_goes_on(small_files: None, tmp_path: Path) -> None:
+    replay, env = remembering(10, length=10)
+    before = memory_files(tmp_path, replay.save_chunks(tmp_path))
+    add_rows(replay, env, until=15)
+    manifest = replay.save_chunks(tmp_path)
+    # The columns from 5 on are left, and the file with 4 to 8 is as it was.
+    assert memory_files(tmp_path, manifest)[:2] == before[1:]
+    assert_restores(tmp_path, manifest, replay)
+
+
+@pytest.mark.parametrize(("was", "now", "stops"), [(120, 240, [8, 10]), (240, 120, [4, 8, 10])])
+def test_save_chunks_into_files_of_another_size_writes_memory_anew(
+    was: int, now: int, stops: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replay, _ = remembering(10)
+    monkeypatch.setattr(replay_module, "MEMORY_FILE_BYTES", was)
+    before = memory_files(tmp_path, replay.save_chunks(tmp_path))
+    monkeypatch.setattr(replay_module, "MEMORY_FILE_BYTES", now)
+    manifest = replay.save_chunks(tmp_path)
+    assert [chunk["stop"] for chunk in manifest["memory_chunks"]] == stops
+    assert_restores(tmp_path, manifest, replay)
+    for _ in range(2):
+        replay.save_chunks(tmp_path)
+    assert not (tmp_path / before[0]).exists()
+
+
 def test_save_chunks_writes_memory_that_was_rewritten_after_a_resume(tmp_path: Path) -> None:
     replay, _ = remembering(30)
     manifest = replay.save_chunks(tmp_path)
@@ -336,7 +381,11 @@ def test_save_chunks_writes_memory_that_was_rewritten_after_a_resume(tmp_path: P
     assert_restores(tmp_path, resumed.save_chunks(tmp_path), resumed)
 
 
-def test_save_chunks_keeps_the_memory_that_last_two_manifests_need_through_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_bytes", [60, 2**25])
+def test_save_chunks_keeps_the_memory_that_last_two_manifests_need_through_resumes(
+    most_bytes: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(replay_module, "MEMORY_FILE_BYTES", most_bytes)
     replay, env = remembering(0, length=20)
     kept: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
     for save in range(30):
@@ -352,7 +401,7 @@ def test_save_chunks_keeps_the_memory_that_last_two_manifests_need_through_resum
         if save % 4 == 0:
             replay, _ = remembering(0, length=20)
             replay.load_chunks(tmp_path, kept[-1][0])
-    assert len(list(tmp_path.iterdir())) < 40
+    assert len(list(tmp_path.iterdir())) < (40 if most_bytes > 60 else 100)
 
 
 @pytest.mark.parametrize("resumed", [False, True])

@@ -9,6 +9,7 @@ are host integers; neither `add` nor the samplers wait for the device.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from training.chunks import Chunk
 
 # Shape and dtype of what is stored of each row, by its name.
 Spaces = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+# The most bytes of memory in a file, but for its frame: what a save needs beside the ring, and writes for a change.
+MEMORY_FILE_BYTES = 2**25
 REWARD_AND_ENDS = {
     "reward": ((), torch.float32),
     "is_first": ((), torch.bool),
@@ -325,23 +328,35 @@ class Replay:
                 self._chunks[index] = self._write_chunk(folder, self._stored(), start, chunk["stop"])
 
     def _write_changed_memory(self, folder: Path) -> list[str]:
-        """Write the memory of each chunk of rows in which it was rewritten; the names of the files before it."""
+        """Write the stretches of memory that were rewritten; the names of the files that had them before."""
         if not self.memory:
             return []
         changed = self._rewritten.cpu()
         written = {chunk["stop"]: chunk for chunk in self._memory_chunks}
         current: list[Chunk] = []
-        replaced: list[str] = []
-        for rows in self._chunks:
-            start, stop = max(rows["start"], self.oldest), rows["stop"]
-            chunk = written.get(stop)
-            if chunk is None or bool(changed[torch.arange(start, stop, device=changed.device) % self.length].any()):
-                replaced += [] if chunk is None else [chunk["name"]]
+        for begin, stop in self._memory_stretches():
+            start, chunk = max(begin, self.oldest), written.get(stop)
+            column = torch.arange(start, stop, device=changed.device)
+            # A file from before the ring went on may begin earlier than the stretch now does.
+            fits = chunk is not None and begin <= chunk["start"] <= start
+            if chunk is None or not fits or bool(changed[column % self.length].any()):
                 chunk = self._write_chunk(folder, self.memory, start, stop)
             current.append(chunk)
+        kept = {chunk["name"] for chunk in current}
+        replaced = [chunk["name"] for chunk in self._memory_chunks if chunk["name"] not in kept]
         self._memory_chunks = current
         self._rewritten.zero_()
         return replaced
+
+    def _memory_stretches(self) -> list[tuple[int, int]]:
+        """Where each file of memory begins, and what column it ends before: a file of rows, or a part of one."""
+        column_bytes = sum(value[:, 0].numel() * value.element_size() for value in self.memory.values())
+        columns = max(1, MEMORY_FILE_BYTES // column_bytes)
+        stretches: list[tuple[int, int]] = []
+        for rows in self._chunks:
+            inner = range((rows["start"] // columns + 1) * columns, rows["stop"], columns)
+            stretches += itertools.pairwise([rows["start"], *inner, rows["stop"]])
+        return [(begin, stop) for begin, stop in stretches if stop > self.oldest]
 
     def load_chunks(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """Restore exactly what was stored when `manifest` was made, or of it the latest rows that the capacity allows.
