@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from config import Config, ConfigError
+from system.memory import keep_freed_memory
 
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 
@@ -19,6 +20,7 @@ def prepare_torch(config: Config) -> torch.device:
     device = choose_device(config.device)
     if device.type == "cuda":
         _prepare_cuda(deterministic=config.deterministic)
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     # Denormal numbers are many times slower on a CPU, and nothing here needs them.
     torch.set_flush_denormal(True)
