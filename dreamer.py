@@ -20,6 +20,7 @@ from imagining.imagination import Look
 from models import make_behavior, make_imagination
 from networks import Latent
 from parts.acting import Sight
+from parts.precision import halves_kept, use_half_precision
 from settings.dreamer import DreamerSettings
 from tools import Bounds, uniform
 from training.replay import Replay
@@ -65,6 +66,9 @@ class Dreamer:
         self.imagination = make_imagination(task, settings.imagination, model=settings.model)
         self.model = self.imagination.model.to(device)
         self.behavior = make_behavior(task, self.imagination, settings=settings).to(device)
+        if settings.precision == "bfloat16":
+            use_half_precision(self.model)
+            use_half_precision(self.behavior)
         groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
         self.learner = Learner(
             partial(make_optimizers, groups, settings=settings, guard=guard),
@@ -96,6 +100,7 @@ class Dreamer:
         return {**latent._asdict(), "action": action, **self.imagination.first_notes(num_envs)}
 
     @torch.no_grad()
+    @halves_kept()
     def act(
         self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
@@ -165,6 +170,7 @@ class Dreamer:
             replay.rewrite(batch, self.model.memory(observed.latents))
         return metrics | update_metrics
 
+    @halves_kept()
     def _losses(self, batch: dict[str, Tensor], *, with_model: bool, progress: float, rewards: Bounds) -> Computed:
         """All losses of one update, each with the groups it trains; metrics; the latents that the model saw."""
         losses: LossGroups = []
@@ -245,6 +251,7 @@ class Dreamer:
     def _update_reward(self, batch: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         """Train the reward head alone; it needs many more updates than the rest of the model, and they are cheap."""
 
+        @halves_kept()
         def compute() -> Computed:
             loss, metrics = self.model.reward_loss(batch, self.generators["model"])
             return Computed([(loss, ("model",))], metrics)

@@ -19,6 +19,7 @@ from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from parts.acting import Sight
 from parts.observations import select
+from parts.precision import halves_kept, use_half_precision
 from settings.sac import SACSettings
 from soft.losses import ContinuousSoft, RoutingSoft, Soft, VectorSoft
 from training import evaluating, launch
@@ -70,6 +71,18 @@ class SAC:
         task = task.reading(partial(select, pattern=settings.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
         self.soft = self._make_soft(settings)
+<<<<<<< HEAD
+=======
+        if settings.precision == "bfloat16":
+            use_half_precision(self.soft)
+        shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
+        groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
+        clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
+        optimizers = {
+            name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
+            for name, module in groups.items()
+        }
+>>>>>>> fd168d8 (Half precision on request; a roll-out's scores and the critic's values are computed once)
         self.learner = Learner(
             partial(make_optimizers, self.soft, settings=settings, guard=guard),
             modules={"soft": self.soft},
@@ -114,6 +127,7 @@ class SAC:
         return {"static": {}}
 
     @torch.no_grad()
+    @halves_kept()
     def act(
         self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
@@ -144,6 +158,7 @@ class SAC:
         )
         self.guard.watch_all("replayed", batch)
 
+        @halves_kept()
         def compute() -> Computed:
             losses, metrics = self.soft.losses(batch, self.generators["model"])
             metrics = metrics | {f"{name}_loss": loss.detach() for name, loss in losses.items()}

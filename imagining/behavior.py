@@ -28,11 +28,16 @@ from tools import Bounds, ReturnScale, SymexpTwoHot, follow_slowly, uniform
 
 
 class Worth(NamedTuple):
-    """What imagined decisions are worth: return targets, scaled advantages (no graph), and how much each counts."""
+    """What imagined decisions are worth: return targets, scaled advantages (no graph), and how much each counts.
+
+    `expected` is what the critic, where it is the baseline, expects of all H + 1 moments, with the graph of its weights
+    to learn by; None where these were frozen.
+    """
 
     targets: Float[Tensor, "B Q H"]
     advantage: Float[Tensor, "B Q H"]
     weight: Float[Tensor, "B Q H"]
+    expected: SymexpTwoHot | None = None
 
 
 def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) -> Actor:
@@ -185,9 +190,13 @@ class ImagBehavior(nn.Module):
     ) -> tuple[Worth, Metrics]:
         """What a trajectory's decisions are worth, and metrics of that."""
         reward = self.imagination.reward(trajectory, start)
-        value = None
+        value, expected = None, None
         if self.settings.baseline == "critic":
-            value = self._value(self.critic, trajectory, nodes, slice(None)).mean()
+            # Without a gradient through the dynamics, the critic learns from the very same states.
+            with torch.enable_grad():
+                expected = self._value(self.critic, trajectory, nodes, slice(None))
+            with torch.set_grad_enabled(self.differentiable):
+                value = expected.mean()
         targets, metrics = self.returns.targets(trajectory, start, reward, value=value, rewards=rewards)
         detached = targets.detach()
         self.scale.update(detached[:, :, 0] if self.settings.horizon == "episode" else detached)
@@ -196,10 +205,10 @@ class ImagBehavior(nn.Module):
         steps = torch.arange(reward.shape[-1], device=reward.device)
         weight = trajectory.survival * self.imagination.discount**steps
         metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.survival)}
-        return Worth(targets, advantage, weight), metrics
+        return Worth(targets, advantage, weight, None if self.differentiable else expected), metrics
 
     def _roll_out(self, start: Start, tables: Any, noise: Noise) -> Trajectory:
-        # Without a graph the roll-out is cheap, and all its decisions are scored in one pass afterwards.
+        # All decisions' gradients reach the tables in one pass afterwards.
         if not self.differentiable and tables is not None:
             tables = each_part(tables, Tensor.detach)
         return imagine(
@@ -210,6 +219,7 @@ class ImagBehavior(nn.Module):
             noise=noise,
             horizon=self.imagination.horizon,
             differentiable=self.differentiable,
+            learns=self.actor.learns_in_roll_out,
         )
 
     def _actor_loss(
@@ -221,7 +231,9 @@ class ImagBehavior(nn.Module):
         penalty: Tensor | float = 0.0
         metrics: Metrics = {}
         if log_prob is None or entropy is None:
-            scores = self.actor.scores(trajectory.feat(slice(0, -1)), tables, view)
+            scores = decisions.scores
+            if not self.actor.learns_in_roll_out:
+                scores = self.actor.score_again(scores, trajectory.feat(slice(0, -1)), tables, view)
             dist = self.actor.distribution(scores, view)
             penalty, metrics = self.actor.penalty(scores, view)
             log_prob, entropy = dist.log_prob(trajectory.action), dist.entropy()
@@ -261,7 +273,10 @@ class ImagBehavior(nn.Module):
             trajectory = thin(trajectory, count, tours)
             targets, weight = targets[:count, ::tours], weight[:count, ::tours]
             nodes = None if nodes is None else each_part(nodes, lambda part: part[:count])
-        dist = self._value(self.critic, trajectory, nodes, slice(0, -1), detach=True)
+        if worth.expected is None:
+            dist = self._value(self.critic, trajectory, nodes, slice(0, -1), detach=True)
+        else:
+            dist = SymexpTwoHot(worth.expected.logits[:, :, :-1], worth.expected.bins)
         with torch.no_grad():
             slow = self._value(self.slow_critic, trajectory, nodes, slice(0, -1)).mean()
         error = (dist.mean().detach() - targets).square()

@@ -57,9 +57,13 @@ class Moment(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """An imagined action. In differentiable imagination it comes with a graph: as the distribution embeds it."""
+    """An imagined action, and the scores that it was drawn by.
+
+    In differentiable imagination it comes with a graph: as the distribution embeds it.
+    """
 
     action: Shaped[Tensor, "B *Q"]
+    scores: Float[Tensor, "B *Q S"]
     choice: Float[Tensor, "B *P"] | None = None
     log_prob: Float[Tensor, "B *P"] | None = None
     entropy: Float[Tensor, "B *P"] | None = None
@@ -226,6 +230,7 @@ def imagine(
     noise: Noise | None,
     horizon: int,
     differentiable: bool = False,
+    learns: bool = False,
 ) -> Trajectory:
     """Let the actor act: the RSSM predicts the latent, and what is known is stepped by the rules.
 
@@ -237,17 +242,21 @@ def imagine(
         noise: what to sample with; None takes the mode of actor and prior instead.
         horizon: steps to take, at most: where every episode has ended before, no more are taken.
         differentiable: keep the graph through latents and moves (straight-through); needs a latent and noise.
+        learns: keep the graph from the actor's weights to the scores, for each step by itself.
     """
     shape, state, context = start.weight.shape, start.state, start.context
     latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
     moments: list[Moment] = []
     decisions: list[Decision] = []
     ends: list[Tensor | None] = []
+    learns = learns or differentiable
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon):
             moments.append(_moment(imagination, latent, state, context, shape))
             action_noise = None if noise is None else noise.action[step]
-            decision = _decide(actor, moments[-1], tables, action_noise, differentiable=differentiable)
+            decision = _decide(
+                actor, moments[-1], tables, action_noise, differentiable=differentiable, learns=learns
+            )
             decisions.append(decision)
             latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
             latent = _advance(imagination.model, latent, decision, context, latent_noise)
@@ -260,7 +269,9 @@ def imagine(
         cont = imagination.cont(stacked, _stack(ends, shape))
     # An action is taken if its start counts and every step before it let the episode go on.
     survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
-    return Trajectory(stacked, _stack(decisions, shape), cont, survival)
+    with torch.set_grad_enabled(learns):
+        decided: Decision = _stack(decisions, shape)
+    return Trajectory(stacked, decided, cont, survival)
 
 
 def _moment(
@@ -271,15 +282,23 @@ def _moment(
 
 
 def _decide(
-    actor: Actor, moment: Moment, tables: Any, noise: Float[Tensor, "B Q *A"] | None, *, differentiable: bool
+    actor: Actor,
+    moment: Moment,
+    tables: Any,
+    noise: Float[Tensor, "B Q *A"] | None,
+    *,
+    differentiable: bool,
+    learns: bool,
 ) -> Decision:
     # The score of an action is not differentiated through the latents that led to it.
     feat = None if moment.feat is None else moment.feat.detach()
-    dist: ActionDist = actor(feat, tables, moment.view)
+    with torch.set_grad_enabled(learns):
+        scores = actor.scores(feat, tables, moment.view)
+    dist: ActionDist = actor.distribution(scores, moment.view)
     action = dist.mode() if noise is None else dist.sample(noise)
     if not differentiable:
-        return Decision(action)
-    return Decision(action, dist.embed(action), dist.log_prob(action), dist.entropy())
+        return Decision(action, scores)
+    return Decision(action, scores, dist.embed(action), dist.log_prob(action), dist.entropy())
 
 
 def _advance(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,15 +13,19 @@ from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
 from parts.layers import MLP
+from parts.pointing import PointerTables, Queries, point, point_again
+from parts.precision import rounded
 from parts.sets import SetEncoder, scrub
-from parts.views import NodeSet, View, take_nodes
-from tools import LOGIT_FLOOR, BoundedNormal, MultiOneHot, OneHotDist
+from parts.views import NodeSet, View
+from tools import BoundedNormal, MultiOneHot, OneHotDist
 
 # How much the predicted rewards count in a pointer's scores at first: enough to prefer what is cheap.
 MOVES_WEIGHT = 0.5
 # tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
 SATURATED = 4.0
 SATURATION_PENALTY = 0.01
+# Beyond so many nodes, what attention means for the nodes' scores is kept in two factors.
+MOST_POINTED = 100
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
@@ -35,14 +39,23 @@ class Actor(nn.Module, ABC):
     Attributes:
         latent_size: numbers that it reads of the latent feature; 0: none.
         heads: of attention, by which its tables grow.
+        learns_in_roll_out: whether a roll-out keeps the graph of its scores, step by step; `score_again` makes one
+            afterwards where it doesn't.
     """
 
     latent_size: int
     heads: int = 1
+    learns_in_roll_out: bool = False
 
     @abstractmethod
     def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> Float[Tensor, "B *Q S"]:
         """What it makes of states: the numbers that a distribution is built from."""
+
+    def score_again(
+        self, known: Float[Tensor, "B *Q S"], feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any
+    ) -> Float[Tensor, "B *Q S"]:
+        """Scores that are `known` from a roll-out without a graph, with one."""
+        return self.scores(feat, tables, view)
 
     @abstractmethod
     def distribution(self, scores: Float[Tensor, "B *Q S"], view: Any) -> ActionDist:
@@ -73,35 +86,6 @@ class Actor(nn.Module, ABC):
     def takes(self, num_nodes: int) -> bool:
         """Whether it can choose among that many nodes."""
         return True
-
-
-class PointerTables(NamedTuple):
-    """All that a pointer actor needs of B instances, so that a decision is a few look-ups and one product.
-
-    The glimpse's attention scores are linear in the query, and the query is a sum over the current node, the first
-    node, the state's features and the latent. So each part's scores are computed once per instance, and a decision
-    adds up rows.
-    """
-
-    current: Float[Tensor, "B N G"]
-    first: Float[Tensor, "B N G"]
-    direct: Float[Tensor, "B N N"]
-    features: Float[Tensor, "B X G"] | None
-    latent: Float[Tensor, "B J G"] | None
-    logits: Float[Tensor, "B G N"]
-
-    def detach(self) -> PointerTables:
-        """The same numbers without a graph."""
-        return self._replace(**{name: part.detach() for name, part in self.named().items()})
-
-    def named(self) -> dict[str, Tensor]:
-        """Those there are, by name, as an agent keeps them for an episode; `of` takes them back."""
-        return {name: part for name, part in self._asdict().items() if part is not None}
-
-    @classmethod
-    def of(cls, named: Mapping[str, Tensor]) -> PointerTables:
-        """The tables among `named`."""
-        return cls(**{name: named.get(name) for name in cls._fields})  # type: ignore[arg-type]
 
 
 class TSPPointerActor(Actor):
@@ -196,18 +180,22 @@ class TSPPointerActor(Actor):
             direct = direct + self.moves_weight * moves
         features, latent = None, None
         if self.state_features:
-            features = self._scores(self.query_features.weight.t()[None].expand(batch, -1, -1), key)
+            features = self._scores(self._row(self.query_features.weight, key), key)
         if self.latent_size:
-            latent = self._scores(self.query_latent.weight.t()[None].expand(batch, -1, -1), key)
-        logits = self._split(self.value(nodes)) @ self._split(self.pointer(nodes)).transpose(-1, -2)
-        return PointerTables(
+            latent = self._scores(self._row(self.query_latent.weight, key), key)
+        tables = PointerTables(
             current=self._scores(self.query_current(nodes), key),
             first=self._scores(self.query_first(nodes), key),
             direct=direct,
             features=features,
             latent=latent,
-            logits=logits.reshape(batch, self.heads * count, count) / math.sqrt(width),
+            pointed=None,
         )
+        value = self._split(self.value(nodes))
+        pointer = self._split(self.pointer(nodes)) / math.sqrt(width)
+        if count > MOST_POINTED:
+            return tables._replace(value=value, pointer=pointer)
+        return tables._replace(pointed=(value @ pointer.transpose(-1, -2)).reshape(batch, self.heads * count, count))
 
     def tables(self, nodes: NodeSet | None) -> PointerTables:
         """The tables of B instances."""
@@ -228,22 +216,31 @@ class TSPPointerActor(Actor):
         self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
     ) -> Float[Tensor, "B *Q N"]:
         """How well each node fits each state, before the tanh that clips the logits."""
-        assert tables is not None and view.current is not None and view.first is not None
-        count = tables.logits.shape[-1]
-        queries = view.current.shape
-        scores = take_nodes(tables.current, view.current) + take_nodes(tables.first, view.first)
-        if tables.features is not None:
-            assert view.features is not None, "this actor reads features of the state"
-            scores = scores + torch.bmm(view.features.flatten(1, -2), tables.features).view_as(scores)
-        if tables.latent is not None:
+        assert tables is not None and view.action_mask is not None
+        return point(self._queries(feat, view), tables, heads=self.heads).view_as(view.action_mask)
+
+    def score_again(
+        self,
+        known: Float[Tensor, "B *Q N"],
+        feat: Float[Tensor, "B *Q F"] | None,
+        tables: PointerTables,
+        view: View,
+    ) -> Float[Tensor, "B *Q N"]:
+        return point_again(known.flatten(1, -2), self._queries(feat, view), tables, heads=self.heads).view_as(known)
+
+    def _queries(self, feat: Float[Tensor, "B *Q F"] | None, view: View) -> Queries:
+        assert view.current is not None and view.first is not None and view.action_mask is not None
+        latent = None
+        if self.latent_size:
             assert feat is not None, "this actor reads the latent"
-            projected = self.project_latent(feat).reshape(queries[0], -1, self.latent_size)
-            scores = scores + torch.bmm(projected, tables.latent).view_as(scores)
-        assert view.action_mask is not None
-        closed = (~view.action_mask).to(scores.dtype) * LOGIT_FLOOR
-        attention = torch.softmax(scores.unflatten(-1, (self.heads, count)) + closed[..., None, :], -1)
-        pointed = torch.bmm(attention.view(queries[0], -1, self.heads * count), tables.logits).view(*queries, count)
-        return pointed + take_nodes(tables.direct, view.current)
+            latent = self.project_latent(feat).flatten(1, -2)
+        return Queries(
+            current=view.current.flatten(1),
+            first=view.first.expand_as(view.current).flatten(1),
+            open=view.action_mask.flatten(1, -2),
+            features=None if view.features is None else view.features.flatten(1, -2),
+            latent=latent,
+        )
 
     def penalty(
         self, scores: Float[Tensor, "B *Q N"], view: View
@@ -252,6 +249,9 @@ class TSPPointerActor(Actor):
         assert view.action_mask is not None
         penalty, share = saturation(scores, view.action_mask)
         return penalty, {"actor_saturation": share}
+
+    def _row(self, weight: Float[Tensor, "E J"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B J E"]:
+        return rounded(weight, key.dtype).t()[None].expand(key.shape[0], -1, -1)
 
     def _split(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B A N D"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -280,6 +280,8 @@ class MaskedActor(Actor):
         super().__init__()
         self.actions, self.unimix = actions, unimix
         self.latent_size = feat_size
+        # Without tables, no step's gradient is larger than the step.
+        self.learns_in_roll_out = True
         outputs = 2 * sum(actions.sizes) if actions.kind == "continuous" else sum(actions.sizes)
         # DreamerV3 begins with a policy close to uniform.
         self.mlp = MLP(feat_size, outputs, units=units, layers=layers, output_scale=0.01)

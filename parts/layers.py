@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from config import UserError
 from envs.tasks import ActionSpec
+from parts.precision import ExactLinear, rounded
 
 
 class Normed(nn.Module):
@@ -36,7 +37,7 @@ class BlockLinear(nn.Module):
         super().__init__()
         if size_in % blocks or size_out % blocks:
             raise UserError(f"sizes {size_in} and {size_out} must both be multiples of {blocks} blocks")
-        self.blocks = blocks
+        self.blocks, self.compute = blocks, torch.float32
         bound = math.sqrt(blocks / size_in)
         self.weight = nn.Parameter(
             torch.empty(blocks, size_in // blocks, size_out // blocks, device=torch.get_default_device())
@@ -45,14 +46,15 @@ class BlockLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        blocked = x.view(x.shape[0], self.blocks, -1).transpose(0, 1)
-        return torch.bmm(blocked, self.weight).transpose(0, 1).flatten(1) + self.bias
+        blocked = x.to(self.compute).view(x.shape[0], self.blocks, -1).transpose(0, 1)
+        product = torch.bmm(blocked, rounded(self.weight, self.compute))
+        return product.transpose(0, 1).flatten(1) + rounded(self.bias, self.compute)
 
 
 class MLP(nn.Module):
     """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero.
 
-    `output_scale` is what `initialise` multiplies the output's weights by.
+    `output_scale` is what `initialise` multiplies the output's weights by; an `exact_output` is never of half precision.
     """
 
     def __init__(
@@ -64,12 +66,13 @@ class MLP(nn.Module):
         layers: int,
         zero_output: bool = False,
         output_scale: float = 1.0,
+        exact_output: bool = False,
     ) -> None:
         super().__init__()
         self.output_scale = output_scale
         sizes = [size_in] + [units] * layers
         self.hidden = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
-        self.output = nn.Linear(sizes[-1], size_out)
+        self.output = (ExactLinear if exact_output else nn.Linear)(sizes[-1], size_out)
         if zero_output:
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
@@ -138,7 +141,9 @@ def gated(
     candidate: Float[Tensor, "B D"],
     update: Float[Tensor, "B D"],
 ) -> Float[Tensor, "B D"]:
-    """The GRU's next state; its update gate is biased towards keeping the old one."""
+    """The GRU's next state, in float32; its update gate is biased towards keeping the old one."""
+    # A state that changes little in each step would not change at all in half precision.
+    reset, candidate, update = reset.float(), candidate.float(), update.float()
     update = torch.sigmoid(update - 1)
     return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * deter
 

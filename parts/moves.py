@@ -43,6 +43,7 @@ class Belief(nn.Module):
             size: numbers in a belief.
         """
         super().__init__()
+        self.exact = True
         self.factors, self.size = factors, size
         evidence = GEOMETRY + 3 + 2 * factors
         self.encoder = nn.Sequential(nn.Linear(evidence, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
@@ -91,6 +92,7 @@ class MoveHead(nn.Module):
 
     def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
         super().__init__()
+        self.exact = True
         sizes = [GEOMETRY] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):

@@ -110,6 +110,9 @@ class ObservationEncoder(nn.Module):
         flat_size += sum(sum(sizes) for sizes in self.classes.values())
         sizes = [flat_size] + [units] * layers if flat_size else []
         self.flat = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
+        if flat_size:
+            # What is observed may tell by its fourth digit.
+            self.flat[0].exact = True
         images = [ImageEncoder(keys[name].shape, depth=depth) for name in self.image_names]
         self.images = nn.ModuleList(images)
         self.sets = nn.ModuleList(
@@ -150,7 +153,9 @@ class ObservationDecoder(nn.Module):
         self.keys = dict(sorted(keys.items()))
         images = {name: key for name, key in self.keys.items() if key.kind == "image"}
         self.sizes = {name: _outputs(key) for name, key in self.keys.items() if name not in images}
-        self.trunk = MLP(feat_size, sum(self.sizes.values()), units=units, layers=layers) if self.sizes else None
+        self.trunk: MLP | None = None
+        if self.sizes:
+            self.trunk = MLP(feat_size, sum(self.sizes.values()), units=units, layers=layers, exact_output=True)
         self.image_names = list(images)
         self.images = nn.ModuleList(ImageDecoder(feat_size, key.shape, depth=depth) for key in images.values())
 
@@ -258,5 +263,5 @@ class ImageDecoder(nn.Module):
 
     def forward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B H W C"]:
         x = self.from_feat(feat.flatten(0, -2)).unflatten(-1, self.start)
-        x = torch.sigmoid(functional.pixel_shuffle(self.pixels(self.stages(x)), 2))
+        x = torch.sigmoid(functional.pixel_shuffle(self.pixels(self.stages(x)).float(), 2))
         return x.permute(0, 2, 3, 1).unflatten(0, feat.shape[:-1])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError
+from parts.precision import ExactLinear
 
 
 def scrub(members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N E"]:
@@ -97,6 +98,9 @@ class SetLayer(nn.Module):
             # A set without members attends to its padding, whose values are exactly 0 as projections have no bias;
             # what attention to nothing gives depends on the device, and may be NaN.
             mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None]
+        if projected.device.type == "cpu":
+            # A CPU's attention in half precision is ten times slower on its way back.
+            query, key, value = query.float(), key.float(), value.float()
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         members = self.attention_norm(members + self.attention_out(attended.transpose(1, 2).flatten(-2)), valid)
         return self.hidden_norm(members + self.hidden_out(functional.relu(self.hidden(members))), valid)
@@ -110,7 +114,8 @@ class SetEncoder(nn.Module):
 
     def __init__(self, features: int, *, width: int, layers: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(features, width)
+        # Two points closer than half precision tells apart would be one.
+        self.embed = ExactLinear(features, width)
         self.layers = nn.ModuleList(SetLayer(width, heads=heads, hidden=hidden) for _ in range(layers))
 
     def forward(

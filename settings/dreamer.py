@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from settings.imagination import ImaginationSettings
-from settings.learning import OptimizerSettings, PointerSettings, ScheduleSettings
+from settings.learning import OptimizerSettings, PointerSettings, Precision, ScheduleSettings
 from settings.sections import (
     Between,
     Bins,
@@ -138,6 +138,7 @@ class DreamerSettings(Section):
     reward_updates: NotNegative
     reward_scale: float
     replay_context: bool
+    precision: Precision
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     imagination: ImaginationSettings

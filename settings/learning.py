@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from settings.sections import Between, Count, Layers, NotNegative, Section, Share, Weight
 
+Precision = Literal["float32", "bfloat16"]
+
 
 @dataclass(frozen=True)
 class ScheduleSettings(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from settings.learning import OptimizerSettings, PointerSettings, ScheduleSettings
+from settings.learning import OptimizerSettings, PointerSettings, Precision, ScheduleSettings
 from settings.sections import Between, Bins, Count, GradientLimit, Layers, LearningRate, Section, Share
 
 Alpha = Annotated[float, Between(1e-6, 1e6)]
@@ -53,6 +53,7 @@ class SACSettings(Section):
     encode_keys: str
     batch_size: Count
     discount: Share
+    precision: Precision
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     sac: SoftSettings

@@ -14,6 +14,7 @@ from torch.nn import functional
 from config import UserError
 from envs.tasks import ObservationKey
 from parts.actors import TSPPointerActor
+from parts.precision import rounded
 from parts.views import View
 from tools import SymexpTwoHot, symexp_bins
 
@@ -98,7 +99,7 @@ class TanhNormalPolicy(nn.Module):
         self.mlp = relu_mlp(obs_size, 2 * action_size, units=units, layers=layers)
 
     def forward(self, obs: Float[Tensor, "*B F"]) -> TanhNormal:
-        return TanhNormal(*self.mlp(obs).chunk(2, -1))
+        return TanhNormal(*self.mlp(obs).float().chunk(2, -1))
 
 
 class TwinMLP(nn.Module):
@@ -110,7 +111,7 @@ class TwinMLP(nn.Module):
     def __init__(self, size_in: int, size_out: int, *, units: int, layers: int) -> None:
         super().__init__()
         sizes = [size_in] + [units] * layers + [size_out]
-        self.layers = len(sizes) - 1
+        self.layers, self.compute = len(sizes) - 1, torch.float32
         for index in range(self.layers):
             # These are the initial values of torch.nn.Linear.
             bound = 1 / math.sqrt(sizes[index])
@@ -128,9 +129,12 @@ class TwinMLP(nn.Module):
         x = x.expand(TWINS, *x.shape)
         for index in range(self.layers):
             weight, bias = getattr(self, f"weight{index}"), getattr(self, f"bias{index}")
+            # Values are learnt from one another, so the last layer must not round them.
+            compute = self.compute if index + 1 < self.layers else torch.float32
+            weight, bias = rounded(weight, compute), rounded(bias, compute)
             if frozen:
                 weight, bias = weight.detach(), bias.detach()
-            x = torch.baddbmm(bias, x, weight)
+            x = torch.baddbmm(bias, x.to(compute), weight)
             if index + 1 < self.layers:
                 x = torch.relu(x)
         return x
