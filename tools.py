@@ -85,8 +85,8 @@ class OneHotDist:
     @cached_property
     def _weights(self) -> Float[Tensor, "*B N"]:
         """The probabilities times one number for each row; the largest is 1."""
-        # torch.softmax is ten times slower than this on a CPU where rows are as short as a latent's classes, and so is an
-        # exponential that is too small for its type.
+        # torch.softmax is ten times slower than this on a CPU where rows are as short as a latent's classes, and so is
+        # an exponential that is too small for its type.
         weights = self._logits.clamp(min=LEAST_EXPONENT).exp()
         return weights if self.mask is None else weights * self.mask
 

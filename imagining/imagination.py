@@ -254,9 +254,7 @@ def imagine(
         for step in range(horizon):
             moments.append(_moment(imagination, latent, state, context, shape))
             action_noise = None if noise is None else noise.action[step]
-            decision = _decide(
-                actor, moments[-1], tables, action_noise, differentiable=differentiable, learns=learns
-            )
+            decision = _decide(actor, moments[-1], tables, action_noise, differentiable=differentiable, learns=learns)
             decisions.append(decision)
             latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
             latent = _advance(imagination.model, latent, decision, context, latent_noise)

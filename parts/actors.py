@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
 from parts.layers import MLP
-from parts.pointing import PointerTables, Queries, point, point_again
+from parts.pointing import PointerTables, Queries, point, point_again, pointed_by
 from parts.precision import rounded
 from parts.sets import SetEncoder, scrub
 from parts.views import NodeSet, View
@@ -24,8 +24,6 @@ MOVES_WEIGHT = 0.5
 # tanh(4) is 0.9993: beyond, a logit is its clip and hardly learns.
 SATURATED = 4.0
 SATURATION_PENALTY = 0.01
-# Beyond so many nodes, what attention means for the nodes' scores is kept in two factors.
-MOST_POINTED = 100
 
 ActionDist = OneHotDist | MultiOneHot | BoundedNormal
 
@@ -173,7 +171,7 @@ class TSPPointerActor(Actor):
             # The same added to every node would be normalised away; what a direction does to positions is a product.
             embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
         nodes = self.encoder.attend(scrub(embedded, valid), valid)
-        batch, count, width = nodes.shape
+        width = nodes.shape[-1]
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
         if moves is not None:
@@ -183,19 +181,14 @@ class TSPPointerActor(Actor):
             features = self._scores(self._row(self.query_features.weight, key), key)
         if self.latent_size:
             latent = self._scores(self._row(self.query_latent.weight, key), key)
-        tables = PointerTables(
+        return PointerTables(
             current=self._scores(self.query_current(nodes), key),
             first=self._scores(self.query_first(nodes), key),
             direct=direct,
             features=features,
             latent=latent,
-            pointed=None,
+            pointed=pointed_by(self._split(self.value(nodes)), self._split(self.pointer(nodes)) / math.sqrt(width)),
         )
-        value = self._split(self.value(nodes))
-        pointer = self._split(self.pointer(nodes)) / math.sqrt(width)
-        if count > MOST_POINTED:
-            return tables._replace(value=value, pointer=pointer)
-        return tables._replace(pointed=(value @ pointer.transpose(-1, -2)).reshape(batch, self.heads * count, count))
 
     def tables(self, nodes: NodeSet | None) -> PointerTables:
         """The tables of B instances."""
@@ -226,19 +219,21 @@ class TSPPointerActor(Actor):
         tables: PointerTables,
         view: View,
     ) -> Float[Tensor, "B *Q N"]:
-        return point_again(known.flatten(1, -2), self._queries(feat, view), tables, heads=self.heads).view_as(known)
+        rows = known.reshape(known.shape[0], -1, known.shape[-1])
+        return point_again(rows, self._queries(feat, view), tables, heads=self.heads).view_as(known)
 
     def _queries(self, feat: Float[Tensor, "B *Q F"] | None, view: View) -> Queries:
+        """Any number of states of each instance, in one row."""
         assert view.current is not None and view.first is not None and view.action_mask is not None
-        latent = None
+        batch, latent = view.current.shape[0], None
         if self.latent_size:
             assert feat is not None, "this actor reads the latent"
-            latent = self.project_latent(feat).flatten(1, -2)
+            latent = self.project_latent(feat).reshape(batch, -1, self.latent_size)
         return Queries(
-            current=view.current.flatten(1),
-            first=view.first.expand_as(view.current).flatten(1),
-            open=view.action_mask.flatten(1, -2),
-            features=None if view.features is None else view.features.flatten(1, -2),
+            current=view.current.reshape(batch, -1),
+            first=view.first.expand_as(view.current).reshape(batch, -1),
+            open=view.action_mask.reshape(batch, -1, view.action_mask.shape[-1]),
+            features=None if view.features is None else view.features.reshape(batch, -1, view.features.shape[-1]),
             latent=latent,
         )
 

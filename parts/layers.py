@@ -19,10 +19,12 @@ class Normed(nn.Module):
     """A linear layer, RMSNorm and SiLU.
 
     Without the bias the norm would hide how large a small input is: a torque of 0.5 would look like one of 1.
+    An `exact` one is never of half precision.
     """
 
-    def __init__(self, size_in: int, size_out: int) -> None:
+    def __init__(self, size_in: int, size_out: int, *, exact: bool = False) -> None:
         super().__init__()
+        self.exact = exact
         self.linear = nn.Linear(size_in, size_out)
         self.norm = nn.RMSNorm(size_out, eps=1e-4)
 
@@ -54,7 +56,8 @@ class BlockLinear(nn.Module):
 class MLP(nn.Module):
     """Hidden layers of linear, RMSNorm and SiLU, then a linear output, which may start at zero.
 
-    `output_scale` is what `initialise` multiplies the output's weights by; an `exact_output` is never of half precision.
+    `output_scale` is what `initialise` multiplies the output's weights by. An `exact_output` is never of half
+    precision.
     """
 
     def __init__(

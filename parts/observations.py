@@ -109,10 +109,9 @@ class ObservationEncoder(nn.Module):
         flat_size = sum(keys[name].shape[0] for name in self.vectors)
         flat_size += sum(sum(sizes) for sizes in self.classes.values())
         sizes = [flat_size] + [units] * layers if flat_size else []
-        self.flat = nn.Sequential(*(Normed(a, b) for a, b in itertools.pairwise(sizes)))
-        if flat_size:
-            # What is observed may tell by its fourth digit.
-            self.flat[0].exact = True
+        # What is observed may tell by its fourth digit.
+        layers_of = (Normed(a, b, exact=index == 0) for index, (a, b) in enumerate(itertools.pairwise(sizes)))
+        self.flat = nn.Sequential(*layers_of)
         images = [ImageEncoder(keys[name].shape, depth=depth) for name in self.image_names]
         self.images = nn.ModuleList(images)
         self.sets = nn.ModuleList(

@@ -115,6 +115,6 @@ def use_half_precision(module: nn.Module) -> None:
         # Its class is all that differs, so whoever holds the layer or its parameters holds the right ones.
         module.__class__ = HALVES[type(module)]
     elif hasattr(module, "compute"):
-        module.compute = torch.bfloat16
+        module.compute = torch.bfloat16  # type: ignore[assignment]
     for child in module.children():
         use_half_precision(child)

@@ -12,7 +12,6 @@ import torch
 
 from system.errors import UserError
 
-
 # Options of mallopt, by their numbers in glibc's malloc.h.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 

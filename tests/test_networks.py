@@ -13,6 +13,7 @@ from networks import RSSM, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActo
 from parts.critics import LatentCritic, NodeCritic
 from parts.layers import use_layer_norm
 from parts.moves import MoveHead, move_geometry
+from parts.pointing import Pointed
 from parts.views import NodeSet, View, summarise, take_nodes
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 from tools import BoundedNormal, MultiOneHot, OneHotDist
@@ -208,9 +209,10 @@ def test_pointer_scores_open_nodes_regardless_of_closed_ones() -> None:
     actor, nodes = pointer(), torch.randn(BATCH, NODES, FEATURES)
     view = routing_view(4)._replace(action_mask=(torch.arange(NODES) > 1).expand(BATCH, 4, NODES))
     tables, feat = actor.encode(nodes), torch.randn(BATCH, 4, FEAT)
-    values = tables.logits.unflatten(1, (actor.heads, NODES)).clone()
+    assert isinstance(tables.pointed, Pointed)
+    values = tables.pointed.whole.unflatten(1, (actor.heads, NODES)).clone()
     values[:, :, :2] = 1e6
-    other = tables._replace(logits=values.flatten(1, 2))
+    other = tables._replace(pointed=Pointed(values.flatten(1, 2)))
     torch.testing.assert_close(actor(feat, other, view).probs, actor(feat, tables, view).probs)
 
 
