@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,24 @@ LEAST_EXPONENT = -87.0
 
 # Distances count as no larger: the square stays finite in float32, and so does the sum of a hundred million squares.
 LARGEST_DISTANCE = 1e15
+
+
+def computed_once(method: Callable[[Any], Tensor]) -> Any:
+    """A property that is computed when it is first asked for.
+
+    Unlike that of functools it takes no lock (before Python 3.12), which torch.compile could not follow.
+    """
+    name = f"_{method.__name__}_once"
+
+    @wraps(method)
+    def value(self: Any) -> Tensor:
+        known = getattr(self, name, None)
+        if known is None:
+            known = method(self)
+            setattr(self, name, known)
+        return known
+
+    return property(value)
 
 
 def symlog(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -82,7 +100,7 @@ class OneHotDist:
         self._logits = logits
         self._unimix = unimix
 
-    @cached_property
+    @computed_once
     def _weights(self) -> Float[Tensor, "*B N"]:
         """The probabilities times one number for each row; the largest is 1."""
         # torch.softmax is ten times slower than this on a CPU where rows are as short as a latent's classes, and so is
@@ -90,11 +108,11 @@ class OneHotDist:
         weights = self._logits.clamp(min=LEAST_EXPONENT).exp()
         return weights if self.mask is None else weights * self.mask
 
-    @cached_property
+    @computed_once
     def _total(self) -> Float[Tensor, "*B 1"]:
         return self._weights.sum(-1, keepdim=True)
 
-    @cached_property
+    @computed_once
     def probs(self) -> Float[Tensor, "*B N"]:
         """The probability of every action; exactly 0 where it is illegal."""
         probs = self._weights / self._total
@@ -105,7 +123,7 @@ class OneHotDist:
         # lerp is exact where both ends agree, so a lone legal action keeps probability 1.
         return torch.lerp(probs, self.mask / self.mask.sum(-1, keepdim=True), self._unimix)
 
-    @cached_property
+    @computed_once
     def log_probs(self) -> Float[Tensor, "*B N"]:
         """The natural logarithm of `probs`; a large negative number where that is 0."""
         if not self._unimix:
@@ -238,7 +256,7 @@ class SymexpTwoHot:
         self.logits = widen(logits)
         self.bins = bins
 
-    @cached_property
+    @computed_once
     def log_probs(self) -> Float[Tensor, "*B C"]:
         """The natural logarithm of every bin's probability."""
         return torch.log_softmax(self.logits, -1)
