@@ -71,18 +71,8 @@ class SAC:
         task = task.reading(partial(select, pattern=settings.encode_keys))
         self.task, self.device, self.guard, self.generators = task, device, guard, generators
         self.soft = self._make_soft(settings)
-<<<<<<< HEAD
-=======
         if settings.precision == "bfloat16":
             use_half_precision(self.soft)
-        shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
-        groups = {"q": self.soft.values, "policy": self.soft.policy, "alpha": self.soft.temperature}
-        clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
-        optimizers = {
-            name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
-            for name, module in groups.items()
-        }
->>>>>>> fd168d8 (Half precision on request; a roll-out's scores and the critic's values are computed once)
         self.learner = Learner(
             partial(make_optimizers, self.soft, settings=settings, guard=guard),
             modules={"soft": self.soft},

@@ -141,7 +141,7 @@ def test_act_forgets_the_episode_before():
     again, again_state = first_action(used)
     assert torch.equal(fresh, again)
     assert torch.equal(fresh_state["deter"], again_state["deter"])
-    assert torch.equal(fresh_state["static"]["logits"], again_state["static"]["logits"])
+    assert torch.equal(fresh_state["static"]["whole"], again_state["static"]["whole"])
 
 
 def test_act_renews_the_tables_of_those_whose_episode_begins_and_of_no_other():
