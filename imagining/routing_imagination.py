@@ -242,7 +242,7 @@ class RoutingImagination(Imagination):
         if not self.belief_size:
             encoded = actor.named(actor.tables(self.model.node_set(instance)))
         if actor.latent_size:
-            encoded["nodes"] = self.model.context(instance).nodes
+            encoded["nodes"] = self.model.context(instance).embedded()
         return encoded
 
     def _believe(self, sight: Sight, instance: Instance, before: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:

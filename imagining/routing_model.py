@@ -26,12 +26,18 @@ from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
 class RoutingContext(NamedTuple):
     """What never changes within an episode, encoded once for B instances.
 
-    `belief` is what the model knows of hidden costs where imagination begins; None where it keeps no belief.
+    `nodes` are their embeddings; None where no latent is, which alone is predicted by them. `belief` is what the model
+    knows of hidden costs where imagination begins; None where it keeps no belief.
     """
 
     instance: Instance
-    nodes: Float[Tensor, "B N E"]
+    nodes: Float[Tensor, "B N E"] | None
     belief: Float[Tensor, "B L"] | None = None
+
+    def embedded(self) -> Float[Tensor, "B N E"]:
+        """The embeddings of the nodes, for who needs them."""
+        assert self.nodes is not None, "nodes are embedded only where latents are read"
+        return self.nodes
 
 
 class RoutingModel(WorldModel):
@@ -98,9 +104,13 @@ class RoutingModel(WorldModel):
         }
         return {name: make() for name, make in makers.items() if name in self.loss_scales}
 
-    def context(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> RoutingContext:
-        """Encode the static part of B instances."""
-        nodes = self.routing_encoder.nodes(self.rules.node_features(instance), instance.valid)
+    def context(
+        self, instance: Instance, belief: Float[Tensor, "B L"] | None = None, *, embedded: bool = True
+    ) -> RoutingContext:
+        """The static part of B instances; its nodes are embedded on request, since only latents need that."""
+        nodes = None
+        if embedded:
+            nodes = self.routing_encoder.nodes(self.rules.node_features(instance), instance.valid)
         return RoutingContext(instance=instance, nodes=nodes, belief=belief)
 
     def node_set(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> NodeSet:
@@ -110,14 +120,14 @@ class RoutingModel(WorldModel):
 
     def encode(self, obs: dict[str, Tensor], context: RoutingContext, view: View) -> Float[Tensor, "*B U"]:
         """Embed observations, of which the view says all that there is to see beside the nodes."""
-        return self.routing_encoder(context.nodes, view)
+        return self.routing_encoder(context.embedded(), view)
 
     def embed_action(self, action: Int[Tensor, "B *Q"], context: RoutingContext) -> Float[Tensor, "B *Q A"]:
         """The embeddings of the nodes chosen."""
-        return take_nodes(context.nodes, action)
+        return take_nodes(context.embedded(), action)
 
     def embed_choice(self, choice: Float[Tensor, "B Q N"], context: RoutingContext) -> Float[Tensor, "B Q A"]:
-        return choice @ context.nodes
+        return choice @ context.embedded()
 
     def observe(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> Observed:
         """Infer the latents of whole episodes."""
@@ -159,7 +169,7 @@ class RoutingModel(WorldModel):
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""
         embed = self._embed_state(context, state)
         rows = embed.shape[0]
-        no_action = embed.new_zeros(rows, context.nodes.shape[-1])
+        no_action = embed.new_zeros(rows, context.embedded().shape[-1])
         is_first = torch.ones(rows, dtype=torch.bool, device=embed.device)
         noise = None if noise is None else noise.flatten(0, 1)
         latent, _ = self.rssm.observe_step(self.rssm.initial((rows,)), no_action, embed, is_first, noise)
@@ -224,7 +234,7 @@ class RoutingModel(WorldModel):
         return self.predict_move(coords[:, :, None], coords[:, None], None if belief is None else belief[:, None, None])
 
     def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
-        logits, valid = self.heads["mask"](feat, context.nodes), context.instance.valid
+        logits, valid = self.heads["mask"](feat, context.embedded()), context.instance.valid
         if valid is not None:
             valid = valid.view(len(valid), *[1] * (logits.ndim - 2), -1)
             logits = logits.masked_fill(~valid, -torch.inf)
@@ -259,7 +269,7 @@ class RoutingModel(WorldModel):
         self, batch: dict[str, Tensor], context: RoutingContext, feat: Float[Tensor, "B T F"], mean: RowMean
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The loss of the mask head over real nodes, and the share of entries that it has right."""
-        dist, valid = BernoulliDist(self.heads["mask"](feat, context.nodes)), context.instance.valid
+        dist, valid = BernoulliDist(self.heads["mask"](feat, context.embedded())), context.instance.valid
         log_prob = dist.log_prob(batch[ACTION_MASK])
         if valid is None:
             loss = mean(-log_prob.mean(-1))
@@ -271,7 +281,7 @@ class RoutingModel(WorldModel):
         self, batch: dict[str, Tensor], context: RoutingContext, feat: Float[Tensor, "B T F"], mean: RowMean
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The loss of the head that names the current node, and how often it is right."""
-        logits, valid = self.heads["current_node"](feat, context.nodes), context.instance.valid
+        logits, valid = self.heads["current_node"](feat, context.embedded()), context.instance.valid
         node = OneHotDist(logits, mask=None if valid is None else valid[:, None].expand_as(logits))
         hit = (node.mode() == batch[CURRENT_NODE]).float()
         return mean(-node.log_prob(batch[CURRENT_NODE])), mean(hit)

@@ -39,7 +39,7 @@ def episode_starts(
         needs_latent: whether anybody reads the latents.
         generator: draws the latents; None takes their mode.
     """
-    context = model.context(instance)
+    context = model.context(instance, embedded=needs_latent)
     count, num_nodes = instance.coords.shape[:2]
     device = instance.coords.device
     shape, first = torch.Size((count, tours)), None
@@ -107,7 +107,8 @@ def row_starts(
             observed.latents, lambda part: part.detach()[rows, row][:, None].expand(*shape, *part.shape[2:])
         )
     belief = None if model.belief is None else model.believe(batch, instance)[rows, row]
-    return Start(latent, states, model.context(instance, belief), torch.ones(shape, device=rows.device))
+    context = model.context(instance, belief, embedded=observed is not None)
+    return Start(latent, states, context, torch.ones(shape, device=rows.device))
 
 
 def replayed_starts(model: RoutingModel, batch: dict[str, Tensor], observed: Observed | None, *, tours: int) -> Start:
@@ -123,9 +124,9 @@ def replayed_starts(model: RoutingModel, batch: dict[str, Tensor], observed: Obs
     _, state = model.rules.restore(batch)
     latent, context = None, None
     if observed is None:
-        context = model.context(model.first_instance(batch))
+        context = model.context(model.first_instance(batch), embedded=False)
     else:
         latent = repeated(observed.latents, tours)
-        context = observed.context._replace(nodes=observed.context.nodes.detach())
+        context = observed.context._replace(nodes=observed.context.embedded().detach())
     states = each_part(state, lambda part: part.repeat_interleave(tours, 1))
     return Start(latent, states, context, weight.repeat_interleave(tours, 1))

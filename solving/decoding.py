@@ -353,10 +353,10 @@ def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext,
     """What the networks need of B instances, encoded once."""
     model = _routing(behavior).model
     # Where the actor reads no latent, the world model's own embeddings are not needed.
-    nodes = model.context(instance).nodes if behavior.actor.latent_size else instance.coords
+    context = model.context(instance, embedded=bool(behavior.actor.latent_size))
     # Where costs are hidden, all tours are planned by what is believed before the first move.
     tables = behavior.actor.tables(model.node_set(instance, model.first_belief(instance)))
-    return RoutingContext(instance=instance, nodes=nodes), tables
+    return context, tables
 
 
 def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:

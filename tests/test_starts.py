@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from tests.scenes import CRITIC, NODES, Scene, episodes, instance_of, lengths, tours_of
@@ -53,3 +56,17 @@ def test_augmentation_changes_coordinates_and_keeps_lengths():
     tours = tours_of(trajectory)
     torch.testing.assert_close(lengths(augmented, tours), lengths(stored, tours))
     torch.testing.assert_close(-scene.imagination.reward(trajectory, start).sum(-1), lengths(stored, tours))
+
+
+@pytest.mark.parametrize("choice", ["episodes", "generated", "rows", "replay"])
+def test_nodes_are_embedded_only_where_latents_are_read(choice: str):
+    unread: dict[str, Any] = {
+        "imag_start": choice,
+        "imag_first": "stored",
+        "actor.pointer.latent": 0,
+        "critic.latent": False,
+    }
+    start = Scene(**unread).start(episodes(4))
+    assert start.latent is None and start.context.nodes is None
+    start = Scene(**{**unread, "critic.latent": True}).start(episodes(4))
+    assert start.latent is not None and start.context.nodes is not None
