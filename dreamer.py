@@ -22,8 +22,10 @@ from networks import Latent
 from parts.acting import Sight
 from parts.precision import halves_kept, use_half_precision
 from settings.dreamer import DreamerSettings
+from system.terminal import tell
 from tools import Bounds, uniform
 from training.replay import Replay
+from updates.compiling import Mode, Part, acting, begin_step, compile_parts
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
 
@@ -78,6 +80,9 @@ class Dreamer:
             generators=generators,
             guard=guard,
         )
+        self.compiled: Mode = "none"
+        if settings.compile != "none" and compile_parts(self.parts(), mode=settings.compile, device=device, tell=tell):
+            self.compiled, self.imagination.stops_early = settings.compile, False
         self.batch_size = settings.batch_size
         self.model_every = settings.model_every
         self.reward_updates = settings.reward_updates if self.model.separate_reward else 0
@@ -91,6 +96,19 @@ class Dreamer:
     ) -> Dreamer:
         """The agent that a whole config describes."""
         return cls(task, DreamerSettings.of(config), device=device, generators=generators, guard=guard)
+
+    def parts(self) -> list[Part]:
+        """What pays to be compiled: each step of the two loops, decisions, and all that comes after a loop."""
+        model, behavior = self.model, self.behavior
+        parts = [
+            Part(model.rssm, "observe_step"),
+            Part(model.rssm, "imagine_step"),
+            Part(model, "losses_of"),
+            Part(behavior.actor, "draw"),
+            Part(behavior, "replay_value_loss"),
+        ]
+        # What a gradient through the dynamics must not reach is frozen meanwhile, which no graph can hold.
+        return parts if behavior.differentiable else [*parts, Part(behavior, "losses_of")]
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
@@ -111,6 +129,17 @@ class Dreamer:
             state: from `initial_state` or the last call.
             generator: draws the actions; None takes the likeliest.
         """
+        with acting(self.compiled):
+            action, state = self._act(sight, state, generator)
+        # A recorded graph gives its results in the same memory each time.
+        if self.compiled == "graphs":
+            action, state = action.clone(), {**state, "deter": state["deter"].clone(), "stoch": state["stoch"].clone()}
+            state["action"] = action
+        return action, state
+
+    def _act(
+        self, sight: Sight, state: dict[str, Any], generator: torch.Generator | None
+    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]:
         actor, latent, feat = self.behavior.actor, Latent(state["deter"], state["stoch"]), None
         look = self.imagination.look(sight, state, actor)
         if actor.latent_size:
@@ -118,12 +147,10 @@ class Dreamer:
             # One failed update must not leave its NaN in here until the episode ends.
             latent = latent._replace(deter=latent.deter.nan_to_num(0.0, 0.0, 0.0))
             feat = latent.feat()[:, None]
-        dist = actor(feat, look.tables, look.view)
-        if generator is None:
-            action = dist.mode()[:, 0]
-        else:
-            shape = (sight.is_first.shape[0], 1, *self.task.actions.shape)
-            action = dist.sample(uniform(shape, generator))[:, 0]
+        noise = None
+        if generator is not None:
+            noise = uniform((sight.is_first.shape[0], 1, *self.task.actions.shape), generator)
+        action = actor.draw(feat, look.tables, look.view, noise)[0][:, 0]
         return action, {**latent._asdict(), "action": action, **look.notes}
 
     def _infer(
@@ -156,6 +183,7 @@ class Dreamer:
             progress: the share of the run that is over, for schedules.
         """
         self.guard.update = self.learner.updates
+        begin_step(self.compiled)
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
         for _ in range(self.reward_updates):

@@ -167,16 +167,45 @@ class ImagBehavior(nn.Module):
         # Only the actor gets the gradient that flows through imagined dynamics.
         with _frozen(self.imagination.model, self.critic) if self.differentiable else torch.no_grad():
             trajectory = self._roll_out(start, tables, noise)
-            worth, metrics = self.worth(trajectory, start, nodes, rewards)
-        actor_loss, actor_metrics = self._actor_loss(trajectory, tables, worth, progress)
-        critic_loss, critic_metrics = self._critic_loss(trajectory, nodes, worth)
-        losses = {"actor": actor_loss, "critic": critic_loss}
+        entropy = self.entropy + (self.entropy_final - self.entropy) * progress
+        # A tensor, since a compiler would take each other number for another program.
+        coefficient = torch.full((), entropy, device=noise.action.device)
+        losses, metrics, worth = self.losses_of(
+            trajectory, tables, start=start, nodes=nodes, rewards=rewards, coefficient=coefficient
+        )
         if replayed and self.replay_scale:
             assert observed is not None, "replayed rows are judged by their latents"
-            losses["replay_value"] = self.replay_scale * self._replay_value_loss(batch, observed, worth.targets)
+            losses["replay_value"] = self.replay_scale * self.replay_value_loss(batch, observed, worth.targets)
             metrics["replay_value_loss"] = losses["replay_value"].detach()
+        return losses, metrics
+
+    def losses_of(
+        self,
+        trajectory: Trajectory,
+        tables: Any,
+        *,
+        start: Start,
+        nodes: NodeSet | None,
+        rewards: Bounds,
+        coefficient: Float[Tensor, ""],
+    ) -> tuple[dict[str, Tensor], Metrics, Worth]:
+        """What a trajectory is worth, and the losses `actor` and `critic` on it; metrics.
+
+        Args:
+            trajectory: what was imagined.
+            tables: the actor's, with their graph.
+            start: where it began.
+            nodes: what the critic makes tables of.
+            rewards: the smallest and largest reward in replay, 0-d.
+            coefficient: of the entropy.
+        """
+        with _frozen(self.imagination.model, self.critic) if self.differentiable else torch.no_grad():
+            worth, metrics = self.worth(trajectory, start, nodes, rewards)
+        actor_loss, actor_metrics = self._actor_loss(trajectory, tables, worth, coefficient)
+        critic_loss, critic_metrics = self._critic_loss(trajectory, nodes, worth)
         metrics |= actor_metrics | critic_metrics
-        return losses, metrics | legality(trajectory, every_step=self.imagination.mask_from == "predicted")
+        metrics |= legality(trajectory, every_step=self.imagination.mask_from == "predicted")
+        return {"actor": actor_loss, "critic": critic_loss}, metrics, worth
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
@@ -223,7 +252,7 @@ class ImagBehavior(nn.Module):
         )
 
     def _actor_loss(
-        self, trajectory: Trajectory, tables: Any, worth: Worth, progress: float
+        self, trajectory: Trajectory, tables: Any, worth: Worth, coefficient: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Policy gradient by advantages, dynamics gradient through targets, or a mix; and a bonus for entropy."""
         choice, decisions, view = self.settings, trajectory.decisions, trajectory.moments.view.at(slice(0, -1))
@@ -243,7 +272,6 @@ class ImagBehavior(nn.Module):
         elif choice.gradient == "both":
             through = worth.targets / self.scale.scale()
             objective = (1 - choice.gradient_mix) * objective + choice.gradient_mix * through
-        coefficient = self.entropy + (self.entropy_final - self.entropy) * progress
         loss = -((objective + coefficient * entropy) * worth.weight).sum() / worth.weight.sum() + penalty
         metrics |= self._entropy_metrics(entropy.detach(), trajectory, worth.weight)
         return loss, metrics | {"actor_loss": loss.detach()}
@@ -286,7 +314,7 @@ class ImagBehavior(nn.Module):
         loss = self._value_loss(dist, targets, slow=slow, weight=weight)
         return loss, metrics | {"critic_loss": loss.detach()}
 
-    def _replay_value_loss(
+    def replay_value_loss(
         self, batch: dict[str, Tensor], observed: Observed, targets: Float[Tensor, "B Q H"]
     ) -> Float[Tensor, ""]:
         """Fit the critic to what replayed rows went on to earn, gradient into the world model included.

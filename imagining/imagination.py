@@ -14,7 +14,7 @@ from config import UserError
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
 from parts.acting import Sight
-from parts.actors import ActionDist, Actor
+from parts.actors import Actor
 from parts.views import NodeSet
 from routing.rules import each_part
 from settings.imagination import ImaginationSettings
@@ -104,6 +104,7 @@ class Imagination(ABC):
         node_features: numbers that describe a node; 0 where there are none.
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
+        stops_early: whether to stop where `all_over` says so; what is compiled wants the same shapes each time.
     """
 
     model: WorldModel
@@ -116,6 +117,7 @@ class Imagination(ABC):
     node_features: int = 0
     state_features: int = 0
     belief_size: int = 0
+    stops_early: bool = True
 
     def __init__(self, settings: ImaginationSettings, *, knows_mask: bool, model: WorldModel) -> None:
         """Take the choices, and check those that every kind of task shares.
@@ -249,7 +251,6 @@ def imagine(
     moments: list[Moment] = []
     decisions: list[Decision] = []
     ends: list[Tensor | None] = []
-    learns = learns or differentiable
     with torch.set_grad_enabled(differentiable):
         for step in range(horizon):
             moments.append(_moment(imagination, latent, state, context, shape))
@@ -260,14 +261,14 @@ def imagine(
             latent = _advance(imagination.model, latent, decision, context, latent_noise)
             state, finished = imagination.step(state, decision.action)
             ends.append(finished)
-            if imagination.all_over(start, finished):
+            if imagination.stops_early and imagination.all_over(start, finished):
                 break
         moments.append(_moment(imagination, latent, state, context, shape))
         stacked: Moment = _stack(moments, shape)
         cont = imagination.cont(stacked, _stack(ends, shape))
     # An action is taken if its start counts and every step before it let the episode go on.
     survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
-    with torch.set_grad_enabled(learns):
+    with torch.set_grad_enabled(learns or differentiable):
         decided: Decision = _stack(decisions, shape)
     return Trajectory(stacked, decided, cont, survival)
 
@@ -290,12 +291,11 @@ def _decide(
 ) -> Decision:
     # The score of an action is not differentiated through the latents that led to it.
     feat = None if moment.feat is None else moment.feat.detach()
-    with torch.set_grad_enabled(learns):
-        scores = actor.scores(feat, tables, moment.view)
-    dist: ActionDist = actor.distribution(scores, moment.view)
-    action = dist.mode() if noise is None else dist.sample(noise)
     if not differentiable:
-        return Decision(action, scores)
+        return Decision(*actor.draw(feat, tables, moment.view, noise, learns=learns))
+    scores = actor.scores(feat, tables, moment.view)
+    dist = actor.distribution(scores, moment.view)
+    action = dist.mode() if noise is None else dist.sample(noise)
     return Decision(action, scores, dist.embed(action), dist.log_prob(action), dist.entropy())
 
 

@@ -113,6 +113,11 @@ class WorldModel(nn.Module, ABC):
     def loss(self, batch: dict[str, Tensor], noise: Float[Tensor, "B T S"]) -> tuple[Losses, Metrics, Observed]:
         """The losses of one batch, each a mean over the rows that count; metrics; the latents."""
         observed = self.observe(batch, noise)
+        losses, metrics = self.losses_of(batch, observed)
+        return losses, metrics, observed
+
+    def losses_of(self, batch: dict[str, Tensor], observed: Observed) -> tuple[Losses, Metrics]:
+        """The losses of a batch whose latents are there, and metrics."""
         feat, weight = observed.latents.feat(), self._row_weight(batch)
 
         def mean(values: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
@@ -123,7 +128,7 @@ class WorldModel(nn.Module, ABC):
         losses |= head_losses
         metrics |= head_metrics
         assert set(losses) == set(self.loss_scales), f"losses {set(losses)} differ from scales {set(self.loss_scales)}"
-        return losses, metrics | {f"{name}_loss": value.detach() for name, value in losses.items()}, observed
+        return losses, metrics | {f"{name}_loss": value.detach() for name, value in losses.items()}
 
     def total(self, losses: Losses) -> Float[Tensor, ""]:
         """The sum of the losses, each times its scale."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
@@ -62,6 +62,25 @@ class Actor(nn.Module, ABC):
     def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> ActionDist:
         """The distribution over the legal actions of Q states of each instance."""
         return self.distribution(self.scores(feat, tables, view), view)
+
+    def draw(
+        self,
+        feat: Float[Tensor, "B *Q F"] | None,
+        tables: Any,
+        view: Any,
+        noise: Float[Tensor, "B *Q *A"] | None,
+        *,
+        learns: bool = False,
+    ) -> tuple[Shaped[Tensor, "B *Q *A"], Float[Tensor, "B *Q S"]]:
+        """Actions drawn by `noise`, or the likeliest where there is none, and their scores.
+
+        Only the scores carry a graph, and only where it `learns`.
+        """
+        with torch.set_grad_enabled(learns):
+            scores = self.scores(feat, tables, view)
+        with torch.no_grad():
+            dist = self.distribution(scores, view)
+            return dist.mode() if noise is None else dist.sample(noise), scores
 
     def penalty(
         self, scores: Float[Tensor, "B *Q S"], view: Any
@@ -219,6 +238,9 @@ class TSPPointerActor(Actor):
         tables: PointerTables,
         view: View,
     ) -> Float[Tensor, "B *Q N"]:
+        if torch.compiler.is_compiling():
+            # A compiler decides by itself what to compute again.
+            return self.scores(feat, tables, view)
         rows = known.reshape(known.shape[0], -1, known.shape[-1])
         return point_again(rows, self._queries(feat, view), tables, heads=self.heads).view_as(known)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from settings.imagination import ImaginationSettings
-from settings.learning import OptimizerSettings, PointerSettings, Precision, ScheduleSettings
+from settings.learning import Compilation, OptimizerSettings, PointerSettings, Precision, ScheduleSettings
 from settings.sections import (
     Between,
     Bins,
@@ -139,6 +139,7 @@ class DreamerSettings(Section):
     reward_scale: float
     replay_context: bool
     precision: Precision
+    compile: Compilation
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     imagination: ImaginationSettings

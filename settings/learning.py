@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from settings.sections import Between, Count, Layers, NotNegative, Section, Share, Weight
 
 Precision = Literal["float32", "bfloat16"]
+Compilation = Literal["none", "kernels", "graphs"]
 
 
 @dataclass(frozen=True)

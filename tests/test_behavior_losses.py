@@ -335,7 +335,7 @@ def test_replay_value_loss_by_hand():
     # Two trajectories of two steps from each row; the first step of the first is what the row is worth.
     targets = torch.randn(1, 8, 2)
     worth, reward = targets[0, ::2, 0], batch["reward"][0]
-    loss = behavior._replay_value_loss(batch, observed, targets)
+    loss = behavior.replay_value_loss(batch, observed, targets)
     expected = torch.zeros(())
     for row in (0, 2):
         feat = latents.feat()[:, row]
@@ -355,12 +355,12 @@ def test_replay_value_loss_that_is_not_finite_skips_model_and_critic(broken: boo
     replay = scripted_replay()
     learner.update(replay, progress=0.0)
     if broken:
-        whole = ImagBehavior._replay_value_loss
+        whole = ImagBehavior.replay_value_loss
 
         def poisoned(self: ImagBehavior, *arguments: Any) -> Tensor:
             return whole(self, *arguments) * torch.nan
 
-        monkeypatch.setattr(ImagBehavior, "_replay_value_loss", poisoned)
+        monkeypatch.setattr(ImagBehavior, "replay_value_loss", poisoned)
     parts = {"model": learner.model, "critic": learner.behavior.critic, "actor": learner.behavior.actor}
     parts["slow critic"] = learner.behavior.slow_critic
     before = {name: [p.detach().clone() for p in part.parameters()] for name, part in parts.items()}

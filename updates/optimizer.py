@@ -53,12 +53,28 @@ class LaProp(torch.optim.Optimizer):
             ((1 - beta) / (1 - beta**times) * applied).to(parameters[0].dtype).unbind() for beta in group["betas"]
         )
         rate = group["lr"] * applied
+        moments = [(self.state[parameter]["momentum"], self.state[parameter]["square"]) for parameter in parameters]
+        weights = list(zip(momentum_weights, square_weights, strict=True))
+        self.move(parameters, [parameter.grad for parameter in parameters], moments, weights, rate)
+
+    @torch.no_grad()
+    def move(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        moments: Sequence[tuple[Tensor, Tensor]],
+        weights: Sequence[tuple[Tensor, Tensor]],
+        rate: Float[Tensor, ""],
+    ) -> None:
+        """Move parameters by `rate`, and their averages of gradients and of squares by their newest values' weights."""
+        (group,) = self.param_groups
         # One parameter after the other with one buffer each: on a CPU the numbers are still in its cache for the next
         # line, where torch._foreach_* takes up to twice as long.
-        for parameter, momentum_weight, square_weight in zip(parameters, momentum_weights, square_weights, strict=True):
-            momentum, square = self.state[parameter]["momentum"], self.state[parameter]["square"]
+        for parameter, raw, (momentum, square), (momentum_weight, square_weight) in zip(
+            parameters, gradients, moments, weights, strict=True
+        ):
             # NaN times a weight of 0 would still be NaN.
-            gradient = parameter.grad.nan_to_num_(0.0)
+            gradient = raw.nan_to_num_(0.0)
             buffer = gradient.square()
             square.lerp_(buffer, square_weight)
             torch.sqrt(square, out=buffer).add_(group["eps"])

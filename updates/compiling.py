@@ -1,0 +1,120 @@
+"""Compilation: the parts of an agent in which its time is spent become fused kernels, where there is a compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+Mode = Literal["none", "kernels", "graphs"]
+# A curriculum compiles anew for each of its sizes. PyTorch's own limit is 8.
+MOST_VERSIONS = 64
+COMPILERS = ("g++", "clang++", "gcc", "clang", "cc")
+
+
+class Part(NamedTuple):
+    """A method that is to be compiled: one graph without a break, of the same shapes at every call."""
+
+    owner: Any
+    method: str
+
+
+def missing(device: torch.device) -> str | None:
+    """What compiling for a device needs and does not find; None where all is there."""
+    if device.type == "cuda":
+        return None if find_spec("triton") else "the package triton"
+    wanted = os.environ.get("CXX")
+    if any(shutil.which(name) for name in ((wanted,) if wanted else COMPILERS)):
+        return None
+    return f"a C++ compiler ({wanted or ', '.join(COMPILERS)})"
+
+
+def compile_parts(
+    parts: Iterable[Part],
+    *,
+    mode: Mode,
+    device: torch.device,
+    tell: Callable[[str], None],
+    backend: str | Callable[..., Any] = "inductor",
+) -> bool:
+    """Replace methods of these objects by compiled ones, or leave them as they are where there is no compiler.
+
+    What is compiled is so at its first call.
+
+    Args:
+        parts: what to compile.
+        mode: "graphs" records CUDA graphs, too; see `begin_step`.
+        device: for which.
+        tell: takes one line if there is no compiler.
+        backend: of torch.compile.
+
+    Returns:
+        Whether they were replaced.
+    """
+    if backend == "inductor" and (lacking := missing(device)):
+        tell(f"compile: {lacking} was not found; the run goes on without")
+        return False
+    _raise_limit()
+    options: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
+    if mode == "graphs" and device.type == "cuda" and backend == "inductor":
+        options["mode"] = "reduce-overhead"
+    for owner, method in parts:
+        eager = getattr(owner, method)
+        # Past the check of modules, that lets no attribute hide a method.
+        object.__setattr__(owner, method, _falling_back(eager, torch.compile(eager, **options), tell))
+    return True
+
+
+@contextmanager
+def acting(mode: Mode) -> Iterator[None]:
+    """Within, an agent acts: with its recorded graphs, or as it is written.
+
+    Acting and evaluation have batches of many sizes, each of which would be compiled by itself; recording pays even so.
+    """
+    if mode == "kernels":
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        begin_step(mode)
+        yield
+
+
+def begin_step(mode: Mode) -> None:
+    """Tell CUDA graphs that what they gave before may be overwritten."""
+    if mode == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
+
+
+def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell: Callable[[str], None]) -> Any:
+    # It takes a second to import, which nobody should wait for who compiles nothing.
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    works = True
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal works
+        if works:
+            try:
+                return compiled(*args, **kwargs)
+            except BackendCompilerFailed as error:
+                # Tracing has succeeded and nothing has been computed; it is the compiler that is broken.
+                works = False
+                cause = str(error).strip().splitlines()[0][:120]
+                tell(f"compile: {eager.__name__} could not be compiled ({cause}); it runs as it is written")
+        return eager(*args, **kwargs)
+
+    return call
+
+
+def _raise_limit() -> None:
+    import torch._dynamo
+
+    config: Any = torch._dynamo.config
+    # Its name until PyTorch 2.6.
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, MOST_VERSIONS)
