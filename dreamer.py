@@ -73,7 +73,7 @@ class Dreamer:
             use_half_precision(self.behavior)
         groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
         self.learner = Learner(
-            partial(make_optimizers, groups, settings=settings, guard=guard),
+            partial(self._make_optimizers, groups, settings=settings),
             modules={"model": self.model, "behavior": self.behavior},
             watched=groups,
             follow=self.behavior.follow,
@@ -81,7 +81,8 @@ class Dreamer:
             guard=guard,
         )
         self.compiled: Mode = "none"
-        if settings.compile != "none" and compile_parts(self.parts(), mode=settings.compile, device=device, tell=tell):
+        self._compile = partial(compile_parts, mode=settings.compile, device=device, tell=tell)
+        if settings.compile != "none" and self._compile(self.parts()):
             self.compiled, self.imagination.stops_early = settings.compile, False
         self.batch_size = settings.batch_size
         self.model_every = settings.model_every
@@ -97,18 +98,27 @@ class Dreamer:
         """The agent that a whole config describes."""
         return cls(task, DreamerSettings.of(config), device=device, generators=generators, guard=guard)
 
+    def _make_optimizers(self, groups: Mapping[str, nn.Module], *, settings: DreamerSettings) -> dict[str, Optimizer]:
+        optimizers = make_optimizers(groups, settings=settings, guard=self.guard)
+        if self.compiled != "none":
+            self._compile([part for optimizer in optimizers.values() for part in optimizer.parts()], tell=_unsaid)
+        return optimizers
+
     def parts(self) -> list[Part]:
         """What pays to be compiled: each step of the two loops, decisions, and all that comes after a loop."""
         model, behavior = self.model, self.behavior
         parts = [
             Part(model.rssm, "observe_step"),
             Part(model.rssm, "imagine_step"),
-            Part(model, "losses_of"),
             Part(behavior.actor, "draw"),
             Part(behavior, "replay_value_loss"),
         ]
+        if model.traceable:
+            parts.append(Part(model, "losses_of"))
         # What a gradient through the dynamics must not reach is frozen meanwhile, which no graph can hold.
-        return parts if behavior.differentiable else [*parts, Part(behavior, "losses_of")]
+        if not behavior.differentiable:
+            parts.append(Part(behavior, "losses_of"))
+        return parts
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
@@ -285,6 +295,10 @@ class Dreamer:
             return Computed([(loss, ("model",))], metrics)
 
         return self.learner.update_alone("model", compute, batch=batch, progress=progress)
+
+
+def _unsaid(line: str) -> None:
+    """For what has been said before."""
 
 
 def make_optimizers(

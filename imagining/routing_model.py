@@ -71,6 +71,8 @@ class RoutingModel(WorldModel):
             **asdict(settings.encoder),
         )
         self.belief = self._make_belief(settings)
+        # torch.compile follows no GRU of PyTorch's.
+        self.traceable = self.belief is None
         self.belief_size = 0 if self.belief is None else self.belief.size
         self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **asdict(settings.rssm))
         self.reward_latent = settings.reward_latent

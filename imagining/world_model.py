@@ -43,6 +43,7 @@ class WorldModel(nn.Module, ABC):
     Attributes:
         separate_reward: whether the reward head can be trained alone, by `reward_loss`, at little cost.
         loss_scales: of the losses that there are, by name; a head whose scale is 0 is not built.
+        traceable: whether `losses_of` can be compiled.
         memory_spaces: shape and dtype of what replay keeps of each row's latent; empty where it keeps nothing.
     """
 
@@ -50,6 +51,7 @@ class WorldModel(nn.Module, ABC):
     rssm: RSSM
     heads: nn.ModuleDict
     separate_reward: bool = False
+    traceable: bool = True
     loss_scales: dict[str, float]
     memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from settings.learning import Compilation, OptimizerSettings, PointerSettings, Precision, ScheduleSettings
+from settings.learning import OptimizerSettings, PointerSettings, Precision, ScheduleSettings
 from settings.sections import Between, Bins, Count, GradientLimit, Layers, LearningRate, Section, Share
 
 Alpha = Annotated[float, Between(1e-6, 1e6)]
@@ -54,7 +54,6 @@ class SACSettings(Section):
     batch_size: Count
     discount: Share
     precision: Precision
-    compile: Compilation
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     sac: SoftSettings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ def compile_parts(
         parts: what to compile.
         mode: "graphs" records CUDA graphs, too; see `begin_step`.
         device: for which.
-        tell: takes one line if there is no compiler.
+        tell: takes the line that says how long that takes, or why nothing is compiled.
         backend: of torch.compile.
 
     Returns:
@@ -59,6 +60,7 @@ def compile_parts(
     if backend == "inductor" and (lacking := missing(device)):
         tell(f"compile: {lacking} was not found; the run goes on without")
         return False
+    tell("compile: the first updates take a minute or two, since their parts are compiled; later ones are faster")
     _raise_limit()
     options: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
     if mode == "graphs" and device.type == "cuda" and backend == "inductor":
@@ -104,7 +106,7 @@ def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell:
             except BackendCompilerFailed as error:
                 # Tracing has succeeded and nothing has been computed; it is the compiler that is broken.
                 works = False
-                cause = str(error).strip().splitlines()[0][:120]
+                cause = textwrap.shorten(str(error.inner_exception), 120, placeholder=" ...")
                 tell(f"compile: {eager.__name__} could not be compiled ({cause}); it runs as it is written")
         return eager(*args, **kwargs)
 

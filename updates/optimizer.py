@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from guard import Guard
+from updates.compiling import Part
 
 # The least norm that a parameter counts with in adaptive gradient clipping: one that starts at zero has to move, too.
 SMALLEST_NORM = 1e-3
@@ -55,7 +56,8 @@ class LaProp(torch.optim.Optimizer):
         rate = group["lr"] * applied
         moments = [(self.state[parameter]["momentum"], self.state[parameter]["square"]) for parameter in parameters]
         weights = list(zip(momentum_weights, square_weights, strict=True))
-        self.move(parameters, [parameter.grad for parameter in parameters], moments, weights, rate)
+        gradients = [parameter.grad for parameter in parameters]
+        self.move(parameters, gradients, moments, weights, rate=rate, eps=group["eps"])
 
     @torch.no_grad()
     def move(
@@ -64,10 +66,11 @@ class LaProp(torch.optim.Optimizer):
         gradients: Sequence[Tensor],
         moments: Sequence[tuple[Tensor, Tensor]],
         weights: Sequence[tuple[Tensor, Tensor]],
+        *,
         rate: Float[Tensor, ""],
+        eps: float,
     ) -> None:
         """Move parameters by `rate`, and their averages of gradients and of squares by their newest values' weights."""
-        (group,) = self.param_groups
         # One parameter after the other with one buffer each: on a CPU the numbers are still in its cache for the next
         # line, where torch._foreach_* takes up to twice as long.
         for parameter, raw, (momentum, square), (momentum_weight, square_weight) in zip(
@@ -77,7 +80,7 @@ class LaProp(torch.optim.Optimizer):
             gradient = raw.nan_to_num_(0.0)
             buffer = gradient.square()
             square.lerp_(buffer, square_weight)
-            torch.sqrt(square, out=buffer).add_(group["eps"])
+            torch.sqrt(square, out=buffer).add_(eps)
             torch.div(gradient, buffer, out=buffer)
             momentum.lerp_(buffer, momentum_weight)
             parameter.addcmul_(momentum, rate, value=-1)
@@ -144,6 +147,10 @@ class Optimizer:
         if self.algorithm == "adam":
             return torch.optim.Adam(self.parameters, lr=self.lr, betas=betas, eps=eps, fused=True)
         return LaProp(self.parameters, betas=betas, eps=eps)
+
+    def parts(self) -> list[Part]:
+        """What pays to be compiled: PyTorch's own Adam is one kernel already."""
+        return [Part(self.rule, "move")] if isinstance(self.rule, LaProp) else []
 
     def rate(self, progress: float) -> float:
         """The learning rate at this update and this share of the run."""

@@ -1,0 +1,85 @@
+"""Compiled parts: each is one graph, gives what the code as written gives, and is compiled once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.operators import CPU
+from tests.compiled import KINDS, MORE_KINDS
+from updates import compiling
+from updates.compiling import Part, acting, compile_parts, missing
+
+
+def compare(backend: str, *names: str) -> None:
+    command = [sys.executable, "-m", "tests.compiled", backend, *names]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.split("\n")[:-1] == list(names)
+
+
+@pytest.mark.run
+def test_compiled_updates_are_those_of_the_code_as_written() -> None:
+    compare("aot_eager", *KINDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_KINDS)
+def test_compiled_updates_of_more_kinds(name: str) -> None:
+    compare("aot_eager", name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing(CPU) is not None, reason="no compiler is installed")
+@pytest.mark.parametrize("name", ["tsp_attn", "cartpole", "half"])
+def test_kernels_compute_what_the_code_as_written_does(name: str) -> None:
+    compare("inductor", name)
+
+
+class Doubler(nn.Module):
+    def twice(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_without_a_compiler_one_line_says_so_and_the_code_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    lines: list[str] = []
+    module = Doubler()
+    assert not compile_parts([Part(module, "twice")], mode="kernels", device=CPU, tell=lines.append)
+    assert len(lines) == 1 and "C++ compiler" in lines[0]
+    assert float(module.twice(torch.ones(()))) == 2 and "twice" not in vars(module)
+
+
+def test_a_compiler_that_fails_is_named_once_and_the_code_runs_as_written() -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such header")
+
+    lines: list[str] = []
+    module = Doubler()
+    assert compile_parts([Part(module, "twice")], mode="kernels", device=CPU, tell=lines.append, backend=broken)
+    assert [float(module.twice(torch.ones(()))) for _ in range(2)] == [2, 2]
+    assert len(lines) == 2 and "no such header" in lines[1]
+
+
+def test_acting_runs_as_written_under_kernels() -> None:
+    calls = 0
+
+    def counting(graph: Any, _: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return graph
+
+    module = Doubler()
+    assert compile_parts([Part(module, "twice")], mode="kernels", device=CPU, tell=print, backend=counting)
+    with acting("kernels"):
+        module.twice(torch.ones(()))
+    assert calls == 0
+    module.twice(torch.ones(()))
+    assert calls == 1
