@@ -56,10 +56,8 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
     state = checkpoint.load_latest(logdir, device, to_go_on=False) if logdir.is_dir() else None
     if state is None:
         raise ConfigError(f"{logdir} is no folder of a run, whose replay is needed")
-    roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length)
+    roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length, reward_scale=agent.reward_scale)
     _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), roomy)
-    # The rewards in the run's own replay are scaled in the same way.
-    fresh.rows["reward"] *= agent.reward_scale
     stored = {name: rows for name, rows in fresh.rows.items() if name not in REWARD_AND_ENDS}
     spaces = {name: (tuple(rows.shape[2:]), rows.dtype) for name, rows in stored.items()}
     lived = Replay(spaces, num_envs=run.config.envs, capacity=run.config.replay_capacity, device=device)
