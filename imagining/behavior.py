@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from envs.tasks import Task
+from imagining.chances import chances_of, legal_actions
 from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
@@ -263,9 +264,7 @@ class ImagBehavior(nn.Module):
             scores = decisions.scores
             if not self.actor.learns_in_roll_out:
                 scores = self.actor.score_again(scores, trajectory.feat(slice(0, -1)), tables, view)
-            dist = self.actor.distribution(scores, view)
-            penalty, metrics = self.actor.penalty(scores, view)
-            log_prob, entropy = dist.log_prob(trajectory.action), dist.entropy()
+            log_prob, entropy, penalty, metrics = chances_of(trajectory.action, scores, self.actor, view)
         objective = log_prob * worth.advantage
         if choice.gradient == "dynamics":
             objective = worth.targets / self.scale.scale()
@@ -283,7 +282,7 @@ class ImagBehavior(nn.Module):
         total, mask = weight.sum(), trajectory.moments.view.action_mask
         metrics = {"actor_entropy": (entropy * weight).sum() / total}
         if mask is not None:
-            most = (mask[:, :, :-1].sum(-1).float().log() * weight).sum()
+            most = (legal_actions(mask[:, :, :-1]).log() * weight).sum()
             metrics["actor_entropy_share"] = (entropy * weight).sum() / most.clamp(min=1e-8)
         elif self.task.actions.kind == "discrete":
             metrics["actor_entropy_share"] = metrics["actor_entropy"] / math.log(self.task.num_actions)
