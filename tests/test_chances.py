@@ -35,6 +35,6 @@ def test_a_few_trajectories_at_a_time_have_the_chances_of_all_together(
     whole, gradient = looked_at()
     monkeypatch.setattr(chances, "TOGETHER", together)
     parts, gradient_of_parts = looked_at()
-    assert float(whole.penalty) > 0 and whole.metrics.keys() == parts.metrics.keys() and whole.metrics
+    assert float(whole.penalty.detach()) > 0 and whole.metrics.keys() == parts.metrics.keys() and whole.metrics
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(gradient_of_parts, gradient)
