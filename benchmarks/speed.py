@@ -61,7 +61,7 @@ ENV_SECONDS, MOST_SECONDS = 1.0, 5.0
 UPDATES, UPDATE_SECONDS = 16, 15.0
 # Sequences of each environment in replay.
 SEQUENCES = 3
-GUARD_PAIRS, GUARD_SECONDS = 31, 20.0
+GUARD_PAIRS, LEAST_PAIRS, GUARD_SECONDS = 31, 3, 20.0
 
 
 class EnvFigures(NamedTuple):
@@ -338,7 +338,11 @@ def phase_seconds(agent: Any, replay: Replay, updates: int) -> dict[str, Seconds
 
 
 class Report(NamedTuple):
-    """All that is measured of an agent; of its guard only where nothing is compiled, which would begin anew without."""
+    """All that is measured of an agent.
+
+    `guard` is None where too few pairs fit into `GUARD_SECONDS`, and where parts are compiled, which would be compiled
+    anew without it.
+    """
 
     machine: dict[str, Any]
     environments: list[EnvFigures]
@@ -358,10 +362,9 @@ def measure(agent: Any, config: Config, *, updates: int | None, before: dict[str
     update = measure_updates(agent, replay, updates=updates, dtype=dtype, before=before)
     phases = phase_seconds(agent, replay, update.updates)
     compiled = getattr(agent, "compiled", "none")
-    guard = None
-    if compiled == "none":
-        pair = 2 * cycle(agent) * update.seconds.wall
-        guard = guard_figures(agent, replay, max(3, min(GUARD_PAIRS, int(GUARD_SECONDS / pair))))
+    pairs = min(GUARD_PAIRS, int(GUARD_SECONDS / (2 * cycle(agent) * update.seconds.wall)))
+    measured = compiled == "none" and pairs >= LEAST_PAIRS
+    guard = guard_figures(agent, replay, pairs) if measured else None
     machine = {
         "device": str(agent.device),
         "name": name_of(agent.device),

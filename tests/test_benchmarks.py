@@ -208,6 +208,11 @@ def test_speed_prints_what_it_measured_as_tables(capsys, quick_speed, monkeypatc
     assert kept == [True] and ImagBehavior._roll_out is roll_out
 
 
+def test_speed_leaves_the_guard_out_where_it_would_take_long(capsys, quick_speed, monkeypatch):
+    monkeypatch.setattr(speed, "GUARD_SECONDS", 0.0)
+    assert speed_report(capsys, "--configs", "debug")["guard"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
