@@ -231,6 +231,15 @@ def break_on_purpose(command: Command, place: Place) -> None:
         call("benchmarks.faults", [*arguments, "--configs", "debug", "--steps", "800"])
 
 
+def time_agent(command: Command, place: Place) -> None:
+    from benchmarks import speed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed, "ENV_SECONDS", 0.02)
+        patch.setattr(speed, "GUARD_SECONDS", 0.0)
+        call("benchmarks.speed", [*command.arguments, "--configs", "debug", "--updates", "4"])
+
+
 def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
     """A program of benchmarks, with flags that make it small; `needs` is a package that may be missing."""
 
@@ -259,7 +268,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
-    "-m benchmarks.speed": module("benchmarks.speed", "--configs", "debug", "--updates", "4"),
+    "-m benchmarks.speed": time_agent,
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),
     "-m benchmarks.worlds": module("benchmarks.worlds", "--instances", "4", "--nodes", "6"),
 }
