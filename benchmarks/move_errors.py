@@ -15,7 +15,8 @@ import torch
 
 import checkpoint
 import config
-from benchmarks.speed import CONFIGS, act_and_store, make_env
+from benchmarks.collecting import act_and_store, make_env
+from benchmarks.speed import CONFIGS
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from imagining.routing_model import RoutingModel
@@ -56,8 +57,8 @@ def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:
     state = checkpoint.load_latest(logdir, device, to_go_on=False) if logdir.is_dir() else None
     if state is None:
         raise ConfigError(f"{logdir} is no folder of a run, whose replay is needed")
-    roomy = run.config.replace(replay_capacity=4 * EPISODES * agent.batch_length, reward_scale=agent.reward_scale)
-    _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), roomy)
+    scaled = run.config.replace(reward_scale=agent.reward_scale)
+    _, fresh = act_and_store(agent, make_env(run.config, agent, EPISODES), scaled)
     stored = {name: rows for name, rows in fresh.rows.items() if name not in REWARD_AND_ENDS}
     spaces = {name: (tuple(rows.shape[2:]), rows.dtype) for name, rows in stored.items()}
     lived = Replay(spaces, num_envs=run.config.envs, capacity=run.config.replay_capacity, device=device)

@@ -11,6 +11,7 @@ import torch
 import compare
 from benchmarks import (
     ablations,
+    collecting,
     cost_fields,
     faults,
     move_errors,
@@ -141,10 +142,10 @@ def test_policy_gradient_refuses_the_folder_of_another_run(tmp_path, capsys):
 
 @pytest.fixture
 def quick_speed(monkeypatch):
-    monkeypatch.setattr(speed, "ENV_SECONDS", 0.02)
+    monkeypatch.setattr(collecting, "ENV_SECONDS", 0.02)
     monkeypatch.setattr(speed, "GUARD_PAIRS", 3)
-    monkeypatch.setattr(speed, "TENSOR_COUNTS", (2, 64))
-    monkeypatch.setattr(speed, "GYM_COUNTS", (1, 2))
+    monkeypatch.setattr(collecting, "TENSOR_COUNTS", (2, 64))
+    monkeypatch.setattr(collecting, "GYM_COUNTS", (1, 2))
     monkeypatch.setattr(timing, "PEAK_ROWS", {"cpu": 64})
 
 
@@ -229,15 +230,14 @@ def test_speed_refuses(options, expected, capsys):
 
 def test_speed_leaves_out_numbers_of_environments_that_would_take_long(agent, quick_speed, monkeypatch):
     settings = load(speed.CONFIGS, ["debug"], {})
-    monkeypatch.setattr(speed, "MOST_SECONDS", 0.0)
-    assert [each.environments for each in speed.environments(settings, agent)] == [2]
+    monkeypatch.setattr(collecting, "MOST_SECONDS", 0.0)
+    assert [each.environments for each in collecting.environments(settings, agent)] == [2]
 
 
 def decisions_of_an_update(name, changes):
     settings = load(speed.CONFIGS, [name, "debug"], changes)
     agent = Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
-    roomy = settings.replace(replay_capacity=1000)
-    _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, settings.envs), roomy)
+    _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, settings.envs), settings)
     with speed.counting_decisions(agent) as counts:
         speed.update_seconds(agent, replay, 2)
     return counts, agent
@@ -256,9 +256,9 @@ def test_speed_counts_no_decisions_beyond_the_last_plan():
 
 
 def test_speed_times_what_is_compiled_as_one_phase(agent, quick_speed):
-    settings = load(speed.CONFIGS, ["debug"], {"replay_capacity": "1000"})
+    settings = load(speed.CONFIGS, ["debug"], {})
     agent.compiled = "kernels"
-    _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, settings.envs), settings)
+    _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, settings.envs), settings)
     phases = speed.phase_seconds(agent, replay, 2)
     assert phases["losses"].wall > 0 and not {"reward", "targets", "worth", "score", "critic"} & phases.keys()
 
@@ -333,7 +333,7 @@ def costly_agent(**changes):
 def test_move_error_is_zero_where_the_head_gives_the_costs_and_known_where_it_is_off():
     agent = costly_agent()
     settings = load(speed.CONFIGS, ["debug"], {})
-    _, replay = speed.act_and_store(agent, speed.make_env(settings, agent, 8), settings)
+    _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, 8), settings)
     output = agent.model.heads["reward"].output
     for offset in (0.0, 0.25):
         with torch.no_grad():

@@ -232,10 +232,10 @@ def break_on_purpose(command: Command, place: Place) -> None:
 
 
 def time_agent(command: Command, place: Place) -> None:
-    from benchmarks import speed
+    from benchmarks import collecting, speed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "ENV_SECONDS", 0.02)
+        patch.setattr(collecting, "ENV_SECONDS", 0.02)
         patch.setattr(speed, "GUARD_SECONDS", 0.0)
         call("benchmarks.speed", [*command.arguments, "--configs", "debug", "--updates", "4"])
 
