@@ -25,7 +25,7 @@ from settings.dreamer import DreamerSettings
 from system.terminal import tell
 from tools import Bounds, uniform
 from training.replay import Replay
-from updates.compiling import Mode, Part, acting, begin_step, compile_parts
+from updates.compiling import Mode, Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
 
@@ -139,7 +139,7 @@ class Dreamer:
             state: from `initial_state` or the last call.
             generator: draws the actions; None takes the likeliest.
         """
-        with acting(self.compiled):
+        with compiled_parts(self.compiled, learning=False):
             action, state = self._act(sight, state, generator)
         # A recorded graph gives its results in the same memory each time.
         if self.compiled == "graphs":
@@ -193,7 +193,6 @@ class Dreamer:
             progress: the share of the run that is over, for schedules.
         """
         self.guard.update = self.learner.updates
-        begin_step(self.compiled)
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
         for _ in range(self.reward_updates):
@@ -203,7 +202,8 @@ class Dreamer:
         def compute() -> Computed:
             return self._losses(batch, with_model=with_model, progress=progress, rewards=replay.rewards)
 
-        update_metrics, observed = self.learner.update(compute, batch=batch, progress=progress)
+        with compiled_parts(self.compiled, learning=True):
+            update_metrics, observed = self.learner.update(compute, batch=batch, progress=progress)
         if self.memory_spaces and with_model:
             replay.rewrite(batch, self.model.memory(observed.latents))
         return metrics | update_metrics

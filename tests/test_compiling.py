@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.operators import CPU
 from tests.compiled import KINDS, MORE_KINDS
 from updates import compiling
-from updates.compiling import Part, acting, compile_parts, missing
+from updates.compiling import Part, compile_parts, compiled_parts, missing
 
 
 def compare(backend: str, *names: str) -> None:
@@ -64,11 +64,12 @@ def test_a_compiler_that_fails_is_named_once_and_the_code_runs_as_written() -> N
     lines: list[str] = []
     module = Doubler()
     assert compile_parts([Part(module, "twice")], mode="kernels", device=CPU, tell=lines.append, backend=broken)
-    assert [float(module.twice(torch.ones(()))) for _ in range(2)] == [2, 2]
+    with compiled_parts("kernels", learning=True):
+        assert [float(module.twice(torch.ones(()))) for _ in range(2)] == [2, 2]
     assert len(lines) == 2 and "no such header" in lines[1]
 
 
-def test_acting_runs_as_written_under_kernels() -> None:
+def test_only_updates_use_compiled_kernels() -> None:
     calls = 0
 
     def counting(graph: Any, _: Any) -> Any:
@@ -78,8 +79,11 @@ def test_acting_runs_as_written_under_kernels() -> None:
 
     module = Doubler()
     assert compile_parts([Part(module, "twice")], mode="kernels", device=CPU, tell=print, backend=counting)
-    with acting("kernels"):
+    module.twice(torch.ones(()))
+    with compiled_parts("kernels", learning=False):
         module.twice(torch.ones(()))
     assert calls == 0
-    module.twice(torch.ones(()))
+    with compiled_parts("kernels", learning=True):
+        module.twice(torch.ones(()))
+    module.twice(torch.ones(2))
     assert calls == 1

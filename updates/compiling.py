@@ -15,6 +15,8 @@ import torch
 Mode = Literal["none", "kernels", "graphs"]
 # A curriculum compiles anew for each of its sizes. PyTorch's own limit is 8.
 MOST_VERSIONS = 64
+# Whether compiled parts are used at this moment.
+_in_use = False
 COMPILERS = ("g++", "clang++", "gcc", "clang", "cc")
 
 
@@ -45,11 +47,11 @@ def compile_parts(
 ) -> bool:
     """Replace methods of these objects by compiled ones, or leave them as they are where there is no compiler.
 
-    What is compiled is so at its first call.
+    Each is compiled at its first call within `compiled_parts`.
 
     Args:
         parts: what to compile.
-        mode: "graphs" records CUDA graphs, too; see `begin_step`.
+        mode: "graphs" records CUDA graphs, too.
         device: for which.
         tell: takes the line that says how long that takes, or why nothing is compiled.
         backend: of torch.compile.
@@ -73,23 +75,21 @@ def compile_parts(
 
 
 @contextmanager
-def acting(mode: Mode) -> Iterator[None]:
-    """Within, an agent acts: with its recorded graphs, or as it is written.
+def compiled_parts(mode: Mode, *, learning: bool) -> Iterator[None]:
+    """Within, compiled parts are used: in an update, or where an agent acts, if its graphs are recorded.
 
-    Acting and evaluation have batches of many sizes, each of which would be compiled by itself; recording pays even so.
+    Elsewhere they run as they are written: acting, evaluation and pictures have batches of many sizes, each of which
+    would be compiled by itself. Recorded graphs pay even so; what they gave before may be overwritten from here on.
     """
-    if mode == "kernels":
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        begin_step(mode)
-        yield
-
-
-def begin_step(mode: Mode) -> None:
-    """Tell CUDA graphs that what they gave before may be overwritten."""
+    global _in_use
+    before = _in_use
+    _in_use = mode == "graphs" or (mode == "kernels" and learning)
     if mode == "graphs":
         torch.compiler.cudagraph_mark_step_begin()
+    try:
+        yield
+    finally:
+        _in_use = before
 
 
 def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell: Callable[[str], None]) -> Any:
@@ -100,7 +100,7 @@ def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal works
-        if works:
+        if works and _in_use:
             try:
                 return compiled(*args, **kwargs)
             except BackendCompilerFailed as error:
