@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from benchmarks.collecting import EnvFigures, act_and_store, environments, make_env
 from benchmarks.timing import PhaseTimer, Seconds, most_memory, name_of, now, operations, peak
@@ -57,7 +58,7 @@ class UpdateFigures(NamedTuple):
         updates: how many were timed.
         seconds: of each.
         first: of the first cycle of `model_every` updates, which also prepares and, on request, compiles.
-        imagined: decisions that each imagines.
+        imagined: decisions that each imagines before all episodes are over.
         flop: floating-point operations of each.
         peak: floating-point operations a second of large products.
         share: of the peak, by the time that the device worked.
@@ -92,9 +93,9 @@ def update_seconds(agent: Any, replay: Replay, updates: int) -> Seconds:
 
 
 @contextmanager
-def counting_decisions(agent: Any) -> Iterator[list[int]]:
-    """A list that gets, of every update made within, how many decisions it imagined."""
-    counts: list[int] = []
+def counting_decisions(agent: Any) -> Iterator[list[Tensor]]:
+    """A list that gets, of every update made within, how many decisions it imagined before all episodes were over."""
+    counts: list[Tensor] = []
     if not isinstance(agent, Dreamer):
         yield counts
         return
@@ -102,8 +103,9 @@ def counting_decisions(agent: Any) -> Iterator[list[int]]:
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         trajectory = roll_out(*args, **kwargs)
-        # Imagination may end before its horizon.
-        counts.append(trajectory.survival.numel())
+        # Where episodes differ in length, the last steps before the horizon may be those of none.
+        steps = (trajectory.survival > 0).flatten(0, 1).any(0).sum()
+        counts.append(steps * trajectory.survival[:, :, 0].numel())
         return trajectory
 
     with patch.object(agent.behavior, "_roll_out", counted):
@@ -142,7 +144,7 @@ def measure_updates(
         updates=updates,
         seconds=seconds,
         first=first,
-        imagined=sum(decisions) / updates,
+        imagined=sum(map(int, decisions)) / updates,
         flop=flop,
         peak=best,
         share=flop / best / seconds.of_work(agent.device),

@@ -234,13 +234,14 @@ def test_speed_leaves_out_numbers_of_environments_that_would_take_long(agent, qu
     assert [each.environments for each in collecting.environments(settings, agent)] == [2]
 
 
-def decisions_of_an_update(name, changes):
+def decisions_of_an_update(name, changes, *, stops_early=True):
     settings = load(speed.CONFIGS, [name, "debug"], changes)
     agent = Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, settings.envs), settings)
+    agent.imagination.stops_early = stops_early
     with speed.counting_decisions(agent) as counts:
         speed.update_seconds(agent, replay, 2)
-    return counts, agent
+    return [int(count) for count in counts], agent
 
 
 def test_speed_counts_the_decisions_of_all_trajectories():
@@ -248,8 +249,9 @@ def test_speed_counts_the_decisions_of_all_trajectories():
     assert decisions_of_an_update("tsp_attn", {})[0] == [96, 96]
 
 
-def test_speed_counts_no_decisions_beyond_the_last_plan():
-    counts, agent = decisions_of_an_update("cvrp_attn", {"nodes": "6"})
+@pytest.mark.parametrize("stops_early", [True, False])
+def test_speed_counts_no_decisions_beyond_the_last_plan(stops_early):
+    counts, agent = decisions_of_an_update("cvrp_attn", {"nodes": "6"}, stops_early=stops_early)
     # 4 episodes, 4 plans of each; the horizon is a route of its own for each of 5 customers.
     assert agent.imagination.horizon == 10
     assert all(count % 16 == 0 and 6 * 16 <= count < 10 * 16 for count in counts)
