@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from system.memory import NotEnoughMemory, is_exhausted, memory_at_hand, require_memory
+from system.memory import NotEnoughMemory, is_exhausted, keep_freed_memory, memory_at_hand, require_memory
 
 CPU = torch.device("cpu")
 GROUP = "sys/fs/cgroup/jobs/mine"
@@ -73,3 +75,14 @@ def test_is_exhausted_knows_how_pytorch_and_python_say_so() -> None:
         torch.empty(10**17, device=CPU)
     assert is_exhausted(caught.value) and is_exhausted(MemoryError()) and is_exhausted(torch.OutOfMemoryError())
     assert not is_exhausted(RuntimeError("something else")) and not is_exhausted(ValueError())
+
+
+def test_freed_memory_is_kept_by_a_library_that_can_and_left_alone_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[int, int] = {}
+    library = SimpleNamespace(mallopt=lambda option, value: told.update({option: value}))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    keep_freed_memory()
+    # By glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD; it refuses more than 32 MiB for the last.
+    assert told == {-1: 2**30, -2: 2**26, -3: 2**25}
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    keep_freed_memory()
