@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.operators import CPU
+from guard import Guard, GuardSettings
 from tests.compiled import KINDS, MORE_KINDS
 from updates import compiling
 from updates.compiling import Part, compile_parts, compiled_parts, missing
+from updates.learner import Computed, Learner
+from updates.optimizer import Optimizer
 
 
 def compare(backend: str, *names: str) -> None:
@@ -87,3 +91,48 @@ def test_only_updates_use_compiled_kernels() -> None:
         module.twice(torch.ones(()))
     module.twice(torch.ones(2))
     assert calls == 1
+
+
+class Roots(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def loss(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).tanh()).abs().sqrt().mean()
+
+
+# The root of 0 is finite, and its gradient is not.
+@pytest.mark.parametrize(
+    ("layer", "value", "finding"),
+    [
+        ("second", 0.0, ("gradient of", "roots.first.weight")),
+        ("first", math.nan, ("output of", "roots.first")),
+    ],
+)
+def test_failed_update_is_explained_by_the_code_as_written(layer: str, value: float, finding: tuple[str, str]) -> None:
+    module, guard = Roots(), Guard("cpu", GuardSettings())
+    assert compile_parts([Part(module, "loss")], mode="kernels", device=CPU, tell=print, backend="aot_eager")
+    learner = Learner(
+        lambda: {"roots": Optimizer("roots", {"roots": module}, guard=guard, lr=0.1, clip=1.0)},
+        modules={"roots": module},
+        watched={"roots": module},
+        follow=lambda applied: None,
+        generators={"replay": torch.Generator()},
+        guard=guard,
+    )
+    flags = torch.zeros(4, 1, dtype=torch.bool)
+    batch = {"inputs": torch.ones(4, 1, 3), "is_first": flags, "env": flags.long(), "column": flags.long()}
+
+    def update() -> None:
+        with compiled_parts("kernels", learning=True):
+            learner.update(
+                lambda: Computed([(module.loss(batch["inputs"]), ("roots",))], {}), batch=batch, progress=0.0
+            )
+
+    update()
+    for parameter in module.get_submodule(layer).parameters():
+        parameter.data.fill_(value)
+    update()
+    first = guard.reports[0]["findings"][0]
+    assert (first["kind"], first["name"]) == finding

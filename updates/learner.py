@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from guard import Guard
+from updates.compiling import compiled_parts
 from updates.diagnosis import diagnose
 from updates.optimizer import Optimizer, update_together
 from updates.recovery import Recovery, module_state, require_finite
@@ -168,7 +169,9 @@ class Learner:
             ]
 
         try:
-            return diagnose(run_again, modules=self.watched, batch=attempt.batch, guard=self.guard, update=update)
+            # Hooks do not see into compiled parts, whose graphs cannot be gone through twice either.
+            with compiled_parts("none", learning=False):
+                return diagnose(run_again, modules=self.watched, batch=attempt.batch, guard=self.guard, update=update)
         finally:
             checkpoint.restore_generators(self.generators, now)
             if take_back:
