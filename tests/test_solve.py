@@ -454,3 +454,14 @@ def test_solving_a_file_imports_nothing_that_it_does_not_use(tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "triangle: 1 2 3" in finished.stdout or "triangle: 1 3 2" in finished.stdout
     assert finished.stdout.splitlines()[-1] == "unused: []"
+
+
+@pytest.mark.run
+def test_run_of_compiled_updates_is_loaded_with_its_code_as_written(run, tmp_path, capsys):
+    compiled = tmp_path / "compiled"
+    shutil.copytree(run, compiled)
+    settings = compiled / "config.yaml"
+    settings.write_text(settings.read_text().replace("compile: none", "compile: kernels"))
+    agent = solve.load_agent(compiled, CPU)
+    assert agent.compiled == "none" and agent.imagination.stops_early
+    assert "compile" not in "".join(capsys.readouterr())

@@ -89,8 +89,10 @@ def load_run(
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
     setup = make_setup(config.replace(**alone), device)
     _require_fit(state["agent"], run, make_agent=make_agent, task=setup.task, config=config)
+    # Kernels are for updates, of which there will be none.
+    acting = config.replace(compile="none") if config.compile == "kernels" else config
     agent = make_agent.of(
-        setup.task, config, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
+        setup.task, acting, device=device, generators=make_generators(config.seed, device), guard=Guard(device)
     )
     with fitting(run):
         agent.load_weights(state["agent"])
@@ -108,7 +110,8 @@ def _require_fit(weights: Any, source: Path, *, make_agent: AgentClass, task: Ta
     with nowhere, warnings.catch_warnings(), fitting(source):
         # PyTorch warns of weights that are loaded into tensors without numbers.
         warnings.simplefilter("ignore")
-        agent = make_agent.of(task, config, device=nowhere, generators=generators, guard=Guard(nowhere))
+        plain = config.replace(compile="none")
+        agent = make_agent.of(task, plain, device=nowhere, generators=generators, guard=Guard(nowhere))
         agent.load_weights(weights)
         modules = [part for part in vars(agent).values() if isinstance(part, nn.Module)]
         needed = sum(each.numel() * each.element_size() for module in modules for each in module.parameters())
