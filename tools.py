@@ -105,8 +105,8 @@ class OneHotDist:
         """The probabilities times one number for each row; the largest is 1."""
         # torch.softmax is ten times slower than this on a CPU where rows are as short as a latent's classes, and so is
         # an exponential that is too small for its type.
-        weights = self._logits.clamp(min=LEAST_EXPONENT).exp()
-        return weights if self.mask is None else weights * self.mask
+        # What is too small, illegal actions with it, is exactly 0: no noise draws it.
+        return self._logits.clamp(min=LEAST_EXPONENT).exp() * (self._logits > LEAST_EXPONENT)
 
     @computed_once
     def _total(self) -> Float[Tensor, "*B 1"]:

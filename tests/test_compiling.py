@@ -136,3 +136,14 @@ def test_failed_update_is_explained_by_the_code_as_written(layer: str, value: fl
     update()
     first = guard.reports[0]["findings"][0]
     assert (first["kind"], first["name"]) == finding
+
+
+def test_more_shapes_than_are_worth_compiling_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST_VERSIONS", 2)
+    lines: list[str] = []
+    module = Doubler()
+    parts = [Part(module, "twice")]
+    assert compile_parts(parts, mode="kernels", device=CPU, tell=lines.append, backend=lambda graph, _: graph)
+    with compiled_parts("kernels", learning=True):
+        assert [len(module.twice(torch.ones(size))) for size in range(2, 6)] == [2, 3, 4, 5]
+    assert len(lines) == 2 and "runs as it is written" in lines[1]

@@ -251,3 +251,8 @@ def test_one_hot_unimix_does_not_leak_where_the_ancestors_did() -> None:
     assert (~mask).sum(-1).double().mean().item() == pytest.approx(13.9)
     assert (leaking.probs * ~mask).sum(-1).mean().item() == pytest.approx(0.00695, abs=1e-7)
     assert (ours.probs * ~mask).max() == 0
+
+
+def test_no_noise_draws_what_is_too_unlikely_for_a_number() -> None:
+    dist = OneHotDist(torch.tensor([[-90.0, 0.0, -1.0]]))
+    assert float(dist.probs[0, 0]) == 0 and int(dist.sample(torch.zeros(1))) == 1

@@ -62,7 +62,7 @@ def compile_parts(
     if backend == "inductor" and (lacking := missing(device)):
         tell(f"compile: {lacking} was not found; the run goes on without")
         return False
-    tell("compile: the first updates take a minute or two, since their parts are compiled; later ones are faster")
+    tell("compile: the first updates take a minute or two, while kernels are made")
     _raise_limit()
     options: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
     if mode == "graphs" and device.type == "cuda" and backend == "inductor":
@@ -94,8 +94,10 @@ def compiled_parts(mode: Mode, *, learning: bool) -> Iterator[None]:
 
 def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell: Callable[[str], None]) -> Any:
     # It takes a second to import, which nobody should wait for who compiles nothing.
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo import exc
 
+    # The second is not there before PyTorch 2.7.
+    failures = (exc.BackendCompilerFailed, getattr(exc, "FailOnRecompileLimitHit", exc.BackendCompilerFailed))
     works = True
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -103,10 +105,10 @@ def _falling_back(eager: Callable[..., Any], compiled: Callable[..., Any], tell:
         if works and _in_use:
             try:
                 return compiled(*args, **kwargs)
-            except BackendCompilerFailed as error:
-                # Tracing has succeeded and nothing has been computed; it is the compiler that is broken.
+            except failures as error:
+                # Nothing has been computed: the compiler is broken, or there are more shapes than it should know.
                 works = False
-                cause = textwrap.shorten(str(error.inner_exception), 120, placeholder=" ...")
+                cause = textwrap.shorten(str(getattr(error, "inner_exception", error)), 120, placeholder=" ...")
                 tell(f"compile: {eager.__name__} could not be compiled ({cause}); it runs as it is written")
         return eager(*args, **kwargs)
 
