@@ -37,7 +37,7 @@ DECIDED_BY_THE_HOST = {
     ("training/replay.py", "aten.le.Scalar"),
     ("training/replay.py", "aten.select.int"),
     ("guard.py", "aten.masked_fill_.Scalar"),
-    ("imagining/behavior.py", "aten.mul.Tensor"),
+    ("imagining/behavior.py", "aten.full.default"),
     ("updates/optimizer.py", "aten.mul.Tensor"),
     ("updates/optimizer.py", "aten._fused_adam_.default"),
 }
