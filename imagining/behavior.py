@@ -264,7 +264,9 @@ class ImagBehavior(nn.Module):
             scores = decisions.scores
             if not self.actor.learns_in_roll_out:
                 scores = self.actor.score_again(scores, trajectory.feat(slice(0, -1)), tables, view)
-            log_prob, entropy, penalty, metrics = chances_of(trajectory.action, scores, self.actor, view)
+            log_prob, entropy, penalty, metrics = chances_of(
+                trajectory.action, scores, self.actor, view, counts=trajectory.survival > 0
+            )
         objective = log_prob * worth.advantage
         if choice.gradient == "dynamics":
             objective = worth.targets / self.scale.scale()

@@ -28,7 +28,12 @@ class Chances(NamedTuple):
 
 
 def chances_of(
-    action: Shaped[Tensor, "B Q H *A"], scores: Float[Tensor, "B Q H S"], actor: Actor, view: Any
+    action: Shaped[Tensor, "B Q H *A"],
+    scores: Float[Tensor, "B Q H S"],
+    actor: Actor,
+    view: Any,
+    *,
+    counts: Bool[Tensor, "B Q H"],
 ) -> Chances:
     """The chances of `action` under the distributions that `scores` stand for.
 
@@ -39,9 +44,13 @@ def chances_of(
         scores: with the graph to learn by.
         actor: makes distributions of them.
         view: of the states, [B, Q, H].
+        counts: where an action is taken at all; what comes after an episode's end costs nothing.
     """
-    if scores.numel() <= TOGETHER or view.action_mask is None or torch.compiler.is_compiling():
-        return _chances(action, scores, actor, view)
+    if view.action_mask is None:
+        return _chances(action, scores, actor, view, None)
+    counted = view.action_mask & counts[..., None]
+    if scores.numel() <= TOGETHER or torch.compiler.is_compiling():
+        return _chances(action, scores, actor, view, counted)
     (batch, tours), size = scores.shape[:2], scores[0, 0].numel()
     length = max(1, min(tours, TOGETHER // size))
     parts: list[Chances] = []
@@ -50,10 +59,10 @@ def chances_of(
         for tour in range(0, tours, length):
             at = (slice(row, row + 1), slice(tour, tour + length))
             part = each_part(view, itemgetter(at))
-            parts.append(checkpoint(_chances, action[at], scores[at], actor, part, use_reentrant=False))
-            legal.append(part.action_mask.sum())
+            parts.append(checkpoint(_chances, action[at], scores[at], actor, part, counted[at], use_reentrant=False))
+            legal.append(counted[at].sum())
     # What scores cost is a mean over legal ones.
-    share = torch.stack(legal) / torch.stack(legal).sum()
+    share = torch.stack(legal) / torch.stack(legal).sum().clamp(min=1)
     return Chances(
         log_prob=torch.cat([part.log_prob.flatten(0, 1) for part in parts]).view(action.shape),
         entropy=torch.cat([part.entropy.flatten(0, 1) for part in parts]).view(action.shape),
@@ -74,7 +83,13 @@ def legal_actions(mask: Bool[Tensor, "B Q H N"]) -> Float[Tensor, "B Q H"]:
     )
 
 
-def _chances(action: Shaped[Tensor, "B Q H *A"], scores: Float[Tensor, "B Q H S"], actor: Actor, view: Any) -> Chances:
+def _chances(
+    action: Shaped[Tensor, "B Q H *A"],
+    scores: Float[Tensor, "B Q H S"],
+    actor: Actor,
+    view: Any,
+    counted: Bool[Tensor, "B Q H S"] | None,
+) -> Chances:
     dist = actor.distribution(scores, view)
-    penalty, metrics = actor.penalty(scores, view)
+    penalty, metrics = actor.penalty(scores, view if counted is None else view._replace(action_mask=counted))
     return Chances(dist.log_prob(action), dist.entropy(), penalty, metrics)
