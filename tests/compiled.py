@@ -86,6 +86,12 @@ def updated(scene: Paper, count: int) -> dict[str, Tensor]:
     return metrics
 
 
+def learnt(scene: Paper) -> Tensor:
+    """All weights in a row."""
+    modules = (scene.agent.model, scene.agent.behavior)
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()])
+
+
 def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
@@ -103,6 +109,7 @@ def compare(kind: tuple[tuple[str, ...], dict[str, str]], *, backend: str) -> No
     def require_close(ours: Tensor, theirs: Tensor, name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance / 10, msg=f"{name}: {ours} != {theirs}")
 
+    begun = learnt(written)
     expected, found = updated(written, 2), updated(compiled, 2)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -112,6 +119,9 @@ def compare(kind: tuple[tuple[str, ...], dict[str, str]], *, backend: str) -> No
         ours, theirs = (getattr(scene.agent, module).state_dict() for scene in (compiled, written))
         for name, value in theirs.items():
             require_close(ours[name], value, name)
+    # Two updates of a warm-up move weights by less than that tolerance, so it is also asked where they have moved to.
+    theirs, ours = learnt(written) - begun, learnt(compiled) - begun
+    assert theirs.norm() > 0 and (ours - theirs).norm() < (0.5 if half else 0.05) * theirs.norm()
     # Each of them was captured whole, and nothing of it is compiled again.
     before = graphs()
     assert before >= 3 and not counters["graph_break"]
