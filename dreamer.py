@@ -22,10 +22,11 @@ from networks import Latent
 from parts.acting import Sight
 from parts.precision import halves_kept, use_half_precision
 from settings.dreamer import DreamerSettings
+from settings.learning import Compilation
 from system.terminal import tell
 from tools import Bounds, uniform
 from training.replay import Replay
-from updates.compiling import Mode, Part, compile_parts, compiled_parts
+from updates.compiling import Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
 
@@ -80,7 +81,7 @@ class Dreamer:
             generators=generators,
             guard=guard,
         )
-        self.compiled: Mode = "none"
+        self.compiled: Compilation = "none"
         self._compile = partial(compile_parts, mode=settings.compile, device=device, tell=tell)
         if settings.compile != "none" and self._compile(self.parts()):
             self.compiled, self.imagination.stops_early = settings.compile, False

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor
 
 from config import UserError
 from envs.bad_inputs import REWARD, BadInputs
+from envs.cases import Cases
+from envs.crashes import Crash, EnvironmentCrashed, Restarts
 from envs.spaces import ALL_KEYS, NUMPY_DTYPES, action_spec, flattener, left_out, observation_keys, to_env_action
 from envs.tasks import ACTION_MASK, BAD_INPUT, NOTICE
 from envs.workers import LocalWorker, MakeEnv, ProcessWorker, Worker, WorkerFailure
@@ -27,54 +28,6 @@ TRAINING = 1
 
 # So many crashes of one environment without a completed step in between end the run, whatever `env_restarts` is.
 MAX_CRASHES = 5
-
-
-class Crash(NamedTuple):
-    """What is known of a crash: the row of the environment, and the environment's own traceback."""
-
-    row: int
-    trace: str
-
-
-class EnvironmentCrashed(RuntimeError):
-    """An environment cannot be made or begun, or crashes where none may be replaced any more. The message is one line.
-
-    Attributes:
-        crash: where and how.
-    """
-
-    def __init__(self, message: str, crash: Crash) -> None:
-        super().__init__(message)
-        self.crash = crash
-
-
-@dataclasses.dataclass
-class Restarts:
-    """How many environments that crash a run may replace, over its whole length, and how many it has."""
-
-    allowed: int = 0
-    used: int = 0
-
-
-class _Cases:
-    """Which episode of an evaluation each row plays: the next that none has begun.
-
-    So the episodes of an evaluation, counted from 0, begin with the same seeds however many rows share them.
-    """
-
-    def __init__(self, num_envs: int, *, seed: int) -> None:
-        self.seed = seed
-        self.of_row = [-1] * num_envs
-        self._attempts = [0] * num_envs
-        self._begun = 0
-
-    def begin(self, row: int, *, again: bool) -> tuple[int, int]:
-        """Number and attempt of the episode that a row begins: the same number where it begins it `again`."""
-        if not again:
-            self.of_row[row], self._attempts[row] = self._begun, 0
-            self._begun += 1
-        self._attempts[row] += 1
-        return self.of_row[row], self._attempts[row]
 
 
 class GymVectorEnv:
@@ -162,7 +115,7 @@ class GymVectorEnv:
         self.notices: list[str] = []
         self._noticed: set[str] = set()
         self._seed = seed
-        self._cases = _Cases(num_envs, seed=seed) if evaluation else None
+        self._cases = Cases(num_envs, seed=seed) if evaluation else None
         self._lost = np.zeros(num_envs, np.bool_)
         self._new_worker: Callable[[], Worker] = (
             functools.partial(ProcessWorker, make_env, timeout=timeout)
@@ -392,7 +345,7 @@ class GymVectorEnv:
         state = self.state_dict() if self._begun else None
         told = self.notices, self._noticed, self.crashes
         self.notices, self._noticed, self.crashes = [], set(), []
-        self._cases = _Cases(self.num_envs, seed=seed)
+        self._cases = Cases(self.num_envs, seed=seed)
         restored = False
         try:
             yield

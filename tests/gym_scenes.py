@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 
 import checkpoint
-from envs.gym_vector import GymVectorEnv, Restarts
+from envs.crashes import Restarts
+from envs.gym_vector import GymVectorEnv
 
 MODES = pytest.mark.parametrize("processes", [False, True], ids=["local", "processes"])
 

@@ -21,8 +21,9 @@ import config
 from config import UserError
 from dreamer import Dreamer
 from envs import workers
+from envs.crashes import EnvironmentCrashed, Restarts
 from envs.gym_tasks import make_gym
-from envs.gym_vector import TRAINING, EnvironmentCrashed, GymVectorEnv, Restarts, _seed_of
+from envs.gym_vector import TRAINING, GymVectorEnv, _seed_of
 from envs.routing import TSPInstance, TSPRules, tour_length
 from envs.tasks import RoutingTask
 from guard import Guard

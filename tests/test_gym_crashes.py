@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from config import UserError
 from envs import workers
-from envs.gym_vector import EnvironmentCrashed, Restarts
+from envs.crashes import EnvironmentCrashed, Restarts
 from tests.gym_scenes import MODES, Scripted, seeds, take, times
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from envs.bad_inputs import BadInput
-from envs.gym_vector import TRAINING, EnvironmentCrashed
+from envs.crashes import EnvironmentCrashed
+from envs.gym_vector import TRAINING
 from tests.gym_scenes import MODES, Faulty, Resumable, seeds, take, through_file
 
 

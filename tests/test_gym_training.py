@@ -22,7 +22,8 @@ import dreamer
 import sac
 from config import UserError
 from envs.bad_inputs import BadInput
-from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
+from envs.crashes import Crash, EnvironmentCrashed
+from envs.gym_vector import GymVectorEnv
 from tests.conftest import shapes_executed
 from tests.scenes import decisions_in, refusal, saved_memory, stored_rows, without_times
 from training import episodes, replay_room

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.gym_vector import Crash
+from envs.crashes import Crash
 from routing.rules import Instance
 from training.agent import Agent
 

@@ -13,7 +13,7 @@ from torch import nn
 import checkpoint
 from checkpoint import CheckpointError
 from config import Config, ConfigError, filled, require_trust
-from envs.gym_vector import EnvironmentCrashed
+from envs.crashes import EnvironmentCrashed
 from envs.routing import RULES
 from envs.tasks import Task
 from guard import Guard

@@ -10,9 +10,10 @@ import gymnasium
 import torch
 
 from config import Config, ConfigError
+from envs.crashes import EnvironmentCrashed, Restarts
 from envs.dynamics_map import DynamicsMapContext
 from envs.gym_tasks import make_gym
-from envs.gym_vector import EnvironmentCrashed, GymVectorEnv, Restarts
+from envs.gym_vector import GymVectorEnv
 from envs.routing import RULES
 from envs.tasks import ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv

@@ -15,7 +15,8 @@ from torch import Tensor
 import checkpoint
 from checkpoint import CheckpointError
 from config import UserError
-from envs.gym_vector import Crash, EnvironmentCrashed, GymVectorEnv
+from envs.crashes import Crash, EnvironmentCrashed
+from envs.gym_vector import GymVectorEnv
 from envs.tasks import ACTION_MASK, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from guard import Guard, NonFinite

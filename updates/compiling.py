@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-Mode = Literal["none", "kernels", "graphs"]
+from settings.learning import Compilation
+
 # A curriculum compiles anew for each of its sizes. PyTorch's own limit is 8.
 MOST_VERSIONS = 64
 # Whether compiled parts are used at this moment.
@@ -40,7 +41,7 @@ def missing(device: torch.device) -> str | None:
 def compile_parts(
     parts: Iterable[Part],
     *,
-    mode: Mode,
+    mode: Compilation,
     device: torch.device,
     tell: Callable[[str], None],
     backend: str | Callable[..., Any] = "inductor",
@@ -75,7 +76,7 @@ def compile_parts(
 
 
 @contextmanager
-def compiled_parts(mode: Mode, *, learning: bool) -> Iterator[None]:
+def compiled_parts(mode: Compilation, *, learning: bool) -> Iterator[None]:
     """Within, compiled parts are used: in an update, or where an agent acts, if its graphs are recorded.
 
     Elsewhere they run as they are written: acting, evaluation and pictures have batches of many sizes, each of which
