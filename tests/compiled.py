@@ -32,13 +32,13 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "cvrp_attn": (("cvrp_attn",), {}),
     "tsp_critic": (("tsp_critic",), HORIZON),
     "cartpole": (("gym", "cartpole"), HORIZON),
+    "pixelgrid": (("gym", "pixelgrid"), HORIZON),
     "half": (("gym", "cartpole"), {**HORIZON, "precision": "bfloat16"}),
 }
 MORE_KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "padded": (("tsp_attn",), {"curriculum": "[[3, 20], [5, null]]"}),
     "belief": (("tsp_few_steps", "tsp_stretch"), {}),
     "pickup_attn": (("pickup_attn",), {}),
-    "pixelgrid": (("gym", "pixelgrid"), HORIZON),
     "switches": (("gym", "switches"), HORIZON),
     "predicted mask": (("gym", "switches"), {**HORIZON, "task": "gym_SwitchesNoRules-v0"}),
     "pendulum": (("gym", "pendulum"), HORIZON),

@@ -71,7 +71,7 @@ class LaProp(torch.optim.Optimizer):
         eps: float,
     ) -> None:
         """Move parameters by `rate`, and their averages of gradients and of squares by their newest values' weights."""
-        # One parameter after the other with one buffer each: on a CPU the numbers are still in its cache for the next
+        # One parameter after the other with buffers of their own: on a CPU the numbers are still in its cache for the next
         # line, where torch._foreach_* takes up to twice as long.
         for parameter, raw, (momentum, square), (momentum_weight, square_weight) in zip(
             parameters, gradients, moments, weights, strict=True
@@ -80,9 +80,9 @@ class LaProp(torch.optim.Optimizer):
             gradient = raw.nan_to_num_(0.0)
             buffer = gradient.square()
             square.lerp_(buffer, square_weight)
-            torch.sqrt(square, out=buffer).add_(eps)
-            torch.div(gradient, buffer, out=buffer)
-            momentum.lerp_(buffer, momentum_weight)
+            # No `out=`, which a compiler refuses for convolutions, whose gradients lie in memory in another order.
+            buffer.copy_(square).sqrt_().add_(eps)
+            momentum.lerp_(gradient / buffer, momentum_weight)
             parameter.addcmul_(momentum, rate, value=-1)
 
 
