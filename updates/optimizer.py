@@ -71,8 +71,8 @@ class LaProp(torch.optim.Optimizer):
         eps: float,
     ) -> None:
         """Move parameters by `rate`, and their averages of gradients and of squares by their newest values' weights."""
-        # One parameter after the other with buffers of their own: on a CPU the numbers are still in its cache for the next
-        # line, where torch._foreach_* takes up to twice as long.
+        # One parameter after the other: on a CPU the numbers are still in its cache for the next line, where
+        # torch._foreach_* takes up to twice as long.
         for parameter, raw, (momentum, square), (momentum_weight, square_weight) in zip(
             parameters, gradients, moments, weights, strict=True
         ):
