@@ -27,7 +27,7 @@ from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from parts.acting import Sight
-from routing.costs import Costs
+from routing.costs import GeometricCosts
 from routing.drawing import draw_tour_pair
 from routing.instances import TEST_SEED, field_test_coords
 from routing.rules import Instance
@@ -53,14 +53,14 @@ def routing_model(agent: Dreamer) -> RoutingModel:
     return agent.model
 
 
-def fields(agent: Dreamer, costs: Costs) -> Float[Tensor, "2 D X Y"]:
+def fields(agent: Dreamer, costs: GeometricCosts) -> Float[Tensor, "2 D X Y"]:
     """Cost per distance of short moves, true and learnt, by direction and origin."""
     axis = torch.linspace(0, 1, GRID, device=agent.device)
     origin = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).expand(len(DIRECTIONS), -1, -1, -1)
     turns = torch.tensor([*DIRECTIONS.values()], device=agent.device)[:, None, None].expand(origin.shape[:-1])
     target = short_moves(origin, turns)
     learnt = -routing_model(agent).predict_move(origin, target, None) / agent.reward_scale
-    return torch.stack((costs.between(origin, target), learnt)) / STEP
+    return torch.stack((costs.at(origin, target), learnt)) / STEP
 
 
 def draw_fields(values: Float[np.ndarray, "2 D X Y"], path: Path) -> None:
@@ -83,7 +83,7 @@ def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -
     rules = agent.task.rules
     num_nodes = instance.coords.shape[1]
     env = RoutingVectorEnv(
-        rules, num_envs=1, num_nodes=num_nodes, device=agent.device, instances=instance.coords, factors=factors
+        rules, num_envs=1, num_nodes=num_nodes, device=agent.device, instances=instance, factors=factors
     )
     obs, info = env.reset()
     state, believed = agent.initial_state(1), []
@@ -97,7 +97,7 @@ def beliefs(agent: Dreamer, instance: Instance, factors: Float[Tensor, "1 F"]) -
 @torch.no_grad()
 def draw_belief(
     agent: Dreamer,
-    costs: Costs,
+    costs: GeometricCosts,
     believed: list[Tensor],
     factors: Float[Tensor, "1 F"],
     path: Path,
@@ -109,7 +109,7 @@ def draw_belief(
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.add_subplot(projection="polar")
     angle = torch.pi * turns.cpu().numpy()
-    axes.plot(angle, costs.between(origin, target, factors.expand(len(turns), -1)).cpu() / STEP, "k--", label="true")
+    axes.plot(angle, costs.at(origin, target, factors.expand(len(turns), -1)).cpu() / STEP, "k--", label="true")
     for moves in MOVES:
         if moves < len(believed):
             learnt = -routing_model(agent).predict_move(origin, target, believed[moves]) / (STEP * agent.reward_scale)
@@ -138,6 +138,8 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     if not isinstance(agent.task, RoutingTask):
         raise ValueError("this run is no routing: there are no costs of moves to be drawn")
     costs = agent.task.rules.costs
+    if not isinstance(costs, GeometricCosts):
+        raise ValueError(f"costs of {costs.name} are known between places alone: there is no field to be drawn")
     if costs.drift:
         raise ValueError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,7 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     factors = fixed.to(agent.device, torch.float32)
     believed = beliefs(agent, instance, factors)
     draw_belief(agent, costs, believed, factors, out / "belief.png")
-    matrix = costs.matrix(coords, factors)[0]
+    matrix = costs.matrix(instance, factors)[0]
     tours = [planned_tour(agent, instance, belief) for belief in (believed[0], believed[-1])]
     before, after = (f"costs {float(matrix[tour, tour.roll(-1)].sum()):.3f}" for tour in tours)
     picture = draw_tour_pair(

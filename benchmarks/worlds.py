@@ -15,24 +15,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.policy_gradient import CONFIGS, number
 from config import one_line_errors, parse_command_line
-from routing.costs import COSTS, Costs, find_costs
+from envs.routing import TSPRules
+from routing.cost_world import Costs
+from routing.costs import COSTS, find_costs
 from routing.instances import (
     VALIDATION_SEED,
     cheapest_tours,
     euclidean_distances,
-    field_test_coords,
     reference_costs,
     tour_costs,
 )
 from training import launch
 
 ENTRY_KEYS = {"instances": "instances to look at (default 200)", "world": "one world alone: a name, or module:function"}
-# How many draws of the hidden factors a mean is taken over.
-DRAWS = 256
 
 
 def percent_above(costs: np.ndarray, optimal: np.ndarray) -> float:
@@ -40,27 +38,19 @@ def percent_above(costs: np.ndarray, optimal: np.ndarray) -> float:
     return 100 * float(costs.mean() / optimal.mean() - 1)
 
 
-def mean_matrix(costs: Costs, coords: torch.Tensor) -> np.ndarray:
-    """What every move costs on average over what is hidden, [I, N, N]."""
-    draws = costs.fixed_factors(DRAWS, seed=0)
-    assert draws is not None
-    matrices = (costs.matrix(coords, factors.expand(len(coords), -1)).numpy() for factors in draws)
-    return sum(matrices, np.zeros(1)) / DRAWS
-
-
 def compare(costs: Costs, num_nodes: int, count: int) -> str:
     """One row of the table."""
-    coords = field_test_coords(num_nodes, count, seed=VALIDATION_SEED)
-    nodes = torch.from_numpy(coords)
-    matrix = costs.matrix(nodes, costs.fixed_factors(count, seed=VALIDATION_SEED)).numpy()
+    instance = TSPRules.under(costs).field_instances(count, num_nodes, seed=VALIDATION_SEED)
+    matrix = costs.matrix(instance, costs.fixed_factors(count, seed=VALIDATION_SEED)).numpy()
     optimal = reference_costs(matrix)
-    shortest = cheapest_tours(euclidean_distances(coords))
+    shortest = cheapest_tours(euclidean_distances(instance.coords.numpy()))
     forwards, backwards = tour_costs(matrix, shortest), tour_costs(matrix, shortest[:, ::-1])
     as_they_stand = percent_above(forwards, optimal)
     cheaper_way = percent_above(np.minimum(forwards, backwards), optimal)
     on_average = "-"
     if costs.hidden:
-        on_average = f"{percent_above(tour_costs(matrix, cheapest_tours(mean_matrix(costs, nodes))), optimal):.1f}"
+        average = cheapest_tours(costs.mean_matrix(instance).numpy())
+        on_average = f"{percent_above(tour_costs(matrix, average), optimal):.1f}"
     return f"| `{costs.name}` | {optimal.mean():.3f} | {as_they_stand:.1f} | {cheaper_way:.1f} | {on_average} |"
 
 

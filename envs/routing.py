@@ -15,10 +15,11 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool
 from torch import Tensor
 
-from routing.costs import EUCLIDEAN, Hidden, find_costs, hidden_factors
+from routing.cost_world import Hidden, hidden_factors
+from routing.costs import EUCLIDEAN, find_costs, move_ends
 from routing.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
 from routing.pickup import PickupRules
-from routing.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, move_ends, nearest_node, tour_length
+from routing.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, nearest_node, tour_length
 from routing.tsp import TSPInstance, TSPRules, TSPState
 
 __all__ = [
@@ -121,6 +122,8 @@ class RoutingEnv(gymnasium.Env, ABC):
             ValueError: the options hold an unknown key or an impossible instance; the episode in progress goes on.
         """
         own_instance = self._own_instance(options or {})
+        if own_instance is not None:
+            self.rules.costs.validate(own_instance)
         if seed is None:
             seed, self._first_seed = self._first_seed, None
         super().reset(seed=seed)
@@ -258,8 +261,8 @@ class TSPEnv(RoutingEnv):
         return TSPInstance(coords=torch.from_numpy(coords.astype(np.float32))[None])
 
     def _random_instance(self) -> TSPInstance:
-        coords = self.np_random.uniform(size=(1, self.num_nodes, 2))
-        return TSPInstance(coords=torch.from_numpy(coords.astype(np.float32)))
+        nodes = self.rules.costs.numpy_nodes(self.np_random.uniform, 1, self.num_nodes)
+        return TSPInstance(coords=nodes.coords.float(), place=nodes.place)
 
 
 class PickupEnv(TSPEnv):

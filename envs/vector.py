@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from config import UserError
-from routing.costs import Hidden, hidden_factors
+from routing.cost_world import Hidden, hidden_factors
 from routing.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
 from system.arrivals import Arrival
 
@@ -92,6 +92,7 @@ class RoutingVectorEnv(VectorEnv):
             raise ValueError(f"instances has shape {tuple(fixed.coords.shape)}, not {(num_envs, num_nodes, 2)}")
         if fixed is not None:
             rules.validate(fixed)
+            rules.costs.validate(fixed)
             fixed = single_precision(each_part(fixed, lambda part: part.to(device)))
         expected = (num_envs, rules.costs.hidden) if rules.costs.hidden and fixed is not None else None
         given = None if factors is None else tuple(factors.shape)

@@ -19,7 +19,7 @@ from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
 from parts.actors import Actor
 from parts.views import NodeSet, View, take_nodes
-from routing.costs import FACTORS, LAST_COST, LAST_NODE
+from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.drawing import draw_tour
 from routing.rules import CURRENT_NODE, Instance, State, each_part
 from settings.imagination import ImaginationSettings

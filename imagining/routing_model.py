@@ -17,7 +17,7 @@ from parts.layers import MLP
 from parts.moves import Belief, MoveHead
 from parts.sets import masked_share
 from parts.views import NodeSet, View, take_nodes
-from routing.costs import FACTORS, LAST_COST, LAST_NODE
+from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.rules import CURRENT_NODE, Instance, Rules, State
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform

@@ -15,19 +15,18 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from config import UserError, load_function
+from routing.cost_world import Costs, Nodes, UniformDraws
+from routing.instances import uniform_coords
 
-LAST_NODE, LAST_COST, FACTORS = "last_node", "last_cost", "factors"
-# Finite bounds keep gymnasium's environment checker silent.
-COST_LIMIT = 1e9
 SHOWN = ("paid", "nothing", "factors")
 
 CostFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -110,126 +109,76 @@ def stretch(
     return torch.stack((STRETCH * parallel, across), -1).norm(dim=-1)
 
 
-class Hidden(NamedTuple):
-    """What an environment keeps beside the state where costs depend on something hidden.
+@dataclass(frozen=True)
+class GeometricCosts(Costs):
+    """A world in which a move costs what a function says of the positions of its two ends; nodes lie anywhere.
 
     Attributes:
-        factors: of the episodes, as they are before the next move.
-        last_node: where the last move began; the first node itself before any move.
-        last_cost: what it cost; 0 before any move.
-    """
-
-    factors: Float[Tensor, "*B F"]
-    last_node: Int[Tensor, "*B"]
-    last_cost: Float[Tensor, "*B"]
-
-    @classmethod
-    def begin(cls, factors: Float[Tensor, "*B F"] | None, node: Int[Tensor, "*B"]) -> Hidden | None:
-        """Before the first move of an episode; None where the cost world hides nothing."""
-        if factors is None:
-            return None
-        return cls(factors, node, torch.zeros(node.shape, device=node.device))
-
-
-def hidden_factors(hidden: Hidden | None) -> tuple[Tensor, ...]:
-    """What the rules' `cost` wants beside instance, state and action: the factors, where there are any."""
-    return () if hidden is None else (hidden.factors,)
-
-
-class Costs(NamedTuple):
-    """A cost world.
-
-    Attributes:
-        name: what the config key `cost` calls it.
         function: costs [*B] of moves from origins to targets [*B, 2] under hidden factors [*B, F].
-        hidden: how many factors each episode hides, F.
-        drift: standard deviation of the step that each of them takes after every move.
-        symmetric: whether the 8 symmetries of the unit square change no cost.
-        shown: what observations show in a world that hides something: `paid` (the last move and what it cost),
-            `nothing` (the move alone) or `factors` (those too).
     """
 
-    name: str
     function: CostFunction
-    hidden: int = 0
-    drift: float = 0.0
-    symmetric: bool = False
-    shown: str = "paid"
 
-    def between(
+    def at(
         self,
         origin: Float[Tensor, "*B 2"],
         target: Float[Tensor, "*B 2"],
         factors: Float[Tensor, "*B F"] | None = None,
     ) -> Float[Tensor, "*B"]:
-        """What moving from origins to targets costs; `factors` where the world hides any."""
+        """What moving from positions to positions costs; `factors` where the world hides any."""
         if factors is None:
             assert not self.hidden, f"costs of {self.name} depend on {self.hidden} factors"
             factors = origin.new_zeros(*origin.shape[:-1], 0)
         # A function that goes by way of numpy may come back in double precision.
         return self.function(origin, target, factors).to(origin.dtype)
 
-    def matrix(
-        self, coords: Float[Tensor, "*B N 2"], factors: Float[Tensor, "*B F"] | None = None
-    ) -> Float[Tensor, "*B N N"]:
-        """What every move from a node (row) to a node (column) of each instance costs."""
+    def between(
+        self,
+        instance: Any,
+        origin: Int[Tensor, "*B"],
+        target: Int[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        return self.at(*move_ends(instance.coords, origin, target), factors)
+
+    def matrix(self, instance: Any, factors: Float[Tensor, "*B F"] | None = None) -> Float[Tensor, "*B N N"]:
+        coords = instance.coords
         shape = (*coords.shape[:-1], coords.shape[-2], 2)
         if factors is not None:
             factors = factors[..., None, None, :].expand(*shape[:-1], factors.shape[-1])
-        return self.between(coords[..., :, None, :].expand(shape), coords[..., None, :, :].expand(shape), factors)
+        return self.at(coords[..., :, None, :].expand(shape), coords[..., None, :, :].expand(shape), factors)
 
-    def draw(
-        self, count: int, *, generator: torch.Generator, device: torch.device | str
-    ) -> Float[Tensor, "I F"] | None:
-        """Hidden factors of `count` episodes; None, and nothing drawn, where the world hides none."""
-        return torch.rand(count, self.hidden, generator=generator, device=device) if self.hidden else None
+    def random_nodes(
+        self, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device | str
+    ) -> Nodes:
+        return Nodes(uniform_coords(num_instances, num_nodes, generator=generator, device=device))
 
-    def drifted(
-        self, factors: Float[Tensor, "*B F"], noise: Callable[[torch.Size], Float[Tensor, "*B F"]]
-    ) -> Float[Tensor, "*B F"]:
-        """The hidden factors after one more move; `noise` draws standard normal numbers, and only where they drift."""
-        return (factors + self.drift * noise(factors.shape)) % 1 if self.drift else factors
+    def numpy_nodes(self, uniform: UniformDraws, num_instances: int, *sizes: int) -> Nodes:
+        drawn = [uniform(size=(num_instances, count, 2)) for count in sizes]
+        return Nodes(torch.from_numpy(np.concatenate(drawn, 1)))
 
-    def fixed_factors(self, count: int, *, seed: int) -> Float64[Tensor, "I F"] | None:
-        """Those of the first `count` instances that a seed gives; None where the world hides none."""
-        if not self.hidden:
-            return None
-        # The seed itself draws the instances' coordinates.
-        drawn = np.random.RandomState([seed, self.hidden]).uniform(size=(count, self.hidden))
-        return torch.from_numpy(drawn)
-
-    def evidence(self, hidden: Hidden | None) -> dict[str, Tensor]:
-        """What observations show of the hidden; nothing where a world hides nothing."""
-        if hidden is None:
-            return {}
-        # The shape is [1], since gymnasium's checker wants arrays in a Box.
-        last_cost = hidden.last_cost[..., None] * (self.shown != "nothing")
-        evidence = {LAST_NODE: hidden.last_node, LAST_COST: last_cost}
-        return evidence | {FACTORS: hidden.factors} if self.shown == "factors" else evidence
-
-    def observation_space(self, space: spaces.Space, num_nodes: int) -> spaces.Space:
-        """The gymnasium space of observations that lie in `space` and show `evidence` beside."""
-        assert isinstance(space, spaces.Dict)
-        shown = dict(space.items())
-        if self.hidden:
-            shown |= {
-                LAST_NODE: spaces.Discrete(num_nodes),
-                LAST_COST: spaces.Box(-COST_LIMIT, COST_LIMIT, (1,), np.float32),
-            }
-        if self.shown == "factors":
-            shown[FACTORS] = spaces.Box(0, 1, (self.hidden,), np.float32)
-        return spaces.Dict(shown)
+    def validate(self, instance: Any) -> None:
+        """Any positions do."""
 
 
-EUCLIDEAN = Costs("euclidean", euclidean, symmetric=True)
+def move_ends(
+    coords: Float[Tensor, "*B N 2"], origin: Int[Tensor, "*B"], target: Int[Tensor, "*B"]
+) -> tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]:
+    """Where moves begin and end."""
+    ends = torch.stack((origin, target), -1)[..., None]
+    legs = coords.gather(-2, ends.expand(*ends.shape[:-1], 2))
+    return legs[..., 0, :], legs[..., 1, :]
+
+
+EUCLIDEAN = GeometricCosts("euclidean", euclidean, symmetric=True)
 COSTS = {
     costs.name: costs
     for costs in (
         EUCLIDEAN,
-        Costs("lanes", lanes),
-        Costs("river", river),
-        Costs("stretch", stretch, hidden=1),
-        Costs("veering", stretch, hidden=1, drift=VEER),
+        GeometricCosts("lanes", lanes),
+        GeometricCosts("river", river),
+        GeometricCosts("stretch", stretch, hidden=1),
+        GeometricCosts("veering", stretch, hidden=1, drift=VEER),
     )
 }
 
@@ -249,16 +198,17 @@ def find_costs(name: str, *, shown: str = "paid") -> Costs:
     costs = _load(name)
     if shown != "paid" and not costs.hidden:
         raise UserError(f"cost_shown {shown} is for worlds that hide something; {name} hides nothing: choose paid")
-    return costs._replace(shown=shown)
+    return replace(costs, shown=shown)
 
 
-def _load(name: str) -> Costs:
+def _load(name: str) -> GeometricCosts:
     if name in COSTS:
         return COSTS[name]
     if ":" not in name:
         raise UserError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
     function = load_function(name, key="cost")
-    costs = Costs(name, function, hidden=getattr(function, "hidden_factors", 0), drift=getattr(function, "drift", 0.0))
+    hidden, drift = getattr(function, "hidden_factors", 0), getattr(function, "drift", 0.0)
+    costs = GeometricCosts(name, function, hidden=hidden, drift=drift)
     _require_costs(costs)
     return costs
 
@@ -269,7 +219,7 @@ def _place(error: Exception) -> str:
     return f"{innermost.filename}, line {innermost.lineno}"
 
 
-def _require_costs(costs: Costs) -> None:
+def _require_costs(costs: GeometricCosts) -> None:
     generator = torch.Generator("cpu").manual_seed(0)
     origin, target = torch.rand(2, 16, 2, generator=generator, device="cpu")
     factors = torch.rand(16, costs.hidden, generator=generator, device="cpu")

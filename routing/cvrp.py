@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from config import UserError
-from routing.instances import uniform_coords
+from routing.cost_world import PLACE
 from routing.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from routing.rules import (
     COORDS_LIMIT,
     MIN_NODES,
     Rules,
     node_spaces,
-    observed_validity,
+    observed_parts,
     random_symmetry,
     visited_at_first,
 )
@@ -41,6 +41,7 @@ class CVRPInstance(NamedTuple):
     demand: Int[Tensor, "*B N"]
     capacity: Int[Tensor, "*B"]
     valid: Bool[Tensor, "*B N"] | None = None
+    place: Int[Tensor, "*B N"] | None = None
 
 
 class CVRPState(NamedTuple):
@@ -70,7 +71,7 @@ class CVRPRules(Rules):
     name = "cvrp"
     instance_type = CVRPInstance
     state_type = CVRPState
-    node_parts = ("coords", "demand")
+    node_parts = ("coords", "place", "demand")
     fixed_length = False
     starts_anywhere = False
     num_node_features = 4
@@ -133,7 +134,7 @@ class CVRPRules(Rules):
         """What the agent sees: positions, demands and capacity, the state, and the action mask."""
         return {
             "coords": instance.coords,
-            **observed_validity(instance),
+            **observed_parts(instance),
             "demand": instance.demand,
             "capacity": instance.capacity[..., None],
             "visited": state.visited,
@@ -147,7 +148,11 @@ class CVRPRules(Rules):
         """The inverse of `observe`."""
         current = obs["current_node"].long()
         instance = CVRPInstance(
-            coords=obs["coords"], demand=obs["demand"], capacity=obs["capacity"][..., 0], valid=obs.get("valid")
+            coords=obs["coords"],
+            demand=obs["demand"],
+            capacity=obs["capacity"][..., 0],
+            valid=obs.get("valid"),
+            place=obs.get(PLACE),
         )
         state = CVRPState(
             first=torch.zeros_like(current),
@@ -184,30 +189,40 @@ class CVRPRules(Rules):
         """The share of its capacity that the vehicle has left."""
         return (state.load / state.capacity)[..., None]
 
-    @staticmethod
-    def random(num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device) -> CVRPInstance:
-        """Depot and customers uniform in the unit square, demands uniform over 1 to 9; see `random_capacity`."""
-        coords = uniform_coords(num_instances, num_nodes, generator=generator, device=device)
+    @classmethod
+    def random(
+        cls, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device
+    ) -> CVRPInstance:
+        """Depot and customers uniform in the unit square or among the places of the cost world, demands over 1 to 9.
+
+        The capacity is `random_capacity`.
+        """
+        nodes = cls.costs.random_nodes(num_instances, num_nodes, generator=generator, device=device)
         shape = (num_instances, num_nodes)
         demand = torch.randint(1, MAX_RANDOM_DEMAND + 1, shape, generator=generator, device=device, dtype=torch.int32)
         demand[:, 0] = 0
         capacity = random_capacity(num_nodes)
         return CVRPInstance(
-            coords=coords,
+            coords=nodes.coords,
             demand=demand,
             capacity=torch.full((num_instances,), capacity, dtype=torch.int32, device=device),
+            place=nodes.place,
         )
 
-    @staticmethod
-    def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> CVRPInstance:
-        """The test set that the field compares on (Kool et al. 2019), for seed 1234."""
+    @classmethod
+    def field_instances(cls, num_instances: int, num_nodes: int, *, seed: int) -> CVRPInstance:
+        """The test set that the field compares on (Kool et al. 2019), for seed 1234; or likewise, of places."""
         draws, customers, drawn = np.random.RandomState(seed), num_nodes - 1, max(FIELD_INSTANCES, num_instances)
-        depot = draws.uniform(size=(drawn, 1, 2))
-        coords = np.concatenate((depot, draws.uniform(size=(drawn, customers, 2))), 1)
+        nodes = cls.costs.numpy_nodes(draws.uniform, drawn, 1, customers)
         demand = draws.randint(1, MAX_RANDOM_DEMAND + 1, size=(drawn, customers))
         demand = np.pad(demand, ((0, 0), (1, 0)))[:num_instances].astype(np.int32)
         capacity = np.full(num_instances, random_capacity(num_nodes), dtype=np.int32)
-        return CVRPInstance(*map(torch.from_numpy, (coords[:num_instances], demand, capacity)))
+        return CVRPInstance(
+            coords=nodes.coords[:num_instances],
+            demand=torch.from_numpy(demand),
+            capacity=torch.from_numpy(capacity),
+            place=None if nodes.place is None else nodes.place[:num_instances],
+        )
 
     @staticmethod
     def reference_lengths(instance: CVRPInstance) -> Float64[np.ndarray, " I"]:

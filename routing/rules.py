@@ -16,7 +16,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from routing.costs import EUCLIDEAN, Costs
+from routing.cost_world import PLACE, Costs
+from routing.costs import EUCLIDEAN
 
 MIN_NODES = 3
 # The key of observations that says where a tour stands.
@@ -26,7 +27,8 @@ CURRENT_NODE = "current_node"
 COORDS_LIMIT = 1e9
 
 # A NamedTuple of tensors that begin with the same batch dimensions. An instance has `coords` [*B, N, 2] among them, and
-# `valid` [*B, N]: False for nodes that only fill it up to the size of others (they come last); None where none do.
+# `valid` [*B, N]: False for nodes that only fill it up to the size of others (they come last); None where none do; and
+# `place` [*B, N]: which place each node is, in a cost world between places; None in all others.
 Instance: TypeAlias = Any
 # Likewise; a state has `first` and `current` [*B] among them: the node that the tour began at, and where it stands.
 State: TypeAlias = Any
@@ -44,7 +46,7 @@ class Rules(ABC):
         name: what the config key `task` calls the problem.
         instance_type: NamedTuple of what never changes within an episode.
         state_type: NamedTuple of what moves change, and of what legality depends on besides.
-        node_parts: what of an instance has an entry for every node.
+        node_parts: what of an instance has an entry for every node, unless it is None.
         fixed_length: whether all episodes over N nodes have `episode_steps(N)` decisions.
         starts_anywhere: whether `reset` takes any first node.
         num_node_features: size of `node_features`.
@@ -55,7 +57,7 @@ class Rules(ABC):
     name: ClassVar[str]
     instance_type: ClassVar[type[Any]]
     state_type: ClassVar[type[Any]]
-    node_parts: ClassVar[tuple[str, ...]] = ("coords",)
+    node_parts: ClassVar[tuple[str, ...]] = ("coords", "place")
     fixed_length: ClassVar[bool]
     starts_anywhere: ClassVar[bool]
     num_node_features: ClassVar[int]
@@ -112,13 +114,12 @@ class Rules(ABC):
         factors: Float[Tensor, "*B F"] | None = None,
     ) -> Float[Tensor, "*B"]:
         """What moving from the current node to node `action` costs; `factors` where the cost world hides any."""
-        origin, target = move_ends(instance.coords, state.current, action)
-        return cls.costs.between(origin, target, factors)
+        return cls.costs.between(instance, state.current, action, factors)
 
     @classmethod
     def longest_leg(cls, instance: Instance) -> Float[Tensor, "*B"]:
         """The largest cost of any move in each instance, in a world that hides nothing."""
-        return cls.costs.matrix(instance.coords).flatten(-2).amax(-1)
+        return cls.costs.matrix(instance).flatten(-2).amax(-1)
 
     @staticmethod
     @abstractmethod
@@ -145,14 +146,19 @@ class Rules(ABC):
     def state_features(state: State) -> Float[Tensor, "*B X"] | None:
         """What networks see of a state besides nodes and mask, about [0, 1]; None where that is nothing."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def random(num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device) -> Instance:
-        """Instances of the field's usual distribution, drawn on `device`, where the generator lives too."""
+    def random(
+        cls, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device
+    ) -> Instance:
+        """Instances of the field's usual distribution, drawn on `device`, where the generator lives too.
 
-    @staticmethod
+        Their nodes are what `costs` draws: any positions, or some of its places.
+        """
+
+    @classmethod
     @abstractmethod
-    def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> Instance:
+    def field_instances(cls, num_instances: int, num_nodes: int, *, seed: int) -> Instance:
         """The first instances that the field's way of drawing test sets gives for a seed.
 
         What has fractions may be float64: references are of that, and environments get it in float32.
@@ -186,8 +192,8 @@ class Rules(ABC):
         coords = instance.coords
         added = num_nodes - coords.shape[1]
 
-        def fill(part: Tensor) -> Tensor:
-            return torch.cat((part, part[:, :1].expand(-1, added, *part.shape[2:])), 1)
+        def fill(part: Tensor | None) -> Tensor | None:
+            return None if part is None else torch.cat((part, part[:, :1].expand(-1, added, *part.shape[2:])), 1)
 
         valid = (torch.arange(num_nodes, device=coords.device) < coords.shape[1]).expand(len(coords), -1)
         return instance._replace(valid=valid, **{name: fill(getattr(instance, name)) for name in cls.node_parts})
@@ -228,18 +234,10 @@ def visited_at_first(instance: Instance) -> Bool[Tensor, "*B N"]:
     return torch.zeros(coords.shape[:-1], dtype=torch.bool, device=coords.device)
 
 
-def observed_validity(instance: Instance) -> dict[str, Tensor]:
-    """What an observation says of padding: nothing where there is none."""
-    return {} if instance.valid is None else {"valid": instance.valid}
-
-
-def move_ends(
-    coords: Float[Tensor, "*B N 2"], origin: Int[Tensor, "*B"], target: Int[Tensor, "*B"]
-) -> tuple[Float[Tensor, "*B 2"], Float[Tensor, "*B 2"]]:
-    """Where moves begin and end."""
-    ends = torch.stack((origin, target), -1)[..., None]
-    legs = coords.gather(-2, ends.expand(*ends.shape[:-1], 2))
-    return legs[..., 0, :], legs[..., 1, :]
+def observed_parts(instance: Instance) -> dict[str, Tensor]:
+    """What an observation says of padding and of places: nothing where there are none."""
+    parts = {name: getattr(instance, name) for name in ("valid", PLACE)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def random_symmetry(coords: Float[Tensor, "*B N 2"], generator: torch.Generator) -> Float[Tensor, "*B N 2"]:

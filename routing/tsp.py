@@ -10,8 +10,9 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from routing.instances import field_test_coords, reference_costs, reference_lengths, uniform_coords
-from routing.rules import Rules, node_spaces, observed_validity, random_symmetry, visited_at_first
+from routing.cost_world import PLACE
+from routing.instances import reference_costs, reference_lengths
+from routing.rules import Rules, node_spaces, observed_parts, random_symmetry, visited_at_first
 
 
 class TSPInstance(NamedTuple):
@@ -19,6 +20,7 @@ class TSPInstance(NamedTuple):
 
     coords: Float[Tensor, "*B N 2"]
     valid: Bool[Tensor, "*B N"] | None = None
+    place: Int[Tensor, "*B N"] | None = None
 
 
 class TSPState(NamedTuple):
@@ -92,7 +94,7 @@ class TSPRules(Rules):
         """What the agent sees: the static coordinates, the state, and the action mask."""
         return {
             "coords": instance.coords,
-            **observed_validity(instance),
+            **observed_parts(instance),
             "visited": state.visited,
             "current_node": state.current,
             "action_mask": TSPRules.action_mask(state),
@@ -103,7 +105,7 @@ class TSPRules(Rules):
         """The inverse of `observe`, for episodes that began at node 0 (all those of the environments)."""
         current = obs["current_node"].long()
         state = TSPState(first=torch.zeros_like(current), current=current, visited=obs["visited"])
-        return TSPInstance(coords=obs["coords"], valid=obs.get("valid")), state
+        return TSPInstance(coords=obs["coords"], valid=obs.get("valid"), place=obs.get(PLACE)), state
 
     @staticmethod
     def observation_space(num_nodes: int) -> spaces.Space:
@@ -120,15 +122,19 @@ class TSPRules(Rules):
         """Nothing: first node, current node and mask say everything."""
         return None
 
-    @staticmethod
-    def random(num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device) -> TSPInstance:
-        """Nodes uniform in the unit square."""
-        return TSPInstance(coords=uniform_coords(num_instances, num_nodes, generator=generator, device=device))
+    @classmethod
+    def random(
+        cls, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device
+    ) -> TSPInstance:
+        """Nodes uniform in the unit square, or among the places of the cost world."""
+        nodes = cls.costs.random_nodes(num_instances, num_nodes, generator=generator, device=device)
+        return TSPInstance(coords=nodes.coords, place=nodes.place)
 
-    @staticmethod
-    def field_instances(num_instances: int, num_nodes: int, *, seed: int) -> TSPInstance:
-        """The test set that the field compares on (Kool et al. 2019), for seed 1234."""
-        return TSPInstance(coords=torch.from_numpy(field_test_coords(num_nodes, num_instances, seed=seed)))
+    @classmethod
+    def field_instances(cls, num_instances: int, num_nodes: int, *, seed: int) -> TSPInstance:
+        """The test set that the field compares on (Kool et al. 2019), for seed 1234; or likewise, of places."""
+        nodes = cls.costs.numpy_nodes(np.random.RandomState(seed).uniform, num_instances, num_nodes)
+        return TSPInstance(coords=nodes.coords, place=nodes.place)
 
     @staticmethod
     def reference_lengths(instance: TSPInstance) -> Float64[np.ndarray, " I"]:

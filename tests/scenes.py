@@ -30,7 +30,9 @@ from imagining.world_model import Observed, WorldModel
 from models import make_behavior, make_imagination
 from networks import TSPPointerActor
 from parts.moves import MoveHead
+from routing.cost_world import Costs
 from routing.costs import find_costs
+from routing.places import PlaceCosts
 from routing.rules import Rules
 from settings.dreamer import DreamerSettings, ModelSettings
 from settings.imagination import ImaginationSettings
@@ -99,9 +101,18 @@ def assert_gradient_reaches(named_parameters: Iterable[tuple[str, nn.Parameter]]
 # What replay gives
 
 
-def routing(cost: str, *, shown: str = "paid") -> RoutingTask:
+def place_costs(*, tables: int = 1) -> PlaceCosts:
+    """A world of 15 places whose costs are drawn at random; with several tables it hides a factor."""
+    draws = generator(7)
+    coords = torch.rand(15, 2, generator=draws)
+    costs = torch.rand(tables, 15, 15, generator=draws) * (1 - torch.eye(15))
+    return PlaceCosts("places", coords, costs, hidden=int(tables > 1))
+
+
+def routing(cost: str | Costs, *, shown: str = "paid") -> RoutingTask:
     """`ROUTING` in another cost world."""
-    return replace(ROUTING, rules=TSPRules.under(find_costs(cost, shown=shown)))
+    costs = find_costs(cost, shown=shown) if isinstance(cost, str) else cost
+    return replace(ROUTING, rules=TSPRules.under(costs))
 
 
 def episodes(count: int, coords: Tensor | None = None, *, rules: type[Rules] = TSPRules) -> dict[str, Tensor]:

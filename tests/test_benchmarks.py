@@ -28,7 +28,7 @@ from dreamer import Dreamer
 from envs.routing import TSPInstance, tour_length
 from guard import Guard
 from imagining.behavior import ImagBehavior
-from routing.costs import Costs
+from routing.cost_world import Costs
 from routing.instances import uniform_coords
 from training.devices import make_generators
 from training.logdirs import unused_logdir

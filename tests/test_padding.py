@@ -21,11 +21,21 @@ from routing.rules import Instance, Rules
 from settings.learning import PointerSettings
 from settings.sac import SoftSettings
 from soft.losses import RoutingSoft
-from tests.scenes import CONFIG_PATH, CPU, Scene, generator, pointer_of, refusal, without_times, without_zero_outputs
+from tests.scenes import (
+    CONFIG_PATH,
+    CPU,
+    Scene,
+    generator,
+    place_costs,
+    pointer_of,
+    refusal,
+    without_times,
+    without_zero_outputs,
+)
 from training.logger import METRICS
 
 NODES, SIZE, TOURS = 6, 9, 4
-PROBLEMS = [TSPRules, CVRPRules, PickupRules]
+PROBLEMS = [TSPRules, CVRPRules, PickupRules, CVRPRules.under(place_costs())]
 LOSSES = {"model.loss_scales.current_pos": 1.0, "imag_first": "stored"}
 
 

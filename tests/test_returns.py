@@ -18,7 +18,9 @@ from guard import Guard
 from imagining.imagination import Start, Trajectory
 from imagining.returns import replayed_returns, statistics, values_outside
 from parts.layers import MLP
-from routing.costs import Costs
+from routing.cost_world import Costs
+from routing.costs import GeometricCosts
+from routing.places import PlaceCosts
 from tests.scenes import (
     CPU,
     CRITIC,
@@ -32,6 +34,7 @@ from tests.scenes import (
     episodes,
     instance_of,
     lengths,
+    place_costs,
     random_rows,
     routing,
     routing_replay,
@@ -92,7 +95,11 @@ def cost_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(TSPRules, "cost", staticmethod(refuse))
     monkeypatch.setattr(TSPRules, "longest_leg", staticmethod(refuse))
-    monkeypatch.setattr(Costs, "between", refuse)
+    for kind in (GeometricCosts, PlaceCosts):
+        for verb in ("between", "matrix", "mean_matrix"):
+            monkeypatch.setattr(kind, verb, refuse)
+    monkeypatch.setattr(GeometricCosts, "at", refuse)
+    monkeypatch.setattr(PlaceCosts, "_look_up", refuse)
 
 
 def agent(task: Task = ROUTING, **changes: Any) -> Dreamer:
@@ -111,10 +118,12 @@ def replay() -> Replay:
         ("river", {"imag_start": "generated"}),
         ("stretch", {}),
         ("stretch", {"model__belief": True, "imag_start": "rows", "imag_first": "stored"}),
+        (place_costs(), {"imag_start": "generated"}),
+        (place_costs(tables=3), {"model__belief": True, "imag_start": "rows", "imag_first": "stored"}),
     ],
 )
 def test_learned_reward_never_asks_for_the_true_cost(
-    cost: str, choices: dict[str, Any], request: pytest.FixtureRequest
+    cost: str | Costs, choices: dict[str, Any], request: pytest.FixtureRequest
 ):
     task = routing(cost)
     lived = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=task.rules)

@@ -39,7 +39,7 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules]
     if costs.name == EUCLIDEAN.name:
         references = rules.reference_lengths(instance)
     else:
-        references = rules.reference_costs(instance, costs.matrix(instance.coords, factors).numpy())
+        references = rules.reference_costs(instance, costs.matrix(instance, factors).numpy())
     factors = None if factors is None else factors.float()
     return Evaluation(single_precision(instance), references=references, factors=factors)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from envs.routing import TSPEnv, TSPInstance, TSPRules
 from envs.vector import RoutingVectorEnv
-from routing.costs import COSTS, EUCLIDEAN, Costs, find_costs, hides
+from routing.cost_world import Costs
+from routing.costs import COSTS, EUCLIDEAN, find_costs, hides
 from routing.instances import reference_costs, tour_costs
 
 WORLDS = sorted(COSTS)
@@ -26,10 +27,10 @@ def points(*positions: tuple[float, float]) -> Tensor:
     return torch.tensor(positions, dtype=torch.float64)
 
 
-def coords_and_factors(costs: Costs, count: int = 5, num_nodes: int = 6) -> tuple[Tensor, Tensor | None]:
+def instance_and_factors(costs: Costs, count: int = 5, num_nodes: int = 6) -> tuple[TSPInstance, Tensor | None]:
     draws = torch.Generator().manual_seed(3)
     coords = torch.rand(count, num_nodes, 2, generator=draws)
-    return coords, costs.draw(count, generator=draws, device="cpu")
+    return TSPInstance(coords), costs.draw(count, generator=draws, device="cpu")
 
 
 def test_lanes_cost_by_hand():
@@ -38,7 +39,7 @@ def test_lanes_cost_by_hand():
     target = points((0.9, 0.6), (0.9, 0.1), (0.1, 0.6), (0.5, 0.6), (0.8, 0.3))
     dearer = 0.6 * math.tanh(6 * 0.4)
     expected = [0.5 * (1 + dearer), 0.5 * (1 - dearer), 0.5 * (1 - dearer), 0.5, 0.6]
-    assert COSTS["lanes"].between(origin, target).tolist() == pytest.approx(expected)
+    assert COSTS["lanes"].at(origin, target).tolist() == pytest.approx(expected)
 
 
 def test_river_charges_each_crossing():
@@ -46,21 +47,21 @@ def test_river_charges_each_crossing():
     # one at 0.6 from 0 to 0.5 twice.
     origin = points((0.25, 0.5), (0.25, 0.5), (0.25, 0.6), (0.0, 0.6), (0.0, 0.9))
     target = points((0.25, 0.6), (0.25, 0.8), (0.75, 0.6), (0.5, 0.6), (1.0, 0.9))
-    toll = COSTS["river"].between(origin, target) - COSTS["lanes"].between(origin, target)
+    toll = COSTS["river"].at(origin, target) - COSTS["lanes"].at(origin, target)
     assert toll.tolist() == pytest.approx([0, 0.3, 0.3, 0.6, 0])
 
 
 def test_stretch_is_dear_along_the_hidden_direction_only():
     origin, target = points((0.5, 0.5)).expand(4, 2), points((0.6, 0.5), (0.5, 0.6), (0.5, 0.6), (0.6, 0.6))
     factors = torch.tensor([[0.0], [0.0], [0.5], [0.25]], dtype=torch.float64)
-    costs = COSTS["stretch"].between(origin, target, factors)
+    costs = COSTS["stretch"].at(origin, target, factors)
     assert costs.tolist() == pytest.approx([0.5, 0.1, 0.5, 0.5 * math.sqrt(2)])
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_costs_are_positive_and_0_for_staying(name: str):
-    coords, factors = coords_and_factors(COSTS[name])
-    matrix = COSTS[name].matrix(coords, factors)
+    instance, factors = instance_and_factors(COSTS[name])
+    matrix = COSTS[name].matrix(instance, factors)
     moves = ~torch.eye(6, dtype=torch.bool)
     assert (matrix[:, moves] > 0).all()
     assert (matrix[:, ~moves] == 0).all()
@@ -68,8 +69,8 @@ def test_costs_are_positive_and_0_for_staying(name: str):
 
 @pytest.mark.parametrize("name", ["lanes", "river"])
 def test_asymmetric_costs_do_not_cancel_over_a_closed_tour(name: str):
-    coords, _ = coords_and_factors(COSTS[name], count=50)
-    matrix = COSTS[name].matrix(coords).double().numpy()
+    instance, _ = instance_and_factors(COSTS[name], count=50)
+    matrix = COSTS[name].matrix(instance).double().numpy()
     tours = np.tile(np.arange(6), (50, 1))
     forwards, backwards = tour_costs(matrix, tours), tour_costs(matrix, tours[:, ::-1])
     assert np.abs(forwards - backwards).mean() > 0.1 * forwards.mean()
@@ -77,24 +78,24 @@ def test_asymmetric_costs_do_not_cancel_over_a_closed_tour(name: str):
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_reference_costs_are_those_of_the_best_of_all_tours(name: str, tmp_path):
-    coords, factors = coords_and_factors(COSTS[name])
-    matrix = COSTS[name].matrix(coords, factors).double().numpy()
+    instance, factors = instance_and_factors(COSTS[name])
+    matrix = COSTS[name].matrix(instance, factors).double().numpy()
     every = [(0, *rest) for rest in itertools.permutations(range(1, 6))]
     best = np.min([tour_costs(matrix, np.tile(tour, (5, 1))) for tour in every], 0)
     np.testing.assert_allclose(reference_costs(matrix, cache_dir=tmp_path), best, rtol=1e-9)
 
 
 def test_reference_costs_of_lkh_equal_the_exact_ones(monkeypatch, tmp_path):
-    matrix = COSTS["river"].matrix(coords_and_factors(COSTS["river"], num_nodes=9)[0]).double().numpy()
+    matrix = COSTS["river"].matrix(instance_and_factors(COSTS["river"], num_nodes=9)[0]).double().numpy()
     exact = reference_costs(matrix, cache_dir=tmp_path / "exact")
     monkeypatch.setattr("routing.instances.HELD_KARP_MAX_NODES", 3)
     np.testing.assert_allclose(reference_costs(matrix, cache_dir=tmp_path / "lkh"), exact, rtol=1e-5)
 
 
 def test_reference_costs_are_kept_for_each_world(tmp_path):
-    coords, _ = coords_and_factors(EUCLIDEAN)
+    instance, _ = instance_and_factors(EUCLIDEAN)
     for name in ("lanes", "river", "lanes"):
-        reference_costs(COSTS[name].matrix(coords).double().numpy(), cache_dir=tmp_path)
+        reference_costs(COSTS[name].matrix(instance).double().numpy(), cache_dir=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -102,7 +103,7 @@ def test_rules_under_a_world_ask_it_for_every_cost():
     instance = TSPInstance(coords=torch.rand(3, 5, 2))
     rules = TSPRules.under(COSTS["lanes"])
     state, action = rules.reset(instance), torch.tensor([1, 2, 3])
-    matrix = COSTS["lanes"].matrix(instance.coords)
+    matrix = COSTS["lanes"].matrix(instance)
     torch.testing.assert_close(rules.cost(instance, state, action), matrix[torch.arange(3), 0, action])
     torch.testing.assert_close(rules.longest_leg(instance), matrix.amax((1, 2)))
     assert TSPRules.costs is EUCLIDEAN
@@ -143,7 +144,7 @@ def test_drifting_factors_take_a_step_around_the_circle_after_every_move():
     )
     env.reset()
     assert env._hidden is not None
-    before, matrix = env._hidden.factors, costs.matrix(env._instance.coords, env._hidden.factors)
+    before, matrix = env._hidden.factors, costs.matrix(env._instance, env._hidden.factors)
     _, reward, *_ = env.step(torch.full((rows,), 3))
     torch.testing.assert_close(-reward, matrix[:, 0, 3])
     after = env._hidden.factors
@@ -256,9 +257,9 @@ def test_users_world_is_one_function(tmp_path, monkeypatch):
         "def misspelt(origin, target, factors):\n    return origin.nrom()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    coords, _ = coords_and_factors(EUCLIDEAN)
-    torch.testing.assert_close(find_costs("tolls:toll").matrix(coords), 2 * EUCLIDEAN.matrix(coords))
-    assert find_costs("tolls:by_numpy").matrix(coords).dtype == torch.float32
+    instance, _ = instance_and_factors(EUCLIDEAN)
+    torch.testing.assert_close(find_costs("tolls:toll").matrix(instance), 2 * EUCLIDEAN.matrix(instance))
+    assert find_costs("tolls:by_numpy").matrix(instance).dtype == torch.float32
     with pytest.raises(ValueError, match="tolls:negative is not 0 for staying"):
         find_costs("tolls:negative")
     with pytest.raises(ValueError, match="tolls:flat gives .* for 16 moves"):

@@ -199,7 +199,7 @@ def test_reference_plans_are_the_best_of_all_plans(tmp_path):
 
 def test_reference_plans_go_by_the_costs_of_either_direction(tmp_path):
     instance = random_instances(3, num_nodes=6, seed=3)._replace(capacity=torch.full((3,), 12))
-    costs = find_costs("river").matrix(instance.coords.double())
+    costs = find_costs("river").matrix(instance._replace(coords=instance.coords.double()))
     demand, capacity = instance.demand.numpy(), instance.capacity.numpy()
     found = reference_plan_costs(costs.numpy(), demand, capacity, cache_dir=tmp_path)
     for row, cost in enumerate(found):

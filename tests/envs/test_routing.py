@@ -52,7 +52,8 @@ def test_tour_length_refuses_nodes_outside_the_instance(node):
 def test_euclidean_costs_are_the_distances_between_a_moves_ends():
     coords = torch.tensor([[0.0, 0], [3, 4], [3, 0]])
     origin, target = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 2])
-    assert EUCLIDEAN.between(*move_ends(coords.expand(3, 3, 2), origin, target)).tolist() == [5, 4, 0]
+    instance = TSPInstance(coords=coords.expand(3, 3, 2))
+    assert EUCLIDEAN.between(instance, origin, target).tolist() == [5, 4, 0]
 
 
 def test_rules_accept_every_permutation_and_no_other_tour_of_the_house():
@@ -122,8 +123,7 @@ def test_longest_leg_bounds_every_cost_far_from_the_origin():
     # More than 25 nodes, where cdist would switch to the inexact form by itself.
     coords = random_instance(1, num_nodes=40).coords + 1000
     pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
-    origin, target = move_ends(coords.expand(1600, 40, 2), pairs[:, 0], pairs[:, 1])
-    legs = EUCLIDEAN.between(origin, target)
+    legs = EUCLIDEAN.at(*move_ends(coords.expand(1600, 40, 2), pairs[:, 0], pairs[:, 1]))
     torch.testing.assert_close(TSPRules.longest_leg(TSPInstance(coords=coords))[0], legs.max(), rtol=1e-6, atol=0)
 
 

@@ -1,0 +1,132 @@
+"""Cost worlds over a fixed set of places, in which what a move costs is looked up by its two ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from config import UserError
+from routing.cost_world import PLACE, Costs, Nodes, UniformDraws
+
+# The most uniform numbers that are drawn at a time: they need 32 MB.
+DRAWN_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class PlaceCosts(Costs):
+    """A world of places: every node is one of them, and a table says what each move between two of them costs.
+
+    Agents see where a node lies and which place it is; neither the table nor what it was made of.
+
+    A world with several tables hides one factor, which says where on a circle through them an episode is: 0 is the
+    first table, and of K tables the second lies at 1 / K. In between, costs are interpolated linearly.
+
+    Attributes:
+        coords: where the places lie, in the unit square.
+        tables: costs of moves from each place (row) to each (column), positive, and 0 for staying.
+    """
+
+    coords: Float[Tensor, "P 2"]
+    tables: Float[Tensor, "K P P"]
+    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.hidden == int(len(self.tables) > 1), f"{len(self.tables)} tables, and {self.hidden} hidden factors"
+        assert not self.symmetric, "nobody knows symmetries of a table"
+
+    @property
+    def num_places(self) -> int:
+        """How many places there are."""
+        return len(self.coords)
+
+    def between(
+        self,
+        instance: Any,
+        origin: Int[Tensor, "*B"],
+        target: Int[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        ends = instance.place.gather(-1, torch.stack((origin, target), -1))
+        return self._look_up(ends[..., 0], ends[..., 1], factors).to(instance.coords.dtype)
+
+    def matrix(self, instance: Any, factors: Float[Tensor, "*B F"] | None = None) -> Float[Tensor, "*B N N"]:
+        place = instance.place
+        begin, end = torch.broadcast_tensors(place[..., :, None], place[..., None, :])
+        if factors is not None:
+            factors = factors[..., None, None, :].expand(*begin.shape, factors.shape[-1])
+        return self._look_up(begin, end, factors).to(instance.coords.dtype)
+
+    def mean_matrix(self, instance: Any) -> Float[Tensor, "*B N N"]:
+        """Exactly: linear interpolation around a circle gives every table the same weight."""
+        tables = self._on(instance.place.device)[1]
+        place = instance.place.long()
+        return tables.mean(0)[place[..., :, None], place[..., None, :]].to(instance.coords.dtype)
+
+    def _look_up(
+        self, begin: Int[Tensor, "*B"], end: Int[Tensor, "*B"], factors: Float[Tensor, "*B F"] | None
+    ) -> Float[Tensor, "*B"]:
+        """What moves between places cost."""
+        begin, end, tables = begin.long(), end.long(), self._on(begin.device)[1]
+        if not self.hidden:
+            return tables[0, begin, end]
+        assert factors is not None, f"costs of {self.name} depend on {self.hidden} factors"
+        along = factors[..., 0] * len(tables)
+        # A factor that was rounded to 1 is at the first table again.
+        before = along.long() % len(tables)
+        low, high = tables[before, begin, end], tables[(before + 1) % len(tables), begin, end]
+        return low + (high - low) * along.frac()
+
+    def random_nodes(
+        self, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device | str
+    ) -> Nodes:
+        """Different places, every choice and order of them as likely as any other."""
+        self._require_places(num_nodes)
+        keys = torch.rand(num_instances, self.num_places, generator=generator, device=device)
+        place = keys.topk(num_nodes, dim=-1).indices
+        return Nodes(self._on(place.device)[0][place], place.int())
+
+    def numpy_nodes(self, uniform: UniformDraws, num_instances: int, *sizes: int) -> Nodes:
+        """Different places, every choice and order of them as likely as any other."""
+        num_nodes = sum(sizes)
+        self._require_places(num_nodes)
+        rows = max(1, DRAWN_AT_ONCE // self.num_places)
+        pieces = [min(rows, num_instances - begin) for begin in range(0, num_instances, rows)]
+        chosen = [uniform(size=(count, self.num_places)).argsort(-1, kind="stable")[:, :num_nodes] for count in pieces]
+        place = torch.from_numpy(np.concatenate(chosen))
+        return Nodes(self.coords[place].double(), place.int())
+
+    def validate(self, instance: Any) -> None:
+        place = instance.place
+        if place is None:
+            raise UserError(f"costs of {self.name} are those of moves between places: give instances with `place`")
+        outside = (place < 0) | (place >= self.num_places)
+        if bool(outside.any()):
+            raise UserError(
+                f"place {int(place[outside][0])} lies outside 0..{self.num_places - 1}, the places of {self.name}"
+            )
+
+    def observation_space(self, space: spaces.Space, num_nodes: int) -> spaces.Space:
+        self._require_places(num_nodes)
+        shown = super().observation_space(space, num_nodes)
+        assert isinstance(shown, spaces.Dict)
+        # Box takes integers when running; its annotations know floats only.
+        places = spaces.Box(0, self.num_places - 1, (num_nodes,), np.int32)  # type: ignore[arg-type]
+        return spaces.Dict({**shown.spaces, PLACE: places})
+
+    def _require_places(self, num_nodes: int) -> None:
+        if num_nodes > self.num_places:
+            raise UserError(
+                f"an instance has {num_nodes} nodes, and {self.name} has {self.num_places} places: choose fewer nodes"
+            )
+
+    def _on(self, device: torch.device) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "K P P"]]:
+        """Coordinates and tables on a device, where they are brought once."""
+        if device not in self._copies:
+            self._copies[device] = (self.coords.to(device), self.tables.to(device))
+        return self._copies[device]
