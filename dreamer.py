@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from config import Config, one_line_errors, parse_command_line
+from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from models import make_behavior, make_imagination
+from models import make_behavior, make_imagination, make_planners
 from networks import Latent
 from parts.acting import Sight
 from parts.precision import halves_kept, use_half_precision
@@ -25,6 +25,7 @@ from settings.dreamer import DreamerSettings
 from settings.learning import Compilation
 from system.terminal import tell
 from tools import Bounds, uniform
+from training.agent import POLICY, Player
 from training.replay import Replay
 from updates.compiling import Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
@@ -87,10 +88,14 @@ class Dreamer:
             self.compiled, self.imagination.stops_early = settings.compile, False
         self.batch_size = settings.batch_size
         self.model_every = settings.model_every
+        self.practises = settings.imagination.policy > 0
+        if not self.practises and not self.model.separate_reward:
+            raise UserError("imag_policy is 0; a task without rules needs it above 0, since nothing else would act")
         self.reward_updates = settings.reward_updates if self.model.separate_reward else 0
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
+        self.players: dict[str, Player] = {POLICY: self, **make_planners(self.imagination, settings.plan)}
 
     @classmethod
     def of(
@@ -224,17 +229,23 @@ class Dreamer:
         elif self.behavior.starts_from_latents:
             with torch.no_grad():
                 observed = self.model.observe(batch, self._noise(batch, "imagination"))
-        behavior_losses, behavior_metrics = self.behavior.losses(
-            batch,
-            observed,
-            progress=progress,
-            rewards=rewards,
-            generator=self.generators["imagination"],
-            replayed=with_model,
-        )
-        for name, loss in behavior_losses.items():
-            losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
-        return Computed(losses, metrics | behavior_metrics, observed)
+        if self.practises:
+            behavior_losses, behavior_metrics = self.behavior.losses(
+                batch,
+                observed,
+                progress=progress,
+                rewards=rewards,
+                generator=self.generators["imagination"],
+                replayed=with_model,
+            )
+            metrics |= behavior_metrics
+            for name, loss in behavior_losses.items():
+                losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
+        if not losses:
+            loss, reward_metrics = self.model.reward_loss(batch, self.generators["model"])
+            metrics |= reward_metrics
+            losses.append((loss, ("model",)))
+        return Computed(losses, metrics, observed)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""

@@ -10,10 +10,12 @@ from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from imagining.world_model import WorldModel
+from planning.planner import Planner
 from settings.dreamer import DreamerSettings, ModelSettings
 from settings.imagination import ImaginationSettings
+from settings.planning import PlanSettings
 
-__all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination"]
+__all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination", "make_planners"]
 
 
 def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelSettings) -> Imagination:
@@ -43,3 +45,11 @@ def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSett
         norm=settings.model.norm,
         initialisation=settings.model.initialisation,
     )
+
+
+def make_planners(imagination: Imagination, settings: PlanSettings) -> dict[str, Planner]:
+    """Who plans in a world model, as `plan`; nobody where there is nothing to plan by."""
+    if not imagination.can_plan:
+        return {}
+    assert isinstance(imagination, RoutingImagination)
+    return {"plan": Planner(imagination, settings)}

@@ -23,6 +23,7 @@ from parts.precision import halves_kept, use_half_precision
 from settings.sac import SACSettings
 from soft.losses import ContinuousSoft, RoutingSoft, Soft, VectorSoft
 from training import evaluating, launch
+from training.agent import POLICY, Player
 from training.replay import Replay
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
@@ -86,6 +87,7 @@ class SAC:
         self.batch_length, self.whole_episodes = task.sequence(2)
         self.rows_per_update = self.batch_size * (self.batch_length if self.whole_episodes else 1)
         self.memory_spaces: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self.players: dict[str, Player] = {POLICY: self}
 
     @classmethod
     def of(

@@ -206,14 +206,15 @@ class ImagBehavior(nn.Module):
         critic_loss, critic_metrics = self._critic_loss(trajectory, nodes, worth)
         metrics |= actor_metrics | critic_metrics
         metrics |= legality(trajectory, every_step=self.imagination.mask_from == "predicted")
-        return {"actor": actor_loss, "critic": critic_loss}, metrics, worth
+        return {"actor": self.settings.policy * actor_loss, "critic": critic_loss}, metrics, worth
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
         """Let slow critic and return statistics follow an update that was applied (1) or skipped (0), by optimiser."""
-        weight = self.slow_rate * applied["critic"]
-        follow_slowly(list(self.slow_critic.parameters()), list(self.critic.parameters()), weight)
-        self.scale.revert_unless(applied["actor"])
+        if "critic" in applied:
+            weight = self.slow_rate * applied["critic"]
+            follow_slowly(list(self.slow_critic.parameters()), list(self.critic.parameters()), weight)
+            self.scale.revert_unless(applied["actor"])
 
     def worth(
         self, trajectory: Trajectory, start: Start, nodes: NodeSet | None, rewards: Bounds

@@ -104,6 +104,7 @@ class Imagination(ABC):
         node_features: numbers that describe a node; 0 where there are none.
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
+        can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
         stops_early: whether to stop where `all_over` says so; what is compiled wants the same shapes each time.
     """
 
@@ -117,6 +118,7 @@ class Imagination(ABC):
     node_features: int = 0
     state_features: int = 0
     belief_size: int = 0
+    can_plan: bool = False
     stops_early: bool = True
 
     def __init__(self, settings: ImaginationSettings, *, knows_mask: bool, model: WorldModel) -> None:

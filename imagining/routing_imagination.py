@@ -73,6 +73,7 @@ class RoutingImagination(Imagination):
         self.starts_at_rows = settings.start in ("rows", "replay")
         self.node_features, self.state_features = rules.num_node_features, rules.num_state_features
         self.belief_size = model.belief_size
+        self.can_plan = rules.has_solver and "reward" in model.heads and not model.reward_latent
         self.custom_reward = load_function(settings.reward, key="imag_reward") if ":" in settings.reward else None
 
     @torch.no_grad()
@@ -232,7 +233,7 @@ class RoutingImagination(Imagination):
         if not self.belief_size:
             return Look(view, context, actor.restore(static), {"static": static})
         # Every move tells more of what is hidden.
-        belief = self._believe(sight, instance, notes["belief"])
+        belief = self.believe(sight, instance, notes["belief"])
         tables = actor.tables(self.model.node_set(instance, belief))
         return Look(view, context, tables, {"static": static, "belief": belief})
 
@@ -245,7 +246,7 @@ class RoutingImagination(Imagination):
             encoded["nodes"] = self.model.context(instance).embedded()
         return encoded
 
-    def _believe(self, sight: Sight, instance: Instance, before: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
+    def believe(self, sight: Sight, instance: Instance, before: Float[Tensor, "E L"]) -> Float[Tensor, "E L"]:
         """The belief after an observation; nothing passes from one episode to the next."""
         obs, names = sight.obs, (CURRENT_NODE, LAST_NODE, LAST_COST, FACTORS)
         rows = {name: obs[name][:, None] for name in names if name in obs}

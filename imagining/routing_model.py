@@ -77,6 +77,7 @@ class RoutingModel(WorldModel):
         self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **asdict(settings.rssm))
         self.reward_latent = settings.reward_latent
         self.position_as_node = settings.current_pos == "node"
+        self.move_error = settings.move_error
         self.heads = nn.ModuleDict(self._make_heads(settings))
         self.separate_reward = "reward" in self.heads
         self._finish(settings)
@@ -96,8 +97,9 @@ class RoutingModel(WorldModel):
     def _make_heads(self, settings: ModelSettings) -> dict[str, nn.Module]:
         feat_size, units = self.rssm.feat_size, settings.units
         reward_inputs = feat_size if self.reward_latent else self.belief_size
+        sizes = {"units": settings.move_units, "layers": settings.move_layers, "members": settings.move_heads}
         makers = {
-            "reward": lambda: MoveHead(latent_size=reward_inputs, units=settings.move_units, layers=2),
+            "reward": lambda: MoveHead(latent_size=reward_inputs, **sizes),
             "cont": lambda: MLP(feat_size, 1, units=units, layers=1),
             "mask": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
             "current_node": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
@@ -195,7 +197,7 @@ class RoutingModel(WorldModel):
     def move_loss(
         self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
     ) -> Float[Tensor, ""]:
-        """Squared error of the move head: from the latent before each move, and the move, to the next row's reward.
+        """Error of the move head: from the latent before each move, and the move, to the next row's reward.
 
         A belief answers for all the moves from its row to the end of the episode.
         """
@@ -210,8 +212,10 @@ class RoutingModel(WorldModel):
             # later one, too.
             origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
             weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
-        predicted = self.predict_move(origin, target, latent)
-        return ((predicted - reward).square() * weight).sum() / weight.sum().clamp(min=1)
+        error = self.heads["reward"](origin, target, latent) - reward
+        error = error.square() if self.move_error == "squared" else error.abs()
+        # Every member of an ensemble learns from all moves.
+        return (error * weight).sum() / (len(error) * weight.sum().clamp(min=1))
 
     def reward_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """The scaled loss of the move head alone, and metrics; `generator` draws latents where the head reads them."""
@@ -227,13 +231,18 @@ class RoutingModel(WorldModel):
         self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], latent: Float[Tensor, "*#B F"] | None
     ) -> Float[Tensor, "*B"]:
         """The reward that the move head expects of moves between two positions, by a latent feature or a belief."""
-        return self.heads["reward"](origin, target, latent)
+        return self.heads["reward"](origin, target, latent).mean(0)
 
-    @torch.no_grad()
     def predict_moves(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "B N N"]:
         """What it expects of every move from a node (row) to a node (column) of each instance."""
+        return self.predict_moves_each(instance, belief).mean(0)
+
+    @torch.no_grad()
+    def predict_moves_each(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "K B N N"]:
+        """The same, as each member of the head's ensemble expects it."""
         coords = instance.coords
-        return self.predict_move(coords[:, :, None], coords[:, None], None if belief is None else belief[:, None, None])
+        known = None if belief is None else belief[:, None, None]
+        return self.heads["reward"](coords[:, :, None], coords[:, None], known)
 
     def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
         logits, valid = self.heads["mask"](feat, context.embedded()), context.instance.valid

@@ -88,18 +88,30 @@ class MoveHead(nn.Module):
     has to find the length in a latent vector needs far more moves than one that is handed it. Starts at zero.
     What the vector says scales what the head makes of the geometry, since a cost that depends on the direction of
     something hidden is a product of the two.
+
+    With more than one member it is an ensemble, whose members differ by where their weights begin; what they disagree
+    about has not been learnt yet (Lakshminarayanan et al. 2017).
     """
 
-    def __init__(self, *, latent_size: int, units: int, layers: int) -> None:
+    def __init__(self, *, latent_size: int, units: int, layers: int, members: int = 1) -> None:
+        """Build the networks.
+
+        Args:
+            latent_size: numbers in the vector that says more; 0: there is none.
+            units: of each hidden layer.
+            layers: hidden ones.
+            members: of the ensemble.
+        """
         super().__init__()
         self.exact = True
         sizes = [GEOMETRY] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
-            parts += [nn.Linear(size_in, size_out), nn.SiLU()]
+            parts += [_linear(size_in, size_out, members), nn.SiLU()]
+        self.members = members
         self.hidden = nn.Sequential(*parts)
-        self.gate = nn.Linear(latent_size, units) if latent_size else None
-        self.output = nn.Linear(units, 2)
+        self.gate = _linear(latent_size, units, members) if latent_size else None
+        self.output = _linear(units, 2, members)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -108,12 +120,33 @@ class MoveHead(nn.Module):
         origin: Float[Tensor, "*#B 2"],
         target: Float[Tensor, "*#B 2"],
         latent: Float[Tensor, "*#B L"] | None,
-    ) -> Float[Tensor, "*B"]:
-        geometry = move_geometry(origin, target)
-        length = geometry[..., LENGTH]
+    ) -> Float[Tensor, "K *B"]:
+        """What each member expects of the moves."""
+        geometry = self._to_all(move_geometry(origin, target))
         hidden = self.hidden[:2](geometry)
         if self.gate is not None:
             assert latent is not None, "this head reads a latent or a belief"
-            hidden = hidden * (1 + self.gate(latent))
+            hidden = hidden * (1 + self.gate(self._to_all(latent)))
         out = self.output(self.hidden[2:](hidden))
-        return out[..., 0] * length + out[..., 1]
+        return out[..., 0] * geometry[..., LENGTH] + out[..., 1]
+
+    def _to_all(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "K *B I"]:
+        return x.expand(self.members, *x.shape)
+
+
+class MembersLinear(nn.Module):
+    """A linear layer of each member of an ensemble, all in one product."""
+
+    def __init__(self, size_in: int, size_out: int, members: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(size_in, size_out) for _ in range(members)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach().t() for layer in layers]).contiguous())
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: Float[Tensor, "K *B I"]) -> Float[Tensor, "K *B O"]:
+        out = torch.baddbmm(self.bias[:, None], x.flatten(1, -2), self.weight)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _linear(size_in: int, size_out: int, members: int) -> nn.Linear | MembersLinear:
+    return nn.Linear(size_in, size_out) if members == 1 else MembersLinear(size_in, size_out, members)

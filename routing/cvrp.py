@@ -12,6 +12,7 @@ from torch import Tensor
 
 from config import UserError
 from routing.cost_world import PLACE
+from routing.leftovers import Leftover, rest_of_plan
 from routing.pyvrp_reference import reference_plan_costs, reference_plan_lengths
 from routing.rules import (
     COORDS_LIMIT,
@@ -76,6 +77,7 @@ class CVRPRules(Rules):
     starts_anywhere = False
     num_node_features = 4
     num_state_features = 1
+    has_solver = True
 
     @staticmethod
     def episode_steps(num_nodes: int) -> int:
@@ -233,6 +235,16 @@ class CVRPRules(Rules):
     def reference_costs(instance: CVRPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
         """What PyVRP's plans cost."""
         return reference_plan_costs(costs, instance.demand.numpy(), instance.capacity.numpy())
+
+    @classmethod
+    def leftovers(cls, instance: CVRPInstance, state: CVRPState, costs: Float64[np.ndarray, "I N N"]) -> list[Leftover]:
+        """The rest of the route that the vehicle is on, and the routes after it."""
+        visited, demand = state.visited.cpu().numpy(), state.demand.cpu().numpy().astype(np.int64)
+        amounts = (part.cpu().tolist() for part in (state.current, state.load, state.capacity))
+        return [
+            rest_of_plan(each, np.flatnonzero(~seen), current=current, demand=wanted, load=load, capacity=capacity)
+            for each, seen, wanted, current, load, capacity in zip(costs, visited, demand, *amounts, strict=True)
+        ]
 
     @staticmethod
     def augment(instance: CVRPInstance, generator: torch.Generator) -> CVRPInstance:

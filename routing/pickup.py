@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from config import UserError
 from routing.instances import cached_lengths, euclidean_distances
+from routing.leftovers import Leftover
 from routing.tsp import TSPInstance, TSPRules, TSPState
 
 # Partial tours that are kept at each length. With 5 pairs these are all that matter, and the tours are optimal.
@@ -28,6 +29,7 @@ class PickupRules(TSPRules):
     starts_anywhere = False
     num_node_features = 5
     num_state_features = 1
+    has_solver = False
 
     @staticmethod
     def reset(instance: TSPInstance, first: Int[Tensor, "*B"] | None = None) -> TSPState:
@@ -90,6 +92,15 @@ class PickupRules(TSPRules):
             return np.array([shortest_length(each) for each in bar], dtype=np.float64)
 
         return cached_lengths(costs, version=REFERENCE_VERSION, compute=compute)
+
+    @classmethod
+    def leftovers(cls, instance: TSPInstance, state: TSPState, costs: Float64[np.ndarray, "I N N"]) -> list[Leftover]:
+        """Nothing that a solver of tours could solve.
+
+        Raises:
+            UserError: always.
+        """
+        return super(TSPRules, cls).leftovers(instance, state, costs)
 
 
 def shortest_length(distances: Float64[np.ndarray, "N N"]) -> float:

@@ -16,8 +16,10 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from config import UserError
 from routing.cost_world import PLACE, Costs
 from routing.costs import EUCLIDEAN
+from routing.leftovers import Leftover
 
 MIN_NODES = 3
 # The key of observations that says where a tour stands.
@@ -51,6 +53,7 @@ class Rules(ABC):
         starts_anywhere: whether `reset` takes any first node.
         num_node_features: size of `node_features`.
         num_state_features: size of `state_features`; 0 where current node, first node and mask say everything.
+        has_solver: whether there is a solver of `leftovers`.
         costs: the world that says what moves cost.
     """
 
@@ -62,6 +65,7 @@ class Rules(ABC):
     starts_anywhere: ClassVar[bool]
     num_node_features: ClassVar[int]
     num_state_features: ClassVar[int]
+    has_solver: ClassVar[bool] = False
     costs: ClassVar[Costs] = EUCLIDEAN
 
     @staticmethod
@@ -180,6 +184,20 @@ class Rules(ABC):
         Raises:
             ValueError: none are known but for lengths.
         """
+
+    @classmethod
+    def leftovers(cls, instance: Instance, state: State, costs: Float64[np.ndarray, "I N N"]) -> list[Leftover]:
+        """What is left of each episode [I], as a problem for a solver.
+
+        Args:
+            instance: where the episodes are played.
+            state: how far they have come.
+            costs: of moves from each node (row) to each node (column), as anybody may believe them to be.
+
+        Raises:
+            UserError: there is no solver of this problem.
+        """
+        raise UserError(f"task {cls.name} has no solver to plan with; choose act: policy, or task: tsp or cvrp")
 
     @staticmethod
     @abstractmethod

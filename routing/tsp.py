@@ -12,6 +12,7 @@ from torch import Tensor
 
 from routing.cost_world import PLACE
 from routing.instances import reference_costs, reference_lengths
+from routing.leftovers import Leftover, rest_of_tour
 from routing.rules import Rules, node_spaces, observed_parts, random_symmetry, visited_at_first
 
 
@@ -45,6 +46,7 @@ class TSPRules(Rules):
     starts_anywhere = True
     num_node_features = 2
     num_state_features = 0
+    has_solver = True
 
     @staticmethod
     def episode_steps(num_nodes: int) -> int:
@@ -145,6 +147,15 @@ class TSPRules(Rules):
     def reference_costs(instance: TSPInstance, costs: Float64[np.ndarray, "I N N"]) -> Float64[np.ndarray, " I"]:
         """What optimal tours cost (up to 9 nodes), or LKH's."""
         return reference_costs(costs)
+
+    @classmethod
+    def leftovers(cls, instance: TSPInstance, state: TSPState, costs: Float64[np.ndarray, "I N N"]) -> list[Leftover]:
+        """The path through the open nodes, and back to the first."""
+        parts = (~state.visited.cpu().numpy(), state.current.cpu().numpy(), state.first.cpu().numpy())
+        return [
+            rest_of_tour(each, np.flatnonzero(is_open), current=int(current), first=int(first))
+            for each, is_open, current, first in zip(costs, *parts, strict=True)
+        ]
 
     @staticmethod
     def augment(instance: TSPInstance, generator: torch.Generator) -> TSPInstance:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from settings.imagination import ImaginationSettings
 from settings.learning import Compilation, OptimizerSettings, PointerSettings, Precision, ScheduleSettings
+from settings.planning import PlanSettings
 from settings.sections import (
     Between,
     Bins,
@@ -81,6 +82,9 @@ class ModelSettings(Section):
     units: Count
     layers: Layers
     move_units: Count
+    move_layers: Layers
+    move_heads: Annotated[int, Between(1, 100)]
+    move_error: Literal["squared", "absolute"]
     belief: bool
     reward_latent: bool
     bins: Bins
@@ -143,6 +147,7 @@ class DreamerSettings(Section):
     schedule: ScheduleSettings
     optimizer: OptimizerSettings
     imagination: ImaginationSettings
+    plan: PlanSettings
     model: ModelSettings
     actor: ActorSettings
     critic: CriticSettings

@@ -19,7 +19,10 @@ class ImaginationSettings(Section):
     """
 
     RENAMED: ClassVar = {
-        **{name: f"imag_{name}" for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix")},
+        **{
+            name: f"imag_{name}"
+            for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix", "policy")
+        },
         **{name: f"imag_{name}" for name in ("horizon", "tours", "first", "augment", "penalty")},
         "lambda_": "return_lambda",
     }
@@ -39,6 +42,7 @@ class ImaginationSettings(Section):
     lambda_: Share = 0.95
     target_clip: str | tuple[float, ...] = "auto"
     gradient_mix: Share = 0.1
+    policy: Weight = 1.0
 
     @classmethod
     def read(cls, config: Config, name: str) -> Any:

@@ -77,6 +77,13 @@ class EvaluationSettings(Section):
     valid_episodes: Count
     eval_episodes: NotNegative
     eval_env: Literal["own", "training"]
+    eval_by: Literal["policy", "plan", "both"]
+    plan_instances: Instances
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """The ways of playing that are evaluated, by the names that agents give them."""
+        return ("policy", "plan") if self.eval_by == "both" else (self.eval_by,)
 
     def require_episodes(self) -> None:
         """Raise a ConfigError where the final evaluation is of nothing."""
@@ -112,6 +119,7 @@ class LoopSettings(Section):
     steps: Count
     prefill: NotNegative
     prefill_policy: Literal["random", "nearest"]
+    act: Literal["policy", "plan"]
     train_ratio: Weight
     reward_scale: Annotated[float, Between(1e-12, 1e12)]
     log_every: Count

@@ -129,7 +129,7 @@ def test_move_head_gives_a_share_of_the_length_and_a_rest() -> None:
     with torch.no_grad():
         head.output.bias.copy_(torch.tensor([-1.0, 3.0]))
     cost = head(torch.tensor([[0.0, 0.0], [0.5, 0.5]]), torch.tensor([[0.3, 0.4], [0.5, 0.5]]), None)
-    torch.testing.assert_close(cost, torch.tensor([2.5, 3.0]))
+    torch.testing.assert_close(cost, torch.tensor([[2.5, 3.0]]))
 
 
 def test_move_head_gradient_is_finite_at_length_0() -> None:

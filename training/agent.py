@@ -15,11 +15,26 @@ from guard import Guard
 from parts.acting import Sight
 from training.replay import Replay
 
+# What agents call the player that they are themselves.
+POLICY = "policy"
+
 
 @runtime_checkable
-class Agent(Protocol):
+class Player(Protocol):
+    """Whatever plays episodes: it acts, and carries a state from step to step."""
+
+    def initial_state(self, num_envs: int) -> dict[str, Any]: ...
+
+    def act(
+        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
+    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]: ...
+
+
+@runtime_checkable
+class Agent(Player, Protocol):
     """Four verbs (`initial_state`, `act`, `update`, `state_dict`), and what replay must know.
 
+    `players` are the ways in which it can play, by name: `policy`, which is the agent itself, and maybe others.
     `memory_spaces` names what replay keeps of the state that `act` returns, and `memory` picks it out; both may be
     empty. An update trains on `rows_per_update` rows, drawn in sequences of `batch_length`.
     """
@@ -28,13 +43,10 @@ class Agent(Protocol):
     batch_length: int
 
     @property
+    def players(self) -> Mapping[str, Player]: ...
+
+    @property
     def memory_spaces(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]: ...
-
-    def initial_state(self, num_envs: int) -> dict[str, Any]: ...
-
-    def act(
-        self, sight: Sight, state: dict[str, Any], *, generator: torch.Generator | None
-    ) -> tuple[Shaped[Tensor, "E *A"], dict[str, Any]]: ...
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]: ...
 

@@ -111,7 +111,15 @@ def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords:
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
         validation = make_evaluation(nodes, evaluation.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
         test = make_evaluation(nodes, evaluation.eval_instances, seed=TEST_SEED, rules=task.rules)
-        return RoutingEvaluator(task, validation=validation, test=test, device=device, pictures=pictures)
+        return RoutingEvaluator(
+            task,
+            validation=validation,
+            test=test,
+            device=device,
+            pictures=pictures,
+            players=evaluation.players,
+            planned=evaluation.plan_instances,
+        )
 
     return Setup(task, make_env, make_evaluator, close=lambda: None)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
 from routing.drawing import draw_tour
 from routing.rules import Instance, each_part
-from training.agent import Agent
+from training.agent import POLICY, Agent, Player
 from training.evaluation import Report, interval
 
 
@@ -31,6 +32,11 @@ class Evaluation(NamedTuple):
     def coords(self) -> Float[Tensor, "I N 2"]:
         """Where the nodes lie."""
         return self.instance.coords
+
+    def first(self, count: int) -> Evaluation:
+        """The first instances, so many at most."""
+        factors = None if self.factors is None else self.factors[:count]
+        return Evaluation(each_part(self.instance, lambda part: part[:count]), self.references[:count], factors)
 
 
 def percent_above(cost: float, reference: float) -> float:
@@ -51,11 +57,11 @@ class Result(NamedTuple):
     gap: float
 
 
-def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device: torch.device) -> Result:
+def evaluate(player: Player, task: RoutingTask, evaluation: Evaluation, *, device: torch.device) -> Result:
     """Greedy tours of every instance, each action checked against the rules.
 
     Args:
-        agent: acts by its mode; nothing random is drawn.
+        player: acts by its mode; nothing random is drawn.
         task: the problem.
         evaluation: instances and the lengths to compare with.
         device: where the agent lives.
@@ -72,7 +78,7 @@ def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device:
         check_actions=True,
     )
     obs, info = env.reset()
-    state = agent.initial_state(count)
+    state = player.initial_state(count)
     returns = torch.zeros(count, device=device)
     running = torch.ones(count, dtype=torch.bool, device=device)
     first = obs["current_node"]
@@ -80,7 +86,7 @@ def evaluate(agent: Agent, task: RoutingTask, evaluation: Evaluation, *, device:
     for _ in range(task.rules.episode_steps(num_nodes)):
         if not task.rules.fixed_length and not bool(running.any()):
             break
-        action, state = agent.act(Sight.of(obs, info), state, generator=None)
+        action, state = player.act(Sight.of(obs, info), state, generator=None)
         obs, reward, terminated, _, info = env.step(action)
         # Rows that have ended begin their instance again, which counts no more.
         returns += reward.masked_fill(~running, 0.0)
@@ -102,29 +108,55 @@ class RoutingEvaluator:
         test: Evaluation,
         device: torch.device,
         pictures: Callable[[Instance], dict[str, np.ndarray]] | None = None,
+        players: Sequence[str] = (POLICY,),
+        planned: int | None = None,
     ) -> None:
-        """Take the instances; `pictures` draws what the agent imagines of the first of them."""
-        self.task, self.device, self.pictures = task, device, pictures
-        self._validation, self._test = validation, test
+        """Take the instances.
+
+        Args:
+            task: the problem.
+            validation: instances of every evaluation during training.
+            test: those of the final one.
+            device: where the agent lives.
+            pictures: draws what the agent imagines of the first instance.
+            players: whose tours are judged, by the names that the agent gives them.
+            planned: validation instances that whoever is not the policy plays; None for all.
+        """
+        self.task, self.device, self.pictures, self.players = task, device, pictures, tuple(players)
+        self._validation, self._test, self._planned = validation, test, planned
 
     def validate(self, agent: Agent) -> Report:
         """Tours of the validation instances."""
-        return self._report(agent, self._validation)
+        return self._report(agent, self._validation, planned=self._planned)
 
     def test(self, agent: Agent) -> Report:
         """Tours of the test instances."""
-        return self._report(agent, self._test)
+        return self._report(agent, self._test, planned=None)
 
-    def _report(self, agent: Agent, evaluation: Evaluation) -> Report:
-        result = evaluate(agent, self.task, evaluation, device=self.device)
-        title = f"length {float(result.lengths[0]):.3f}, reference {evaluation.references[0]:.3f}"
-        tour = draw_tour(evaluation.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
-        pictures = {"tour": tour}
+    def _report(self, agent: Agent, evaluation: Evaluation, *, planned: int | None) -> Report:
+        values: dict[str, float] = {}
+        pictures: dict[str, np.ndarray] = {}
+        summaries = []
+        for name in self.players:
+            judged, prefix = evaluation, ""
+            if name != POLICY:
+                judged, prefix = evaluation if planned is None else evaluation.first(planned), f"{name}_"
+            begin = time.perf_counter()
+            result = evaluate(agent.players[name], self.task, judged, device=self.device)
+            seconds = (time.perf_counter() - begin) / len(result.lengths)
+            title = f"length {float(result.lengths[0]):.3f}, reference {judged.references[0]:.3f}"
+            tour = draw_tour(judged.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
+            pictures[f"{prefix}tour"] = tour
+            mean = float(result.lengths.mean())
+            values |= {f"{prefix}gap": result.gap, f"{prefix}return": -mean}
+            if name != POLICY:
+                values[f"{prefix}seconds"] = seconds
+            summaries.append(
+                f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)},"
+                f" gap {result.gap:.2f} % to the reference"
+            )
         if self.pictures is not None:
             pictures |= self.pictures(evaluation.instance)
-        mean = float(result.lengths.mean())
-        summary = (
-            f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)},"
-            f" gap {result.gap:.2f} % to the reference"
-        )
-        return Report({"gap": result.gap, "return": -mean}, pictures, summary)
+        if len(summaries) > 1:
+            summaries = [f"{name}: {summary}" for name, summary in zip(self.players, summaries, strict=True)]
+        return Report(values, pictures, "; ".join(summaries))

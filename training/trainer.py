@@ -75,6 +75,7 @@ class Trainer:
     ) -> None:
         """Take the parts together; `run` begins, after `load` where there is something to go on from."""
         self.agent, self.task, self.settings = agent, task, settings
+        self.player = agent.players[settings.act]
         self.env, self.replay, self.evaluator, self.guard = env, replay, evaluator, guard
         self.generators, self.logger, self.logdir, self.device = generators, logger, logdir, device
         self.lock = lock
@@ -88,7 +89,7 @@ class Trainer:
         self.updates = 0
         self.row: dict[str, Tensor] = {}
         self.any_first = True
-        self.acting = agent.initial_state(env.num_envs)
+        self.acting = self.player.initial_state(env.num_envs)
         self.episode_return = torch.zeros(env.num_envs, device=device)
         self.latest: dict[str, float] = {}
         self.finished = False
@@ -207,7 +208,7 @@ class Trainer:
         # An agent acts from the first step on, so that it knows the episodes that it takes over from the prefill, and
         # replay holds what it remembered.
         sight = Sight(obs, self.row["is_first"], self.any_first)
-        action, acting = self.agent.act(sight, self.acting, generator=self.generators["acting"])
+        action, acting = self.player.act(sight, self.acting, generator=self.generators["acting"])
         if self.step < self.settings.prefill:
             action = self._prefill_action(obs)
             if "action" in acting:
@@ -360,11 +361,12 @@ class Trainer:
     def _show(self) -> None:
         figures = {
             "gap": ("valid_gap", "{:.3g} %"),
+            "plan": ("valid_plan_gap", "{:.3g} %"),
             "valid": ("valid_return", "{:.4g}"),
             "return": ("train_return", "{:.4g}"),
             "entropy": ("actor_entropy", "{:.3g}"),
         }
-        if "valid_gap" in self.latest:
+        if "valid_gap" in self.latest or "valid_plan_gap" in self.latest:
             del figures["valid"]
         told = {name: form.format(self.latest[key]) for name, (key, form) in figures.items() if key in self.latest}
         self._progress.update(self.step, told)

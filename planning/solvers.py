@@ -1,0 +1,100 @@
+"""From what moves cost to tours and routes, by the solvers that references are made with, in processes side by side."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+from jaxtyping import Int64
+
+from routing.instances import HELD_KARP_MAX_NODES, MIN_REFERENCE_NODES, held_karp_tours, reference_tour
+from routing.leftovers import Problem
+from routing.pyvrp_reference import cheapest_plan
+
+# Problems that a process is handed at a time: few, so that all processes end at about the same time.
+PIECE = 32
+
+Solution = Int64[np.ndarray, " L"]
+
+
+class Solver:
+    """Solves many problems, in this process or in several at once. The same problem has the same solution every time.
+
+    Tours are optimal up to 9 nodes, and LKH's beyond; routes are PyVRP's.
+    """
+
+    def __init__(self, *, processes: int = 1) -> None:
+        """Start no process yet.
+
+        Args:
+            processes: how many to solve in; 1 for this one alone.
+        """
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def solve(
+        self, problems: Sequence[Problem], *, progress: Callable[[int], object] = lambda solved: None
+    ) -> list[Solution]:
+        """A solution of each problem, as `routing.solutions` writes it, from node 0.
+
+        Args:
+            problems: of any sizes.
+            progress: called with the number of problems just solved.
+
+        Raises:
+            UserError: a problem's vehicles are too few, as far as the solver can tell.
+        """
+        pieces = [problems[begin : begin + PIECE] for begin in range(0, len(problems), PIECE)]
+        found: list[Solution] = []
+        for solved in self._each(pieces):
+            found += solved
+            progress(len(solved))
+        return found
+
+    def _each(self, pieces: Sequence[Sequence[Problem]]) -> Iterable[list[Solution]]:
+        if self.processes == 1 or len(pieces) < 2:
+            return map(solve_piece, pieces)
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_leave_interrupts)
+        return self._pool.map(solve_piece, pieces)
+
+    def close(self) -> None:
+        """End the processes, if any were started."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def solve_piece(problems: Sequence[Problem]) -> list[Solution]:
+    """A solution of each problem; small tours of one size are found together, in the time of a few."""
+    found: dict[int, Solution] = {}
+    small = [index for index, problem in enumerate(problems) if _is_small_tour(problem)]
+    by_size = sorted(small, key=lambda index: len(problems[index].costs))
+    for _, members in itertools.groupby(by_size, key=lambda index: len(problems[index].costs)):
+        indices = list(members)
+        tours = held_karp_tours(np.stack([problems[index].costs for index in indices]))
+        found |= dict(zip(indices, tours, strict=True))
+    for index, problem in enumerate(problems):
+        if index not in found:
+            found[index] = _solve_alone(problem)
+    return [found[index] for index in range(len(problems))]
+
+
+def _is_small_tour(problem: Problem) -> bool:
+    return problem.demand is None and MIN_REFERENCE_NODES <= len(problem.costs) <= HELD_KARP_MAX_NODES
+
+
+def _solve_alone(problem: Problem) -> Solution:
+    if problem.demand is None:
+        return reference_tour(problem.costs)
+    return cheapest_plan(problem.costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C in a terminal reaches every process there; the one that planned for the others answers for them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
