@@ -90,9 +90,15 @@ def _is_small_tour(problem: Problem) -> bool:
 
 
 def _solve_alone(problem: Problem) -> Solution:
+    costs = problem.costs
     if problem.demand is None:
-        return reference_tour(problem.costs)
-    return cheapest_plan(problem.costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")
+        # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
+        if (least := costs.min(initial=0.0)) < 0:
+            costs = costs - least * ~np.eye(len(costs), dtype=bool)
+        return reference_tour(costs)
+    # PyVRP takes no costs below 0.
+    costs = costs.clip(min=0.0)
+    return cheapest_plan(costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")
 
 
 def _leave_interrupts() -> None:

@@ -56,9 +56,9 @@ def rest_of_tour(
 ) -> Leftover:
     """The path from the current node through those that are open, and back to the first."""
     nodes = np.concatenate(([current], still_open))
-    rest = costs[np.ix_(nodes, nodes)]
+    rest = _between(costs, nodes)
     # To come back to where one stands now is to come home.
-    rest[:, 0] = costs[nodes, first]
+    rest[1:, 0] = costs[still_open, first]
     return Leftover(Problem(rest), nodes, done=1, home=first)
 
 
@@ -74,11 +74,18 @@ def rest_of_plan(
     """The rest of the current route, and the routes after it, of vehicles whose depot is node 0."""
     if current == 0:
         nodes = np.concatenate(([0], still_open))
-        return Leftover(Problem(costs[np.ix_(nodes, nodes)], demand[nodes], capacity), nodes, done=1, home=0)
+        return Leftover(Problem(_between(costs, nodes), demand[nodes], capacity), nodes, done=1, home=0)
     # A route that has begun leads straight to where the vehicle stands, at no cost and with what it has delivered; to
     # go there from anywhere else costs more than any detour that it could save.
     nodes = np.concatenate(([0, current], still_open))
-    rest, amounts = costs[np.ix_(nodes, nodes)], demand[nodes]
-    rest[:, 1] = 4 * np.abs(rest).max()
+    rest, amounts = _between(costs, nodes), demand[nodes]
+    rest[2:, 1] = 4 * np.abs(rest).max()
     rest[0, 1], amounts[1] = 0.0, capacity - load
     return Leftover(Problem(rest, amounts, capacity), nodes, done=2, home=0)
+
+
+def _between(costs: Float64[np.ndarray, "N N"], nodes: Int64[np.ndarray, " M"]) -> Float64[np.ndarray, "M M"]:
+    """What moves between some nodes cost; to stay costs nothing, whatever a model may think of it."""
+    between = costs[np.ix_(nodes, nodes)]
+    np.fill_diagonal(between, 0.0)
+    return between
