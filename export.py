@@ -25,6 +25,8 @@ from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from routing.instances import TEST_SEED
 from solving.decoding import Decoding
+from solving.given_costs import SOLVERS
+from solving.references import references
 from system.safe_files import read_text, write_text
 from system.terminal import Parser, show
 from training import devices, loading
@@ -102,7 +104,7 @@ def measured(
     """Gaps, in percent of the references' mean, of a weights file on the first instances of the field's test set."""
     agent = solve.load_agent(path, device, trust=trust)
     cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED)
-    known = solve.references(cases, solve.REFERENCES[cases[0].problem])
+    known = references(cases, SOLVERS[cases[0].problem])
     mean_reference = sum(known) / len(known)
     gaps = {method: gap(agent, cases, mean_reference, method) for method in methods}
     return {"instances": instances, "test_seed": TEST_SEED, "mean_reference": mean_reference, "gaps": gaps}

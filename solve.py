@@ -1,9 +1,12 @@
 """Solve routing instances, from files or drawn at random, with a trained agent: lengths, gaps, tours and pictures.
 
+A file may also hold a matrix of costs. A solver answers it, with `none` in place of the agent.
+
 For example:
   python solve.py logdir/tsp_attn-seed0 berlin52.tsp --out solved
   python solve.py logdir/tsp_attn-seed0 --random 1000 --nodes 20 --seed 777 --decode augment --reference lkh
   python solve.py logdir/cvrp_attn-seed0 X-n101-k25.vrp --decode sample --samples 100 --out solved
+  python solve.py none drive_times.csv ftv33.atsp --out solved
 """
 
 from __future__ import annotations
@@ -13,26 +16,24 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import config
 from config import ConfigError, UserError, one_line_errors
 from dreamer import Dreamer
-from envs.routing import MIN_NODES, RULES, CVRPInstance
+from envs.routing import CVRPInstance
 from envs.tasks import RoutingTask
 from routing.costs import EUCLIDEAN
 from routing.cvrp import FIELD_INSTANCES, CVRPRules
 from routing.drawing import draw_tour
 from routing.files import InstanceError, RoutingInstance, read_instances
-from routing.instances import reference_tour
-from routing.metrics import EXACT, distance_matrix, plane, tour_length
-from routing.pyvrp_reference import pyvrp_solution
+from routing.layout import shown_at
+from routing.metrics import EXACT, GIVEN
 from routing.rules import Rules
 from routing.solutions import check_solution, known_length, route_counts, solution_path, write_solution
 from solving import answers
@@ -40,24 +41,27 @@ from solving.answers import Solution
 from solving.decoding import (
     WORKING_NUMBERS,
     Decoding,
-    as_instance,
     best_tours,
     imagined_tours,
     nearest_neighbour_lengths,
     refuse_other_sizes,
     require_room,
 )
+from solving.given_costs import SOLVERS, solve_given
+from solving.references import with_references
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.safe_files import replacing
 from system.terminal import Parser, show, tell
 from training import devices, loading
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
-# The solver that the field compares with, by problem as in `envs.routing.RULES`.
-REFERENCES = {"tsp": "lkh", "cvrp": "pyvrp"}
-# Bytes, by measurement and rounded up: of a random instance and its solution, of each of its nodes, and of each leg
-# while a solver looks for a reference.
-INSTANCE_BYTES, NODE_BYTES, LEG_BYTES = 3000, 80, 150
+# In place of a run: no model, and a solver for everything.
+NO_RUN = Path("none")
+PLAN = "plan"
+# The group of instances that a solver answers by their own costs.
+BY_SOLVER = ""
+# Bytes, by measurement and rounded up: of a random instance and its solution, and of each of its nodes.
+INSTANCE_BYTES, NODE_BYTES = 3000, 80
 
 TRUST_HELP = "import and call what the run's config names; without it, code that a file names is never run"
 
@@ -84,8 +88,8 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
     if not isinstance(agent.task, RoutingTask):
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
     name = agent.task.rules.name
-    if name not in REFERENCES:
-        raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(REFERENCES)}; give another run")
+    if name not in SOLVERS:
+        raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(SOLVERS)}; give another run")
     costs = agent.task.rules.costs
     if costs.name != EUCLIDEAN.name:
         raise ConfigError(f"{run} was trained on costs of {costs.name}, and files ask for distances; give another run")
@@ -128,12 +132,12 @@ def random_instances(agent: Dreamer, count: int, num_nodes: int, seed: int) -> l
 
 
 def solve(
-    agent: Dreamer, instances: Sequence[RoutingInstance], decoding: Decoding, *, imagine: bool = False
+    agent: Dreamer | None, instances: Sequence[RoutingInstance], decoding: Decoding, *, imagine: bool = False
 ) -> list[Solution | UserError]:
     """A checked solution of each instance, in order, or why it cannot be solved; a progress bar shows long work.
 
     Args:
-        agent: trained on the instances' problem.
+        agent: trained on the instances' problem; None where a solver finds every solution by the instances' own costs.
         instances: of any sizes; those of one size are solved together.
         decoding: how to look for tours.
         imagine: also have the model imagine each tour.
@@ -141,19 +145,24 @@ def solve(
     Raises:
         IllegalSolution: a tour breaks the rules, which is a defect.
     """
-    rules = rules_of(agent)
     groups: dict[tuple[str, int, str], list[int]] = {}
     for index, instance in enumerate(instances):
-        groups.setdefault((instance.problem, len(instance.coords), instance.metric), []).append(index)
-    total = sum(decoding.decisions(rules, size) * len(members) for (_, size, _), members in groups.items())
+        # Solvers take instances of any sizes beside each other.
+        alone = agent is None or (instance.metric == GIVEN and decoding.method == PLAN)
+        key = (BY_SOLVER, 0, "") if alone else (instance.problem, len(instance.coords), instance.metric)
+        groups.setdefault(key, []).append(index)
+    total = sum(_decisions(agent, instance, decoding) for instance in instances)
     outcomes: dict[int, Solution | UserError] = {}
-    with tqdm(total=total, desc="solving", unit="decision", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+    unit = "node" if agent is None else "decision"
+    with tqdm(total=total, desc="solving", unit=unit, unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for (problem, _, _), members in groups.items():
             group = [instances[index] for index in members]
             try:
-                if problem != rules.name:
-                    raise UserError(f"is a {problem} instance, and the run was trained on {rules.name}")
-                found = _solve_group(agent, group, decoding, imagine=imagine, progress=bar.update)
+                if problem == BY_SOLVER:
+                    found = solve_given(group, progress=bar.update)
+                else:
+                    assert agent is not None, "without an agent, a solver solves everything"
+                    found = _solve_group(agent, group, decoding, imagine=imagine, progress=bar.update)
             except UserError as error:
                 outcomes |= dict.fromkeys(members, error)
             except (MemoryError, RuntimeError) as error:
@@ -166,6 +175,12 @@ def solve(
     return [outcomes[index] for index in range(len(instances))]
 
 
+def _decisions(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding) -> int:
+    """What an instance counts as in the progress bar."""
+    count = len(instance.coords)
+    return count if agent is None else decoding.decisions(rules_of(agent), count)
+
+
 def _solve_group(
     agent: Dreamer,
     group: Sequence[RoutingInstance],
@@ -174,19 +189,26 @@ def _solve_group(
     imagine: bool,
     progress: Callable[[int], object],
 ) -> list[Solution | UserError]:
-    """The same for instances of one size and metric."""
+    """The same by an agent, for instances of one problem, size and metric."""
+    rules, first = rules_of(agent), group[0]
+    if first.metric == GIVEN:
+        raise UserError(f"is a matrix of costs, which no network reads; --decode {PLAN} has a solver answer")
+    if first.problem != rules.name:
+        raise UserError(f"is a {first.problem} instance, and the run was trained on {rules.name}")
+    if decoding.method == PLAN:
+        raise UserError(f"is no matrix of costs; leave --decode {PLAN} out, or give {NO_RUN} in place of a run")
     begin = time.perf_counter()
     tours = best_tours(agent.behavior, group, decoding, progress=progress)
     seconds = (time.perf_counter() - begin) / len(group)
     pictured = imagined_tours(agent.behavior, group) if imagine else [None] * len(group)
-    nearest = nearest_neighbour_lengths(rules_of(agent), group).tolist()
+    nearest = nearest_neighbour_lengths(rules, group).tolist()
     found: list[Solution | UserError] = []
     for instance, tour, picture, simple in zip(group, tours, pictured, nearest, strict=True):
         if picture is not None:
             # The model knows rewards as they were stored.
             picture = picture._replace(length=picture.length / agent.reward_scale)
         check_solution(instance, tour)
-        length = tour_length(instance.coords, tour, instance.metric)
+        length = instance.tour_length(tour)
         solution = Solution(instance, tour, length, seconds, imagined=picture, nearest=simple)
         found.append(_too_many_routes(solution) or solution)
     return found
@@ -205,42 +227,16 @@ def _too_many_routes(solution: Solution) -> UserError | None:
     )
 
 
-def references(instances: Sequence[RoutingInstance], solver: str) -> list[int | float]:
-    """The length of each instance's solution by another solver, `lkh` or `pyvrp`; all are of one problem.
-
-    Raises:
-        UserError: a solver finds none, or needs more memory than there is.
-    """
-    sizes = {len(instance.coords) for instance in instances}
-    problem = instances[0].problem
-    plain = all(instance.metric == EXACT for instance in instances)
-    legs = max(sizes) ** 2
-    work = f"{solver} for {max(sizes):,} nodes needs"
-    require_memory(LEG_BYTES * legs, device=torch.device("cpu"), work=work, remedy="give --reference none")
-    if solver == REFERENCES[problem] and plain and len(sizes) == 1 and min(sizes) >= MIN_NODES:
-        # Those of a random set are kept from one call to the next.
-        coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
-        return list(map(float, RULES[problem].reference_lengths(as_instance(instances, coords))))
-    bar = tqdm(instances, desc=solver, delay=1, disable=None, leave=False)
-    return [_reference(instance, solver) for instance in bar]
-
-
-def _reference(instance: RoutingInstance, solver: str) -> int | float:
-    if solver == "pyvrp":
-        tour = pyvrp_solution(instance)
-    else:
-        tour = reference_tour(distance_matrix(instance.coords, instance.metric))
-    check_solution(instance, tour)
-    return tour_length(instance.coords, tour, instance.metric)
-
-
 def write(solution: Solution, folder: Path) -> None:
     """Write the solution to `folder` as its problem's files do, and its picture."""
     instance = solution.instance
     write_solution(solution_path(folder, instance), instance, solution.tour)
     comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
     title = f"{instance.name}: length {answers.length_text(solution.length, instance.metric)}{comparison}"
-    picture = draw_tour(plane(instance.coords, instance.metric), solution.tour, title=title)
+    note = f"chosen by {solution.chooser}"
+    if not instance.coords.shape[1]:
+        note += "; places laid out by costs, not where they are"
+    picture = draw_tour(shown_at(instance), solution.tour, title=title, note=note)
     # Most calls write no picture, and matplotlib takes longer to import than a tour to find.
     from matplotlib.image import imsave
 
@@ -270,12 +266,14 @@ def _seed(text: str) -> int:
 def _parser() -> Parser:
     parser = Parser("solve.py", description=__doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="CHECKPOINT", help="weights, a run's folder, or a checkpoint file in one")
+    run_help = "weights, a run's folder, or a checkpoint file in one; none: no model, a solver answers"
+    add("run", type=Path, metavar="CHECKPOINT", help=run_help)
     add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .tsv, .json, .npy or .npz files")
     add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, help="of the random instances and of --decode sample (default 0)")
-    add("--decode", choices=Decoding.METHODS, default="greedy", help="how to look for tours (default greedy)")
+    decode_help = f"how to look for tours (default greedy); {PLAN}: a solver, for matrices of costs (default of none)"
+    add("--decode", choices=Decoding.METHODS, help=decode_help)
     add("--samples", type=positive, metavar="K", help="tours that sample draws (default 128)")
     add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
     add("--reference", choices=("lkh", "pyvrp", "none"), help="what to compare with; what is known where not given")
@@ -316,25 +314,25 @@ def _check_output(folder: Path, found: Sequence[Case]) -> None:
         raise ConfigError(f"--out {folder} cannot be made a folder ({existing} {cause}); give another")
 
 
-def _cases(arguments: argparse.Namespace, agent: Dreamer) -> tuple[list[Case], int]:
+def _require_reference(reference: str | None, problems: Collection[str]) -> None:
+    """Check that the solver asked for solves instances of these problems.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for problem in sorted(problems):
+        if reference == "lkh" and SOLVERS[problem] != "lkh":
+            raise ConfigError(f"LKH solves no {problem} instances here; give --reference pyvrp")
+
+
+def _cases(arguments: argparse.Namespace, agent: Dreamer | None) -> tuple[list[Case], int]:
     """What is to be solved, and how many files cannot be read."""
     if arguments.random:
+        assert agent is not None, "random instances are of a run's problem"
         num_nodes = arguments.nodes or agent.task.num_actions
         drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed)
         return [(Path(each.name), each, None) for each in drawn], 0
     return _read(arguments.files, with_known=arguments.reference is None)
-
-
-def _with_references(solutions: list[Solution], solver: str) -> list[Solution]:
-    """Solutions with references; one that there is no reference of is told of, and keeps its length."""
-    try:
-        lengths = references([each.instance for each in solutions], solver)
-    except (UserError, MemoryError) as error:
-        if len(solutions) > 1:
-            return [found for each in solutions for found in _with_references([each], solver)]
-        tell(f"solve.py: {solutions[0].instance.name} has no reference: {str(error) or 'out of memory'}")
-        return solutions
-    return [one._replace(reference=length) for one, length in zip(solutions, lengths, strict=True)]
 
 
 def _print(solutions: Sequence[Solution], decoding: Decoding, *, as_json: bool, trained_on: int) -> None:
@@ -360,14 +358,17 @@ def _write_all(solutions: Sequence[Solution], folder: Path) -> str:
             write(solution, folder)
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written to ({error.strerror or error}); give another") from error
-    suffix = solution_path(folder, solutions[0].instance).suffix
+    suffixes = sorted({solution_path(folder, solution.instance).suffix for solution in solutions})
     if len(solutions) == 1:
         return f"written: {solution_path(folder, solutions[0].instance)} and its picture (.png)"
-    return f"written to {folder}: {len(solutions)} solutions ({suffix}) and their pictures (.png)"
+    return f"written to {folder}: {len(solutions)} solutions ({' or '.join(suffixes)}) and their pictures (.png)"
 
 
 def _require_effect(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse options that would change nothing, and fill in the others."""
+    if arguments.run == NO_RUN:
+        _require_no_model(parser, arguments)
+    arguments.decode = arguments.decode or Decoding.method
     draws = arguments.decode == "sample"
     if arguments.samples is not None and not draws:
         parser.error(f"--samples is of --decode sample, and --decode is {arguments.decode}")
@@ -379,6 +380,17 @@ def _require_effect(parser: Parser, arguments: argparse.Namespace) -> None:
     arguments.seed = arguments.seed or 0
 
 
+def _require_no_model(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Refuse what takes a model where there is none."""
+    arguments.decode = arguments.decode or PLAN
+    if arguments.decode != PLAN:
+        parser.error(f"--decode {arguments.decode} is of a network, and the run is {NO_RUN}; give a run, or {PLAN}")
+    if arguments.random:
+        parser.error(f"--random draws what a run was trained on, and the run is {NO_RUN}; give files")
+    if arguments.imagine:
+        parser.error(f"--imagine asks a model, and the run is {NO_RUN}; give a run")
+
+
 def main(argv: list[str]) -> None:
     """Read the command line and solve; an instance that cannot be solved does not keep the others from it."""
     parser = _parser()
@@ -388,10 +400,13 @@ def main(argv: list[str]) -> None:
     _require_effect(parser, arguments)
     with one_line_errors("solve.py", *loading.USER_ERRORS):
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
-        agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
-        if arguments.reference == "lkh" and REFERENCES[rules_of(agent).name] != "lkh":
-            raise ConfigError(f"LKH solves no {rules_of(agent).name} instances here; give --reference pyvrp")
+        agent = None
+        if arguments.run != NO_RUN:
+            agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
+            _require_reference(arguments.reference, {rules_of(agent).name})
         found, failures = _cases(arguments, agent)
+        if agent is None:
+            _require_reference(arguments.reference, {instance.problem for _, instance, _ in found})
         if arguments.out is not None:
             _check_output(arguments.out, found)
         solutions: list[Solution] = []
@@ -407,8 +422,9 @@ def main(argv: list[str]) -> None:
                 told.add(line)
                 tell(line)
         if arguments.reference in ("lkh", "pyvrp") and solutions:
-            solutions = _with_references(solutions, arguments.reference)
-        _print(solutions, decoding, as_json=arguments.json, trained_on=agent.task.num_actions)
+            solutions = with_references(solutions, arguments.reference)
+        trained_on = 0 if agent is None else agent.task.num_actions
+        _print(solutions, decoding, as_json=arguments.json, trained_on=trained_on)
         if arguments.out is not None and solutions:
             # Beside a JSON object nothing else goes to stdout.
             (tell if arguments.json else show)(_write_all(solutions, arguments.out))

@@ -21,7 +21,6 @@ import solve
 from config import ConfigError, one_line_errors
 from routing.drawing import draw_tours
 from routing.instances import TEST_SEED, reference_tour
-from routing.metrics import distance_matrix, tour_length
 from solving.answers import Solution
 from solving.decoding import Decoding
 from system.terminal import Parser, show
@@ -61,8 +60,8 @@ def draw(moments: dict[int, Path], out: Path, *, number: int) -> list[str]:
     for step, path in moments.items():
         agent = solve.load_agent(path, CPU)
         instance = solve.random_instances(agent, number + 1, agent.task.num_actions, TEST_SEED)[number]
-        best = reference_tour(distance_matrix(instance.coords, instance.metric))
-        shortest = tour_length(instance.coords, best, instance.metric)
+        best = reference_tour(instance.cost_matrix())
+        shortest = instance.tour_length(best)
         (found,) = solve.solve(agent, [instance], Decoding())
         assert isinstance(found, Solution), "the agent plays the maps that it was trained on"
         tours.append(found.tour)

@@ -12,14 +12,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from numpy.lib import format as npy_format
 
 from config import UserError
-from routing.metrics import EXACT
-from routing.parsing import LARGEST_COORDINATE, LARGEST_LOAD, MATRIX_REMEDY, InstanceError, RoutingInstance, quoted
+from routing.matrices import COST_REMEDY, as_costs, impossible_cost
+from routing.metrics import EXACT, GIVEN
+from routing.parsing import LARGEST_COORDINATE, LARGEST_LOAD, InstanceError, RoutingInstance, quoted
 
-PARTS = ("coords", "demand", "capacity")
+# What may stand beside each other; loads are of CVRP.
+PLACES = ({"coords"}, {"costs"}, {"coords", "costs"})
+LOADS = {"demand", "capacity"}
 # The most bytes that each array may have as float64: 16 million nodes.
 LARGEST_UNPACKED = 2**28
 # The signature of an entry in the directory of a zip archive; they are counted before a directory of millions is read.
@@ -53,7 +56,7 @@ def read_arrays(path: Path, content: bytes) -> list[RoutingInstance]:
 
 def _unpacked(path: Path, content: bytes) -> dict[str, np.ndarray]:
     if content.startswith(npy_format.MAGIC_PREFIX):
-        return {"coords": _array(path, io.BytesIO(content), len(content))}
+        return unnamed(_array(path, io.BytesIO(content), len(content)))
     if content.count(ZIP_ENTRY) > MOST_ENTRIES:
         raise _other_parts(path, f"more than {MOST_ENTRIES} arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -96,44 +99,88 @@ def _require_size(path: Path, size: int) -> None:
 
 
 def _require_parts(path: Path, names: list[str]) -> None:
-    if set(names) not in ({"coords"}, set(PARTS)):
+    if set(names) not in (*PLACES, *(places | LOADS for places in PLACES)):
         raise _other_parts(path, quoted(", ".join(sorted(names))))
 
 
 def _other_parts(path: Path, found: str) -> InstanceError:
     return InstanceError(
-        f"{path}: holds {found}; `coords` [I, N, 2] is needed, with `demand` [I, N] and `capacity` [I] for CVRP"
+        f"{path}: holds {found}; `coords` [I, N, 2] or `costs` [I, N, N] is needed, with `demand` [I, N] and `capacity`"
+        " [I] for CVRP"
     )
 
 
+def unnamed(array: np.ndarray) -> dict[str, np.ndarray]:
+    """An array without a name under that of the part that it is: a square is costs, unless it may be two positions."""
+    is_square = array.ndim in (2, 3) and array.shape[-1] == array.shape[-2] > 2
+    return {"costs" if is_square else "coords": array}
+
+
 def batch(path: Path, arrays: dict[str, np.ndarray]) -> list[RoutingInstance]:
-    """The instances that `coords`, `demand` and `capacity` of one file make.
+    """The instances that `coords` or `costs`, `demand` and `capacity` of one file make.
 
     Raises:
         InstanceError: they make none.
     """
     _require_parts(path, list(arrays))
-    coords = _number_array(path, "coords", arrays["coords"], largest=LARGEST_COORDINATE)
-    several = coords.ndim == 3
-    coords = coords if several else coords[None]
-    if coords.ndim != 3 or coords.shape[-1] != 2 or coords.size == 0:
-        square = coords.ndim == 3 and coords.shape[-1] == coords.shape[-2] > 2
-        remedy = MATRIX_REMEDY if square else "[N, 2], or [I, N, 2] for a batch, is needed"
-        raise InstanceError(f"{path}: coords has shape {arrays['coords'].shape}; {remedy}")
+    matrices = _matrices(path, arrays["costs"]) if "costs" in arrays else None
+    coords = _positions(path, arrays["coords"]) if "coords" in arrays else None
+    if coords is None:
+        assert matrices is not None, "parts are required"
+        coords = np.zeros((*matrices.shape[:2], 0))
+    shape = coords.shape[:2]
+    if matrices is not None and matrices.shape[:2] != shape:
+        cause = f"costs has shape {arrays['costs'].shape} beside coords of {arrays['coords'].shape}"
+        raise InstanceError(f"{path}: {cause}; costs of the same instances and nodes are needed, or no coords")
+    several = any(arrays[name].ndim == 3 for name in ("coords", "costs") if name in arrays)
     width = len(str(len(coords) - 1))
     names = [f"{path.stem}-{index:0{width}}" if several else path.stem for index in range(len(coords))]
-    if "demand" not in arrays:
-        return [RoutingInstance(name, "tsp", nodes, EXACT) for name, nodes in zip(names, coords, strict=True)]
-    demand, capacity = _loads(path, arrays, coords.shape[:2])
-    return [
-        RoutingInstance(name, "cvrp", nodes, EXACT, amounts, int(most))
-        for name, nodes, amounts, most in zip(names, coords, demand, capacity, strict=True)
-    ]
+    found = [RoutingInstance(name, "tsp", nodes, EXACT) for name, nodes in zip(names, coords, strict=True)]
+    if matrices is not None:
+        found = [
+            each._replace(metric=GIVEN, costs=as_costs(matrix)) for each, matrix in zip(found, matrices, strict=True)
+        ]
+    if "demand" in arrays:
+        demand, capacity = _loads(path, arrays, shape)
+        found = [
+            each._replace(problem="cvrp", demand=amounts, capacity=int(most))
+            for each, amounts, most in zip(found, demand, capacity, strict=True)
+        ]
+    return found
+
+
+def _positions(path: Path, array: np.ndarray) -> Float64[np.ndarray, "I N 2"]:
+    coords = _number_array(path, "coords", array, largest=LARGEST_COORDINATE)
+    coords = coords if coords.ndim == 3 else coords[None]
+    if coords.ndim != 3 or coords.shape[-1] != 2 or coords.size == 0:
+        is_square = coords.ndim == 3 and coords.shape[-1] == coords.shape[-2] > 2
+        remedy = "call a matrix `costs`" if is_square else "[N, 2], or [I, N, 2] for a batch, is needed"
+        raise InstanceError(f"{path}: coords has shape {array.shape}; {remedy}")
+    return coords
+
+
+def _matrices(path: Path, array: np.ndarray) -> Float64[np.ndarray, "I N N"]:
+    _require_numbers(path, "costs", array)
+    matrices = array.astype(np.float64)
+    matrices = matrices if matrices.ndim == 3 else matrices[None]
+    if matrices.ndim != 3 or matrices.shape[-1] != matrices.shape[-2] or matrices.size == 0:
+        raise InstanceError(
+            f"{path}: costs has shape {array.shape}; [N, N], from each node (row) to each, or [I, N, N] for a batch, is"
+            " needed"
+        )
+    if place := impossible_cost(matrices):
+        index = list(place if array.ndim == 3 else place[1:])
+        raise InstanceError(f"{path}: costs{index} is {matrices[place]}; {COST_REMEDY}")
+    return matrices
+
+
+def _require_numbers(path: Path, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "iuf":
+        raise InstanceError(f"{path}: {name} is of type {array.dtype}; an array of numbers is needed")
 
 
 def _number_array(path: Path, name: str, array: np.ndarray, *, largest: float) -> np.ndarray:
-    if array.dtype.kind not in "iuf":
-        raise InstanceError(f"{path}: {name} is of type {array.dtype}; an array of numbers is needed")
+    _require_numbers(path, name, array)
     array = array.astype(np.float64)
     # Written so that NaN is refused too.
     impossible = np.argwhere(~(np.abs(array) <= largest))
@@ -152,7 +199,7 @@ def _loads(
     demand = demand[None] if demand.ndim == 1 and shape[0] == 1 else demand
     if demand.shape != shape or capacity.size not in (1, shape[0]) or capacity.ndim > 1:
         raise InstanceError(
-            f"{path}: demand has shape {demand.shape} and capacity {capacity.shape} beside coords of {shape[0]}"
+            f"{path}: demand has shape {demand.shape} and capacity {capacity.shape} beside {shape[0]}"
             f" instances with {shape[1]} nodes; [I, N] and [I], or one capacity for all, are needed"
         )
     capacity = np.broadcast_to(capacity.reshape(-1), (shape[0],))

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 PANEL_INCHES = 4.8
 # Room for a title above a panel.
 TITLE_INCHES = 0.384
-DOTS_PER_INCH = 100
+# And for a note between the two.
+NOTE_INCHES = 0.16
+DOTS_PER_INCH, POINTS_PER_INCH = 100, 72
+# Points between a panel and what stands above it.
+TITLE_PAD = 6
 
 NODE_COLOR = "#1f3a5f"
 LEG_COLOR = "#4c8bc0"
@@ -37,6 +41,7 @@ def draw_tour(
     tour: Int[np.ndarray, " L"],
     *,
     title: str | None = None,
+    note: str | None = None,
     visited_only: bool = False,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draw a closed tour, its first node marked; one that passes its first node in between, as routes in colours.
@@ -45,10 +50,11 @@ def draw_tour(
         coords: node positions.
         tour: nodes in visiting order. Nodes that it leaves out are drawn hollow; it may repeat nodes.
         title: a line above the picture.
+        note: a smaller line below the title.
         visited_only: draw only the legs between the nodes in `tour`, not the one that closes it.
     """
-    figure, (axes,) = _panels(1)
-    _draw_on(axes, coords, tour, title=title, closed=not visited_only)
+    figure, (axes,) = _panels(1, above=TITLE_INCHES + (NOTE_INCHES if note else 0))
+    _draw_on(axes, coords, tour, title=title, note=note, closed=not visited_only)
     return _pixels(figure)
 
 
@@ -87,11 +93,11 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
     return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white", **options)
 
 
-def _panels(count: int, *, inches: float = PANEL_INCHES) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, *, inches: float = PANEL_INCHES, above: float = TITLE_INCHES) -> tuple[Figure, list[Axes]]:
     figure = _figure(inches * count, inches)
     panels = []
     for index in range(count):
-        axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.98 - TITLE_INCHES / inches))
+        axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.98 - above / inches))
         axes.set_aspect("equal")
         axes.margins(0.06)
         axes.set_xticks([])
@@ -101,7 +107,9 @@ def _panels(count: int, *, inches: float = PANEL_INCHES) -> tuple[Figure, list[A
     return figure, panels
 
 
-def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | None, closed: bool) -> None:
+def _draw_on(
+    axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | None, note: str | None = None, closed: bool
+) -> None:
     nodes = np.append(tour, tour[:1]) if closed else tour
     visited, start, left_out = coords[np.unique(tour)], coords[tour[:1]], np.delete(coords, tour, axis=0)
     # Dots that suit 20 nodes would cover a picture of 1,000.
@@ -115,7 +123,20 @@ def _draw_on(axes: Axes, coords: np.ndarray, tour: np.ndarray, *, title: str | N
     if title is not None:
         # Names come from files: text between two dollars would be drawn as mathematics, and fonts lack control
         # characters.
-        axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False)
+        pad = TITLE_PAD + (POINTS_PER_INCH * NOTE_INCHES if note else 0)
+        axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False, pad=pad)
+    if note is not None:
+        axes.annotate(
+            one_line(note),
+            xy=(0.5, 1.0),
+            xycoords="axes fraction",
+            xytext=(0, TITLE_PAD),
+            textcoords="offset points",
+            horizontalalignment="center",
+            fontsize=8,
+            color=NODE_COLOR,
+            parse_math=False,
+        )
 
 
 def _routes(nodes: np.ndarray) -> list[np.ndarray]:

@@ -28,9 +28,10 @@ def read_instances(path: str | os.PathLike) -> list[RoutingInstance]:
     """Every instance in a file, which its suffix describes.
 
     `.csv` and `.tsv` have a line for each node: `x,y`, or named columns, among them `x` and `y`, or `lat` and `lon` for
-    great circles; `.json` has a list of the same as objects or pairs. `.npy` is an array [N, 2] or [I, N, 2]; `.npz` a
-    batch: `coords` [I, N, 2] and, for CVRP, `demand` [I, N] and `capacity` [I] or a number. Anything else is read as
-    TSPLIB or CVRPLIB; so is `.txt`, unless it has none of their sections.
+    great circles; or they are a square of costs, rows from and columns to. `.json` has a list of the same as objects,
+    pairs or rows. `.npy` is an array [N, 2] or [I, N, 2], or of costs, [N, N] or [I, N, N]; `.npz` a batch: `coords`
+    [I, N, 2] or `costs` [I, N, N], and, for CVRP, `demand` [I, N] and `capacity` [I] or a number. Anything else is read
+    as TSPLIB or CVRPLIB; so is `.txt`, unless it has none of their sections.
 
     Raises:
         InstanceError: the file cannot be read, or holds no instance that can be solved.

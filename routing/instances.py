@@ -141,11 +141,16 @@ def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N
 
 def whole_distances(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> Int64[np.ndarray, "N N"]:
     """Distances in whole numbers up to `units`: as they are where they are such, else the longest that many."""
-    longest = distances.max()
     # Whole distances are left as they are, so that the optimum is that of a rounded metric.
-    if longest <= units and bool((distances == np.rint(distances)).all()):
+    if whole_already(distances, units=units):
         return distances.astype(np.int64)
+    longest = distances.max()
     return np.rint(distances * (units / longest if longest > 0 else 1.0)).astype(np.int64)
+
+
+def whole_already(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> bool:
+    """Whether distances are whole numbers up to `units`, which solvers take as they are."""
+    return bool(distances.max() <= units and (distances == np.rint(distances)).all())
 
 
 def reference_lengths(

@@ -15,6 +15,8 @@ EXACT = "exact"
 # For latitude and longitude in degrees: kilometres, unrounded.
 GREAT_CIRCLE = "great_circle"
 UNROUNDED = (EXACT, GREAT_CIRCLE)
+# For costs that stand in a matrix, of which positions tell nothing.
+GIVEN = "given"
 FILE_METRICS = (
     *("EUC_2D", "EUC_3D", "CEIL_2D", "CEIL_3D", "FLOOR_2D", "MAN_2D", "MAN_3D", "MAX_2D", "MAX_3D"),
     *("ATT", "GEO"),

@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int, Int64, Num
 
 from config import UserError
+from routing import metrics
 
 # Squares, and sums of a million legs, stay exact enough in float64 to be rounded to whole numbers.
 LARGEST_COORDINATE = 1e12
 # The rules count loads in 32 bits.
 LARGEST_LOAD = 1e9
-
-MATRIX_REMEDY = (
-    "networks see positions: give those of the nodes, or hand the matrix to a solver that takes one, such as LKH or"
-    " PyVRP"
-)
 
 
 class InstanceError(UserError):
@@ -37,12 +33,15 @@ class RoutingInstance(NamedTuple):
     Attributes:
         name: the file's name without its suffix, with its place in a batch.
         problem: `tsp` or `cvrp`, as in `envs.routing.RULES`.
-        coords: positions in the file's own unit; node 0 is the start or the depot.
-        metric: one of `routing.metrics`.
+        coords: positions in the file's own unit; node 0 is the start or the depot. Where costs are given, they are for
+            pictures alone, and without any numbers (D is 0) where the file has none.
+        metric: one of `routing.metrics`, `GIVEN` with costs.
         demand: of each node, 0 at the depot; None for a TSP.
         capacity: of each vehicle; None for a TSP.
         reference: length of the best solution that the file itself tells of; None where it tells of none.
         vehicles: routes that a plan may have; None where any number may.
+        costs: what a move from each node (row) to each (column) costs, 0 from a node to itself, where the file gives a
+            matrix: int64 if all of them are whole, else float64. None where positions tell.
     """
 
     name: str
@@ -53,6 +52,25 @@ class RoutingInstance(NamedTuple):
     capacity: int | None = None
     reference: float | None = None
     vehicles: int | None = None
+    costs: Num[np.ndarray, "N N"] | None = None
+
+    def tour_length(self, tour: Int[np.ndarray, " L"]) -> int | float:
+        """Length of a closed tour; an int where all costs are whole."""
+        if self.costs is None:
+            return metrics.tour_length(self.coords, tour, self.metric)
+        return self.costs[tour, np.roll(tour, -1)].sum().item()
+
+    def cost_matrix(self) -> Float64[np.ndarray, "N N"]:
+        """What moves from each node (row) to each (column) cost, 0 from a node to itself."""
+        if self.costs is None:
+            return metrics.distance_matrix(self.coords, self.metric)
+        return self.costs.astype(np.float64)
+
+    def longest_leg(self) -> float:
+        """A length that no move between two of the nodes exceeds."""
+        if self.costs is None:
+            return metrics.longest_leg(self.coords, self.metric)
+        return float(self.costs.max())
 
 
 class Row(NamedTuple):

@@ -30,19 +30,21 @@ PYVRP_UNITS = 10_000
 FEWEST_ITERATIONS, MOST_ITERATIONS, CUBE_SHARE = 200, 10_000, 32
 
 
-def pyvrp_solution(instance: RoutingInstance, *, iterations: int | None = None) -> Int64[np.ndarray, " L"]:
+def pyvrp_solution(
+    instance: RoutingInstance, *, costs: Float64[np.ndarray, "N N"] | None = None, iterations: int | None = None
+) -> Int64[np.ndarray, " L"]:
     """A solution as `routing.solutions` writes it; the same on every call.
 
     Args:
         instance: of any size.
+        costs: to solve it by, in place of its own.
         iterations: of the local search; as many as such an instance needs where not given.
 
     Raises:
         UserError: no plan was found.
     """
-    distances = distance_matrix(instance.coords, instance.metric)
     return cheapest_plan(
-        distances,
+        instance.cost_matrix() if costs is None else costs,
         instance.demand,
         instance.capacity,
         vehicles=instance.vehicles,

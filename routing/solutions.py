@@ -16,7 +16,6 @@ from jaxtyping import Int
 from vrplib.parse import parse_solution
 
 from routing.files import RoutingInstance
-from routing.metrics import tour_length
 from system import safe_files, terminal
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def solution_path(folder: Path, instance: RoutingInstance) -> Path:
 
 def write_solution(path: Path, instance: RoutingInstance, tour: Int[np.ndarray, " L"]) -> None:
     """Write a TSPLIB tour (nodes from 1) or a CVRPLIB solution (customers from 1)."""
-    length = tour_length(instance.coords, tour, instance.metric)
+    length = instance.tour_length(tour)
     if instance.demand is not None:
         routes = [route.tolist() for route in split_routes(tour) if len(route)]
         with safe_files.replacing(path) as temporary:
@@ -103,7 +102,7 @@ def known_length(path: str | os.PathLike, instance: RoutingInstance) -> int | fl
     except (OSError, ValueError, LookupError, TypeError, OverflowError, IllegalSolution) as error:
         logger.warning("%s", terminal.one_line(f"{beside} is no solution of {path} ({str(error)[:100]})"))
         return instance.reference
-    return tour_length(instance.coords, tour, instance.metric)
+    return instance.tour_length(tour)
 
 
 def _tour_in(text: str) -> Int[np.ndarray, " L"]:

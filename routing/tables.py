@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from config import UserError
-from routing.arrays import batch
+from routing.arrays import batch, unnamed
+from routing.matrix_tables import read_square
 from routing.metrics import EXACT, GREAT_CIRCLE
 from routing.parsing import (
-    MATRIX_REMEDY,
     InstanceError,
     RoutingInstance,
     Row,
@@ -40,12 +40,17 @@ CONSTRAINTS = frozenset(
 )
 # The columns that say where a node is, and the lengths between such places.
 PLACES = (((LATITUDE, LONGITUDE), GREAT_CIRCLE), ((X, Y), EXACT))
-COLUMNS_REMEDY = "a line `x,y` for each node is needed, or columns named x and y, or lat and lon"
-JSON_REMEDY = 'a list like [{"x": 1, "y": 2}, ...] or [[1, 2], ...] is needed, with lat and lon for great circles'
+COLUMNS_REMEDY = (
+    "a line `x,y` for each node is needed, or columns named x and y, or lat and lon, or a square matrix of costs"
+)
+JSON_REMEDY = (
+    'a list like [{"x": 1, "y": 2}, ...] or [[1, 2], ...] is needed, with lat and lon for great circles, or a square'
+    " matrix of costs"
+)
 
 
 def read_table(path: Path, lines: list[str]) -> RoutingInstance:
-    """The instance that a table of coordinates holds, whatever separates its columns.
+    """The instance that a table of coordinates or of costs holds, whatever separates its columns.
 
     Raises:
         InstanceError: it holds none, or leaves open which numbers are meant.
@@ -57,14 +62,24 @@ def read_table(path: Path, lines: list[str]) -> RoutingInstance:
         if len(row.fields) != len(rows[0].fields) or len(row.fields) < 2:
             raise fault(path, row.number, f"has {len(row.fields)} values", COLUMNS_REMEDY)
     rows = _with_points(path, rows)
-    header, rows = _header(path, rows)
-    if not rows:
+    header, nodes = _header(path, rows)
+    if not nodes:
         raise InstanceError(f"{path}: holds no node; {COLUMNS_REMEDY}")
-    return _from_columns(path, header, rows)
+    matrix = read_square(path, rows, are_positions=_says_where(header, nodes))
+    return matrix or _from_columns(path, header, nodes)
+
+
+def _says_where(header: Row | None, rows: list[Row]) -> bool:
+    """Whether columns hold positions even where there are as many of them as rows."""
+    if header is not None and _named(header.fields):
+        return True
+    square = len(rows) == len(rows[0].fields)
+    is_matrix = square and all(number_in(row.fields[index]) == 0 for index, row in enumerate(rows))
+    return _has_index(rows) and not is_matrix
 
 
 def read_json(path: Path, text: str) -> list[RoutingInstance]:
-    """The instances of a JSON file: a list of nodes, or `coords` with `demand` and `capacity` as in an `.npz`.
+    """The instances of a JSON file: a list of nodes, a matrix, or what an `.npz` may hold.
 
     Raises:
         InstanceError: it holds something else.
@@ -80,9 +95,11 @@ def read_json(path: Path, text: str) -> list[RoutingInstance]:
         content = _transposed(path, content)
     if isinstance(content, list) and content and all(isinstance(node, dict) and node for node in content):
         return [_from_columns(path, *_objects(path, content))]
-    parts = content if isinstance(content, dict) else {"coords": content}
     try:
-        arrays = {name: np.array(part) for name, part in parts.items()}
+        if isinstance(content, dict):
+            arrays = {name: np.array(part) for name, part in content.items()}
+        else:
+            arrays = unnamed(np.array(content))
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise InstanceError(f"{path}: holds lists of different lengths; {JSON_REMEDY}") from None
     if not content or any(array.dtype.kind not in "iuf" for array in arrays.values()):
@@ -212,14 +229,17 @@ def _chosen(path: Path, header: Row | None, rows: list[Row]) -> tuple[tuple[int,
             return found
     if columns == 2:
         return _unnamed(path, header, (0, 1))
-    _refuse_matrix(path, rows)
-    # One more column may count the rows, or name them.
+    if _has_index(rows):
+        return _unnamed(path, header, (1, 2))
+    raise fault(path, rows[0].number, f"has {columns} values", COLUMNS_REMEDY)
+
+
+def _has_index(rows: list[Row]) -> bool:
+    """Whether the first of three columns counts the rows, or names them."""
     labels = [row.fields[0] for row in rows]
     numbers = [whole_number_in(label) for label in labels]
     counted = any(numbers == list(range(begin, begin + len(rows))) for begin in (0, 1))
-    if columns == 3 and (counted or all(number_in(label) is None for label in labels)):
-        return _unnamed(path, header, (1, 2))
-    raise fault(path, rows[0].number, f"has {columns} values", COLUMNS_REMEDY)
+    return len(rows[0].fields) == 3 and (counted or all(number_in(label) is None for label in labels))
 
 
 def _named(header: list[str]) -> tuple[tuple[int, int], str] | None:
@@ -256,14 +276,3 @@ def _plain(name: str) -> str:
 def _words(name: str) -> set[str]:
     """The words in the name of a column, such as gps and lat in `gps_lat` or `gpsLat`."""
     return set(re.findall(r"[^\W\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()))
-
-
-def _refuse_matrix(path: Path, rows: list[Row]) -> None:
-    count, columns = len(rows), len(rows[0].fields)
-    if count < 3 or columns - count not in (0, 1):
-        return
-    numbers = [[number_in(field) for field in row.fields[columns - count :]] for row in rows]
-    if all(number is not None for row in numbers for number in row) and all(
-        numbers[index][index] == 0 for index in range(count)
-    ):
-        raise fault(path, rows[0].number, f"is a matrix of {count} by {count} costs", MATRIX_REMEDY)

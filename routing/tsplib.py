@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Num
 
-from routing.metrics import EXACT, FILE_METRICS, longest_leg
+from routing.matrices import (
+    COST_REMEDY,
+    FULL,
+    LAYOUTS,
+    are_costs,
+    as_costs,
+    laid_out,
+    layout_places,
+    layout_size,
+    numbers_in,
+    without_positions,
+)
+from routing.metrics import EXACT, FILE_METRICS, GIVEN
 from routing.parsing import (
     LARGEST_COORDINATE,
     LARGEST_LOAD,
-    MATRIX_REMEDY,
     InstanceError,
     RoutingInstance,
     Row,
@@ -31,11 +42,17 @@ DEEP_COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y z` for each 
 DEMAND_REMEDY = "DEMAND_SECTION needs one line `number demand` for each of DIMENSION nodes"
 # The name of `EXACT` in these files.
 EXACT_2D = "EXACT_2D"
-METRIC_REMEDY = f"coordinates with EDGE_WEIGHT_TYPE {', '.join((*FILE_METRICS, EXACT_2D))} are needed"
+# The one of costs that stand in a matrix.
+EXPLICIT = "EXPLICIT"
+METRICS_LISTED = ", ".join((*FILE_METRICS, EXACT_2D))
+METRIC_REMEDY = f"coordinates with EDGE_WEIGHT_TYPE {METRICS_LISTED}, or a matrix with {EXPLICIT}, are needed"
+LAYOUT_REMEDY = f"one of {', '.join(LAYOUTS)} is needed"
 SECTIONS = {
     "TSP": ("NODE_COORD_SECTION", "DISPLAY_DATA_SECTION"),
+    "ATSP": ("NODE_COORD_SECTION", "DISPLAY_DATA_SECTION"),
     "CVRP": ("NODE_COORD_SECTION", "DEMAND_SECTION", "DEPOT_SECTION", "DISPLAY_DATA_SECTION"),
 }
+MATRIX_SECTION = "EDGE_WEIGHT_SECTION"
 # Keywords that stand without a colon in some files.
 KEYWORDS = frozenset(
     {"NAME", "TYPE", "COMMENT", "DIMENSION", "CAPACITY", "VEHICLES", "DISTANCE", "SERVICE_TIME", "EDGE_WEIGHT_TYPE"}
@@ -79,38 +96,43 @@ def read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
     # vrplib and tsplib95 give neither the line of a mistake nor (vrplib) the numbers of the nodes, without which a file
     # whose lines are out of order is another instance. So files are split here, and vrplib reads and writes solutions.
     text = _split(path, lines)
-    line, problem = text.word("TYPE", "TYPE: TSP or TYPE: CVRP is needed")
-    if problem == "ATSP":
-        raise text.fault(line, "TYPE is 'ATSP', whose costs stand in a matrix", MATRIX_REMEDY)
+    line, problem = text.word("TYPE", "TYPE: TSP, ATSP or CVRP is needed")
     if problem not in SECTIONS:
-        raise text.fault(line, f"TYPE is {quoted(problem)}", "only TSP and CVRP can be solved")
-    metric_line, metric = text.word("EDGE_WEIGHT_TYPE", METRIC_REMEDY)
-    if metric == "EXPLICIT":
-        raise text.fault(metric_line, "EDGE_WEIGHT_TYPE is 'EXPLICIT', a matrix of costs", MATRIX_REMEDY)
-    if metric not in (*FILE_METRICS, EXACT_2D):
-        raise text.fault(metric_line, f"EDGE_WEIGHT_TYPE is {quoted(metric)}", METRIC_REMEDY)
+        raise text.fault(line, f"TYPE is {quoted(problem)}", "only TSP, ATSP and CVRP can be solved")
+    line, metric = text.word("EDGE_WEIGHT_TYPE", METRIC_REMEDY)
+    if metric not in (*FILE_METRICS, EXACT_2D, EXPLICIT):
+        raise text.fault(line, f"EDGE_WEIGHT_TYPE is {quoted(metric)}", METRIC_REMEDY)
+    if problem == "ATSP" and metric != EXPLICIT:
+        remedy = "costs that depend on the direction stand in a matrix, with EXPLICIT"
+        raise text.fault(line, f"EDGE_WEIGHT_TYPE is {quoted(metric)} of an ATSP", remedy)
     for section, (line, _) in text.sections.items():
-        if section not in SECTIONS[problem]:
+        if section not in SECTIONS[problem] and (section, metric) != (MATRIX_SECTION, EXPLICIT):
             raise text.fault(line, f"{quoted(section)} cannot be taken into account", "remove it, and its constraint")
     dimension = _whole_value(text, "DIMENSION", least=1, most=LARGEST_COORDINATE)
-    coords = _coords(text, dimension, metric)
-    metric = EXACT if metric == EXACT_2D else metric
-    if problem == "TSP":
-        return RoutingInstance(name=path.stem, problem="tsp", coords=coords, metric=metric)
+    if metric == EXPLICIT:
+        # Numbers of the matrix are counted before there is anything of DIMENSION.
+        costs = _costs(text, dimension, problem)
+        instance = RoutingInstance(path.stem, "tsp", _shown_at(text, dimension), GIVEN, costs=costs)
+    else:
+        coords = _coords(text, dimension, metric)
+        instance = RoutingInstance(path.stem, "tsp", coords, EXACT if metric == EXACT_2D else metric)
+    return _with_loads(text, instance, metric) if problem == "CVRP" else instance
+
+
+def _with_loads(text: _Text, instance: RoutingInstance, metric: str) -> RoutingInstance:
+    """A CVRP instance: positions or costs with vehicles, and what they carry."""
     capacity = _whole_value(text, "CAPACITY", least=0, most=LARGEST_LOAD)
-    _check_route_limit(text, coords, metric)
-    demand = _demand(text, dimension, capacity)
+    count = len(instance.coords)
+    _check_route_limit(text, count, instance.longest_leg())
+    demand = _demand(text, count, capacity)
     _check_depot(text)
-    known = REFERENCE.search(text.specification.get("COMMENT", (0, ""))[1])
-    return RoutingInstance(
-        name=path.stem,
+    known = REFERENCE.search(text.specification.get("COMMENT", (0, ""))[1]) if metric in ("EUC_2D", EXPLICIT) else None
+    return instance._replace(
         problem="cvrp",
-        coords=coords,
-        metric=metric,
         demand=demand,
         capacity=capacity,
-        reference=number_in(without_thousands(known[1].rstrip(","))) if known and metric == "EUC_2D" else None,
-        vehicles=_vehicles(text, customers=dimension - 1),
+        reference=number_in(without_thousands(known[1].rstrip(","))) if known else None,
+        vehicles=_vehicles(text, customers=count - 1),
     )
 
 
@@ -195,7 +217,47 @@ def _coords(text: _Text, dimension: int, metric: str) -> Float64[np.ndarray, "N 
     return coords
 
 
-def _check_route_limit(text: _Text, coords: Float64[np.ndarray, "N D"], metric: str) -> None:
+def _costs(text: _Text, dimension: int, problem: str) -> Num[np.ndarray, "N N"]:
+    """The matrix of an EDGE_WEIGHT_SECTION, whose numbers may be broken into lines anywhere."""
+    layout = FULL
+    if problem != "ATSP" or "EDGE_WEIGHT_FORMAT" in text.specification:
+        line, layout = text.word("EDGE_WEIGHT_FORMAT", LAYOUT_REMEDY)
+        if layout not in LAYOUTS:
+            raise text.fault(line, f"EDGE_WEIGHT_FORMAT is {quoted(layout)}", LAYOUT_REMEDY)
+        if problem == "ATSP" and layout != FULL:
+            raise text.fault(line, f"EDGE_WEIGHT_FORMAT is {quoted(layout)} of an ATSP", f"it needs {FULL}")
+    needed = layout_size(layout, dimension)
+    section_line, rows = text.rows(MATRIX_SECTION, f"it needs the {needed:,} numbers of a {layout}")
+    fields = [field for row in rows for field in row.fields]
+    if len(fields) != needed:
+        last = rows[-1].number if rows else section_line
+        cause = f"{MATRIX_SECTION} holds {len(fields):,} numbers"
+        raise text.fault(last, cause, f"{layout} of {dimension:,} nodes needs {needed:,}")
+    numbers = numbers_in(fields)
+    impossible = ~are_costs(numbers)
+    if impossible.any():
+        origins, targets = layout_places(layout, dimension)
+        for place in np.flatnonzero(impossible & (origins != targets)).tolist():
+            ends = np.cumsum([len(row.fields) for row in rows])
+            line = rows[int(np.searchsorted(ends, place, side="right"))].number
+            cause = f"cost {quoted(fields[place])} from node {origins[place] + 1} to node {targets[place] + 1}"
+            raise text.fault(line, cause, COST_REMEDY)
+    return as_costs(laid_out(numbers, layout, dimension))
+
+
+def _shown_at(text: _Text, dimension: int) -> Float64[np.ndarray, "N D"]:
+    """Where a picture shows the nodes of a matrix, if the file says so."""
+    section = next((name for name in ("DISPLAY_DATA_SECTION", "NODE_COORD_SECTION") if name in text.sections), None)
+    if section is None:
+        return without_positions(dimension)
+    _, rows = text.sections[section]
+    columns = 3 if rows and len(rows[0].fields) == 4 else 2
+    remedy = f"{section} needs one line `number x y` for each of DIMENSION nodes"
+    numbered = _numbered(text, section, dimension, columns=columns, remedy=remedy)
+    return np.array([position_in(text.path, row, row.fields[1:]) for row in numbered])
+
+
+def _check_route_limit(text: _Text, num_nodes: int, longest_leg: float) -> None:
     """Check that no route can be as long as DISTANCE, service of each customer included.
 
     Raises:
@@ -213,7 +275,7 @@ def _check_route_limit(text: _Text, coords: Float64[np.ndarray, "N D"], metric: 
     if "DISTANCE" not in limits:
         # Service that no limit counts costs nothing.
         return
-    longest = len(coords) * (longest_leg(coords, metric) + limits.get("SERVICE_TIME", 0.0))
+    longest = num_nodes * (longest_leg + limits.get("SERVICE_TIME", 0.0))
     if limits["DISTANCE"] < longest:
         cause = f"DISTANCE limits the routes to {limits['DISTANCE']:g}, and one could have {longest:g}"
         raise text.fault(text.specification["DISTANCE"][0], cause, "only capacity can be taken into account")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from routing.files import RoutingInstance
-from routing.metrics import tour_length, unit
+from routing.metrics import unit
 from routing.solutions import split_routes
 from solving.decoding import Decoding, Imagined
 from system.terminal import one_line
@@ -23,6 +23,8 @@ FARTHEST_SIZE = 3
 # Percent by which a tour may be shorter than its reference, which is near-optimal at times.
 DOUBTFUL_GAP = 5.0
 NAMES_SHOWN = 3
+# Who chooses tours, where no solver does.
+NETWORK = "network"
 
 
 class Solution(NamedTuple):
@@ -33,6 +35,8 @@ class Solution(NamedTuple):
         tour: as in `routing.solutions`.
         length: of the closed tour.
         seconds: what decoding took; instances that were solved together share it.
+        chosen_by: `NETWORK`, or the name of a solver.
+        by_model: whether a trained model had a part in it.
         reference: length to compare with; None where it is neither known nor asked for.
         imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
         nearest: length of the tour that always goes to the nearest node; None where it was not computed.
@@ -45,6 +49,13 @@ class Solution(NamedTuple):
     reference: int | float | None = None
     imagined: Imagined | None = None
     nearest: float | None = None
+    chosen_by: str = NETWORK
+    by_model: bool = True
+
+    @property
+    def chooser(self) -> str:
+        """Who chose the tour, and whether without a model."""
+        return self.chosen_by if self.by_model else f"{self.chosen_by}, no model"
 
     @property
     def gap(self) -> float | None:
@@ -56,7 +67,7 @@ class Solution(NamedTuple):
         """What the imagined tour is long; None where there is none."""
         if self.imagined is None:
             return None
-        return tour_length(self.instance.coords, self.imagined.tour, self.instance.metric)
+        return self.instance.tour_length(self.imagined.tour)
 
 
 def averaged(solutions: Sequence[Solution]) -> Sequence[Solution]:
@@ -101,6 +112,9 @@ def as_json(solutions: Sequence[Solution]) -> str:
             "unit": unit(solution.instance.metric).strip() or None,
             "reference": solution.reference,
             "gap_percent": solution.gap,
+            "chosen_by": solution.chosen_by,
+            "by_model": solution.by_model,
+            "seconds": solution.seconds,
             "tour": solution.tour.tolist(),
         }
         if solution.imagined is not None:
@@ -116,6 +130,7 @@ def table(solutions: Sequence[Solution]) -> str:
     with_imagined = any(solution.imagined is not None for solution in solutions)
     heads = ["instance", "n", "length", "reference", "gap, %", "seconds"]
     heads += ["imagined", "in truth"] if with_imagined else []
+    heads.append("chosen by")
     rows = [_cells(solution, with_imagined=with_imagined) for solution in solutions]
     if len(solutions) > MOST_SHOWN:
         rows.insert(0, _mean_cells(solutions))
@@ -144,7 +159,7 @@ def _cells(solution: Solution, *, with_imagined: bool) -> list[str]:
     if with_imagined:
         expected = None if solution.imagined is None else solution.imagined.length
         cells += [length_text(each, instance.metric) for each in (expected, solution.imagined_real_length)]
-    return cells
+    return [*cells, solution.chooser]
 
 
 def _mean_cells(solutions: Sequence[Solution]) -> list[str]:
@@ -220,12 +235,12 @@ def _shortened(name: str, words: list[str], columns: int) -> str:
 
 
 def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: int) -> list[str]:
-    """Lines on tours that are worse than going to the nearest node, and on sizes far from those trained on.
+    """Lines on networks' tours that are worse than going to the nearest node, and on sizes far from those trained on.
 
     Args:
         solutions: with `nearest`.
         decoding: how they were looked for.
-        trained_on: nodes of the instances that the agent learnt from.
+        trained_on: nodes of the instances that the agent learnt from; 0 without one.
     """
     lines = []
     worse = [each for each in solutions if each.nearest is not None and each.length > each.nearest * (1 + 1e-9)]
@@ -247,7 +262,8 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
             f" {_listed(named, len(doubtful))}; the length beside the file, or in its comment, is of something else:"
             " try --reference lkh or pyvrp"
         )
-    far = [each for each in solutions if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
+    by_network = [each for each in solutions if each.chosen_by == NETWORK]
+    far = [each for each in by_network if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:
         named = [f"{one_line(each.instance.name)} ({len(each.instance.coords)} nodes)" for each in far[:NAMES_SHOWN]]
         lines.append(

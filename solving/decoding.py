@@ -42,7 +42,7 @@ class Decoding:
     Attributes:
         method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
             the best greedy tour over the 8 symmetries of the square and up to 100 first nodes (of a plan that
-            begins at its depot, first customers).
+            begins at its depot, first customers). `plan` asks no network: a solver looks, by what moves cost.
         samples: tours drawn of each instance.
         seed: of the draws.
 
@@ -54,7 +54,7 @@ class Decoding:
     samples: int = 128
     seed: int = 0
 
-    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment", "plan")
 
     def __post_init__(self) -> None:
         if self.method not in self.METHODS:
@@ -71,7 +71,7 @@ class Decoding:
 
     def starts(self, num_nodes: int) -> int:
         """Tours of one image."""
-        return {"greedy": 1, "sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}[self.method]
+        return {"sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}.get(self.method, 1)
 
     def first_nodes(self, rules: type[Rules], num_nodes: int, columns: slice = slice(None)) -> list[int]:
         """Where the tours of one image begin, spread over the nodes; `columns` are those asked for.

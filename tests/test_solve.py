@@ -21,6 +21,7 @@ from routing.files import RoutingInstance
 from routing.instances import field_test_coords
 from routing.metrics import EXACT, tour_length
 from routing.solutions import IllegalSolution, check_solution
+from solving import given_costs
 from solving.decoding import Decoding
 from training import setup
 from training.devices import make_generators
@@ -346,7 +347,7 @@ def test_solve_keeps_the_answers_of_others_where_memory_runs_out(run, tmp_path, 
 
 
 def test_solve_keeps_an_answer_that_there_is_no_reference_for(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("system.memory.memory_at_hand", lambda: solve.LEG_BYTES * 10)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: given_costs.LEG_BYTES * 10)
     files = [write_tsp(tmp_path, "five", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
     solve_files(run, tmp_path, *files)
     captured = capsys.readouterr()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from routing import arrays
 from routing.files import InstanceError, read_instances
+from routing.metrics import GIVEN
 
 DATA_FOLDER = Path(__file__).parents[3] / "shared" / "data"
 
@@ -110,9 +111,10 @@ def test_read_instances_takes_huge_and_negative_coordinates(positions, tmp_path)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("TSP", "HCP", ":2: TYPE is 'HCP'; only TSP and CVRP"),
+        ("TSP", "HCP", ":2: TYPE is 'HCP'; only TSP, ATSP and CVRP"),
+        ("TSP", "ATSP", ":5: EDGE_WEIGHT_TYPE is 'EUC_2D' of an ATSP; costs that depend"),
         ("TYPE: TSP\n", "", ": has no TYPE"),
-        ("EUC_2D", "EXPLICIT", ":5: EDGE_WEIGHT_TYPE is 'EXPLICIT', a matrix"),
+        ("EUC_2D", "EXPLICIT", ": has no EDGE_WEIGHT_FORMAT; one of FULL_MATRIX"),
         ("DIMENSION: 3", "DIMENSION: three", ":4: DIMENSION is 'three'; a whole number"),
         ("DIMENSION: 3", "DIMENSION: 0", ":4: DIMENSION is '0'"),
         ("DIMENSION: 3", "DIMENSION: 999999999999", ":9: NODE_COORD_SECTION ends after 3 nodes"),
@@ -293,19 +295,23 @@ def test_read_instances_refuses_pipes_devices_and_files_without_end(name, tmp_pa
 
 
 @pytest.mark.skipif(not DATA_FOLDER.is_dir(), reason="TSPLIB and CVRPLIB files are not part of the repository")
-def test_read_instances_reads_all_real_files_with_coordinates():
-    files = [*DATA_FOLDER.rglob("*.tsp"), *DATA_FOLDER.rglob("*.vrp")]
-    for path in files:
-        if path.stem in ("gr17", "bays29"):
-            assert "EDGE_WEIGHT_TYPE is 'EXPLICIT'" in refusal(path)
-        elif path.stem == "A-n80-k10":
+def test_read_instances_reads_all_real_files():
+    for path in [*DATA_FOLDER.rglob("*.tsp"), *DATA_FOLDER.rglob("*.atsp"), *DATA_FOLDER.rglob("*.vrp")]:
+        if path.stem == "A-n80-k10":
             # A digit is missing between two others: `66 0 1  5`.
             assert refusal(path).startswith(":73: NODE_COORD_SECTION has a line of 4 fields")
         else:
             assert len(read_instances(path)) == 1
 
 
+MATRIX_FILE = TSP_FILE.replace("EUC_2D", "EXPLICIT\nEDGE_WEIGHT_FORMAT: UPPER_ROW").replace(
+    "NODE_COORD_SECTION", "EDGE_WEIGHT_SECTION\n3 5\n4\nDISPLAY_DATA_SECTION"
+)
 VALID = {
+    "matrix.tsp": MATRIX_FILE.encode(),
+    "matrix.csv": b",a,b,c\na,0,3,5\nb,2,0,4\nc,1,6,0\n",
+    "matrix.json": b"[[0, 3, 5], [2, 0, 4], [1, 6, 0]]",
+    "costs.npz": as_bytes(np.savez, costs=np.ones((2, 4, 4))),
     "own.tsp": TSP_FILE.encode(),
     "own.vrp": CVRP_FILE.encode(),
     "own.csv": CSV_FILE.encode(),
@@ -362,5 +368,7 @@ def test_read_instances_reads_or_refuses_mutated_files(data, tmp_path):
         message = str(path)
     assert message.startswith(str(path)) and "\n" not in message
     for instance in instances:
-        assert np.isfinite(instance.coords).all() and instance.coords.shape[1] in (2, 3)
+        assert np.isfinite(instance.coords).all() and instance.coords.shape[1] in (2, 3, 0)
+        assert (instance.costs is not None) == (instance.metric == GIVEN)
+        assert instance.costs is None or (instance.costs >= 0).all()
         assert instance.demand is None or (instance.demand <= instance.capacity).all()
