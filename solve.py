@@ -1,12 +1,12 @@
 """Solve routing instances, from files or drawn at random, with a trained agent: lengths, gaps, tours and pictures.
 
-A file may also hold a matrix of costs. A solver answers it, with `none` in place of the agent.
+A file may also hold a matrix of costs. A solver answers it by --decode plan, with or without (none) an agent.
 
 For example:
   python solve.py logdir/tsp_attn-seed0 berlin52.tsp --out solved
   python solve.py logdir/tsp_attn-seed0 --random 1000 --nodes 20 --seed 777 --decode augment --reference lkh
   python solve.py logdir/cvrp_attn-seed0 X-n101-k25.vrp --decode sample --samples 100 --out solved
-  python solve.py none drive_times.csv ftv33.atsp --out solved
+  python solve.py none examples/minutes.csv ftv33.atsp --out solved
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from solving.decoding import (
     refuse_other_sizes,
     require_room,
 )
-from solving.given_costs import SOLVERS, solve_given
+from solving.given_costs import SOLVERS, long_work, solve_given
 from solving.references import with_references
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.safe_files import replacing
@@ -57,7 +57,7 @@ from training import devices, loading
 CONFIGS = Path(__file__).with_name("configs.yaml")
 # In place of a run: no model, and a solver for everything.
 NO_RUN = Path("none")
-PLAN = "plan"
+PLAN = Decoding.PLAN
 # The group of instances that a solver answers by their own costs.
 BY_SOLVER = ""
 # Bytes, by measurement and rounded up: of a random instance and its solution, and of each of its nodes.
@@ -159,6 +159,8 @@ def solve(
             group = [instances[index] for index in members]
             try:
                 if problem == BY_SOLVER:
+                    for line in long_work(group):
+                        tell(f"solve.py: {line}")
                     found = solve_given(group, progress=bar.update)
                 else:
                     assert agent is not None, "without an agent, a solver solves everything"
@@ -273,7 +275,7 @@ def _parser() -> Parser:
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, help="of the random instances and of --decode sample (default 0)")
     decode_help = f"how to look for tours (default greedy); {PLAN}: a solver, for matrices of costs (default of none)"
-    add("--decode", choices=Decoding.METHODS, help=decode_help)
+    add("--decode", choices=(*Decoding.METHODS, PLAN), help=decode_help)
     add("--samples", type=positive, metavar="K", help="tours that sample draws (default 128)")
     add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
     add("--reference", choices=("lkh", "pyvrp", "none"), help="what to compare with; what is known where not given")
@@ -387,6 +389,8 @@ def _require_no_model(parser: Parser, arguments: argparse.Namespace) -> None:
         parser.error(f"--decode {arguments.decode} is of a network, and the run is {NO_RUN}; give a run, or {PLAN}")
     if arguments.random:
         parser.error(f"--random draws what a run was trained on, and the run is {NO_RUN}; give files")
+    if arguments.trust:
+        parser.error(f"--trust is of code that a run names, and the run is {NO_RUN}; leave it out")
     if arguments.imagine:
         parser.error(f"--imagine asks a model, and the run is {NO_RUN}; give a run")
 

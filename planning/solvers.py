@@ -60,7 +60,7 @@ class Solver:
             return map(solve_piece, pieces)
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_leave_interrupts)
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=leave_interrupts)
         return self._pool.map(solve_piece, pieces)
 
     def close(self) -> None:
@@ -101,6 +101,6 @@ def _solve_alone(problem: Problem) -> Solution:
     return cheapest_plan(costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C in a terminal reaches every process there; the one that planned for the others answers for them."""
+def leave_interrupts() -> None:
+    """Ctrl-C in a terminal reaches every process there; the one that started the others answers for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

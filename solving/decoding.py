@@ -54,11 +54,13 @@ class Decoding:
     samples: int = 128
     seed: int = 0
 
-    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment", "plan")
+    # Those of networks, and the one that takes none.
+    METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+    PLAN: ClassVar[str] = "plan"
 
     def __post_init__(self) -> None:
-        if self.method not in self.METHODS:
-            raise UserError(f"decode is {self.method!r}; choose one of {', '.join(self.METHODS)}")
+        if self.method not in (*self.METHODS, self.PLAN):
+            raise UserError(f"decode is {self.method!r}; choose one of {', '.join((*self.METHODS, self.PLAN))}")
         if self.samples < 1:
             raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
         if self.samples > MOST_SAMPLES:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 from config import UserError
+from planning.solvers import leave_interrupts
 from routing.files import RoutingInstance
 from routing.instances import HELD_KARP_MAX_NODES, LKH_UNITS, reference_tour, whole_already
 from routing.pyvrp_reference import PYVRP_UNITS, pyvrp_solution
 from routing.solutions import check_solution
 from solving.answers import Solution
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
+from system.terminal import one_line
 
 # The solver that the field compares with, by problem as in `envs.routing.RULES`.
 SOLVERS = {"tsp": "lkh", "cvrp": "pyvrp"}
@@ -31,6 +33,11 @@ LEG_BYTES = 150
 # From so many nodes on solvers take seconds. A process then costs less than it brings: others beside it, and an end at
 # once where somebody presses Ctrl-C, which LKH alone does not notice.
 NODES_WORTH_A_PROCESS = 200
+# Seconds that LKH takes for so many nodes, by measurement on one core, where costs depend on the direction and where
+# they do not; they grow with this power of the nodes.
+MEASURED_NODES, ONE_WAY_SECONDS, BOTH_WAYS_SECONDS, POWER = 600, 106, 20, 2.6
+# From so many seconds on it is said beforehand how long that takes.
+SECONDS_WORTH_SAYING = 90
 
 
 def is_by(solution: Solution, solver: str) -> bool:
@@ -72,6 +79,21 @@ def solver_tour(instance: RoutingInstance, solver: str) -> Int64[np.ndarray, " L
         costs = cut
 
 
+def long_work(instances: Sequence[RoutingInstance]) -> list[str]:
+    """A line on each instance for which LKH takes minutes."""
+    lines = []
+    for instance in instances:
+        count = len(instance.coords)
+        # Without asking for the direction first: only what may take long is looked at.
+        if instance.demand is not None or ONE_WAY_SECONDS * (count / MEASURED_NODES) ** POWER < SECONDS_WORTH_SAYING:
+            continue
+        one_way = instance.costs is not None and not np.array_equal(instance.costs, instance.costs.T)
+        seconds = (ONE_WAY_SECONDS if one_way else BOTH_WAYS_SECONDS) * (count / MEASURED_NODES) ** POWER
+        if seconds >= SECONDS_WORTH_SAYING:
+            lines.append(f"{one_line(instance.name)} has {count:,} nodes: LKH takes some {seconds / 60:.0f} minutes")
+    return lines
+
+
 def solve_given(
     instances: Sequence[RoutingInstance], *, progress: Callable[[int], object] = lambda nodes: None
 ) -> list[Solution | UserError]:
@@ -85,12 +107,17 @@ def solve_given(
         IllegalSolution: a solver's solution breaks the rules, which is a defect.
     """
     large = [len(instance.coords) >= NODES_WORTH_A_PROCESS for instance in instances]
-    found = _beside_each_other(instances) if any(large) else map(_solve, instances)
     outcomes = []
-    for instance, outcome in zip(instances, found, strict=True):
-        outcomes.append(outcome)
-        progress(len(instance.coords))
+    # Closed at once where somebody interrupts, so that nothing goes on behind.
+    with closing(_beside_each_other(instances) if any(large) else _one_by_one(instances)) as found:
+        for instance, outcome in zip(instances, found, strict=True):
+            outcomes.append(outcome)
+            progress(len(instance.coords))
     return outcomes
+
+
+def _one_by_one(instances: Sequence[RoutingInstance]) -> Generator[Solution | UserError, None, None]:
+    yield from map(_solve, instances)
 
 
 def _solve(instance: RoutingInstance) -> Solution | UserError:
@@ -116,11 +143,12 @@ def _too_large() -> UserError:
     return NotEnoughMemory("ran out of memory; solve it alone, or where there is more")
 
 
-def _beside_each_other(instances: Sequence[RoutingInstance]) -> Iterator[Solution | UserError]:
+def _beside_each_other(instances: Sequence[RoutingInstance]) -> Generator[Solution | UserError, None, None]:
     before = set(multiprocessing.active_children())
-    count = min(len(instances), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(
+        min(len(instances), os.cpu_count() or 1), mp_context=context, initializer=leave_interrupts
+    )
     try:
         for future in [pool.submit(_solve, instance) for instance in instances]:
             try:
@@ -132,8 +160,3 @@ def _beside_each_other(instances: Sequence[RoutingInstance]) -> Iterator[Solutio
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
         pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C in a terminal reaches every process there; the one that waits for the others ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

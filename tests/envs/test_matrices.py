@@ -47,6 +47,11 @@ def write(folder, name, content):
     return path
 
 
+def costs_of(instance):
+    assert instance.costs is not None
+    return instance.costs.tolist()
+
+
 def read(folder, name, content):
     (instance,) = read_instances(write(folder, name, content))
     return instance
@@ -63,7 +68,7 @@ def refusal(path):
 @pytest.mark.parametrize("layout", matrices.LAYOUTS)
 def test_read_instances_reads_every_layout_of_tsplib(layout, tmp_path):
     instance = read(tmp_path, "own.tsp", tsplib(LISTED[layout], layout))
-    assert instance.costs.tolist() == BOTH_WAYS.tolist()
+    assert costs_of(instance) == BOTH_WAYS.tolist()
     assert (instance.problem, instance.metric, instance.coords.shape) == ("tsp", GIVEN, (4, 0))
 
 
@@ -71,7 +76,7 @@ def test_read_instances_reads_every_layout_of_tsplib(layout, tmp_path):
 def test_read_instances_takes_numbers_broken_into_lines_anywhere(width, tmp_path):
     words = iter(LISTED["UPPER_ROW"].split())
     broken = "\n".join(" ".join(piece) for piece in iter(lambda: tuple(itertools.islice(words, width)), ()))
-    assert read(tmp_path, "own.tsp", tsplib(broken, "UPPER_ROW")).costs.tolist() == BOTH_WAYS.tolist()
+    assert costs_of(read(tmp_path, "own.tsp", tsplib(broken, "UPPER_ROW"))) == BOTH_WAYS.tolist()
 
 
 @pytest.mark.parametrize("kind", ["TSP", "ATSP"])
@@ -83,7 +88,7 @@ def test_read_instances_keeps_the_direction_of_costs(kind, tmp_path):
 
 def test_read_instances_takes_a_full_matrix_where_an_atsp_names_no_layout(tmp_path):
     text = tsplib(spaced(ONE_WAY), kind="ATSP").replace("EDGE_WEIGHT_FORMAT: FULL_MATRIX\n", "")
-    assert read(tmp_path, "own.atsp", text).costs.tolist() == ONE_WAY.tolist()
+    assert costs_of(read(tmp_path, "own.atsp", text)) == ONE_WAY.tolist()
 
 
 @pytest.mark.parametrize("diagonal", ["9999", "100000000", "-1", "inf", "1e30"])
@@ -92,7 +97,7 @@ def test_read_instances_does_not_look_at_what_stands_from_a_node_to_itself(diago
     np.fill_diagonal(rows, diagonal)
     for name, text in (("own.atsp", tsplib(spaced(rows), kind="ATSP")), ("own.csv", lines(rows))):
         instance = read(tmp_path, name, text)
-        assert instance.costs.dtype == np.int64 and instance.costs.tolist() == ONE_WAY.tolist()
+        assert instance.costs.dtype == np.int64 and costs_of(instance) == ONE_WAY.tolist()
 
 
 def test_read_instances_keeps_whole_lengths_whole_and_others_as_they_are(tmp_path):
@@ -115,7 +120,7 @@ def test_read_instances_reads_a_cvrp_of_costs(tmp_path):
 def test_read_instances_holds_a_route_limit_against_the_longest_cost(tmp_path):
     loads = ["DEMAND_SECTION", "1 0", "2 2", "3 2", "4 1", "DEPOT_SECTION", "1", "-1"]
     text = tsplib(spaced(ONE_WAY), kind="CVRP", head=["CAPACITY: 3", "DISTANCE: 36"], tail=loads)
-    assert read(tmp_path, "own.vrp", text).costs.tolist() == ONE_WAY.tolist()
+    assert costs_of(read(tmp_path, "own.vrp", text)) == ONE_WAY.tolist()
     message = refusal(write(tmp_path, "own.vrp", text.replace("DISTANCE: 36", "DISTANCE: 35")))
     assert message.startswith(":6: DISTANCE limits the routes to 35, and one could have 36;")
 
@@ -154,12 +159,12 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 def test_read_instances_reads_square_tables_as_the_world_has_them(name, tmp_path):
-    assert read(tmp_path, name, TABLES[name]).costs.tolist() == ONE_WAY.tolist()
+    assert costs_of(read(tmp_path, name, TABLES[name])) == ONE_WAY.tolist()
 
 
 def test_read_instances_reads_a_square_table_of_three(tmp_path):
-    assert read(tmp_path, "own.csv", "0,5,3\n1,0,4\n2,6,0\n").costs.tolist() == [[0, 5, 3], [1, 0, 4], [2, 6, 0]]
-    assert read(tmp_path, "own.csv", "99,5,3\n1,99,4\n2,6,99\n").costs.tolist() == [[0, 5, 3], [1, 0, 4], [2, 6, 0]]
+    assert costs_of(read(tmp_path, "own.csv", "0,5,3\n1,0,4\n2,6,0\n")) == [[0, 5, 3], [1, 0, 4], [2, 6, 0]]
+    assert costs_of(read(tmp_path, "own.csv", "99,5,3\n1,99,4\n2,6,99\n")) == [[0, 5, 3], [1, 0, 4], [2, 6, 0]]
 
 
 POSITIONS = {
@@ -184,9 +189,9 @@ def test_read_instances_takes_squares_of_numbers_for_costs(tmp_path):
     np.save(tmp_path / "several.npy", np.stack((ONE_WAY, BOTH_WAYS)).astype(np.float32))
     np.save(tmp_path / "positions.npy", np.ones((3, 2, 2)))
     (one,), several, positions = (read_instances(tmp_path / f"{name}.npy") for name in ("one", "several", "positions"))
-    assert one.name == "one" and one.costs.tolist() == ONE_WAY.tolist()
+    assert one.name == "one" and costs_of(one) == ONE_WAY.tolist()
     assert [each.name for each in several] == ["several-0", "several-1"]
-    assert several[1].costs.tolist() == BOTH_WAYS.tolist()
+    assert costs_of(several[1]) == BOTH_WAYS.tolist()
     assert [each.costs for each in positions] == [None] * 3
 
 
@@ -195,7 +200,7 @@ def test_read_instances_reads_costs_with_loads_and_places_from_one_file(tmp_path
     np.savez(tmp_path / "own.npz", costs=ONE_WAY, coords=coords, demand=demand, capacity=3)
     (instance,) = read_instances(tmp_path / "own.npz")
     assert (instance.name, instance.problem, instance.capacity) == ("own", "cvrp", 3)
-    assert instance.costs.tolist() == ONE_WAY.tolist() and instance.coords.tolist() == coords.tolist()
+    assert costs_of(instance) == ONE_WAY.tolist() and instance.coords.tolist() == coords.tolist()
 
 
 FULL = tsplib(spaced(ONE_WAY))
