@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from parts.actors import MaskedActor, TSPPointerActor
+from parts.latents import Chosen
 from parts.layers import MLP, BlockCell, DenseCell, Normed
 from parts.sets import SetEncoder
 from parts.views import View, summarise
@@ -27,6 +28,10 @@ class Latent(NamedTuple):
     def feat(self) -> Float[Tensor, "*B F"]:
         """Both parts in one vector: what heads, actor and critic read."""
         return torch.cat((self.deter, self.stoch.flatten(-2)), -1)
+
+    def chosen(self) -> Chosen:
+        """The same by classes, where every variable of `stoch` is one-hot."""
+        return Chosen(self.deter, self.stoch.argmax(-1))
 
 
 class RSSM(nn.Module):
@@ -85,23 +90,35 @@ class RSSM(nn.Module):
             stoch=weight.new_zeros(*shape, self.stoch_size, self.classes),
         )
 
-    def recur(self, latent: Latent, action: Float[Tensor, "B A"]) -> Float[Tensor, "B D"]:
+    def recur(self, latent: Latent | Chosen, action: Float[Tensor, "B A"]) -> Float[Tensor, "B D"]:
         """The next deterministic state."""
-        return self.cell(latent.deter, latent.stoch.flatten(-2), action)
+        stoch = latent.stoch.flatten(-2) if isinstance(latent, Latent) else latent.classes
+        return self.cell(latent.deter, stoch, action)
 
     def sample(self, logits: Float[Tensor, "*B L"], noise: Float[Tensor, "*B S"] | None) -> Float[Tensor, "*B S K"]:
         """A one-hot draw of every variable, with straight-through gradients; the mode where there is no noise."""
         dist = self.distribution(logits)
-        return dist.one_hot(dist.mode() if noise is None else dist.sample(noise))
+        return dist.one_hot(_drawn(dist, noise))
 
     def distribution(self, logits: Float[Tensor, "*B L"]) -> OneHotDist:
         """The S categorical variables that the logits stand for."""
         return OneHotDist(logits.unflatten(-1, (self.stoch_size, self.classes)), unimix=self.unimix)
 
-    def imagine_step(self, latent: Latent, action: Float[Tensor, "B A"], noise: Float[Tensor, "B S"] | None) -> Latent:
-        """The latent after `action`, drawn from the prior."""
+    @overload
+    def imagine_step(self, latent: Latent, action: Tensor, noise: Tensor | None) -> Latent: ...
+
+    @overload
+    def imagine_step(self, latent: Chosen, action: Tensor, noise: Tensor | None) -> Chosen: ...
+
+    def imagine_step(
+        self, latent: Latent | Chosen, action: Float[Tensor, "B A"], noise: Float[Tensor, "B S"] | None
+    ) -> Latent | Chosen:
+        """The latent after `action`, drawn from the prior, in the form that the one before it has."""
         deter = self.recur(latent, action)
-        return Latent(deter=deter, stoch=self.sample(self.prior(deter), noise))
+        logits = self.prior(deter)
+        if isinstance(latent, Chosen):
+            return Chosen(deter, _drawn(self.distribution(logits), noise))
+        return Latent(deter=deter, stoch=self.sample(logits, noise))
 
     def observe_step(
         self,
@@ -143,6 +160,10 @@ class RSSM(nn.Module):
         sequence = Latent(*(torch.stack(part, 1) for part in zip(*latents, strict=True)))
         posterior = self.distribution(torch.stack(posterior_logits, 1))
         return sequence, posterior, self.distribution(self.prior(sequence.deter))
+
+
+def _drawn(dist: OneHotDist, noise: Float[Tensor, "*B S"] | None) -> Int[Tensor, "*B S"]:
+    return dist.mode() if noise is None else dist.sample(noise)
 
 
 class RoutingEncoder(nn.Module):

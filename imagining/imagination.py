@@ -15,6 +15,7 @@ from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
 from parts.acting import Sight
 from parts.actors import Actor
+from parts.latents import Chosen, Feat, gathering_pays
 from parts.views import NodeSet
 from routing.rules import each_part
 from settings.imagination import ImaginationSettings
@@ -50,10 +51,16 @@ class Moment(NamedTuple):
     its kind of task and the actors that read it agree on.
     """
 
-    feat: Float[Tensor, "B *Q F"] | None
+    feat: Feat | None
     state: Any
     view: Any
     true_mask: Bool[Tensor, "B *Q N"] | None
+
+    def feat_at(self, steps: slice) -> Feat | None:
+        """The features at `steps`, of moments stacked as a trajectory's; None where nothing reads them."""
+        if self.feat is None:
+            return None
+        return self.feat.at(steps) if isinstance(self.feat, Chosen) else self.feat[:, :, steps]
 
 
 class Decision(NamedTuple):
@@ -85,9 +92,9 @@ class Trajectory(NamedTuple):
         """The actions."""
         return self.decisions.action
 
-    def feat(self, steps: slice) -> Float[Tensor, "B Q T F"] | None:
+    def feat(self, steps: slice) -> Feat | None:
         """The latent features at `steps`; None where nothing reads them."""
-        return None if self.moments.feat is None else self.moments.feat[:, :, steps]
+        return self.moments.feat_at(steps)
 
 
 class Imagination(ABC):
@@ -105,6 +112,7 @@ class Imagination(ABC):
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
+        reads_classes: whether heads, actors and critics of this kind take latents by classes, too.
         stops_early: whether to stop where `all_over` says so; what is compiled wants the same shapes each time.
     """
 
@@ -119,6 +127,7 @@ class Imagination(ABC):
     state_features: int = 0
     belief_size: int = 0
     can_plan: bool = False
+    reads_classes: bool = False
     stops_early: bool = True
 
     def __init__(self, settings: ImaginationSettings, *, knows_mask: bool, model: WorldModel) -> None:
@@ -152,7 +161,7 @@ class Imagination(ABC):
         """
 
     @abstractmethod
-    def view(self, feat: Float[Tensor, "B Q F"] | None, state: Any, context: Any) -> Moment:
+    def view(self, feat: Feat | None, state: Any, context: Any) -> Moment:
         """What there is of a state [B, Q] to see."""
 
     @abstractmethod
@@ -249,7 +258,7 @@ def imagine(
         learns: keep the graph from the actor's weights to the scores, for each step by itself.
     """
     shape, state, context = start.weight.shape, start.state, start.context
-    latent = None if start.latent is None else Latent(*(part.flatten(0, 1) for part in start.latent))
+    latent = _first_latent(imagination, start, differentiable=differentiable)
     moments: list[Moment] = []
     decisions: list[Decision] = []
     ends: list[Tensor | None] = []
@@ -275,10 +284,19 @@ def imagine(
     return Trajectory(stacked, decided, cont, survival)
 
 
+def _first_latent(imagination: Imagination, start: Start, *, differentiable: bool) -> Latent | Chosen | None:
+    """The latents to begin with, in a row; in the form that layers read fastest."""
+    if start.latent is None:
+        return None
+    latent = each_part(start.latent, lambda part: part.flatten(0, 1))
+    by_classes = imagination.reads_classes and not differentiable and gathering_pays(latent.stoch)
+    return latent.chosen() if by_classes else latent
+
+
 def _moment(
-    imagination: Imagination, latent: Latent | None, state: Any, context: Any, shape: tuple[int, ...]
+    imagination: Imagination, latent: Latent | Chosen | None, state: Any, context: Any, shape: tuple[int, ...]
 ) -> Moment:
-    feat = None if latent is None else latent.feat().unflatten(0, shape)
+    feat = None if latent is None else each_part(latent, lambda part: part.unflatten(0, shape)).feat()
     return imagination.view(feat, state, context)
 
 
@@ -302,8 +320,12 @@ def _decide(
 
 
 def _advance(
-    model: WorldModel, latent: Latent | None, decision: Decision, context: Any, noise: Float[Tensor, "R S"] | None
-) -> Latent | None:
+    model: WorldModel,
+    latent: Latent | Chosen | None,
+    decision: Decision,
+    context: Any,
+    noise: Float[Tensor, "R S"] | None,
+) -> Latent | Chosen | None:
     """The latents after a decision; None where nothing reads them."""
     if latent is None:
         return None

@@ -17,6 +17,7 @@ from imagining.observation_model import ObservationModel
 from imagining.world_model import Observed
 from parts.acting import Sight
 from parts.actors import Actor
+from parts.latents import Feat
 from parts.views import NodeSet, View
 from routing.drawing import draw_open_loop
 from routing.rules import each_part
@@ -43,6 +44,7 @@ class ObservationImagination(Imagination):
     """Imagination that knows of a state no more than its latent, and perhaps its mask."""
 
     model: ObservationModel
+    reads_classes = True
 
     def __init__(self, model: ObservationModel, settings: ImaginationSettings) -> None:
         """Take the model and the settings.
@@ -72,7 +74,7 @@ class ObservationImagination(Imagination):
         weight = (~batch["is_terminal"]).float().repeat_interleave(tours, 1)
         return Start(repeated(observed.latents, tours), _repeated(legality, tours), None, weight)
 
-    def view(self, feat: Float[Tensor, "B Q F"] | None, state: Legality, context: None) -> Moment:
+    def view(self, feat: Feat | None, state: Legality, context: None) -> Moment:
         assert feat is not None, "a task without routing rules is imagined in latents"
         true_mask = None
         if self.mask_rules is not None:
@@ -93,8 +95,9 @@ class ObservationImagination(Imagination):
         return Legality(self.mask_rules.step(state.rules_state, action)), None
 
     def cont(self, moments: Moment, finished: Bool[Tensor, "B Q H"] | None) -> Float[Tensor, "B Q H"]:
-        assert moments.feat is not None
-        return self.model.predict_cont(moments.feat[:, :, 1:])
+        feat = moments.feat_at(slice(1, None))
+        assert feat is not None
+        return self.model.predict_cont(feat)
 
     def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
         """What the reward head expects with each latent."""

@@ -13,6 +13,7 @@ from config import UserError
 from envs.tasks import ACTION_MASK, ObservationTask, wrong_share
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
 from networks import RSSM, Latent
+from parts.latents import Chosen, Feat
 from parts.layers import MLP, embed_actions
 from parts.observations import ObservationDecoder, ObservationEncoder, select
 from parts.views import View
@@ -98,15 +99,15 @@ class ObservationModel(WorldModel):
         stoch = functional.one_hot(batch["context_stoch"].long(), self.rssm.classes).float()
         return Latent(deter=batch["context_deter"].float(), stoch=stoch)
 
-    def predict_reward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
+    def predict_reward(self, feat: Float[Tensor, "*B F"] | Chosen) -> Float[Tensor, "*B"]:
         """The reward that arrives with a latent."""
         return self._two_hot(feat).mean()
 
-    def predict_cont(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
+    def predict_cont(self, feat: Float[Tensor, "*B F"] | Chosen) -> Float[Tensor, "*B"]:
         """The probability that the episode goes on, times the discount factor."""
         return BernoulliDist(self.heads["cont"](feat).squeeze(-1)).mean()
 
-    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: None) -> Bool[Tensor, "B *Q N"]:
+    def predict_mask(self, feat: Feat, context: None) -> Bool[Tensor, "B *Q N"]:
         logits = self.heads["mask"](feat)
         return (logits > 0).scatter(-1, logits.argmax(-1, keepdim=True), True)
 
@@ -161,7 +162,7 @@ class ObservationModel(WorldModel):
             metrics[f"{name}_exact"] = mean(agreed.all(-1).float()).detach()
         return metrics
 
-    def _two_hot(self, feat: Float[Tensor, "*B F"]) -> SymexpTwoHot:
+    def _two_hot(self, feat: Float[Tensor, "*B F"] | Chosen) -> SymexpTwoHot:
         return SymexpTwoHot(self.heads["reward"](feat), self.bins)
 
     def _row_weight(self, batch: dict[str, Tensor]) -> Float[Tensor, "B T"]:

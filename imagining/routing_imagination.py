@@ -18,6 +18,7 @@ from imagining.routing_starts import episode_starts, expand_instance, replayed_s
 from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
 from parts.actors import Actor
+from parts.latents import Chosen, Feat
 from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.drawing import draw_tour
@@ -99,7 +100,7 @@ class RoutingImagination(Imagination):
             generator=generator,
         )
 
-    def view(self, feat: Float[Tensor, "B Q F"] | None, state: State, context: RoutingContext) -> Moment:
+    def view(self, feat: Feat | None, state: State, context: RoutingContext) -> Moment:
         true_mask = self.rules.action_mask(state)
         mask = true_mask
         if self.mask_from == "predicted":
@@ -145,6 +146,7 @@ class RoutingImagination(Imagination):
             target = choice @ coords[:, None]
             origin = torch.cat((take_nodes(coords, before.current[:, :, :1]), target[:, :, :-1]), 2)
         latent = trajectory.feat(slice(0, -1)) if self.model.reward_latent else None
+        assert not isinstance(latent, Chosen), "beside positions, latents are read as numbers"
         if start.context.belief is not None:
             # All that is imagined from a start uses the belief that there was at the start.
             latent = start.context.belief[:, None, None]

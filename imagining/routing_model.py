@@ -13,6 +13,7 @@ from config import UserError
 from envs.tasks import ACTION_MASK, RoutingTask
 from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
 from networks import RSSM, Latent, NodeHead, RoutingEncoder
+from parts.latents import Feat
 from parts.layers import MLP
 from parts.moves import Belief, MoveHead
 from parts.sets import masked_share
@@ -244,7 +245,7 @@ class RoutingModel(WorldModel):
         known = None if belief is None else belief[:, None, None]
         return self.heads["reward"](coords[:, :, None], coords[:, None], known)
 
-    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
+    def predict_mask(self, feat: Feat, context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
         logits, valid = self.heads["mask"](feat, context.embedded()), context.instance.valid
         if valid is not None:
             valid = valid.view(len(valid), *[1] * (logits.ndim - 2), -1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from envs.tasks import Task
 from networks import RSSM, Latent
+from parts.latents import Feat
 from parts.layers import initialise, use_layer_norm
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, symexp_bins
@@ -91,7 +92,7 @@ class WorldModel(nn.Module, ABC):
         """Infer the latents of replayed sequences."""
 
     @abstractmethod
-    def predict_mask(self, feat: Float[Tensor, "B *Q F"], context: Any) -> Bool[Tensor, "B *Q N"]:
+    def predict_mask(self, feat: Feat, context: Any) -> Bool[Tensor, "B *Q N"]:
         """The action mask that the mask head decodes; its best logit is always kept open."""
 
     @abstractmethod

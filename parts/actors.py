@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
+from parts.latents import Feat
 from parts.layers import MLP
 from parts.pointing import PointerTables, Queries, point, point_again, pointed_by
 from parts.precision import rounded
@@ -46,11 +47,11 @@ class Actor(nn.Module, ABC):
     learns_in_roll_out: bool = False
 
     @abstractmethod
-    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> Float[Tensor, "B *Q S"]:
+    def scores(self, feat: Feat | None, tables: Any, view: Any) -> Float[Tensor, "B *Q S"]:
         """What it makes of states: the numbers that a distribution is built from."""
 
     def score_again(
-        self, known: Float[Tensor, "B *Q S"], feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any
+        self, known: Float[Tensor, "B *Q S"], feat: Feat | None, tables: Any, view: Any
     ) -> Float[Tensor, "B *Q S"]:
         """Scores that are `known` from a roll-out without a graph, with one."""
         return self.scores(feat, tables, view)
@@ -59,13 +60,13 @@ class Actor(nn.Module, ABC):
     def distribution(self, scores: Float[Tensor, "B *Q S"], view: Any) -> ActionDist:
         """The distribution over legal actions that scores stand for."""
 
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: Any, view: Any) -> ActionDist:
+    def forward(self, feat: Feat | None, tables: Any, view: Any) -> ActionDist:
         """The distribution over the legal actions of Q states of each instance."""
         return self.distribution(self.scores(feat, tables, view), view)
 
     def draw(
         self,
-        feat: Float[Tensor, "B *Q F"] | None,
+        feat: Feat | None,
         tables: Any,
         view: Any,
         noise: Float[Tensor, "B *Q *A"] | None,
@@ -224,9 +225,7 @@ class TSPPointerActor(Actor):
         """The distribution over next nodes that scores stand for."""
         return OneHotDist(self.clip * torch.tanh(scores), mask=view.action_mask, unimix=self.unimix)
 
-    def scores(
-        self, feat: Float[Tensor, "B *Q F"] | None, tables: PointerTables | None, view: View
-    ) -> Float[Tensor, "B *Q N"]:
+    def scores(self, feat: Feat | None, tables: PointerTables | None, view: View) -> Float[Tensor, "B *Q N"]:
         """How well each node fits each state, before the tanh that clips the logits."""
         assert tables is not None and view.action_mask is not None
         return point(self._queries(feat, view), tables, heads=self.heads).view_as(view.action_mask)
@@ -234,7 +233,7 @@ class TSPPointerActor(Actor):
     def score_again(
         self,
         known: Float[Tensor, "B *Q N"],
-        feat: Float[Tensor, "B *Q F"] | None,
+        feat: Feat | None,
         tables: PointerTables,
         view: View,
     ) -> Float[Tensor, "B *Q N"]:
@@ -244,7 +243,7 @@ class TSPPointerActor(Actor):
         rows = known.reshape(known.shape[0], -1, known.shape[-1])
         return point_again(rows, self._queries(feat, view), tables, heads=self.heads).view_as(known)
 
-    def _queries(self, feat: Float[Tensor, "B *Q F"] | None, view: View) -> Queries:
+    def _queries(self, feat: Feat | None, view: View) -> Queries:
         """Any number of states of each instance, in one row."""
         assert view.current is not None and view.first is not None and view.action_mask is not None
         batch, latent = view.current.shape[0], None
@@ -303,7 +302,7 @@ class MaskedActor(Actor):
         # DreamerV3 begins with a policy close to uniform.
         self.mlp = MLP(feat_size, outputs, units=units, layers=layers, output_scale=0.01)
 
-    def scores(self, feat: Float[Tensor, "B *Q F"] | None, tables: None, view: View) -> Float[Tensor, "B *Q S"]:
+    def scores(self, feat: Feat | None, tables: None, view: View) -> Float[Tensor, "B *Q S"]:
         assert feat is not None, "this actor reads the latent"
         return self.mlp(feat)
 

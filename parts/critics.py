@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from parts.latents import Chosen, Feat
 from parts.layers import MLP
 from parts.sets import SetEncoder, masked_share
 from parts.views import NodeSet, View, summarise
@@ -41,7 +42,7 @@ class Critic(nn.Module, ABC):
         """What it needs of the nodes of B instances; None where it sees none."""
 
     @abstractmethod
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
+    def forward(self, feat: Feat | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
         """The distribution over returns."""
 
 
@@ -56,7 +57,7 @@ class LatentCritic(Critic):
     def tables(self, nodes: NodeSet | None) -> None:
         return None
 
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
+    def forward(self, feat: Feat | None, tables: NodeTables | None, view: Any) -> SymexpTwoHot:
         assert feat is not None, "this critic reads the latent"
         # Some steps of a trajectory lie scattered in memory: one copy is cheaper than products of scattered numbers.
         return SymexpTwoHot(self.mlp(feat.contiguous()), self.bins)
@@ -77,8 +78,9 @@ class NodeCritic(Critic):
         assert nodes is not None, "this critic sees nodes"
         return NodeTables(self.nodes(nodes.features, nodes.valid), nodes.valid)
 
-    def forward(self, feat: Float[Tensor, "B *Q F"] | None, tables: NodeTables | None, view: View) -> SymexpTwoHot:
+    def forward(self, feat: Feat | None, tables: NodeTables | None, view: View) -> SymexpTwoHot:
         assert tables is not None and view.action_mask is not None
+        assert not isinstance(feat, Chosen), "beside nodes, latents are read as numbers"
         inputs = [] if feat is None else [feat]
         open_share = masked_share(view.action_mask, tables.valid)[..., None]
         inputs += [summarise(tables.nodes, view), open_share]

@@ -6,12 +6,13 @@ import itertools
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError
 from envs.tasks import ActionSpec
+from parts.latents import Chosen, ClassLinear, as_one_hot
 from parts.precision import ExactLinear, rounded
 
 
@@ -25,10 +26,10 @@ class Normed(nn.Module):
     def __init__(self, size_in: int, size_out: int, *, exact: bool = False) -> None:
         super().__init__()
         self.exact = exact
-        self.linear = nn.Linear(size_in, size_out)
+        self.linear = ClassLinear(size_in, size_out)
         self.norm = nn.RMSNorm(size_out, eps=1e-4)
 
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+    def forward(self, x: Float[Tensor, "*B I"] | Int[Tensor, "*B S"] | Chosen) -> Float[Tensor, "*B O"]:
         return functional.silu(self.norm(self.linear(x)))
 
 
@@ -80,7 +81,7 @@ class MLP(nn.Module):
             nn.init.zeros_(self.output.weight)
             nn.init.zeros_(self.output.bias)
 
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+    def forward(self, x: Float[Tensor, "*B I"] | Chosen) -> Float[Tensor, "*B O"]:
         return self.output(self.hidden(x))
 
 
@@ -97,7 +98,7 @@ def embed_actions(actions: ActionSpec, action: Tensor) -> Float[Tensor, "*B A"]:
 class BlockCell(nn.Module):
     """The recurrent cell of DreamerV3 (Nature 2025): a GRU whose matrices are block-diagonal.
 
-    Every block sees all inputs, and its own part of the state.
+    Every block sees all inputs, and its own part of the state. `stoch` comes as one-hot vectors or as their classes.
     """
 
     def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int, blocks: int) -> None:
@@ -112,7 +113,10 @@ class BlockCell(nn.Module):
         self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
 
     def forward(
-        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
+        self,
+        deter: Float[Tensor, "B D"],
+        stoch: Float[Tensor, "B L"] | Int[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
     ) -> Float[Tensor, "B D"]:
         inputs = torch.cat((self.from_deter(deter), self.from_stoch(stoch), self.from_action(action)), -1)
         mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
@@ -122,17 +126,26 @@ class BlockCell(nn.Module):
 
 
 class DenseCell(nn.Module):
-    """The recurrent cell of DreamerV3 as of 2023: an input layer, then a GRU with one norm over all its gates."""
+    """The recurrent cell of DreamerV3 as of 2023: an input layer, then a GRU with one norm over all its gates.
+
+    `stoch` comes as one-hot vectors or as their classes.
+    """
 
     def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int) -> None:
         super().__init__()
+        self.stoch_size = stoch_size
         self.inputs = Normed(stoch_size + action_size, hidden)
         self.gates = nn.Linear(hidden + deter, 3 * deter, bias=False)
         self.norm = nn.RMSNorm(3 * deter, eps=1e-4)
 
     def forward(
-        self, deter: Float[Tensor, "B D"], stoch: Float[Tensor, "B L"], action: Float[Tensor, "B A"]
+        self,
+        deter: Float[Tensor, "B D"],
+        stoch: Float[Tensor, "B L"] | Int[Tensor, "B S"],
+        action: Float[Tensor, "B A"],
     ) -> Float[Tensor, "B D"]:
+        if not stoch.is_floating_point():
+            stoch = as_one_hot(stoch, self.stoch_size)
         inputs = self.inputs(torch.cat((stoch, action), -1))
         reset, candidate, update = self.norm(self.gates(torch.cat((inputs, deter), -1))).chunk(3, -1)
         return gated(deter, reset, candidate, update)

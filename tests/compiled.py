@@ -27,6 +27,8 @@ from updates.compiling import compile_parts
 # Updates with the model and without it take turns, and each has been made once after two of them.
 SMALL = {"envs": "3", "nodes": "5", "batch_length": "4", "model_every": "2", "actor.lr": "1e-3"}
 HORIZON = {"imag_horizon": "2"}
+# Enough latents for layers that gather weights.
+MANY = {**HORIZON, "imag_tours": "64", "model.rssm.classes": "16"}
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "tsp_attn": (("tsp_attn",), {}),
     "cvrp_attn": (("cvrp_attn",), {}),
@@ -42,6 +44,8 @@ MORE_KINDS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "switches": (("gym", "switches"), HORIZON),
     "predicted mask": (("gym", "switches"), {**HORIZON, "task": "gym_SwitchesNoRules-v0"}),
     "pendulum": (("gym", "pendulum"), HORIZON),
+    "gathered": (("gym", "cartpole"), MANY),
+    "gathered half": (("gym", "cartpole"), {**MANY, "precision": "bfloat16"}),
     "dynamics": (("gym", "pendulum"), {**HORIZON, "imag_gradient": "dynamics"}),
 }
 

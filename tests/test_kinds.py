@@ -15,6 +15,7 @@ from imagining.world_model import Observed
 from models import make_behavior
 from parts.acting import Sight
 from parts.actors import Actor
+from parts.latents import Feat
 from parts.views import NodeSet
 from settings.dreamer import DreamerSettings
 from settings.imagination import ImaginationSettings
@@ -44,7 +45,7 @@ class Chooser(Actor):
         super().__init__()
         self.score = nn.Linear(NUMBERS, 1)
 
-    def scores(self, feat: Tensor | None, tables: Any, view: Offers) -> Tensor:
+    def scores(self, feat: Feat | None, tables: Any, view: Offers) -> Tensor:
         return self.score(view.numbers).squeeze(-1)
 
     def distribution(self, scores: Tensor, view: Offers) -> OneHotDist:
@@ -68,7 +69,7 @@ class Market(Imagination):
         weight = (~batch["is_terminal"]).float()
         return Start(repeated(observed.latents, 1), torch.zeros_like(weight).long(), None, weight)
 
-    def view(self, feat: Tensor | None, state: Tensor, context: None) -> Moment:
+    def view(self, feat: Feat | None, state: Tensor, context: None) -> Moment:
         phase = state[..., None] + torch.arange(OFFERS)
         mask = phase % 3 != 0
         numbers = torch.stack([torch.sin(phase * (1.0 + part)) for part in range(NUMBERS)], -1)
@@ -78,8 +79,9 @@ class Market(Imagination):
         return state + action + 1, None
 
     def cont(self, moments: Moment, finished: Tensor | None) -> Tensor:
-        assert moments.feat is not None
-        return self.model.predict_cont(moments.feat[:, :, 1:])
+        feat = moments.feat_at(slice(1, None))
+        assert feat is not None
+        return self.model.predict_cont(feat)
 
     def reward(self, trajectory: Trajectory, start: Start) -> Tensor:
         # What was taken earns its own first number.
