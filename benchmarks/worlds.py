@@ -1,6 +1,7 @@
 """Whether cost worlds matter: what tours cost that are optimal for an agent that knows less than everything.
 
     python -m benchmarks.worlds --instances 200
+    python -m benchmarks.worlds --instances 200 --streets helsinki
 
 For each world, on the first instances of the validation set, in percent above the optimal tours by the true costs
 (LKH): the shortest tours, walked as they stand and in the cheaper of their two directions; and, where an episode hides
@@ -19,6 +20,7 @@ import numpy as np
 from benchmarks.policy_gradient import CONFIGS, number
 from config import one_line_errors, parse_command_line
 from envs.routing import TSPRules
+from routing.cases import field_cases
 from routing.cost_world import Costs
 from routing.costs import COSTS, find_costs
 from routing.instances import (
@@ -28,6 +30,7 @@ from routing.instances import (
     reference_costs,
     tour_costs,
 )
+from routing.street_costs import STREET_WORLDS
 from training import launch
 
 ENTRY_KEYS = {"instances": "instances to look at (default 200)", "world": "one world alone: a name, or module:function"}
@@ -40,8 +43,8 @@ def percent_above(costs: np.ndarray, optimal: np.ndarray) -> float:
 
 def compare(costs: Costs, num_nodes: int, count: int) -> str:
     """One row of the table."""
-    instance = TSPRules.under(costs).field_instances(count, num_nodes, seed=VALIDATION_SEED)
-    matrix = costs.matrix(instance, costs.fixed_factors(count, seed=VALIDATION_SEED)).numpy()
+    instance, factors = field_cases(TSPRules.under(costs), count, num_nodes, seed=VALIDATION_SEED)
+    matrix = costs.matrix(instance, factors).numpy()
     optimal = reference_costs(matrix)
     shortest = cheapest_tours(euclidean_distances(instance.coords.numpy()))
     forwards, backwards = tour_costs(matrix, shortest), tour_costs(matrix, shortest[:, ::-1])
@@ -59,12 +62,15 @@ def main(argv: list[str]) -> None:
     with one_line_errors(Path(__file__).stem, *launch.USER_ERRORS):
         command = parse_command_line(argv, config_path=CONFIGS, description=__doc__ or "", entry_keys=ENTRY_KEYS)
         count = int(number(command.entry["instances"] or "200", "instances", least=1))
-        asked = command.entry["world"]
-        chosen = [name for name, costs in COSTS.items() if not costs.drift] if asked is None else [asked]
+        asked, streets = command.entry["world"], command.config.streets
+        chosen = [name for name, costs in COSTS.items() if not costs.drift] if asked is None else [str(asked)]
+        if asked is None and streets:
+            chosen += STREET_WORLDS
+        worlds = [find_costs(name, streets=streets if name in STREET_WORLDS else "") for name in chosen]
         lines = [
             "| world | optimal, mean | shortest tours, % above | the cheaper way round, % | optimal on average, % |",
             "|---|---|---|---|---|",
-            *(compare(find_costs(str(name)), command.config.nodes, count) for name in chosen),
+            *(compare(costs, command.config.nodes, count) for costs in worlds),
         ]
         sys.stdout.write("\n".join(lines) + "\n")
 

@@ -221,6 +221,7 @@ class TSPEnv(RoutingEnv):
         seed: seeds the first `reset` that gives no seed of its own, and the action space.
         render_mode: None, or "rgb_array".
         cost: what moves cost: a world of `routing.costs`, or your own `module:function`.
+        streets: of costs `streets` and `rush`: `helsinki`, or an extract of OpenStreetMap.
 
     Random instances are uniform in the unit square; `reset(options={"coords": array [N, 2]})` takes your own.
     """
@@ -234,8 +235,9 @@ class TSPEnv(RoutingEnv):
         seed: int | None = None,
         render_mode: str | None = None,
         cost: str = EUCLIDEAN.name,
+        streets: str = "",
     ):
-        rules = self.problem.under(find_costs(cost))
+        rules = self.problem.under(find_costs(cost, streets=streets))
         super().__init__(rules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
 
     def _own_instance(self, options: dict[str, Any]) -> TSPInstance | None:
@@ -277,8 +279,9 @@ class PickupEnv(TSPEnv):
         seed: int | None = None,
         render_mode: str | None = None,
         cost: str = EUCLIDEAN.name,
+        streets: str = "",
     ):
-        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode, cost=cost)
+        super().__init__(num_nodes=num_nodes, seed=seed, render_mode=render_mode, cost=cost, streets=streets)
 
 
 class CVRPEnv(RoutingEnv):

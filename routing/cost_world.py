@@ -70,6 +70,8 @@ class Costs(ABC):
         shown: what observations show in a world that hides something: `paid` (the last move and what it cost),
             `nothing` (the move alone) or `factors` (those too).
         unit: what one unit of cost is, in what the world measures (seconds, in streets).
+        least_regret: instances are evaluated on only where the tour that is best on average over what is hidden is
+            dearer than the best one by this share; 0: all are.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Costs(ABC):
     symmetric: bool = False
     shown: str = "paid"
     unit: float = 1.0
+    least_regret: float = 0.0
 
     @abstractmethod
     def between(

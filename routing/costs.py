@@ -26,6 +26,7 @@ from torch import Tensor
 from config import UserError, load_function
 from routing.cost_world import Costs, Nodes, UniformDraws
 from routing.instances import uniform_coords
+from routing.street_costs import STREET_WORLDS, street_costs
 
 SHOWN = ("paid", "nothing", "factors")
 
@@ -183,19 +184,23 @@ COSTS = {
 }
 
 
-def find_costs(name: str, *, shown: str = "paid") -> Costs:
+def find_costs(name: str, *, shown: str = "paid", streets: str = "") -> Costs:
     """The world of this name, or the one whose function is your own `module:function`.
 
     Args:
         name: the config key `cost`.
         shown: see `Costs`.
+        streets: of the worlds of streets: `helsinki`, or an extract of OpenStreetMap.
 
     Raises:
-        UserError: there is none, what it says of a few moves cannot be costs, or it hides nothing that could be shown.
+        UserError: there is none, what it says of a few moves cannot be costs, it hides nothing that could be shown, or
+            it needs other streets.
     """
     if shown not in SHOWN:
         raise UserError(f"cost_shown is {shown!r}; choose one of {', '.join(SHOWN)}")
-    costs = _load(name)
+    if streets and name not in STREET_WORLDS:
+        raise UserError(f"streets is {streets!r}, and cost {name} has none: choose cost {' or '.join(STREET_WORLDS)}")
+    costs = street_costs(name, streets) if name in STREET_WORLDS else _load(name)
     if shown != "paid" and not costs.hidden:
         raise UserError(f"cost_shown {shown} is for worlds that hide something; {name} hides nothing: choose paid")
     return replace(costs, shown=shown)
@@ -205,7 +210,9 @@ def _load(name: str) -> GeometricCosts:
     if name in COSTS:
         return COSTS[name]
     if ":" not in name:
-        raise UserError(f"cost is {name!r}; choose one of {', '.join(COSTS)}, or your own module:function")
+        raise UserError(
+            f"cost is {name!r}; choose one of {', '.join((*COSTS, *STREET_WORLDS))}, or your own module:function"
+        )
     function = load_function(name, key="cost")
     hidden, drift = getattr(function, "hidden_factors", 0), getattr(function, "drift", 0.0)
     costs = GeometricCosts(name, function, hidden=hidden, drift=drift)

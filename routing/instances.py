@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,9 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import UserError
-from system import safe_files
-
-logger = logging.getLogger(__name__)
+from system import cached_files
 
 TEST_SEED = 1234
 VALIDATION_SEED = 4321
@@ -32,6 +29,8 @@ MIN_REFERENCE_NODES = 3
 
 # The type of numbers in the cache.
 NUMBER = np.dtype("<f8")
+# What it is called in warnings.
+LENGTHS = "reference lengths"
 
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
 LKH_UNITS = 1_000_000
@@ -196,13 +195,13 @@ def cached_lengths(
     shapes = " ".join(str(part.shape) for part in contiguous)
     data = b"".join(part.tobytes() for part in contiguous)
     name = hashlib.sha256(f"{version} {shapes}".encode() + data).hexdigest()
-    cache_file = Path(_default_cache_dir() if cache_dir is None else cache_dir) / f"{name}.lengths"
+    cache_file = Path(cached_files.cache_folder() if cache_dir is None else cache_dir) / f"{name}.lengths"
     lengths = _read_cache(cache_file, num_instances=len(content[0]))
     if lengths is None:
         lengths = compute()
         # Nodes that all lie at one point have a tour of no length, which is quickly found again.
         if _are_lengths(lengths):
-            _write_cache(cache_file, lengths)
+            cached_files.write(cache_file, lengths.astype(NUMBER).tobytes(), what=LENGTHS)
     return lengths
 
 
@@ -235,45 +234,17 @@ def reference_costs(
     )
 
 
-def _default_cache_dir() -> Path:
-    # An empty XDG_CACHE_HOME means the same as none (XDG base directory specification).
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dreamer-routing"
-
-
 def _read_cache(cache_file: Path, *, num_instances: int) -> Float64[np.ndarray, " I"] | None:
     """The lengths in a file of the cache; None where there is none, or where it is not as it was written."""
-    size = hashlib.sha256().digest_size
-    try:
-        content = safe_files.read_bytes(cache_file, most=size + NUMBER.itemsize * num_instances)
-    except FileNotFoundError:
+    data = cached_files.read(cache_file, most=NUMBER.itemsize * num_instances, what=LENGTHS)
+    if data is None:
         return None
-    except OSError as error:
-        logger.warning("computing reference lengths again: %s cannot be read (%s)", cache_file, error.strerror)
-        return None
-    digest, data = content[:size], content[size:]
-    if digest == _digest(cache_file, data) and len(data) == NUMBER.itemsize * num_instances:
+    if len(data) == NUMBER.itemsize * num_instances:
         lengths = np.frombuffer(data, NUMBER).astype(np.float64)
         if _are_lengths(lengths):
             return lengths
-    logger.warning("computing reference lengths again: %s does not hold them", cache_file)
+    cached_files.warn_of_damage(cache_file, what=LENGTHS)
     return None
-
-
-def _write_cache(cache_file: Path, lengths: Float64[np.ndarray, " I"]) -> None:
-    data = lengths.astype(NUMBER).tobytes()
-    try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed into place, so that a run reading at this moment never sees half a file.
-        with safe_files.replacing(cache_file) as unfinished:
-            unfinished.write_bytes(_digest(cache_file, data) + data)
-    except OSError as error:
-        logger.warning("reference lengths are not cached: %s cannot be written (%s)", cache_file, error)
-
-
-def _digest(cache_file: Path, data: bytes) -> bytes:
-    """A checksum of lengths and of what they are the lengths of, which the file's name says."""
-    return hashlib.sha256(cache_file.name.encode() + data).digest()
 
 
 def _are_lengths(lengths: Float64[np.ndarray, " I"]) -> bool:

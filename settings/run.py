@@ -40,6 +40,7 @@ class TaskSettings(Section):
     curriculum: tuple[tuple[int, int | None], ...]
     cost: str
     cost_shown: str
+    streets: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +50,8 @@ class TaskSettings(Section):
             raise ConfigError(f"curriculum is for routing; {self.task} needs none")
         if self.is_gym and self.cost != PLAIN_COST:
             raise ConfigError(f"cost {self.cost} is for routing; {self.task} needs cost: {PLAIN_COST}")
+        if self.is_gym and self.streets:
+            raise ConfigError(f"streets is for routing; {self.task} needs none")
 
     @property
     def is_gym(self) -> bool:

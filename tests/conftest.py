@@ -83,6 +83,20 @@ def denormal_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the streets of a small town."""
+    from tests.street_scenes import write_town
+
+    return write_town(tmp_path_factory.mktemp("town"))
+
+
+@pytest.fixture(autouse=True)
+def helsinki_is_a_town(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`streets: helsinki` is a small town, so that no test needs what is fetched."""
+    monkeypatch.setattr("streets.travel.stored_extract", lambda: town)
+
+
 @pytest.fixture
 def vector_env() -> Iterator[Callable[..., Any]]:
     """Makes environments of `GymVectorEnv`, and closes them in the end."""

@@ -22,6 +22,7 @@ import pytest
 
 import checkpoint
 import config
+from tests.street_scenes import write_town
 from tests.test_guard import REPORT
 from training import launch
 
@@ -42,6 +43,7 @@ PLACEHOLDERS = {
     "LOGDIR...": "logdir/tsp_attn-seed0",
     "...": "logdir/tsp_attn-seed0",
     "THAT.pt": "checkpoints/cvrp20.pt",
+    "town.osm.pbf": "town.osm",
     "logdir/RUN/guard/step_*.pt": "report.pt",
     "theirs=/elsewhere/ppo_*": "theirs=logdir/debug-seed*",
     "Dreamer=lanes/*": "Dreamer=logdir/tsp_attn-seed0",
@@ -201,6 +203,11 @@ def show_curves(command: Command, place: Place) -> None:
     assert [*Path(value_of(command.arguments, "--logdir")).rglob("events.*")]
 
 
+def fetch_streets(command: Command, place: Place) -> None:
+    """Nothing is downloaded by a test: the program is there."""
+    call("streets.helsinki", [*command.arguments, "--help"])
+
+
 def read_report(command: Command, place: Place) -> None:
     checkpoint.save(place.folder / "report.pt", REPORT)
     call("guard", command.arguments)
@@ -259,6 +266,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "pytest": check_tests,
     "tensorboard": show_curves,
     "-m guard": read_report,
+    "-m streets.helsinki": fetch_streets,
     "-m benchmarks.ablations": ablate,
     "-m benchmarks.cost_fields": module("benchmarks.cost_fields"),
     "-m benchmarks.faults": break_on_purpose,
@@ -282,6 +290,7 @@ class Place:
         self._done: set[str] = set()
         for name in ("examples", "checkpoints"):
             shutil.copytree(ROOT / name, folder / name)
+        write_town(folder)
         for page in PAGES:
             for name, snippet in saved_snippets(page):
                 (folder / name).write_text(snippet, encoding="utf-8")

@@ -22,21 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The rooms, top-level modules and packages, from the ground up: each imports from those before it alone.
 ORDER = (
-    *("system", "settings", "config", "checkpoint", "tools", "guard", "routing", "envs", "parts", "networks"),
-    *(
-        "updates",
-        "comparing",
-        "training",
-        "imagining",
-        "planning",
-        "soft",
-        "models",
-        "solving",
-        "dreamer",
-        "sac",
-        "solve",
-    ),
-    *("compare", "export"),
+    *("system", "settings", "config", "checkpoint", "tools", "guard", "streets", "routing", "envs", "parts"),
+    *("networks", "updates", "comparing", "training", "imagining", "planning", "soft", "models", "solving"),
+    *("dreamer", "sac", "solve", "compare", "export"),
 )
 AGENTS = frozenset({"dreamer", "sac"})
 

@@ -17,6 +17,7 @@ from envs.gym_vector import GymVectorEnv
 from envs.routing import RULES
 from envs.tasks import ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
+from routing.cases import field_cases
 from routing.costs import EUCLIDEAN, find_costs
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.rules import MIN_NODES, Rules, single_precision
@@ -32,10 +33,9 @@ TRAINING_ENV = "training"
 
 
 def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
-    """The first `count` instances that `seed` gives, with what the best solutions known cost in the rules' world."""
-    instance = rules.field_instances(count, num_nodes, seed=seed)
+    """The first `count` cases that `seed` gives, with what the best solutions known cost in the rules' world."""
+    (instance, factors), costs = field_cases(rules, count, num_nodes, seed=seed), rules.costs
     # The reference is of the positions as they were drawn, in double precision.
-    costs, factors = rules.costs, rules.costs.fixed_factors(count, seed=seed)
     if costs.name == EUCLIDEAN.name:
         references = rules.reference_lengths(instance)
     else:
@@ -86,7 +86,7 @@ def make_task(config: Config) -> RoutingTask:
 def _task_of(settings: TaskSettings) -> RoutingTask:
     if settings.task not in RULES:
         raise ConfigError(f"task is {settings.task!r}; choose one of {', '.join(RULES)}")
-    rules = RULES[settings.task].under(find_costs(settings.cost, shown=settings.cost_shown))
+    rules = RULES[settings.task].under(find_costs(settings.cost, shown=settings.cost_shown, streets=settings.streets))
     return RoutingTask.of(rules, settings.nodes)
 
 

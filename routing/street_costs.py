@@ -1,0 +1,68 @@
+"""The cost worlds of real streets: driving seconds between places of a map, at all hours alike or by the hour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from config import UserError
+from routing.places import PlaceCosts
+from streets.network import Network
+from streets.traffic import HOURS, rush_seconds
+from streets.travel import cached_seconds, network_of
+
+STREETS, RUSH = "streets", "rush"
+STREET_WORLDS = (STREETS, RUSH)
+# What a move between two places costs on average, in units of cost: as in the unit square, whose distances are 0.52.
+MEAN_COST = 0.5
+# In `rush`, by what share the tour that is best on average over the day must be dearer than the best one, for an
+# instance to be evaluated on.
+LEAST_REGRET = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class StreetCosts(PlaceCosts):
+    """A world of places whose costs are driving times in a network of streets.
+
+    Attributes:
+        network: the streets.
+    """
+
+    network: Network
+
+
+def street_costs(name: str, source: str) -> StreetCosts:
+    """The world `streets`: seconds of driving where nothing is in the way; or `rush`: at an hidden hour of the day.
+
+    Args:
+        name: which of them.
+        source: `helsinki`, or an extract of OpenStreetMap.
+
+    Raises:
+        UserError: none was given, or it holds no streets that make a world.
+    """
+    if not source:
+        raise UserError(
+            f"cost {name} needs streets: add --streets helsinki, or --streets FILE.osm.pbf for an extract of your own"
+        )
+    network = network_of(source)
+    if name == RUSH:
+        arcs = [rush_seconds(network, hour) for hour in HOURS]
+    else:
+        arcs = [network.free_flow]
+    seconds = torch.from_numpy(np.stack([cached_seconds(network, each) for each in arcs]))
+    count = len(network.places)
+    mean = float(seconds.double().sum()) / (len(seconds) * count * (count - 1))
+    unit = mean / MEAN_COST
+    points, _ = network.unit_square()
+    return StreetCosts(
+        name,
+        torch.from_numpy(points[network.places].astype(np.float32)),
+        seconds / unit,
+        network,
+        hidden=int(name == RUSH),
+        unit=unit,
+        least_regret=LEAST_REGRET if name == RUSH else 0.0,
+    )
