@@ -191,10 +191,9 @@ def test_solver_tour_finds_the_best_of_all_tours():
 
 
 def test_long_work_tells_of_what_takes_minutes():
-    both_ways = np.ones((1000, 1000))
-    one_way = np.triu(both_ways)
-    lines = given_costs.long_work([instance_of(one_way, "a"), instance_of(both_ways, "b"), instance_of(ONE_WAY)])
-    assert lines == ["a has 1,000 nodes: LKH takes some 7 minutes"]
+    large = instance_of(np.ones((1000, 1000)), "large")
+    lines = given_costs.long_work([large, large._replace(demand=np.zeros(1000, int)), instance_of(ONE_WAY)])
+    assert lines == ["large has 1,000 nodes: LKH may take some 7 minutes"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
