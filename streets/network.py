@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 
-from streets.packages import import_extra
+from streets.packages import import_sparse
 from system.errors import UserError
 
 # No two points are at the same spot: an arc of no length would count as none.
@@ -67,7 +67,7 @@ def connected(
         UserError: it has fewer than 3 places, or more than `MOST_PLACES`.
     """
     graph = _graph(len(points), tails, heads, np.ones(len(tails)))
-    _, component = _csgraph().connected_components(graph, directed=True, connection="strong")
+    _, component = import_sparse().csgraph.connected_components(graph, directed=True, connection="strong")
     largest = np.bincount(component).argmax() if len(component) else 0
     kept = component == largest
     renumbered = np.cumsum(kept) - 1
@@ -100,7 +100,7 @@ def travel_seconds(network: Network, seconds: Float64[np.ndarray, " A"]) -> Floa
     graph = _graph(len(network.points), network.tails, network.heads, seconds)
     places, rows = network.places, max(1, COMPUTED_AT_ONCE // len(network.points))
     pieces = [
-        _csgraph().dijkstra(graph, indices=places[begin : begin + rows])[:, places].astype(np.float32)
+        import_sparse().csgraph.dijkstra(graph, indices=places[begin : begin + rows])[:, places].astype(np.float32)
         for begin in range(0, len(places), rows)
     ]
     return np.concatenate(pieces)
@@ -120,7 +120,7 @@ def quickest_way(
     ends = network.places[stops]
     way = [int(ends[0])]
     for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        _, before = _csgraph().dijkstra(graph, indices=begin, return_predecessors=True)
+        _, before = import_sparse().csgraph.dijkstra(graph, indices=begin, return_predecessors=True)
         leg = [end]
         while leg[-1] != begin:
             leg.append(int(before[leg[-1]]))
@@ -132,13 +132,8 @@ def _graph(
     count: int, tails: Int64[np.ndarray, " A"], heads: Int64[np.ndarray, " A"], weights: Float[np.ndarray, " A"]
 ) -> Any:
     """A sparse matrix of arcs: the least of those that join the same points in the same direction."""
-    sparse = import_extra("scipy.sparse")
     order = np.lexsort((weights, heads, tails))
     tails, heads, weights = tails[order], heads[order], weights[order]
     first: Bool[np.ndarray, " A"] = np.ones(len(tails), dtype=bool)
     first[1:] = (tails[1:] != tails[:-1]) | (heads[1:] != heads[:-1])
-    return sparse.csr_matrix((weights[first], (tails[first], heads[first])), shape=(count, count))
-
-
-def _csgraph() -> Any:
-    return import_extra("scipy.sparse.csgraph")
+    return import_sparse().csr_matrix((weights[first], (tails[first], heads[first])), shape=(count, count))

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from system.errors import UserError
 
 
-def import_extra(name: str) -> Any:
-    """A module of one of them.
+def import_osmium() -> Any:
+    """The package that reads files of OpenStreetMap.
 
     Raises:
         UserError: it is not installed.
     """
+    with _telling_what_to_install("osmium"):
+        import osmium
+    return osmium
+
+
+def import_sparse() -> Any:
+    """The part of scipy that knows sparse matrices, and graphs as such.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    with _telling_what_to_install("scipy"):
+        import scipy.sparse.csgraph
+    return scipy.sparse
+
+
+@contextmanager
+def _telling_what_to_install(package: str) -> Iterator[None]:
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
-        package = name.partition(".")[0]
         raise UserError(f'streets need the package {package} ({error}): pip install -e ".[streets]"') from error

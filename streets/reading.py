@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from streets.network import Network, connected
-from streets.packages import import_extra
+from streets.packages import import_osmium
 from streets.roads import Road, road
 from system import safe_files
 from system.errors import UserError
@@ -36,7 +36,7 @@ def read_network(path: Path) -> Network:
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path} is none of the files {', '.join(SUFFIXES)}: give an extract of OpenStreetMap")
     streets = _Streets()
-    osmium = import_extra("osmium")
+    osmium = import_osmium()
     try:
         # Nothing else is read from before it is known to be a file: a FIFO would be waited for.
         safe_files.open_to_read(path).close()
