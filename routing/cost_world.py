@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
+
+from routing.drawing import draw_tour
 
 LAST_NODE, LAST_COST, FACTORS = "last_node", "last_cost", "factors"
 # The key of observations that says which place each node is, and that part of an instance.
@@ -137,6 +139,16 @@ class Costs(ABC):
         Raises:
             UserError: the world knows no costs of moves in one of them.
         """
+
+    def picture(
+        self, instance: Any, tour: Int[np.ndarray, " L"], *, title: str, factors: Float[Tensor, "I F"] | None = None
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """A closed tour of the first of given instances [I], as it is driven where its factors are those given."""
+        return draw_tour(instance.coords[0].cpu().numpy(), tour, title=title)
+
+    def measured(self, cost: float) -> str:
+        """A cost in what the world measures, in brackets; empty where costs are their own measure."""
+        return ""
 
     def draw(
         self, count: int, *, generator: torch.Generator, device: torch.device | str

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Float64, Int, Shaped, UInt8
 
+from streets.network import Network, quickest_way
 from system.terminal import one_line
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_INCHES = 4.8
+# A panel is no narrower, so that its title has room.
+LEAST_INCHES = 3.2
 # Room for a title above a panel.
 TITLE_INCHES = 0.384
 # And for a note between the two.
@@ -28,6 +31,8 @@ NODE_COLOR = "#1f3a5f"
 LEG_COLOR = "#4c8bc0"
 START_COLOR = "#d1495b"
 OPEN_COLOR = "#9aa5b1"
+STREET_COLOR = "#c3cad2"
+ATTRIBUTION = "© OpenStreetMap contributors"
 # The colours of a plan's routes, in turn; a tour has the first one.
 ROUTE_COLORS = (LEG_COLOR, "#e08e45", "#5aa469", "#9b5fc0", "#c7a531", "#3fa7a5", "#b5577f", "#7f8c4f")
 
@@ -84,6 +89,43 @@ def draw_tours(
     return _pixels(figure)
 
 
+def draw_streets(
+    network: Network,
+    tours: Sequence[Int[np.ndarray, " _"]],
+    *,
+    titles: Sequence[str],
+    seconds: Float64[np.ndarray, " A"] | None = None,
+    inches: float = PANEL_INCHES,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw closed tours side by side along the streets that they drive, on the grey network.
+
+    Args:
+        network: the streets.
+        tours: places in visiting order, as indices of `network.places`.
+        titles: a line above each.
+        seconds: that each arc takes, which decides by which streets one drives; free flow where not given.
+        inches: height of the picture.
+    """
+    times = network.free_flow if seconds is None else seconds
+    points, _ = network.unit_square()
+    east, north = np.ptp(points, axis=0)
+    figure, panels = _panels(len(tours), inches=inches, width=max(LEAST_INCHES, inches * min(1.0, east / north)))
+    for axes, tour, title in zip(panels, tours, titles, strict=True):
+        ways = points[quickest_way(network, times, np.append(tour, tour[:1]))]
+        arcs = points[np.stack((network.tails, network.heads))]
+        axes.plot(*arcs.transpose(2, 0, 1), color=STREET_COLOR, linewidth=1.0, zorder=0)
+        axes.plot(ways[:, 0], ways[:, 1], color=LEG_COLOR, linewidth=1.8, solid_joinstyle="round", zorder=1)
+        _mark_stops(axes, points[network.places[tour]], title=title)
+        axes.text(0.99, 0.01, ATTRIBUTION, transform=axes.transAxes, ha="right", fontsize=6, color=OPEN_COLOR)
+    return _pixels(figure)
+
+
+def _mark_stops(axes: Axes, stops: np.ndarray, *, title: str) -> None:
+    axes.scatter(stops[:, 0], stops[:, 1], s=30, color=NODE_COLOR, linewidths=0, zorder=2)
+    axes.plot(stops[:1, 0], stops[:1, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
+    axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False)
+
+
 def _figure(width: float, height: float, **options: Any) -> Figure:
     """An empty figure of that many inches."""
     # matplotlib takes as long to import as some hundred tours to find, and most programs draw nothing.
@@ -93,8 +135,11 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
     return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white", **options)
 
 
-def _panels(count: int, *, inches: float = PANEL_INCHES, above: float = TITLE_INCHES) -> tuple[Figure, list[Axes]]:
-    figure = _figure(inches * count, inches)
+def _panels(
+    count: int, *, inches: float = PANEL_INCHES, above: float = TITLE_INCHES, width: float | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Panels side by side, that high and as wide unless a width is given, with room `above` each."""
+    figure = _figure((width or inches) * count, inches)
     panels = []
     for index in range(count):
         axes = figure.add_axes(((index + 0.02) / count, 0.02, 0.96 / count, 0.98 - above / inches))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Int, UInt8
+from torch import Tensor
 
 from config import UserError
+from routing.drawing import draw_streets
 from routing.places import PlaceCosts
 from streets.network import Network
 from streets.traffic import HOURS, rush_seconds
@@ -28,13 +32,27 @@ class StreetCosts(PlaceCosts):
 
     Attributes:
         network: the streets.
+        seconds: that each arc takes, for each of the tables.
     """
 
     network: Network
+    seconds: Float64[np.ndarray, "K A"]
+
+    def picture(
+        self, instance: Any, tour: Int[np.ndarray, " L"], *, title: str, factors: Float[Tensor, "I F"] | None = None
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """Along the streets; between two hours, as at the nearer one."""
+        along = 0 if factors is None else round(float(factors[0, 0]) * len(self.seconds)) % len(self.seconds)
+        places = instance.place[0].cpu().numpy()[tour]
+        return draw_streets(self.network, [places], titles=[title], seconds=self.seconds[along])
+
+    def measured(self, cost: float) -> str:
+        """Minutes."""
+        return f" ({cost * self.unit / 60:.1f} min)"
 
 
 def street_costs(name: str, source: str) -> StreetCosts:
-    """The world `streets`: seconds of driving where nothing is in the way; or `rush`: at an hidden hour of the day.
+    """The world `streets`: seconds of driving where nothing is in the way; or `rush`: at a hidden hour of the day.
 
     Args:
         name: which of them.
@@ -49,9 +67,9 @@ def street_costs(name: str, source: str) -> StreetCosts:
         )
     network = network_of(source)
     if name == RUSH:
-        arcs = [rush_seconds(network, hour) for hour in HOURS]
+        arcs = np.stack([rush_seconds(network, hour) for hour in HOURS])
     else:
-        arcs = [network.free_flow]
+        arcs = network.free_flow[None]
     seconds = torch.from_numpy(np.stack([cached_seconds(network, each) for each in arcs]))
     count = len(network.places)
     mean = float(seconds.double().sum()) / (len(seconds) * count * (count - 1))
@@ -62,6 +80,7 @@ def street_costs(name: str, source: str) -> StreetCosts:
         torch.from_numpy(points[network.places].astype(np.float32)),
         seconds / unit,
         network,
+        arcs,
         hidden=int(name == RUSH),
         unit=unit,
         least_regret=LEAST_REGRET if name == RUSH else 0.0,

@@ -277,6 +277,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.speed": time_agent,
+    "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),
     "-m benchmarks.worlds": module("benchmarks.worlds", "--instances", "4", "--nodes", "6"),
 }

@@ -15,7 +15,6 @@ from torch import Tensor
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
-from routing.drawing import draw_tour
 from routing.rules import Instance, each_part
 from training.agent import POLICY, Agent, Player
 from training.evaluation import Report, interval
@@ -144,16 +143,17 @@ class RoutingEvaluator:
             begin = time.perf_counter()
             result = evaluate(agent.players[name], self.task, judged, device=self.device)
             seconds = (time.perf_counter() - begin) / len(result.lengths)
-            title = f"length {float(result.lengths[0]):.3f}, reference {judged.references[0]:.3f}"
-            tour = draw_tour(judged.coords[0].cpu().numpy(), result.tours[0].cpu().numpy(), title=title)
-            pictures[f"{prefix}tour"] = tour
+            costs, first = self.task.rules.costs, float(result.lengths[0])
+            title = f"length {first:.3f}{costs.measured(first)}, reference {judged.references[0]:.3f}"
+            tour = result.tours[0].cpu().numpy()
+            pictures[f"{prefix}tour"] = costs.picture(judged.instance, tour, title=title, factors=judged.factors)
             mean = float(result.lengths.mean())
             values |= {f"{prefix}gap": result.gap, f"{prefix}return": -mean}
             if name != POLICY:
                 values[f"{prefix}seconds"] = seconds
             summaries.append(
-                f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)},"
-                f" gap {result.gap:.2f} % to the reference"
+                f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)}"
+                f"{costs.measured(mean)}, gap {result.gap:.2f} % to the reference"
             )
         if self.pictures is not None:
             pictures |= self.pictures(evaluation.instance)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
 from envs.routing import CVRPRules, TSPEnv, TSPRules
 from routing import cases
@@ -100,3 +102,8 @@ def test_worlds_that_hide_too_little_are_refused(town: str, monkeypatch):
     rules = TSPRules.under(street_costs("rush", town))
     with pytest.raises(ValueError, match="costs of rush hide too little here: of 40 instances of 6 nodes, 0 have"):
         field_cases(rules, 3, 6, seed=0)
+
+
+@pytest.mark.parametrize("name", ["streets", "rush"])
+def test_tsp_env_of_streets_passes_the_gymnasium_checker(name: str, town: str):
+    check_env(gymnasium.make("TSP-v0", num_nodes=5, cost=name, streets=town).unwrapped, skip_render_check=True)
