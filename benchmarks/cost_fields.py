@@ -20,7 +20,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 import config
-from config import one_line_errors
+from config import UserError, one_line_errors
 from dreamer import Dreamer
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
@@ -133,24 +133,24 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     """All pictures that fit the agent's cost world.
 
     Raises:
-        ValueError: there is nothing to be drawn of this run.
+        UserError: there is nothing to be drawn of this run.
     """
     if not isinstance(agent.task, RoutingTask):
-        raise ValueError("this run is no routing: there are no costs of moves to be drawn")
+        raise UserError("this run is no routing: there are no costs of moves to be drawn")
     costs = agent.task.rules.costs
     if not isinstance(costs, GeometricCosts):
-        raise ValueError(f"costs of {costs.name} are known between places alone: there is no field to be drawn")
+        raise UserError(f"costs of {costs.name} are known between places alone: there is no field to be drawn")
     if costs.drift:
-        raise ValueError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
+        raise UserError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)
     if not costs.hidden:
         if agent.model.reward_latent:
-            raise ValueError("this run's costs depend on the latent (model.reward_latent: true); draw one without")
+            raise UserError("this run's costs depend on the latent (model.reward_latent: true); draw one without")
         with torch.no_grad():
             draw_fields(fields(agent, costs).cpu().numpy(), out / "field.png")
         return [out / "field.png"]
     if not agent.model.belief_size:
-        raise ValueError("this run keeps no belief (model.belief: false), so that there is none to be drawn")
+        raise UserError("this run keeps no belief (model.belief: false), so that there is none to be drawn")
     coords = torch.from_numpy(field_test_coords(agent.task.num_actions, 1)).to(agent.device, torch.float32)
     instance = agent.task.rules.instance_type(coords=coords)
     fixed = costs.fixed_factors(1, seed=TEST_SEED)

@@ -227,7 +227,7 @@ class RoutingVectorEnv(VectorEnv):
         """Go on from where `state_dict` was taken.
 
         Raises:
-            ValueError: it was taken with another number of environments or nodes.
+            ValueError: it was taken with another number of environments or nodes, or in another cost world.
         """
         saved_size = tuple(state_dict["instance"]["coords"].shape[:2])
         if saved_size != (self.num_envs, self.num_nodes):
@@ -242,6 +242,7 @@ class RoutingVectorEnv(VectorEnv):
         instance = self.rules.instance_type(**state_dict["instance"])
         if (instance.valid is not None) != bool(self.curriculum):
             raise UserError("the saved state has a curriculum and this environment none, or the other way round")
+        self.rules.costs.validate(instance)
         self._instance = each_part(instance, on_device)
         self._state = each_part(self.rules.state_type(**state_dict["state"]), on_device)
         # A checkpoint of a version without cost worlds has none.

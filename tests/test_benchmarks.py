@@ -407,6 +407,11 @@ def test_cost_fields_of_hidden_costs_show_belief_and_tours(tmp_path):
         cost_fields.draw(costly_agent(cost="veering", **believing), tmp_path)
 
 
+def test_cost_fields_of_places_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="costs of streets are known between places alone"):
+        cost_fields.draw(costly_agent(cost="streets", streets="helsinki"), tmp_path)
+
+
 def test_policy_gradient_pays_costs_that_drift_after_every_move(instance, monkeypatch):
     agent = costly_agent(cost="veering", **{"actor.pointer.latent": "0"})
     # From 0 on, a quarter turn of the direction with every move.

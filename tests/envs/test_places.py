@@ -193,3 +193,14 @@ def test_instances_without_costs_are_refused(instance: TSPInstance, message: str
 def test_more_nodes_than_places_are_refused(ask: Any):
     with pytest.raises(ValueError, match="an instance has 16 nodes, and places has 15 places: choose fewer nodes"):
         ask(CVRPRules.under(FIXED))
+
+
+def test_vector_env_does_not_go_on_with_places_that_are_not_there():
+    smaller = PlaceCosts("smaller", FIXED.coords[:8], FIXED.tables[:, :8, :8])
+    envs = [
+        RoutingVectorEnv(TSPRules.under(costs), num_envs=3, num_nodes=NODES, device=CPU, generator=generator(0))
+        for costs in (FIXED, smaller)
+    ]
+    envs[0].reset()
+    with pytest.raises(ValueError, match=r"lies outside 0\.\.7, the places of smaller"):
+        envs[1].load_state_dict(envs[0].state_dict())
