@@ -17,10 +17,11 @@ from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from models import make_behavior, make_imagination, make_planners
+from models import make_behavior, make_imagination, make_planners, make_teacher
 from networks import Latent
 from parts.acting import Sight
 from parts.precision import halves_kept, use_half_precision
+from planning.teacher import Lesson, imitation
 from settings.dreamer import DreamerSettings
 from settings.learning import Compilation
 from system.terminal import tell
@@ -95,7 +96,11 @@ class Dreamer:
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
-        self.players: dict[str, Player] = {POLICY: self, **make_planners(self.imagination, settings.plan)}
+        planners = make_planners(self.imagination, settings.plan)
+        self.players: dict[str, Player] = {POLICY: self, **planners}
+        self.teacher = None
+        if settings.teacher.scale:
+            self.teacher = make_teacher(planners, settings.teacher, actor=self.behavior.actor)
 
     @classmethod
     def of(
@@ -205,8 +210,11 @@ class Dreamer:
             metrics |= self._update_reward(self._sample(replay), progress)
         with_model = self.learner.updates % self.model_every == 0
 
+        # Plans are made once, also where the losses are computed again to find out what was not finite.
+        lesson = None if self.teacher is None else self.teacher.lesson(batch, self.generators["imagination"])
+
         def compute() -> Computed:
-            return self._losses(batch, with_model=with_model, progress=progress, rewards=replay.rewards)
+            return self._losses(batch, lesson, with_model=with_model, progress=progress, rewards=replay.rewards)
 
         with compiled_parts(self.compiled, learning=True):
             update_metrics, observed = self.learner.update(compute, batch=batch, progress=progress)
@@ -215,7 +223,15 @@ class Dreamer:
         return metrics | update_metrics
 
     @halves_kept()
-    def _losses(self, batch: dict[str, Tensor], *, with_model: bool, progress: float, rewards: Bounds) -> Computed:
+    def _losses(
+        self,
+        batch: dict[str, Tensor],
+        lesson: Lesson | None,
+        *,
+        with_model: bool,
+        progress: float,
+        rewards: Bounds,
+    ) -> Computed:
         """All losses of one update, each with the groups it trains; metrics; the latents that the model saw."""
         losses: LossGroups = []
         metrics: dict[str, Tensor] = {}
@@ -241,6 +257,11 @@ class Dreamer:
             metrics |= behavior_metrics
             for name, loss in behavior_losses.items():
                 losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
+        if lesson is not None:
+            assert self.teacher is not None
+            loss, teacher_metrics = imitation(self.behavior.actor, lesson)
+            metrics |= teacher_metrics
+            losses.append((self.teacher.scale(progress) * loss, ("actor",)))
         if not losses:
             loss, reward_metrics = self.model.reward_loss(batch, self.generators["model"])
             metrics |= reward_metrics
@@ -254,12 +275,15 @@ class Dreamer:
             "model": self.model.state_dict(),
             "behavior": self.behavior.state_dict(),
             **self.learner.state_dict(),
+            **({} if self.teacher is None else {"teacher": self.teacher.state_dict()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.load_weights(state)
         self.learner.load_state_dict(state)
+        if self.teacher is not None and "teacher" in state:
+            self.teacher.load_state_dict(state["teacher"])
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Take model and behaviour from `state_dict` or `acting_weights`, and nothing else."""

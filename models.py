@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from config import UserError
 from envs.tasks import ObservationTask, RoutingTask, Task
 from imagining.behavior import ImagBehavior
 from imagining.imagination import Imagination
@@ -10,12 +13,14 @@ from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from imagining.world_model import WorldModel
+from parts.actors import Actor
 from planning.planner import Planner
+from planning.teacher import Teacher
 from settings.dreamer import DreamerSettings, ModelSettings
 from settings.imagination import ImaginationSettings
-from settings.planning import PlanSettings
+from settings.planning import PlanSettings, TeacherSettings
 
-__all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination", "make_planners"]
+__all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination", "make_planners", "make_teacher"]
 
 
 def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelSettings) -> Imagination:
@@ -53,3 +58,22 @@ def make_planners(imagination: Imagination, settings: PlanSettings) -> dict[str,
         return {}
     assert isinstance(imagination, RoutingImagination)
     return {"plan": Planner(imagination, settings)}
+
+
+def make_teacher(planners: Mapping[str, Planner], settings: TeacherSettings, *, actor: Actor) -> Teacher:
+    """Who plans tours for an actor to imitate.
+
+    Raises:
+        UserError: nobody plans, or the actor reads latents, which no plan has.
+    """
+    if "plan" not in planners:
+        raise UserError(
+            f"imag_teacher is {settings.scale:g}, and nobody plans: it takes task tsp or cvrp,"
+            " model.loss_scales.reward above 0 and model.reward_latent: false"
+        )
+    if actor.latent_size:
+        raise UserError(
+            f"imag_teacher is {settings.scale:g}, and plans have no latents to read: it needs actor.type: tsp_pointer"
+            " and actor.pointer.latent: 0"
+        )
+    return Teacher(planners["plan"], settings)

@@ -52,7 +52,7 @@ def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) ->
         if not imagination.node_features:
             raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
         sizes = {"state_features": imagination.state_features, "belief": imagination.belief_size}
-        pointer = {**sizes, **asdict(settings.pointer)}
+        pointer = {**sizes, "moves": imagination.shows_moves, **asdict(settings.pointer)}
         return TSPPointerActor(feat_size, imagination.node_features, unimix=settings.unimix, **pointer)
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")

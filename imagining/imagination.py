@@ -111,6 +111,7 @@ class Imagination(ABC):
         node_features: numbers that describe a node; 0 where there are none.
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
+        shows_moves: whether actors see what every move between nodes is expected to earn.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
         reads_classes: whether heads, actors and critics of this kind take latents by classes, too.
         stops_early: whether to stop where `all_over` says so; what is compiled wants the same shapes each time.
@@ -126,6 +127,7 @@ class Imagination(ABC):
     node_features: int = 0
     state_features: int = 0
     belief_size: int = 0
+    shows_moves: bool = False
     can_plan: bool = False
     reads_classes: bool = False
     stops_early: bool = True
@@ -275,12 +277,12 @@ def imagine(
             if imagination.stops_early and imagination.all_over(start, finished):
                 break
         moments.append(_moment(imagination, latent, state, context, shape))
-        stacked: Moment = _stack(moments, shape)
-        cont = imagination.cont(stacked, _stack(ends, shape))
+        stacked: Moment = stack_steps(moments, shape)
+        cont = imagination.cont(stacked, stack_steps(ends, shape))
     # An action is taken if its start counts and every step before it let the episode go on.
     survival = torch.cat((start.weight[..., None], cont[:, :, :-1].detach()), -1).cumprod(-1)
     with torch.set_grad_enabled(learns or differentiable):
-        decided: Decision = _stack(decisions, shape)
+        decided: Decision = stack_steps(decisions, shape)
     return Trajectory(stacked, decided, cont, survival)
 
 
@@ -336,13 +338,13 @@ def _advance(
     return model.rssm.imagine_step(latent, embedded.flatten(0, 1), noise)
 
 
-def _stack(parts: Sequence[Any], shape: tuple[int, ...]) -> Any:
+def stack_steps(parts: Sequence[Any], shape: tuple[int, ...]) -> Any:
     """What every step [B, Q, ...] has, as [B, Q, H, ...]: tensors, and NamedTuples of them part by part."""
     first = parts[0]
     if first is None:
         return None
     if isinstance(first, tuple):
-        return type(first)(*(_stack(each, shape) for each in zip(*parts, strict=True)))
+        return type(first)(*(stack_steps(each, shape) for each in zip(*parts, strict=True)))
     # What no step changes is the same tensor throughout: a view of it takes no memory.
     if all(part is first for part in parts):
         return first.unsqueeze(2).expand(*shape, len(parts), *first.shape[2:])

@@ -73,7 +73,7 @@ class RoutingImagination(Imagination):
         self.reads_latent = settings.reward == "head" and model.reward_latent
         self.starts_at_rows = settings.start in ("rows", "replay")
         self.node_features, self.state_features = rules.num_node_features, rules.num_state_features
-        self.belief_size = model.belief_size
+        self.belief_size, self.shows_moves = model.belief_size, model.shows_moves
         self.can_plan = rules.has_solver and "reward" in model.heads and not model.reward_latent
         self.custom_reward = load_function(settings.reward, key="imag_reward") if ":" in settings.reward else None
 

@@ -77,10 +77,17 @@ class RoutingModel(WorldModel):
         self.belief_size = 0 if self.belief is None else self.belief.size
         self.rssm = RSSM(self.routing_encoder.node_size, self.routing_encoder.embed_size, **asdict(settings.rssm))
         self.reward_latent = settings.reward_latent
+        # A policy that knows what is believed is always told what that means for every move.
+        self.shows_moves = settings.show_moves or self.belief is not None
         self.position_as_node = settings.current_pos == "node"
         self.move_error = settings.move_error
         self.heads = nn.ModuleDict(self._make_heads(settings))
         self.separate_reward = "reward" in self.heads
+        if settings.show_moves and (settings.reward_latent or not self.separate_reward):
+            raise UserError(
+                "model.show_moves shows what moves cost by their ends: it needs model.reward_latent: false and"
+                " model.loss_scales.reward above 0"
+            )
         self._finish(settings)
 
     def _make_belief(self, settings: ModelSettings) -> Belief | None:
@@ -119,8 +126,8 @@ class RoutingModel(WorldModel):
         return RoutingContext(instance=instance, nodes=nodes, belief=belief)
 
     def node_set(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> NodeSet:
-        """What actor and critic see of B instances, and of what is believed of their hidden costs."""
-        moves = None if belief is None else self.predict_moves(instance, belief)
+        """What actor and critic see of B instances, of what is believed of their hidden costs, and of moves' costs."""
+        moves = self.predict_moves(instance, belief) if self.shows_moves else None
         return NodeSet(self.rules.node_features(instance), instance.valid, belief, moves)
 
     def encode(self, obs: dict[str, Tensor], context: RoutingContext, view: View) -> Float[Tensor, "*B U"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from imagining.imagination import Start, repeated
@@ -73,6 +74,14 @@ def with_generated(rules: type[Rules], instance: Instance, *, share: float, gene
     return each_part(instance, lambda part: torch.cat((part[: count - drawn], next(drawn_parts))))
 
 
+def drawn_rows(batch: dict[str, Tensor], generator: torch.Generator) -> Int[Tensor, " B"]:
+    """One row of each replayed episode in which a decision was made; early ones are likelier."""
+    decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)
+    # The smaller of two uniform draws has a density that falls to 0.
+    drawn = uniform((len(decisions), 2), generator).amin(-1)
+    return (drawn * decisions).long()
+
+
 def row_starts(
     model: RoutingModel,
     batch: dict[str, Tensor],
@@ -92,12 +101,9 @@ def row_starts(
         tours: trajectories of each row.
         generator: draws the rows.
     """
-    count = batch["reward"].shape[0]
-    rows = torch.arange(count, device=batch["reward"].device)
-    decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)
-    # Early rows are likelier, by the smaller of two uniform draws.
-    drawn = uniform((count, 2), generator).amin(-1)
-    row = (drawn * decisions).long()
+    row = drawn_rows(batch, generator)
+    rows = torch.arange(len(row), device=row.device)
+    count = len(row)
     instance, state = model.rules.restore({key: value[rows, row] for key, value in batch.items() if value.ndim > 1})
     shape = torch.Size((count, tours))
     states = each_part(state, lambda part: part[:, None].expand(*shape, *part.shape[1:]))

@@ -132,6 +132,7 @@ class TSPPointerActor(Actor):
         clip: float,
         unimix: float,
         belief: int = 0,
+        moves: bool = False,
     ) -> None:
         """Build the networks.
 
@@ -146,6 +147,7 @@ class TSPPointerActor(Actor):
             clip: of the logits.
             unimix: share of a uniform distribution over legal nodes.
             belief: size of the belief that `encode` takes; 0: none.
+            moves: whether `encode` takes expected rewards of moves.
         """
         super().__init__()
         self.heads, self.clip, self.unimix = heads, clip, unimix
@@ -168,6 +170,7 @@ class TSPPointerActor(Actor):
         if belief:
             self.gate = nn.Linear(belief, width)
             self.gated = nn.Linear(width, width, bias=False)
+        if moves:
             self.moves_weight = nn.Parameter(torch.full((), MOVES_WEIGHT, device=torch.get_default_device()))
 
     def encode(
@@ -183,7 +186,7 @@ class TSPPointerActor(Actor):
         Args:
             nodes: the features.
             belief: about what is hidden in each instance, if the actor takes one.
-            moves: the rewards that the belief expects of every move.
+            moves: the rewards that are expected of every move, if the actor takes them.
             valid: False for nodes that are padding; None where none are.
         """
         embedded = self.encoder.embed(nodes)

@@ -43,7 +43,7 @@ class NodeSet(NamedTuple):
         features: of each node.
         valid: False for nodes that are padding; None where none are.
         belief: what is believed of hidden costs; None where nothing is hidden.
-        moves: the rewards that the belief expects of every move.
+        moves: the rewards that are expected of every move; None where nobody is shown them.
     """
 
     features: Float[Tensor, "B N F"]

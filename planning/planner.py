@@ -21,7 +21,7 @@ from tools import uniform
 class Planner:
     """Asks the model what every move costs, and a solver for the tour that is best by that.
 
-    In a world that hides nothing it plans where an episode begins; in others again after every move, since each tells
+    It plans where an episode begins, and with a belief about hidden costs again after every move, since each tells
     more. It works on the host, and waits for the device with every step.
     """
 
@@ -34,7 +34,7 @@ class Planner:
         """
         rules = imagination.rules
         self.imagination, self.rules, self.settings = imagination, rules, settings
-        self.replans = bool(rules.costs.hidden)
+        self.replans = bool(imagination.belief_size)
         self.solver = Solver(processes=settings.processes)
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
@@ -57,7 +57,8 @@ class Planner:
         Args:
             sight: what the environments show.
             state: from `initial_state` or the last call.
-            generator: collecting, plans are made by `optimism` or a member drawn of the ensemble; None: by `pessimism`.
+            generator: collecting, plans are made quickly, by `optimism` or a member drawn of the ensemble; None: they
+                are made thoroughly, by `pessimism`.
         """
         instance, now = self.rules.restore(sight.obs)
         notes, belief = dict(state), None
@@ -74,7 +75,8 @@ class Planner:
             there = needed.to(now.current.device)
             chosen, left = (each_part(part, lambda value: value[there]) for part in (instance, now))
             costs = self.costs(chosen, None if belief is None else belief[there], generator=generator)
-            moves[needed] = _filled(current[needed], self._solved(chosen, left, costs), length=moves.shape[1])
+            plans = self.solved(chosen, left, costs, thorough=generator is None)
+            moves[needed] = _filled(current[needed], plans, length=moves.shape[1])
             made[needed] = 0
         # Where an episode is over, the last node of its plan stays.
         made = (made + 1).clamp(max=moves.shape[1] - 1)
@@ -105,13 +107,17 @@ class Planner:
         self, instance: Instance, state: State, belief: Float[Tensor, "B L"] | None = None
     ) -> list[Int64[np.ndarray, " K"]]:
         """The nodes that the best plan visits from each state [B] on, home included."""
-        return self._solved(instance, state, self.costs(instance, belief))
+        return self.solved(instance, state, self.costs(instance, belief))
 
-    def _solved(
-        self, instance: Instance, state: State, costs: Float64[np.ndarray, "B N N"]
+    def solved(
+        self, instance: Instance, state: State, costs: Float64[np.ndarray, "B N N"], *, thorough: bool = True
     ) -> list[Int64[np.ndarray, " K"]]:
+        """The nodes that are visited from each state [B] on, home included, at the least costs that the solver finds.
+
+        One that is not `thorough` takes a fraction of the time, and misses the best tour now and then.
+        """
         leftovers: list[Leftover] = self.rules.leftovers(instance, state, costs)
-        solutions = self.solver.solve([leftover.problem for leftover in leftovers])
+        solutions = self.solver.solve([leftover.problem for leftover in leftovers], thorough=thorough)
         return [leftover.moves(solution) for leftover, solution in zip(leftovers, solutions, strict=True)]
 
     def close(self) -> None:

@@ -7,11 +7,12 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int64
 
-from routing.instances import HELD_KARP_MAX_NODES, MIN_REFERENCE_NODES, held_karp_tours, reference_tour
+from routing.instances import HELD_KARP_MAX_NODES, LKH_RUNS, MIN_REFERENCE_NODES, held_karp_tours, reference_tour
 from routing.leftovers import Problem
 from routing.pyvrp_reference import cheapest_plan
 
@@ -37,12 +38,18 @@ class Solver:
         self._pool: ProcessPoolExecutor | None = None
 
     def solve(
-        self, problems: Sequence[Problem], *, progress: Callable[[int], object] = lambda solved: None
+        self,
+        problems: Sequence[Problem],
+        *,
+        thorough: bool = True,
+        progress: Callable[[int], object] = lambda solved: None,
     ) -> list[Solution]:
         """A solution of each problem, as `routing.solutions` writes it, from node 0.
 
         Args:
             problems: of any sizes.
+            thorough: as references are found. Otherwise tours of more than 9 nodes are looked for once instead of ten
+                times, in a quarter of the time: with 20 nodes, they cost 0.04 % more on average.
             progress: called with the number of problems just solved.
 
         Raises:
@@ -50,18 +57,20 @@ class Solver:
         """
         pieces = [problems[begin : begin + PIECE] for begin in range(0, len(problems), PIECE)]
         found: list[Solution] = []
-        for solved in self._each(pieces):
+        for solved in self._each(partial(solve_piece, thorough=thorough), pieces):
             found += solved
             progress(len(solved))
         return found
 
-    def _each(self, pieces: Sequence[Sequence[Problem]]) -> Iterable[list[Solution]]:
+    def _each(
+        self, solve: Callable[[Sequence[Problem]], list[Solution]], pieces: Sequence[Sequence[Problem]]
+    ) -> Iterable[list[Solution]]:
         if self.processes == 1 or len(pieces) < 2:
-            return map(solve_piece, pieces)
+            return map(solve, pieces)
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
             self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=leave_interrupts)
-        return self._pool.map(solve_piece, pieces)
+        return self._pool.map(solve, pieces)
 
     def close(self) -> None:
         """End the processes, if any were started."""
@@ -70,7 +79,7 @@ class Solver:
             self._pool = None
 
 
-def solve_piece(problems: Sequence[Problem]) -> list[Solution]:
+def solve_piece(problems: Sequence[Problem], *, thorough: bool = True) -> list[Solution]:
     """A solution of each problem; small tours of one size are found together, in the time of a few."""
     found: dict[int, Solution] = {}
     small = [index for index, problem in enumerate(problems) if _is_small_tour(problem)]
@@ -81,7 +90,7 @@ def solve_piece(problems: Sequence[Problem]) -> list[Solution]:
         found |= dict(zip(indices, tours, strict=True))
     for index, problem in enumerate(problems):
         if index not in found:
-            found[index] = _solve_alone(problem)
+            found[index] = _solve_alone(problem, thorough=thorough)
     return [found[index] for index in range(len(problems))]
 
 
@@ -89,13 +98,13 @@ def _is_small_tour(problem: Problem) -> bool:
     return problem.demand is None and MIN_REFERENCE_NODES <= len(problem.costs) <= HELD_KARP_MAX_NODES
 
 
-def _solve_alone(problem: Problem) -> Solution:
+def _solve_alone(problem: Problem, *, thorough: bool) -> Solution:
     costs = problem.costs
     if problem.demand is None:
         # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
         if (least := costs.min(initial=0.0)) < 0:
             costs = costs - least * ~np.eye(len(costs), dtype=bool)
-        return reference_tour(costs)
+        return reference_tour(costs, runs=LKH_RUNS if thorough else 1)
     # PyVRP takes no costs below 0.
     costs = costs.clip(min=0.0)
     return cheapest_plan(costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")

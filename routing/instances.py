@@ -32,6 +32,9 @@ NUMBER = np.dtype("<f8")
 # What it is called in warnings.
 LENGTHS = "reference lengths"
 
+# How often LKH looks for a tour, of which it keeps the best.
+LKH_RUNS = 10
+
 # LKH works on integers, and this many units across an instance leave room in its 32 bits.
 LKH_UNITS = 1_000_000
 
@@ -105,9 +108,9 @@ def held_karp_tours(distances: Float[np.ndarray, "I N N"]) -> Int64[np.ndarray, 
     return tours
 
 
-def lkh_tour(distances: Int[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
+def lkh_tour(distances: Int[np.ndarray, "N N"], *, runs: int = LKH_RUNS) -> Int64[np.ndarray, " N"]:
     """A tour by the Lin-Kernighan-Helsgaun heuristic, optimal in practice at these sizes; the same on every call."""
-    return np.array(elkai.DistanceMatrix(distances.tolist()).solve_tsp()[:-1], dtype=np.int64)
+    return np.array(elkai.DistanceMatrix(distances.tolist()).solve_tsp(runs)[:-1], dtype=np.int64)
 
 
 def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I N"]:
@@ -128,14 +131,14 @@ def reference_tours(coords: Float[np.ndarray, "I N 2"]) -> Int64[np.ndarray, "I 
     return _lkh_tours(map(euclidean_distances, coords), count=len(coords))
 
 
-def reference_tour(distances: Float[np.ndarray, "N N"]) -> Int64[np.ndarray, " N"]:
-    """An optimal tour (up to 9 nodes), or LKH's, from node 0, for distances in any unit."""
+def reference_tour(distances: Float[np.ndarray, "N N"], *, runs: int = LKH_RUNS) -> Int64[np.ndarray, " N"]:
+    """An optimal tour (up to 9 nodes), or the best of LKH's, from node 0, for distances in any unit."""
     num_nodes = len(distances)
     if num_nodes < MIN_REFERENCE_NODES:
         return np.arange(num_nodes)
     if num_nodes <= HELD_KARP_MAX_NODES:
         return held_karp_tours(distances[None])[0]
-    return lkh_tour(whole_distances(distances))
+    return lkh_tour(whole_distances(distances), runs=runs)
 
 
 def whole_distances(distances: Float[np.ndarray, "N N"], *, units: int = LKH_UNITS) -> Int64[np.ndarray, "N N"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from settings.imagination import ImaginationSettings
 from settings.learning import Compilation, OptimizerSettings, PointerSettings, Precision, ScheduleSettings
-from settings.planning import PlanSettings
+from settings.planning import PlanSettings, TeacherSettings
 from settings.sections import (
     Between,
     Bins,
@@ -86,6 +86,7 @@ class ModelSettings(Section):
     move_heads: Annotated[int, Between(1, 100)]
     move_error: Literal["squared", "absolute"]
     belief: bool
+    show_moves: bool
     reward_latent: bool
     bins: Bins
     free_nats: Weight
@@ -148,6 +149,7 @@ class DreamerSettings(Section):
     optimizer: OptimizerSettings
     imagination: ImaginationSettings
     plan: PlanSettings
+    teacher: TeacherSettings
     model: ModelSettings
     actor: ActorSettings
     critic: CriticSettings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from settings.sections import Between, Section, Weight
+from settings.sections import Between, Count, Section, Share, Weight
 from system.errors import ConfigError
 
 
@@ -33,4 +33,38 @@ class PlanSettings(Section):
             raise ConfigError(
                 f"plan.thompson draws a member of the ensemble, plan.optimism {self.optimism:g} takes the mean of all"
                 " less their spread: set one of them alone"
+            )
+
+
+@dataclass(frozen=True)
+class TeacherSettings(Section):
+    """How the policy imitates planned tours.
+
+    Attributes:
+        scale: what imitation counts beside the policy gradient, when a run begins; 0: nothing is taught.
+        final: the share of that which is left when it ends.
+        plans: tours that are planned with every update.
+        stock: the latest plans, so many, are taught from.
+        batch: instances of a lesson.
+        tours: ways through each of them, where tours may be told from several first nodes.
+        dreamt: share of plans that are made of maps which nobody has walked, where nothing is hidden.
+    """
+
+    PLACE = "teacher"
+    RENAMED: ClassVar = {"scale": "imag_teacher"}
+
+    scale: Weight = 0.0
+    final: Share = 1.0
+    plans: Count = 16
+    stock: Count = 8192
+    batch: Count = 64
+    tours: Count = 8
+    dreamt: Share = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stock < max(self.plans, self.batch):
+            raise ConfigError(
+                f"teacher.stock is {self.stock}; it must hold the first lesson, so give at least"
+                f" {max(self.plans, self.batch)}, the larger of teacher.plans and teacher.batch"
             )
