@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from config import UserError
@@ -204,6 +204,12 @@ class RoutingVectorEnv(VectorEnv):
     def take_lost(self) -> Bool[Tensor, " E"]:
         """The rows whose running episode was lost to an evaluation: evaluations play in instances of their own."""
         return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+
+    def ended_episodes(self, rows: Int[Tensor, " R"]) -> tuple[Instance, Float64[np.ndarray, "R N N"]]:
+        """Instances of rows whose episodes have ended, and what every move would have cost there: for the log alone."""
+        instance = each_part(self._instance, lambda part: part[rows])
+        factors = None if self._hidden is None else self._hidden.factors[rows]
+        return instance, self.rules.costs.matrix(instance, factors).double().cpu().numpy()
 
     def state_dict(self) -> dict[str, Any]:
         """All that going on needs, except the generator, which is the caller's to save.

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from imagining.routing_imagination import RoutingImagination
 from parts.acting import Sight
-from planning.solvers import Solver
 from routing.leftovers import Leftover
 from routing.rules import Instance, State, each_part
+from routing.solvers import Solver
 from settings.planning import PlanSettings
 from tools import uniform
 

@@ -126,6 +126,7 @@ class LoopSettings(Section):
     train_ratio: Weight
     reward_scale: Annotated[float, Between(1e-12, 1e12)]
     log_every: Count
+    log_regret: bool
     eval_every: NotNegative
     checkpoint_every: Count
     checkpoint_numbered: bool
@@ -167,6 +168,8 @@ class RunSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.task.is_gym and self.loop.log_regret:
+            raise ConfigError(f"log_regret is for routing; {self.task.task} needs it false")
         if self.task.is_gym and self.loop.prefill_policy != "random":
             policy, task = self.loop.prefill_policy, self.task.task
             raise ConfigError(f"prefill_policy {policy} is for routing; {task} needs random")

@@ -187,7 +187,7 @@ def test_diagnosis_changes_nothing_of_the_agent(agent: dreamer.Dreamer, replay: 
     before = {name: value.clone() for name, value in agent.learner.recovery._state().items()}
 
     def compute() -> Any:
-        return agent._losses(batch, with_model=True, progress=0.0, rewards=replay.rewards)
+        return agent._losses(batch, None, with_model=True, progress=0.0, rewards=replay.rewards)
 
     attempt = Attempt(compute, batch, draws, torch.zeros(()))
     agent.learner._find_cause(attempt, update=1, take_back=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from config import UserError
-from planning.solvers import Solver, solve_piece
 from routing.cvrp import CVRPRules, cvrp_instance
 from routing.leftovers import Problem
 from routing.pickup import PickupRules
+from routing.solvers import Solver, solve_piece
 from routing.tsp import TSPInstance, TSPRules
 
 

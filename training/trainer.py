@@ -28,6 +28,7 @@ from tools import OneHotDist
 from training.agent import Agent
 from training.evaluation import Evaluator, Report
 from training.logger import Logger, MetricAverages, ProgressBar, RunLock
+from training.regret import Regret
 from training.replay import REWARD_AND_ENDS, Replay
 from training.resuming import require_like
 from training.stopping import StopRequests
@@ -96,6 +97,7 @@ class Trainer:
         self.emergency = False
         self.crash_reports = 0
         self.save_costs: dict[str, float] = {}
+        self.regret = Regret(env.rules) if settings.log_regret and isinstance(env, RoutingVectorEnv) else None
         self._stop = StopRequests()
 
     def run(self) -> None:
@@ -258,6 +260,8 @@ class Trainer:
                 self.averages.add_each("train_return", ended)
             elif self.env.all_ended:
                 self.averages.add({"train_return": self.episode_return.mean()})
+            if self.regret is not None:
+                self.regret.note(self.env, self.row["is_last"], self.episode_return)
 
     def _learn(self) -> None:
         """Make the updates that are owed, or as many of them as come before a request to stop."""
@@ -343,6 +347,8 @@ class Trainer:
             values["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         self._logged_at = (self.step, seconds)
         values |= self.env.counters() | self.save_costs
+        if self.regret is not None:
+            values |= self.regret.percent()
         self.save_costs = {}
         self.latest |= values
         self.logger.scalars(self.step, seconds, values)
@@ -454,6 +460,7 @@ class Trainer:
             "updates_owed": self.updates_owed,
             "seconds": self._elapsed(),
             "latest": self.latest,
+            "regret": None if self.regret is None else self.regret.state_dict(),
             "finished": self.finished,
             "emergency": emergency,
         }
@@ -498,6 +505,8 @@ class Trainer:
             "emergency",
         ):
             setattr(self, name, state[name])
+        if self.regret is not None and state.get("regret"):
+            self.regret.load_state_dict(state["regret"])
         if lost is not None and bool(lost.any()):
             # An episode that cannot be taken up again is closed as a time limit would close it.
             self.row = {**self.row, "is_last": self.row["is_last"] | lost}
