@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64
 
 from config import UserError
-from planning.solvers import leave_interrupts
+from routing.solvers import leave_interrupts
 from routing.files import RoutingInstance
 from routing.instances import HELD_KARP_MAX_NODES, LKH_UNITS, reference_tour, whole_already
 from routing.pyvrp_reference import PYVRP_UNITS, pyvrp_solution
