@@ -13,7 +13,7 @@ from torch import Tensor
 from config import UserError, load_function
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, imagine
-from imagining.routing_model import RoutingContext, RoutingModel
+from imagining.routing_model import RoutingContext, RoutingModel, places_of
 from imagining.routing_starts import episode_starts, expand_instance, replayed_starts, row_starts, with_generated
 from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
@@ -138,9 +138,11 @@ class RoutingImagination(Imagination):
         return reward * trajectory.survival
 
     def _learnt_reward(self, trajectory: Trajectory, before: State, start: Start) -> Float[Tensor, "B Q H"]:
-        coords, choice = start.context.instance.coords, trajectory.decisions.choice
+        instance, choice = start.context.instance, trajectory.decisions.choice
+        coords, places = instance.coords, None
         if choice is None:
             origin, target = take_nodes(coords, before.current), take_nodes(coords, trajectory.action)
+            places = places_of(instance, before.current, trajectory.action)
         else:
             # A move ends where the actor's choice lies, and the next one begins there, gradient included.
             target = choice @ coords[:, None]
@@ -150,7 +152,7 @@ class RoutingImagination(Imagination):
         if start.context.belief is not None:
             # All that is imagined from a start uses the belief that there was at the start.
             latent = start.context.belief[:, None, None]
-        return self.model.predict_move(origin, target, latent)
+        return self.model.predict_move(origin, target, latent, places)
 
     def possible_returns(self, trajectory: Trajectory, start: Start, rewards: Bounds) -> Bounds | None:
         """The range that returns can lie in, each bound [B, Q, H]; None under the user's own rewards.

@@ -23,6 +23,19 @@ from routing.rules import CURRENT_NODE, Instance, Rules, State
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
 
+# How much of the move head's loss asks what a move costs between places that it must not know.
+UNKNOWN_SHARE = 0.1
+
+
+def places_of(
+    instance: Instance, origin: Int[Tensor, "B *Q"], target: Int[Tensor, "B *Q"]
+) -> Int[Tensor, "B *Q 2"] | None:
+    """Which places the ends of moves between nodes are; None where nodes are no places."""
+    if instance.place is None:
+        return None
+    ends = torch.stack((origin, target), -1)
+    return take_nodes(instance.place[..., None], ends)[..., 0]
+
 
 class RoutingContext(NamedTuple):
     """What never changes within an episode, encoded once for B instances.
@@ -104,10 +117,17 @@ class RoutingModel(WorldModel):
 
     def _make_heads(self, settings: ModelSettings) -> dict[str, nn.Module]:
         feat_size, units = self.rssm.feat_size, settings.units
-        reward_inputs = feat_size if self.reward_latent else self.belief_size
-        sizes = {"units": settings.move_units, "layers": settings.move_layers, "members": settings.move_heads}
+        moves = {
+            "latent_size": feat_size if self.reward_latent else self.belief_size,
+            "units": settings.move_units,
+            "layers": settings.move_layers,
+            "members": settings.move_heads,
+            "waves": settings.move_waves,
+            "places": self.rules.costs.num_places,
+            "place_size": settings.place_units,
+        }
         makers = {
-            "reward": lambda: MoveHead(latent_size=reward_inputs, **sizes),
+            "reward": lambda: MoveHead(**moves),
             "cont": lambda: MLP(feat_size, 1, units=units, layers=1),
             "mask": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
             "current_node": lambda: NodeHead(feat_size, self.routing_encoder.node_size, units=units),
@@ -209,8 +229,9 @@ class RoutingModel(WorldModel):
 
         A belief answers for all the moves from its row to the end of the episode.
         """
-        origin = take_nodes(instance.coords, batch[CURRENT_NODE][:, :-1])
-        target = take_nodes(instance.coords, batch["action"][:, :-1])
+        begin, end = batch[CURRENT_NODE][:, :-1], batch["action"][:, :-1]
+        origin, target = take_nodes(instance.coords, begin), take_nodes(instance.coords, end)
+        places = places_of(instance, begin, end)
         # The last row's action was never carried out, and the next episode's first reward answers no action.
         weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
         reward = batch["reward"][:, 1:]
@@ -220,10 +241,18 @@ class RoutingModel(WorldModel):
             # later one, too.
             origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
             weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
-        error = self.heads["reward"](origin, target, latent) - reward
-        error = error.square() if self.move_error == "squared" else error.abs()
-        # Every member of an ensemble learns from all moves.
-        return (error * weight).sum() / (len(error) * weight.sum().clamp(min=1))
+            places = None if places is None else places[:, None]
+
+        def error(places: Int[Tensor, "*B 2"] | None) -> Float[Tensor, ""]:
+            wrong = self.heads["reward"](origin, target, latent, places) - reward
+            wrong = wrong.square() if self.move_error == "squared" else wrong.abs()
+            # Every member of an ensemble learns from all moves.
+            return (wrong * weight).sum() / (len(wrong) * weight.sum().clamp(min=1))
+
+        if places is None:
+            return error(None)
+        # Where a place is unknown, the head has to do with where it lies.
+        return (1 - UNKNOWN_SHARE) * error(places) + UNKNOWN_SHARE * error(None)
 
     def reward_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """The scaled loss of the move head alone, and metrics; `generator` draws latents where the head reads them."""
@@ -236,10 +265,17 @@ class RoutingModel(WorldModel):
         return self.loss_scales["reward"] * loss, {"move_error": loss.detach().sqrt()}
 
     def predict_move(
-        self, origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"], latent: Float[Tensor, "*#B F"] | None
+        self,
+        origin: Float[Tensor, "*#B 2"],
+        target: Float[Tensor, "*#B 2"],
+        latent: Float[Tensor, "*#B F"] | None,
+        places: Int[Tensor, "*#B 2"] | None = None,
     ) -> Float[Tensor, "*B"]:
-        """The reward that the move head expects of moves between two positions, by a latent feature or a belief."""
-        return self.heads["reward"](origin, target, latent).mean(0)
+        """The reward that the move head expects of moves between two positions, by a latent feature or a belief.
+
+        `places` are those of both ends, where nodes are places and somebody knows which.
+        """
+        return self.heads["reward"](origin, target, latent, places).mean(0)
 
     def predict_moves(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "B N N"]:
         """What it expects of every move from a node (row) to a node (column) of each instance."""
@@ -248,9 +284,11 @@ class RoutingModel(WorldModel):
     @torch.no_grad()
     def predict_moves_each(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "K B N N"]:
         """The same, as each member of the head's ensemble expects it."""
-        coords = instance.coords
+        coords, place = instance.coords, instance.place
+        if place is not None:
+            place = torch.stack(torch.broadcast_tensors(place[:, :, None], place[:, None]), -1)
         known = None if belief is None else belief[:, None, None]
-        return self.heads["reward"](coords[:, :, None], coords[:, None], known)
+        return self.heads["reward"](coords[:, :, None], coords[:, None], known, place)
 
     def predict_mask(self, feat: Feat, context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
         logits, valid = self.heads["mask"](feat, context.embedded()), context.instance.valid

@@ -6,12 +6,14 @@ import itertools
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-# How many numbers a move's geometry has, and which of them is its length.
-GEOMETRY, LENGTH = 9, 6
+# How many numbers a move's geometry has, how many of them are the positions of its ends, and which one is its length.
+GEOMETRY, ENDS, LENGTH = 9, 4, 6
+# How large the vector that stands for a place is when learning begins.
+PLACE_SCALE = 0.1
 # The largest cost per distance that a belief sees.
 LARGEST_RATE = 20.0
 
@@ -89,11 +91,26 @@ class MoveHead(nn.Module):
     What the vector says scales what the head makes of the geometry, since a cost that depends on the direction of
     something hidden is a product of the two.
 
+    `waves` adds sines and cosines of the positions of both ends, times pi, 2 pi, 4 pi and so on, by which costs that
+    change within short distances are learnt from fewer moves (Tancik et al. 2020). `places` adds a vector that is
+    learnt for each of a fixed set of places, for costs that do not follow from where they lie; it is zero for an
+    unknown place.
+
     With more than one member it is an ensemble, whose members differ by where their weights begin; what they disagree
     about has not been learnt yet (Lakshminarayanan et al. 2017).
     """
 
-    def __init__(self, *, latent_size: int, units: int, layers: int, members: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        latent_size: int,
+        units: int,
+        layers: int,
+        members: int = 1,
+        waves: int = 0,
+        places: int = 0,
+        place_size: int = 0,
+    ) -> None:
         """Build the networks.
 
         Args:
@@ -101,14 +118,23 @@ class MoveHead(nn.Module):
             units: of each hidden layer.
             layers: hidden ones.
             members: of the ensemble.
+            waves: wavelengths of the positions that it sees.
+            places: that it knows; 0: none.
+            place_size: numbers in the vector of each place.
         """
         super().__init__()
         self.exact = True
-        sizes = [GEOMETRY] + [units] * layers
+        sizes = [GEOMETRY + 8 * waves + 2 * place_size * bool(places)] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             parts += [_linear(size_in, size_out, members), nn.SiLU()]
-        self.members = members
+        self.members, self.waves = members, waves
+        self.places = None
+        if places:
+            # All members' vectors of a place lie side by side. The first row is that of unknown places.
+            self.places = nn.Embedding(places + 1, members * place_size, padding_idx=0)
+            with torch.no_grad():
+                self.places.weight.mul_(PLACE_SCALE)
         self.hidden = nn.Sequential(*parts)
         self.gate = _linear(latent_size, units, members) if latent_size else None
         self.output = _linear(units, 2, members)
@@ -120,15 +146,37 @@ class MoveHead(nn.Module):
         origin: Float[Tensor, "*#B 2"],
         target: Float[Tensor, "*#B 2"],
         latent: Float[Tensor, "*#B L"] | None,
+        places: Int[Tensor, "*#B 2"] | None = None,
     ) -> Float[Tensor, "K *B"]:
-        """What each member expects of the moves."""
+        """What each member expects of the moves.
+
+        Args:
+            origin: where they begin.
+            target: where they end.
+            latent: what says more, if the head was built to read it.
+            places: which places both ends are, -1 for unknown ones; None where nobody knows any.
+        """
         geometry = self._to_all(move_geometry(origin, target))
-        hidden = self.hidden[:2](geometry)
+        hidden = self.hidden[:2](self._seen(geometry, places))
         if self.gate is not None:
             assert latent is not None, "this head reads a latent or a belief"
             hidden = hidden * (1 + self.gate(self._to_all(latent)))
         out = self.output(self.hidden[2:](hidden))
         return out[..., 0] * geometry[..., LENGTH] + out[..., 1]
+
+    def _seen(self, geometry: Float[Tensor, "K *B G"], places: Int[Tensor, "*#B 2"] | None) -> Float[Tensor, "K *B I"]:
+        """All that it sees of moves."""
+        parts = [geometry]
+        if self.waves:
+            lengths = math.pi * 2 ** torch.arange(self.waves, dtype=geometry.dtype, device=geometry.device)
+            angle = (geometry[..., :ENDS, None] * lengths).flatten(-2)
+            parts += [torch.sin(angle), torch.cos(angle)]
+        if self.places is not None:
+            if places is None:
+                places = torch.full((*geometry.shape[1:-1], 2), -1, device=geometry.device)
+            known = self.places(places.clamp(min=-1).long() + 1).unflatten(-1, (self.members, -1))
+            parts.append(known.movedim(-2, 0).flatten(-2).expand(*geometry.shape[:-1], -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def _to_all(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "K *B I"]:
         return x.expand(self.members, *x.shape)

@@ -85,6 +85,11 @@ class Costs(ABC):
     unit: float = 1.0
     least_regret: float = 0.0
 
+    @property
+    def num_places(self) -> int:
+        """How many places there are, where nodes are drawn from a fixed set of them; otherwise 0."""
+        return 0
+
     @abstractmethod
     def between(
         self,

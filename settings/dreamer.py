@@ -84,6 +84,8 @@ class ModelSettings(Section):
     move_units: Count
     move_layers: Layers
     move_heads: Annotated[int, Between(1, 100)]
+    move_waves: Annotated[int, Between(0, 20)]
+    place_units: Count
     move_error: Literal["squared", "absolute"]
     belief: bool
     show_moves: bool

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Int64
 
 from config import UserError
-from routing.solvers import leave_interrupts
 from routing.files import RoutingInstance
 from routing.instances import HELD_KARP_MAX_NODES, LKH_UNITS, reference_tour, whole_already
 from routing.pyvrp_reference import PYVRP_UNITS, pyvrp_solution
 from routing.solutions import check_solution
+from routing.solvers import leave_interrupts
 from solving.answers import Solution
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.terminal import one_line
