@@ -147,7 +147,9 @@ class RoutingModel(WorldModel):
 
     def node_set(self, instance: Instance, belief: Float[Tensor, "B L"] | None = None) -> NodeSet:
         """What actor and critic see of B instances, of what is believed of their hidden costs, and of moves' costs."""
-        moves = self.predict_moves(instance, belief) if self.shows_moves else None
+        # Of a model that believes, nothing is known of moves without a belief.
+        is_told = self.shows_moves and (belief is None) == (self.belief is None)
+        moves = self.predict_moves(instance, belief) if is_told else None
         return NodeSet(self.rules.node_features(instance), instance.valid, belief, moves)
 
     def encode(self, obs: dict[str, Tensor], context: RoutingContext, view: View) -> Float[Tensor, "*B U"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from parts.sets import masked_mean
@@ -52,7 +52,7 @@ class NodeSet(NamedTuple):
     moves: Float[Tensor, "B N N"] | None = None
 
 
-def take_nodes(nodes: Float[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Float[Tensor, "B *Q E"]:
+def take_nodes(nodes: Shaped[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Shaped[Tensor, "B *Q E"]:
     """The rows of `nodes` that `index` names, by one copy of rows."""
     offset = torch.arange(nodes.shape[0], device=nodes.device) * nodes.shape[1]
     flat = (index + offset.view(-1, *[1] * (index.ndim - 1))).flatten()

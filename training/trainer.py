@@ -97,7 +97,10 @@ class Trainer:
         self.emergency = False
         self.crash_reports = 0
         self.save_costs: dict[str, float] = {}
-        self.regret = Regret(env.rules) if settings.log_regret and isinstance(env, RoutingVectorEnv) else None
+        self.regret: Regret | None = None
+        if settings.log_regret:
+            assert isinstance(env, RoutingVectorEnv), "settings refuse it elsewhere"
+            self.regret = Regret(env.rules)
         self._stop = StopRequests()
 
     def run(self) -> None:
