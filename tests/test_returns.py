@@ -119,6 +119,7 @@ def replay() -> Replay:
         ("stretch", {}),
         ("stretch", {"model__belief": True, "imag_start": "rows", "imag_first": "stored"}),
         (place_costs(), {"imag_start": "generated"}),
+        ("river", {"imag_teacher": 1.0, "actor__pointer__latent": 0, "model__show_moves": True}),
         (place_costs(tables=3), {"model__belief": True, "imag_start": "rows", "imag_first": "stored"}),
     ],
 )

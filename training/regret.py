@@ -27,9 +27,7 @@ class Regret:
             ConfigError: there is no solver of the problem.
         """
         if not rules.has_solver:
-            raise ConfigError(
-                f"log_regret compares with the best tours, and task {rules.name} has no solver: set it false"
-            )
+            raise ConfigError(f"log_regret takes a solver of task {rules.name}, and there is none: set it false")
         self.rules, self.solver = rules, Solver()
         self.paid, self.best = 0.0, 0.0
         self._ended: list[Leftover] = []

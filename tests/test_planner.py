@@ -1,0 +1,156 @@
+"""The player that plans in the learnt model, and the price of learning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from config import UserError
+from envs.tasks import RoutingTask
+from envs.vector import RoutingVectorEnv
+from parts.acting import Sight
+from planning.planner import Planner
+from routing.instances import field_test_coords, reference_lengths
+from routing.pickup import PickupRules
+from routing.tsp import TSPRules
+from settings.planning import PlanSettings
+from tests.scenes import CPU, NODES, ROUTING, Scene, costly_legs, generator, routing
+from training.regret import Regret
+from training.tours import Evaluation, evaluate
+
+COORDS = torch.from_numpy(field_test_coords(NODES, 20)).float()
+
+
+def planner(scene: Scene | None = None, **settings: Any) -> Planner:
+    return Planner((scene or costly_legs(Scene())).imagination, PlanSettings(**settings))
+
+
+def an_environment(rules: type = TSPRules, *, envs: int = 4) -> RoutingVectorEnv:
+    return RoutingVectorEnv(
+        rules, num_envs=envs, num_nodes=NODES, device=CPU, generator=generator(), check_actions=True
+    )
+
+
+def test_planner_walks_the_shortest_tours_where_moves_cost_their_length():
+    references = reference_lengths(COORDS.double().numpy())
+    result = evaluate(planner(), ROUTING, Evaluation(TSPRules.instance_type(COORDS), references), device=CPU)
+    assert result.lengths.double().numpy() == pytest.approx(references, rel=1e-5)
+
+
+def test_planner_plans_once_where_nothing_is_hidden(monkeypatch: pytest.MonkeyPatch):
+    plans, env = planner(), an_environment()
+    obs, info = env.reset()
+    state, asked = plans.initial_state(4), []
+    solve = plans.solver.solve
+
+    def counted(problems: Any, **options: Any) -> Any:
+        asked.append(len(problems))
+        return solve(problems, **options)
+
+    monkeypatch.setattr(plans.solver, "solve", counted)
+    for _ in range(2 * (NODES + 1)):
+        action, state = plans.act(Sight.of(obs, info), state, generator=None)
+        obs, _, _, _, info = env.step(action)
+    assert asked == [4, 4]
+
+
+def test_planner_plans_anew_where_somebody_else_has_moved():
+    plans, env = planner(), an_environment(envs=1)
+    obs, info = env.reset()
+    action, state = plans.act(Sight.of(obs, info), plans.initial_state(1), generator=None)
+    elsewhere = next(node for node in range(1, NODES) if node != int(action))
+    obs, _, _, _, info = env.step(torch.tensor([elsewhere]))
+    for _ in range(NODES - 1):
+        action, state = plans.act(Sight.of(obs, info), state, generator=None)
+        # Illegal actions raise here.
+        obs, _, terminated, _, info = env.step(action)
+    assert bool(terminated.all())
+
+
+def test_planner_replans_by_what_it_believes(monkeypatch: pytest.MonkeyPatch):
+    scene = Scene(routing("stretch"), model__belief=True, imag_start="rows", imag_first="stored")
+    plans, env = planner(scene), an_environment(routing("stretch").rules, envs=2)
+    obs, info = env.reset()
+    state, beliefs = plans.initial_state(2), []
+    costs = plans.costs
+
+    def seen(instance: Any, belief: Tensor | None, **options: Any) -> Any:
+        beliefs.append(belief)
+        return costs(instance, belief, **options)
+
+    monkeypatch.setattr(plans, "costs", seen)
+    for _ in range(3):
+        action, state = plans.act(Sight.of(obs, info), state, generator=None)
+        obs, _, _, _, info = env.step(action)
+    assert len(beliefs) == 3
+    assert not torch.equal(beliefs[0], beliefs[2])
+
+
+def an_ensemble(**changes: Any) -> Scene:
+    """Three members that expect moves to cost 1, 2 and 3 whatever their length."""
+    scene = Scene(model__move_heads=3, **changes)
+    with torch.no_grad():
+        scene.model.heads["reward"].output.bias[:, 1] = torch.tensor([-1.0, -2.0, -3.0])
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("settings", "collecting", "expected"),
+    [
+        ({}, True, 2.0),
+        ({"optimism": 0.5}, True, 2 - 0.5 * (2 / 3) ** 0.5),
+        ({"optimism": 0.5}, False, 2.0),
+        ({"pessimism": 0.5}, False, 2 + 0.5 * (2 / 3) ** 0.5),
+        ({"pessimism": 0.5}, True, 2.0),
+    ],
+)
+def test_planner_takes_moves_for_cheaper_collecting_and_for_dearer_answering(
+    settings: dict[str, Any], collecting: bool, expected: float
+):
+    drawn = generator() if collecting else None
+    costs = planner(an_ensemble(), **settings).costs(TSPRules.instance_type(COORDS[:2]), None, generator=drawn)
+    assert costs == pytest.approx(expected)
+
+
+def test_planner_by_thompson_sampling_follows_one_member_in_each_plan():
+    plans = planner(an_ensemble(), thompson=True)
+    costs = plans.costs(TSPRules.instance_type(COORDS), None, generator=generator())
+    assert all(len(set(each.round(5).flatten().tolist())) == 1 for each in costs)
+    assert set(costs.round().flatten().tolist()) == {1.0, 2.0, 3.0}
+
+
+def test_optimism_and_thompson_sampling_exclude_each_other():
+    with pytest.raises(UserError, match=r"plan.optimism 1 .*set one of them alone"):
+        PlanSettings(optimism=1.0, thompson=True)
+
+
+def test_a_model_of_a_problem_without_a_solver_cannot_plan():
+    assert Scene().imagination.can_plan
+    assert not Scene(RoutingTask.of(PickupRules, NODES), imag_first="stored").imagination.can_plan
+    assert not Scene(model__reward_latent=True).imagination.can_plan
+
+
+def test_regret_is_what_was_paid_above_the_best_tours():
+    env, regret = an_environment(), Regret(TSPRules)
+    obs, _ = env.reset()
+    best = reference_lengths(obs["coords"].double().numpy())
+    returns = torch.zeros(4)
+    for node in [*range(1, NODES), 0]:
+        assert regret.percent() == {}
+        _, reward, ended, _, _ = env.step(torch.full((4,), node))
+        returns += reward
+        regret.note(env, ended, returns)
+    expected = 100 * (-float(returns.sum()) / best.sum() - 1)
+    assert expected > 1
+    assert regret.percent()["regret"] == pytest.approx(expected, rel=1e-4)
+    later = Regret(TSPRules)
+    later.load_state_dict(regret.state_dict())
+    assert later.percent() == regret.percent()
+
+
+def test_regret_without_a_solver_is_refused():
+    with pytest.raises(UserError, match="log_regret takes a solver of task pickup"):
+        Regret(PickupRules)
