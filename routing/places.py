@@ -18,7 +18,7 @@ from routing.cost_world import PLACE, Costs, Nodes, UniformDraws
 DRAWN_AT_ONCE = 2**22
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PlaceCosts(Costs):
     """A world of places: every node is one of them, and a table says what each move between two of them costs.
 

@@ -26,7 +26,7 @@ MEAN_COST = 0.5
 LEAST_REGRET = 0.03
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StreetCosts(PlaceCosts):
     """A world of places whose costs are driving times in a network of streets.
 
@@ -77,10 +77,10 @@ def street_costs(name: str, source: str) -> StreetCosts:
     points, _ = network.unit_square()
     return StreetCosts(
         name,
-        torch.from_numpy(points[network.places].astype(np.float32)),
-        seconds / unit,
-        network,
-        arcs,
+        coords=torch.from_numpy(points[network.places].astype(np.float32)),
+        tables=seconds / unit,
+        network=network,
+        seconds=arcs,
         hidden=int(name == RUSH),
         unit=unit,
         least_regret=LEAST_REGRET if name == RUSH else 0.0,

@@ -106,7 +106,7 @@ def place_costs(*, tables: int = 1) -> PlaceCosts:
     draws = generator(7)
     coords = torch.rand(15, 2, generator=draws)
     costs = torch.rand(tables, 15, 15, generator=draws) * (1 - torch.eye(15))
-    return PlaceCosts("places", coords, costs, hidden=int(tables > 1))
+    return PlaceCosts("places", coords=coords, tables=costs, hidden=int(tables > 1))
 
 
 def routing(cost: str | Costs, *, shown: str = "paid") -> RoutingTask:

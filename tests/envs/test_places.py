@@ -27,7 +27,7 @@ def drawn(rules: type[Rules], count: int = 50, num_nodes: int = NODES) -> Instan
 
 def by_hand(*tables: list[list[float]]) -> PlaceCosts:
     coords = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    return PlaceCosts("by hand", coords, torch.tensor(tables), hidden=int(len(tables) > 1))
+    return PlaceCosts("by hand", coords=coords, tables=torch.tensor(tables), hidden=int(len(tables) > 1))
 
 
 ONE_WAY = [[0.0, 1.0, 2.0], [3.0, 0.0, 4.0], [5.0, 6.0, 0.0]]
@@ -196,7 +196,7 @@ def test_more_nodes_than_places_are_refused(ask: Any):
 
 
 def test_vector_env_does_not_go_on_with_places_that_are_not_there():
-    smaller = PlaceCosts("smaller", FIXED.coords[:8], FIXED.tables[:, :8, :8])
+    smaller = PlaceCosts("smaller", coords=FIXED.coords[:8], tables=FIXED.tables[:, :8, :8])
     envs = [
         RoutingVectorEnv(TSPRules.under(costs), num_envs=3, num_nodes=NODES, device=CPU, generator=generator(0))
         for costs in (FIXED, smaller)
