@@ -11,6 +11,7 @@ from torch import Tensor
 from config import UserError
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
+from imagining.routing_imagination import RoutingImagination
 from parts.acting import Sight
 from planning.planner import Planner
 from routing.instances import field_test_coords, reference_lengths
@@ -25,7 +26,9 @@ COORDS = torch.from_numpy(field_test_coords(NODES, 20)).float()
 
 
 def planner(scene: Scene | None = None, **settings: Any) -> Planner:
-    return Planner((scene or costly_legs(Scene())).imagination, PlanSettings(**settings))
+    imagination = (scene or costly_legs(Scene())).imagination
+    assert isinstance(imagination, RoutingImagination)
+    return Planner(imagination, PlanSettings(**settings))
 
 
 def an_environment(rules: type = TSPRules, *, envs: int = 4) -> RoutingVectorEnv:
@@ -74,10 +77,12 @@ def test_planner_replans_by_what_it_believes(monkeypatch: pytest.MonkeyPatch):
     scene = Scene(routing("stretch"), model__belief=True, imag_start="rows", imag_first="stored")
     plans, env = planner(scene), an_environment(routing("stretch").rules, envs=2)
     obs, info = env.reset()
-    state, beliefs = plans.initial_state(2), []
+    state = plans.initial_state(2)
+    beliefs: list[Tensor] = []
     costs = plans.costs
 
     def seen(instance: Any, belief: Tensor | None, **options: Any) -> Any:
+        assert belief is not None
         beliefs.append(belief)
         return costs(instance, belief, **options)
 

@@ -34,11 +34,13 @@ from training.devices import make_generators
 
 def a_teacher(scene: Scene, **settings: Any) -> Teacher:
     chosen = {"scale": 1.0, "plans": 6, "batch": 8, "tours": 3, "stock": 10, **settings}
+    assert isinstance(scene.imagination, RoutingImagination)
     return Teacher(Planner(scene.imagination, PlanSettings()), TeacherSettings(**chosen))
 
 
 def told_tours(lesson: Lesson) -> torch.Tensor:
     """The closed tours of a lesson [B, Q, N], each from where it is told from."""
+    assert lesson.view.current is not None
     return torch.cat((lesson.view.current[:, :, :1], lesson.action[:, :, :-1]), -1)
 
 
@@ -124,6 +126,7 @@ def test_teacher_plans_rows_by_what_was_believed_there():
     lesson = teacher.lesson(episodes(8, rules=routing("stretch").rules), generator())
     assert lesson.action.shape == (8, 1, NODES)
     assert lesson.nodes.belief is not None and lesson.nodes.moves is not None
+    assert lesson.view.action_mask is not None
     legal = lesson.view.action_mask.gather(-1, lesson.action[..., None])
     assert bool(legal.all())
     assert 0 < float(lesson.weight.mean()) < 1
