@@ -10,6 +10,7 @@ import torch
 from config import UserError
 from dreamer import Dreamer
 from guard import Guard
+from imagining.routing_imagination import RoutingImagination
 from planning.planner import Planner
 from planning.teacher import Lesson, Teacher, imitation
 from routing.instances import reference_lengths
