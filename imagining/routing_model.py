@@ -113,7 +113,8 @@ class RoutingModel(WorldModel):
             raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
         if settings.reward_latent:
             raise UserError("the move head reads a belief or the latent: set model.reward_latent: false")
-        return Belief(costs.hidden if costs.shown == "factors" else 0, size=settings.units)
+        shown = costs.hidden if costs.shown == "factors" else 0
+        return Belief(shown, size=settings.units, compares=bool(costs.num_places))
 
     def _make_heads(self, settings: ModelSettings) -> dict[str, nn.Module]:
         feat_size, units = self.rssm.feat_size, settings.units
@@ -190,14 +191,22 @@ class RoutingModel(WorldModel):
         assert self.belief is not None, "this model keeps no belief"
         origin = take_nodes(instance.coords, obs[LAST_NODE])
         target = take_nodes(instance.coords, obs[CURRENT_NODE])
-        return self.belief(origin, target, obs[LAST_COST].squeeze(-1), obs.get(FACTORS), before)
+        expected = None
+        if self.belief.compares:
+            with torch.no_grad():
+                places = places_of(instance, obs[LAST_NODE], obs[CURRENT_NODE])
+                usual = self._believed_of(origin[:, :1])
+                expected = -self.predict_move(origin, target, usual, places)
+        return self.belief(origin, target, obs[LAST_COST].squeeze(-1), obs.get(FACTORS), before, expected=expected)
 
     def first_belief(self, instance: Instance) -> Float[Tensor, "B L"] | None:
         """The belief before any move, where nothing was observed; None where there is none to keep."""
-        if self.belief is None:
-            return None
-        here = instance.coords[:, :1]
-        return self.belief(here, here, torch.zeros_like(here[..., 0]), None)[:, 0]
+        return None if self.belief is None else self._believed_of(instance.coords[:, :1])[:, 0]
+
+    def _believed_of(self, here: Float[Tensor, "B 1 2"]) -> Float[Tensor, "B 1 L"]:
+        """What is believed where nobody has moved from yet."""
+        assert self.belief is not None
+        return self.belief(here, here, torch.zeros_like(here[..., 0]), None)
 
     def begin(self, context: RoutingContext, state: State, noise: Float[Tensor, "B Q S"] | None) -> Latent:
         """Latents after the first observation of episodes that begin in `state`, [B, Q]."""

@@ -16,6 +16,8 @@ GEOMETRY, ENDS, LENGTH = 9, 4, 6
 PLACE_SCALE = 0.1
 # The largest cost per distance that a belief sees.
 LARGEST_RATE = 20.0
+# The least that a belief takes a move to have been expected to cost.
+LEAST_EXPECTED = 0.01
 
 
 def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]) -> Float[Tensor, "*B G"]:
@@ -31,23 +33,26 @@ class Belief(nn.Module):
     """What is known of hidden costs: a recurrent filter of what each move so far has cost.
 
     It reads a move's geometry, its cost, its cost per distance, and a flag; all of them are 0 before the first move.
-    Hidden factors that are shown come as points on the unit circle, since they may stand for angles.
+    Hidden factors that are shown come as points on the unit circle, since they may stand for angles. One that
+    `compares` also reads what the move was expected to cost before anything was known, for costs that do not follow
+    from geometry.
 
     Nothing is drawn, unlike in the RSSM: belief and head only learn together, and the little that each has to offer
     the other in the beginning is drowned by the noise of a fresh latent.
     """
 
-    def __init__(self, factors: int, *, size: int) -> None:
+    def __init__(self, factors: int, *, size: int, compares: bool = False) -> None:
         """Build the networks.
 
         Args:
             factors: hidden factors that are shown.
             size: numbers in a belief.
+            compares: whether it is told what moves were expected to cost.
         """
         super().__init__()
         self.exact = True
-        self.factors, self.size = factors, size
-        evidence = GEOMETRY + 3 + 2 * factors
+        self.factors, self.size, self.compares = factors, size, compares
+        evidence = GEOMETRY + 3 + 2 * factors + 2 * compares
         self.encoder = nn.Sequential(nn.Linear(evidence, size), nn.SiLU(), nn.Linear(size, size), nn.SiLU())
         self.cell = nn.GRU(size, size, batch_first=True)
 
@@ -58,6 +63,8 @@ class Belief(nn.Module):
         cost: Float[Tensor, "B T"],
         factors: Float[Tensor, "B T F"] | None,
         before: Float[Tensor, "B L"] | None = None,
+        *,
+        expected: Float[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T L"]:
         """The belief after each of T moves.
 
@@ -67,6 +74,7 @@ class Belief(nn.Module):
             cost: of each.
             factors: the hidden factors, where they are shown; None where they are not.
             before: the belief before the first of these moves; None where an episode begins.
+            expected: what each was expected to cost, for a belief that compares; None where nothing was.
         """
         geometry = move_geometry(origin, target)
         length = geometry[..., LENGTH : LENGTH + 1]
@@ -74,6 +82,10 @@ class Belief(nn.Module):
         # A toll between two nodes in almost one place can be any number of times the distance.
         rate = (cost[..., None] / length).clamp(-LARGEST_RATE, LARGEST_RATE)
         evidence = torch.cat((geometry, cost[..., None], rate, moved), -1) * moved
+        if self.compares:
+            usual = cost if expected is None else expected
+            ratio = (cost / usual.clamp(min=LEAST_EXPECTED)).clamp(-LARGEST_RATE, LARGEST_RATE)
+            evidence = torch.cat((evidence, torch.stack((cost - usual, ratio), -1) * moved), -1)
         if self.factors:
             angle = cost.new_zeros(*cost.shape, 0) if factors is None else 2 * math.pi * factors
             circle = torch.cat((torch.cos(angle), torch.sin(angle)), -1)

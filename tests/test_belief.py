@@ -22,7 +22,19 @@ from routing.files import RoutingInstance
 from routing.instances import field_test_coords
 from routing.metrics import EXACT
 from solving.decoding import Decoding, best_tours
-from tests.scenes import CPU, NODES, Scene, debug_config, episodes, generator, pointer_of, routing, without_zero_outputs
+from tests.scenes import (
+    CPU,
+    NODES,
+    Scene,
+    debug_config,
+    episodes,
+    generator,
+    place_costs,
+    pointer_of,
+    routing,
+    routing_replay,
+    without_zero_outputs,
+)
 from training.devices import make_generators
 
 BELIEF: dict[str, Any] = {
@@ -146,6 +158,26 @@ def test_move_head_gives_the_same_for_one_latent_of_many_moves():
     out = head.output(head.hidden[2:](head.hidden[:2](move_geometry(origin, target)) * (1 + head.gate(latent))))
     expected = out[..., 0] * (target - origin).norm(dim=-1) + out[..., 1]
     torch.testing.assert_close(head(origin, target, latent)[0], expected)
+
+
+def test_belief_compares_what_was_paid_with_what_was_expected_between_places():
+    costs = place_costs(tables=3)
+    model = Scene(routing(costs), **BELIEF).model
+    lived = routing_replay(num_envs=4, columns=5 * (NODES + 1), rules=routing(costs).rules)
+    batch = lived.sample(4, NODES + 1, whole_episodes=True, generator=generator())
+    assert model.belief.compares
+    # The head knows a toll at one place, of which the geometry says nothing.
+    head = model.heads["reward"]
+    without_zero_outputs(head)
+    instance = model.first_instance(batch)
+    before = model.believe(batch, instance)
+    with torch.no_grad():
+        head.places.weight[1 + int(instance.place[0, 3])] += 5.0
+    after = model.believe(batch, instance)
+    moved_from_there = (batch["last_node"][0] == 3) & (batch["last_cost"][0, :, 0] != 0)
+    first = int((moved_from_there | (batch["current_node"][0] == 3)).nonzero()[0])
+    assert torch.equal(before[0, :first], after[0, :first])
+    assert not torch.equal(before[0, first], after[0, first])
 
 
 # Where imagination starts
