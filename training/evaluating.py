@@ -13,11 +13,18 @@ from training.agent import AgentClass
 from training.devices import prepare_torch
 from training.film import film
 from training.loading import load_run
-from training.setup import TRAINING_ENV, make_one, make_setup, reading_of_observations, telling_of_crashes
+from training.setup import (
+    TRAINING_ENV,
+    make_one,
+    make_setup,
+    reading_of_observations,
+    require_players,
+    telling_of_crashes,
+)
 
 # What --evaluate takes from the command line; all else is the run's own.
 EVALUATION_KEYS = (
-    *("eval_episodes", "eval_instances", "import"),
+    *("eval_episodes", "eval_instances", "eval_by", "plan.pessimism", "plan.processes", "import"),
     *("envs", "env_processes", "env_timeout", "env_restarts"),
 )
 MACHINE_KEYS = ("device", "threads", "deterministic")
@@ -34,7 +41,8 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
     folder = None if video is None else Path(video).absolute()
     RunSettings.of(command.config).evaluation.require_episodes()
     device = prepare_torch(command.config)
-    changes = {key: command.config[key] for key in command.overrides if key in EVALUATION_KEYS}
+    given = command.config.flat()
+    changes = {key: given[key] for key in command.overrides if key in EVALUATION_KEYS}
     with telling_of_crashes():
         run = load_run(
             path,
@@ -49,6 +57,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         )
     settings = RunSettings.of(run.config)
     settings.evaluation.require_episodes()
+    require_players(settings, run.agent)
     if video and not isinstance(run.setup.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]

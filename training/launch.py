@@ -35,7 +35,7 @@ from training.resuming import (
     require,
     require_class,
 )
-from training.setup import make_setup, telling_of_crashes
+from training.setup import make_setup, require_players, telling_of_crashes
 from training.trainer import REPLAY, Trainer
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
@@ -77,7 +77,7 @@ def train(
     guard = Guard(device, settings.guard)
     with _within_memory():
         agent = make_agent.of(setup.task, config, device=device, generators=generators, guard=guard)
-    _require_players(settings, agent)
+    require_players(settings, agent)
     env = setup.make_env(generators)
     with ExitStack() as stack:
         stack.callback(env.close)
@@ -160,21 +160,6 @@ def _take_up(
         with fitting(path):
             agent.load_weights(weights["agent"])
     return state, folder, changes
-
-
-def _require_players(settings: RunSettings, agent: Agent) -> None:
-    """Check that the agent can play as it is to play.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    wanted = {"act": [settings.loop.act], "eval_by": settings.evaluation.players}
-    for key, names in wanted.items():
-        if missing := set(names) - set(agent.players):
-            raise ConfigError(
-                f"{key} asks for {missing.pop()}, and this agent plays by {', '.join(agent.players)} alone: planning"
-                " takes the dreamer, task tsp or cvrp, model.loss_scales.reward above 0 and model.reward_latent: false"
-            )
 
 
 def _with_absolute_paths(command: CommandLine) -> CommandLine:

@@ -24,6 +24,7 @@ from routing.rules import MIN_NODES, Rules, single_precision
 from settings.dreamer import LossScales
 from settings.run import GYM_PREFIX, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
+from training.agent import Agent
 from training.episodes import GymEvaluator
 from training.evaluation import Evaluator
 from training.tours import Evaluation, RoutingEvaluator
@@ -235,6 +236,21 @@ def require_room(settings: RunSettings, least: dict[str, int], *, what: str) -> 
         given = " and ".join(f"{key} is {has[key]}" for key in short)
         add = " ".join(f"--{key} {needed}" for key, needed in short.items())
         raise ConfigError(f"{given}; {settings.environments.envs} environments need more for {what}: add {add}")
+
+
+def require_players(settings: RunSettings, agent: Agent) -> None:
+    """Check that the agent can play as it is to play.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    wanted = {"act": [settings.loop.act], "eval_by": settings.evaluation.players}
+    for key, names in wanted.items():
+        if missing := set(names) - set(agent.players):
+            raise ConfigError(
+                f"{key} asks for {missing.pop()}, and this agent plays by {', '.join(agent.players)} alone: planning"
+                " takes the dreamer, task tsp or cvrp, model.loss_scales.reward above 0 and model.reward_latent: false"
+            )
 
 
 @contextmanager
