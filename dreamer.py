@@ -17,6 +17,7 @@ from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
+from imagining.routing_imagination import RoutingImagination
 from models import make_behavior, make_imagination, make_planners, make_teacher
 from networks import Latent
 from parts.acting import Sight
@@ -24,6 +25,9 @@ from parts.precision import halves_kept, use_half_precision
 from planning.teacher import Lesson, imitation
 from settings.dreamer import DreamerSettings
 from settings.learning import Compilation
+from settings.run import EvaluationSettings
+from solving.forecasts import Forecaster
+from solving.intervals import Calibration
 from system.terminal import tell
 from tools import Bounds, uniform
 from training.agent import POLICY, Player
@@ -96,11 +100,27 @@ class Dreamer:
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
+        self.plan = settings.plan
         planners = make_planners(self.imagination, settings.plan)
         self.players: dict[str, Player] = {POLICY: self, **planners}
         self.teacher = None
         if settings.teacher.scale:
             self.teacher = make_teacher(planners, settings.teacher, actor=self.behavior.actor)
+        # How wrong the model is about what tours cost, as `solving.calibrating` found out; until the next update.
+        self.calibration: dict[str, Calibration] = {}
+
+    @property
+    def forecaster(self) -> Forecaster | None:
+        """What tells how much tours will cost; None where the model does not know that apart from latents."""
+        if not self.imagination.can_plan:
+            return None
+        assert isinstance(self.imagination, RoutingImagination), "plans are of routing"
+        return Forecaster(self.imagination, self.plan, reward_scale=self.reward_scale)
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether an update trains the actor."""
+        return self.practises or self.teacher is not None
 
     @classmethod
     def of(
@@ -204,6 +224,7 @@ class Dreamer:
             progress: the share of the run that is over, for schedules.
         """
         self.guard.update = self.learner.updates
+        self.calibration = {}
         metrics: dict[str, Tensor] = {}
         batch = self._sample(replay)
         for _ in range(self.reward_updates):
@@ -276,6 +297,7 @@ class Dreamer:
             "behavior": self.behavior.state_dict(),
             **self.learner.state_dict(),
             **({} if self.teacher is None else {"teacher": self.teacher.state_dict()}),
+            **self._known_errors(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -286,7 +308,7 @@ class Dreamer:
             self.teacher.load_state_dict(state["teacher"])
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take model and behaviour from `state_dict` or `acting_weights`, and nothing else."""
+        """Take model, behaviour and calibration from `state_dict` or `acting_weights`, and nothing else."""
         self.model.load_state_dict(state["model"])
         behavior = state["behavior"]
         if not any(name.startswith("critic.") for name in behavior):
@@ -294,16 +316,17 @@ class Dreamer:
             own = self.behavior.state_dict().items()
             behavior = {**{name: value for name, value in own if not name.startswith("actor.")}, **behavior}
         self.behavior.load_state_dict(behavior)
+        self.calibration = {way: Calibration.read(values) for way, values in state.get("calibration", {}).items()}
         self.learner.keep()
 
-    def acting_weights(self) -> dict[str, dict[str, Tensor]]:
-        """The weights of world model and actor, in half precision: what acting and imagining need.
+    def acting_weights(self) -> dict[str, Any]:
+        """The weights of world model and actor, in half precision, and the calibration: what answering needs.
 
         `load_weights` takes them as it takes `state_dict`.
         """
         self.learner.mend()
         parts = {"model": (self.model, ""), "behavior": (self.behavior.actor, "actor.")}
-        weights: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, Any] = self._known_errors()
         for part, (module, prefix) in parts.items():
             # Buffers are no weights, and bins of a two-hot exceed what half precision can hold.
             trained = dict(module.named_parameters())
@@ -311,6 +334,11 @@ class Dreamer:
                 prefix + name: value.half() if name in trained else value for name, value in module.state_dict().items()
             }
         return weights
+
+    def _known_errors(self) -> dict[str, Any]:
+        """The calibration as checkpoints have it; nothing where there is none."""
+        errors = {way: each._asdict() for way, each in self.calibration.items()}
+        return {"calibration": errors} if errors else {}
 
     def _sample(self, replay: Replay) -> dict[str, Tensor]:
         batch = replay.sample(
@@ -351,6 +379,27 @@ def make_optimizers(
     }
 
 
+def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:
+    """Let an agent know how wrong it is about what tours cost, where positions do not tell that.
+
+    Args:
+        agent: whose training is over.
+        evaluation: on how many validation instances.
+    """
+    # Whoever imports this module for its agent needs neither.
+    from solving.calibrating import calibrate
+    from solving.decoding import Decoding
+
+    forecaster = agent.forecaster
+    if forecaster is None or forecaster.knows_distances:
+        return
+    planned = evaluation.valid_instances if Decoding.PLAN in evaluation.players else evaluation.plan_instances
+    counts = {Decoding.PLAN: planned}
+    if agent.trains_policy:
+        counts |= dict.fromkeys(("greedy", "sample"), evaluation.valid_instances)
+    agent.calibration = calibrate(agent.behavior, forecaster, nodes=agent.task.num_actions, counts=counts)
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     # Whoever imports this module for its agent needs neither a training loop nor its log.
@@ -377,6 +426,7 @@ def main(argv: list[str]) -> None:
                     reward_scale=agent.reward_scale,
                     device=agent.device,
                 ),
+                at_end=calibrate_at_end,
             )
 
 

@@ -24,6 +24,7 @@ from comparing.runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from routing.instances import TEST_SEED
+from solving.command_line import TRUST_HELP, positive
 from solving.decoding import Decoding
 from solving.given_costs import SOLVERS
 from solving.references import references
@@ -103,11 +104,18 @@ def measured(
 ) -> dict[str, Any]:
     """Gaps, in percent of the references' mean, of a weights file on the first instances of the field's test set."""
     agent = solve.load_agent(path, device, trust=trust)
-    cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED)
+    cases = solve.random_instances(agent, instances, agent.task.num_actions, TEST_SEED, method=methods[0])
     known = references(cases, SOLVERS[cases[0].problem])
     mean_reference = sum(known) / len(known)
     gaps = {method: gap(agent, cases, mean_reference, method) for method in methods}
     return {"instances": instances, "test_seed": TEST_SEED, "mean_reference": mean_reference, "gaps": gaps}
+
+
+def suitable(agent: Dreamer) -> list[str]:
+    """The ways to look for tours that a run is measured by where nobody says which."""
+    if not agent.trains_policy:
+        return [Decoding.PLAN]
+    return ["greedy", "augment"] if solve.rules_of(agent).costs.symmetric else ["greedy"]
 
 
 def gap(agent: Dreamer, cases: list[solve.RoutingInstance], mean_reference: float, method: str) -> float:
@@ -130,10 +138,11 @@ def main(argv: list[str]) -> None:
     add = parser.add_argument
     add("run", type=Path, metavar="LOGDIR", help="a run's folder, or a checkpoint file in one")
     add("path", type=Path, metavar="FILE.pt", help="where the weights go; the facts go beside them")
-    add("--instances", type=solve.positive, default=1000, help="of the test set, to measure gaps on (default 1000)")
-    add("--decode", nargs="+", choices=Decoding.METHODS, default=["greedy", "augment"], help="ways to measure")
+    add("--instances", type=positive, default=1000, help="of the test set, to measure gaps on (default 1000)")
+    decode_help = "ways to measure; what suits the run where not given"
+    add("--decode", nargs="+", choices=(*Decoding.METHODS, Decoding.PLAN), help=decode_help)
     add("--device", default="auto", help="to measure on; auto (the default) is CUDA where there is one")
-    add("--trust", action="store_true", help=solve.TRUST_HELP)
+    add("--trust", action="store_true", help=TRUST_HELP)
     arguments = parser.parse_args(argv)
     with one_line_errors("export.py", *loading.USER_ERRORS):
         if arguments.path.suffix != ".pt":
@@ -142,14 +151,15 @@ def main(argv: list[str]) -> None:
         _require_free(arguments.path, arguments.run)
         device = devices.choose_device(arguments.device)
         # A run whose gaps cannot be measured is refused here, before anything is written.
-        solve.load_agent(arguments.run, device, trust=arguments.trust)
+        agent = solve.load_agent(arguments.run, device, trust=arguments.trust)
+        methods = arguments.decode or suitable(agent)
         weights_file(arguments.run, arguments.path, trust=arguments.trust)
         state = checkpoint.load(arguments.path, torch.device("cpu"))
         record |= {"seed": state["config"]["seed"], "steps": state["step"]}
         record |= measured(
             arguments.path,
             instances=arguments.instances,
-            methods=arguments.decode,
+            methods=methods,
             device=device,
             trust=arguments.trust,
         )

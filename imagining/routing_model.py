@@ -293,13 +293,26 @@ class RoutingModel(WorldModel):
         return self.predict_moves_each(instance, belief).mean(0)
 
     @torch.no_grad()
-    def predict_moves_each(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "K B N N"]:
-        """The same, as each member of the head's ensemble expects it."""
+    def predict_moves_each(
+        self, instance: Instance, belief: Float[Tensor, "B L"] | None, origins: slice = slice(None)
+    ) -> Float[Tensor, "K B M N"]:
+        """The same, as each member of the head's ensemble expects it, from the nodes `origins` alone."""
         coords, place = instance.coords, instance.place
         if place is not None:
-            place = torch.stack(torch.broadcast_tensors(place[:, :, None], place[:, None]), -1)
+            place = torch.stack(torch.broadcast_tensors(place[:, origins, None], place[:, None]), -1)
         known = None if belief is None else belief[:, None, None]
-        return self.heads["reward"](coords[:, :, None], coords[:, None], known, place)
+        return self.heads["reward"](coords[:, origins, None], coords[:, None], known, place)
+
+    @torch.no_grad()
+    def predict_legs_each(
+        self, instance: Instance, belief: Float[Tensor, "B L"] | None, tour: Int[Tensor, "B M"]
+    ) -> Float[Tensor, "K B M"]:
+        """What each member expects of the moves of closed tours, which cost nothing where they stay."""
+        begin, end = tour, tour.roll(-1, -1)
+        known = None if belief is None else belief[:, None]
+        ends = take_nodes(instance.coords, begin), take_nodes(instance.coords, end)
+        rewards = self.heads["reward"](*ends, known, places_of(instance, begin, end))
+        return rewards.masked_fill((ends[0] == ends[1]).all(-1), 0.0)
 
     def predict_mask(self, feat: Feat, context: RoutingContext) -> Bool[Tensor, "B *Q N"]:
         logits, valid = self.heads["mask"](feat, context.embedded()), context.instance.valid

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64, Int, UInt8
 from torch import Tensor
 
 from routing.drawing import draw_tour
+from routing.metrics import PAID
 
 LAST_NODE, LAST_COST, FACTORS = "last_node", "last_cost", "factors"
 # The key of observations that says which place each node is, and that part of an instance.
@@ -90,6 +91,11 @@ class Costs(ABC):
         """How many places there are, where nodes are drawn from a fixed set of them; otherwise 0."""
         return 0
 
+    @property
+    def metric(self) -> str:
+        """What its costs are counted in, times `unit`: one of `routing.metrics`."""
+        return PAID
+
     @abstractmethod
     def between(
         self,
@@ -138,6 +144,21 @@ class Costs(ABC):
         """
 
     @abstractmethod
+    def locate(
+        self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
+    ) -> Nodes:
+        """Nodes [1, N] of a user's own instance, as the world knows them, in float64.
+
+        Args:
+            positions: in the frame of the world; without any numbers (D is 0) where places are given.
+            are_degrees: whether they are latitudes and longitudes.
+            place: which places the nodes are; None where nobody said.
+
+        Raises:
+            UserError: the world knows no such node.
+        """
+
+    @abstractmethod
     def validate(self, instance: Any) -> None:
         """Look at given instances [B], before an episode begins in them. May wait for the device.
 
@@ -146,10 +167,19 @@ class Costs(ABC):
         """
 
     def picture(
-        self, instance: Any, tour: Int[np.ndarray, " L"], *, title: str, factors: Float[Tensor, "I F"] | None = None
+        self,
+        instance: Any,
+        tour: Int[np.ndarray, " L"],
+        *,
+        title: str,
+        note: str | None = None,
+        factors: Float[Tensor, "I F"] | None = None,
     ) -> UInt8[np.ndarray, "H W 3"]:
-        """A closed tour of the first of given instances [I], as it is driven where its factors are those given."""
-        return draw_tour(instance.coords[0].cpu().numpy(), tour, title=title)
+        """A closed tour of the first of given instances [I], as it is driven where its factors are those given.
+
+        `note` is a smaller line below the title.
+        """
+        return draw_tour(instance.coords[0].cpu().numpy(), tour, title=title, note=note)
 
     def measured(self, cost: float) -> str:
         """A cost in what the world measures, in brackets; empty where costs are their own measure."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from config import UserError, load_function
@@ -158,8 +158,28 @@ class GeometricCosts(Costs):
         drawn = [uniform(size=(num_instances, count, 2)) for count in sizes]
         return Nodes(torch.from_numpy(np.concatenate(drawn, 1)))
 
+    def locate(
+        self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
+    ) -> Nodes:
+        """Where they are, in the unit square."""
+        if are_degrees or positions.shape[1] != 2:
+            raise UserError(f"says where nodes are by {_ways(are_degrees, place)}; costs of {self.name} take x and y")
+        outside = ((positions < 0) | (positions > 1)).any(-1)
+        if outside.any():
+            x, y = positions[outside][0]
+            raise UserError(
+                f"has a node at ({x:g}, {y:g}), and costs of {self.name} are of moves in the unit square: scale them"
+            )
+        return Nodes(torch.from_numpy(positions[None].astype(np.float64)))
+
     def validate(self, instance: Any) -> None:
         """Any positions do."""
+
+
+def _ways(are_degrees: bool, place: Int[np.ndarray, " N"] | None) -> str:
+    if are_degrees:
+        return "latitude and longitude"
+    return "three coordinates" if place is None else "places"
 
 
 def move_ends(

@@ -58,7 +58,7 @@ def draw_tour(
         note: a smaller line below the title.
         visited_only: draw only the legs between the nodes in `tour`, not the one that closes it.
     """
-    figure, (axes,) = _panels(1, above=TITLE_INCHES + (NOTE_INCHES if note else 0))
+    figure, (axes,) = _panels(1, above=_room(note))
     _draw_on(axes, coords, tour, title=title, note=note, closed=not visited_only)
     return _pixels(figure)
 
@@ -94,6 +94,7 @@ def draw_streets(
     tours: Sequence[Int[np.ndarray, " _"]],
     *,
     titles: Sequence[str],
+    note: str | None = None,
     seconds: Float64[np.ndarray, " A"] | None = None,
     inches: float = PANEL_INCHES,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -103,27 +104,29 @@ def draw_streets(
         network: the streets.
         tours: places in visiting order, as indices of `network.places`.
         titles: a line above each.
+        note: a smaller line below each title.
         seconds: that each arc takes, which decides by which streets one drives; free flow where not given.
         inches: height of the picture.
     """
     times = network.free_flow if seconds is None else seconds
     points, _ = network.unit_square()
     east, north = np.ptp(points, axis=0)
-    figure, panels = _panels(len(tours), inches=inches, width=max(LEAST_INCHES, inches * min(1.0, east / north)))
+    width = max(LEAST_INCHES, inches * min(1.0, east / north))
+    figure, panels = _panels(len(tours), inches=inches, above=_room(note), width=width)
     for axes, tour, title in zip(panels, tours, titles, strict=True):
         ways = points[quickest_way(network, times, np.append(tour, tour[:1]))]
         arcs = points[np.stack((network.tails, network.heads))]
         axes.plot(*arcs.transpose(2, 0, 1), color=STREET_COLOR, linewidth=1.0, zorder=0)
         axes.plot(ways[:, 0], ways[:, 1], color=LEG_COLOR, linewidth=1.8, solid_joinstyle="round", zorder=1)
-        _mark_stops(axes, points[network.places[tour]], title=title)
+        _mark_stops(axes, points[network.places[tour]])
+        _write_above(axes, title, note)
         axes.text(0.99, 0.01, ATTRIBUTION, transform=axes.transAxes, ha="right", fontsize=6, color=OPEN_COLOR)
     return _pixels(figure)
 
 
-def _mark_stops(axes: Axes, stops: np.ndarray, *, title: str) -> None:
+def _mark_stops(axes: Axes, stops: np.ndarray) -> None:
     axes.scatter(stops[:, 0], stops[:, 1], s=30, color=NODE_COLOR, linewidths=0, zorder=2)
     axes.plot(stops[:1, 0], stops[:1, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
-    axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False)
 
 
 def _figure(width: float, height: float, **options: Any) -> Figure:
@@ -166,10 +169,18 @@ def _draw_on(
     axes.scatter(left_out[:, 0], left_out[:, 1], s=dot_area, facecolor="white", edgecolor=OPEN_COLOR, zorder=2)
     axes.plot(start[:, 0], start[:, 1], "*", markersize=14, color=START_COLOR, markeredgecolor="white", zorder=3)
     if title is not None:
-        # Names come from files: text between two dollars would be drawn as mathematics, and fonts lack control
-        # characters.
-        pad = TITLE_PAD + (POINTS_PER_INCH * NOTE_INCHES if note else 0)
-        axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False, pad=pad)
+        _write_above(axes, title, note)
+
+
+def _room(note: str | None) -> float:
+    """Inches above a panel for a title, and for a note where there is one."""
+    return TITLE_INCHES + (NOTE_INCHES if note else 0)
+
+
+def _write_above(axes: Axes, title: str, note: str | None) -> None:
+    # Names come from files: text between two dollars would be drawn as mathematics, and fonts lack control characters.
+    pad = TITLE_PAD + (POINTS_PER_INCH * NOTE_INCHES if note else 0)
+    axes.set_title(one_line(title), fontsize=11, color=NODE_COLOR, parse_math=False, pad=pad)
     if note is not None:
         axes.annotate(
             one_line(note),

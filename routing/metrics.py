@@ -17,6 +17,8 @@ GREAT_CIRCLE = "great_circle"
 UNROUNDED = (EXACT, GREAT_CIRCLE)
 # For costs that stand in a matrix, of which positions tell nothing.
 GIVEN = "given"
+# For what is paid in a cost world that a run learnt, in its own unit or in seconds; positions alone do not tell it.
+PAID, SECONDS = "paid", "seconds"
 FILE_METRICS = (
     *("EUC_2D", "EUC_3D", "CEIL_2D", "CEIL_3D", "FLOOR_2D", "MAN_2D", "MAN_3D", "MAX_2D", "MAX_3D"),
     *("ATT", "GEO"),
@@ -111,9 +113,14 @@ def longest_leg(coords: Float[np.ndarray, "N D"], metric: str) -> float:
     return float(leg_lengths(coords.min(0, keepdims=True), coords.max(0, keepdims=True), metric)[0])
 
 
+def is_paid(metric: str) -> bool:
+    """Whether what moves cost has to be learnt, so that positions do not tell how long a tour is."""
+    return metric in (PAID, SECONDS)
+
+
 def unit(metric: str) -> str:
     """What lengths are counted in, as it stands behind a number; empty where the file does not say."""
-    return " km" if metric == GREAT_CIRCLE else ""
+    return {GREAT_CIRCLE: " km", SECONDS: " s"}.get(metric, "")
 
 
 def distance_matrix(coords: Float[np.ndarray, "N D"], metric: str) -> Float64[np.ndarray, "N N"]:

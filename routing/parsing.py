@@ -42,6 +42,7 @@ class RoutingInstance(NamedTuple):
         vehicles: routes that a plan may have; None where any number may.
         costs: what a move from each node (row) to each (column) costs, 0 from a node to itself, where the file gives a
             matrix: int64 if all of them are whole, else float64. None where positions tell.
+        place: which place of a run's cost world each node is; None where the file says nothing of places.
     """
 
     name: str
@@ -53,6 +54,7 @@ class RoutingInstance(NamedTuple):
     reference: float | None = None
     vehicles: int | None = None
     costs: Num[np.ndarray, "N N"] | None = None
+    place: Int64[np.ndarray, " N"] | None = None
 
     def tour_length(self, tour: Int[np.ndarray, " L"]) -> int | float:
         """Length of a closed tour; an int where all costs are whole."""

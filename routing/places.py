@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from config import UserError
@@ -16,6 +16,13 @@ from routing.cost_world import PLACE, Costs, Nodes, UniformDraws
 
 # The most uniform numbers that are drawn at a time: they need 32 MB.
 DRAWN_AT_ONCE = 2**22
+
+
+def nearest_points(
+    positions: Float64[np.ndarray, "N 2"], points: Float64[np.ndarray, "P 2"]
+) -> Int64[np.ndarray, " N"]:
+    """Which of the points is nearest to each position."""
+    return np.array([np.square(points - each).sum(-1).argmin() for each in positions], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,6 +107,30 @@ class PlaceCosts(Costs):
         chosen = [uniform(size=(count, self.num_places)).argsort(-1, kind="stable")[:, :num_nodes] for count in pieces]
         place = torch.from_numpy(np.concatenate(chosen))
         return Nodes(self.coords[place].double(), place.int())
+
+    def locate(
+        self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
+    ) -> Nodes:
+        """The places given, or those that are nearest to positions in the frame of `coords`."""
+        if place is None:
+            place = self._nearest(positions, are_degrees=are_degrees)
+        outside = (place < 0) | (place >= self.num_places)
+        if outside.any():
+            raise UserError(f"has place {place[outside][0]}; {self.name} has 0 to {self.num_places - 1}")
+        chosen = torch.from_numpy(place.astype(np.int64))[None]
+        return Nodes(self.coords[chosen].double(), chosen.int())
+
+    def _nearest(self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool) -> Int[np.ndarray, " N"]:
+        if are_degrees or positions.shape[1] != 2:
+            raise UserError(f"says where nodes are in a way that {self.name} knows nothing of; give x and y, or places")
+        outside = ((positions < 0) | (positions > 1)).any(-1)
+        if outside.any():
+            x, y = positions[outside][0]
+            raise UserError(
+                f"has a node at ({x:g}, {y:g}), and places of {self.name} lie in the unit square: scale them, or name"
+                " places, in a column `place`"
+            )
+        return nearest_points(positions, self.coords.double().numpy())
 
     def validate(self, instance: Any) -> None:
         place = instance.place

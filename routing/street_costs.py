@@ -12,8 +12,9 @@ from torch import Tensor
 
 from config import UserError
 from routing.drawing import draw_streets
-from routing.places import PlaceCosts
-from streets.network import Network
+from routing.metrics import SECONDS
+from routing.places import PlaceCosts, nearest_points
+from streets.network import Network, projected
 from streets.traffic import HOURS, rush_seconds
 from streets.travel import cached_seconds, network_of
 
@@ -21,6 +22,8 @@ STREETS, RUSH = "streets", "rush"
 STREET_WORLDS = (STREETS, RUSH)
 # What a move between two places costs on average, in units of cost: as in the unit square, whose distances are 0.52.
 MEAN_COST = 0.5
+# How far from any place a position may be that is to stand for one.
+FARTHEST_METRES = 500.0
 # In `rush`, by what share the tour that is best on average over the day must be dearer than the best one, for an
 # instance to be evaluated on.
 LEAST_REGRET = 0.03
@@ -38,13 +41,40 @@ class StreetCosts(PlaceCosts):
     network: Network
     seconds: Float64[np.ndarray, "K A"]
 
+    @property
+    def metric(self) -> str:
+        """Seconds of driving."""
+        return SECONDS
+
+    def _nearest(self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool) -> Int[np.ndarray, " N"]:
+        """Also of latitudes and longitudes, which the network projects as its own."""
+        if not are_degrees:
+            return super()._nearest(positions, are_degrees=False)
+        points = self.network.points[self.network.places]
+        metres = projected(positions[:, ::-1], self.network.middle)
+        nearest = nearest_points(metres, points)
+        away = np.linalg.norm(points[nearest] - metres, axis=-1)
+        if away.max(initial=0.0) > FARTHEST_METRES:
+            latitude, longitude = positions[away.argmax()]
+            raise UserError(
+                f"has a node at {latitude:g}, {longitude:g}, {away.max() / 1000:,.1f} km from the nearest place of the"
+                f" streets; it may be {FARTHEST_METRES / 1000:g} km from one at most"
+            )
+        return nearest
+
     def picture(
-        self, instance: Any, tour: Int[np.ndarray, " L"], *, title: str, factors: Float[Tensor, "I F"] | None = None
+        self,
+        instance: Any,
+        tour: Int[np.ndarray, " L"],
+        *,
+        title: str,
+        note: str | None = None,
+        factors: Float[Tensor, "I F"] | None = None,
     ) -> UInt8[np.ndarray, "H W 3"]:
         """Along the streets; between two hours, as at the nearer one."""
         along = 0 if factors is None else round(float(factors[0, 0]) * len(self.seconds)) % len(self.seconds)
         places = instance.place[0].cpu().numpy()[tour]
-        return draw_streets(self.network, [places], titles=[title], seconds=self.seconds[along])
+        return draw_streets(self.network, [places], titles=[title], note=note, seconds=self.seconds[along])
 
     def measured(self, cost: float) -> str:
         """Minutes."""

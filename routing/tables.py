@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from config import UserError
 from routing.arrays import batch, unnamed
+from routing.matrices import without_positions
 from routing.matrix_tables import read_square
 from routing.metrics import EXACT, GREAT_CIRCLE
 from routing.parsing import (
@@ -31,6 +33,8 @@ from routing.parsing import (
 
 X = frozenset({"x", "xcoord", "xcoordinate", "coordx", "xpos", "posx", "easting"})
 Y = frozenset({"y", "ycoord", "ycoordinate", "coordy", "ypos", "posy", "northing"})
+# Which place of a run's cost world a node is.
+PLACE_COLUMN = "place"
 LATITUDE = frozenset({"lat", "latitude"})
 LONGITUDE = frozenset({"lon", "lng", "long", "longitude"})
 # Columns that change the problem; a reader of positions alone would silently leave them out.
@@ -58,8 +62,9 @@ def read_table(path: Path, lines: list[str]) -> RoutingInstance:
     rows = list(_rows(path, lines))
     while rows and all(len(row.fields) > 2 and not row.fields[-1] for row in rows):
         rows = [row._replace(fields=row.fields[:-1]) for row in rows]
+    least = 1 if rows and rows[0].fields == [PLACE_COLUMN] else 2
     for row in rows:
-        if len(row.fields) != len(rows[0].fields) or len(row.fields) < 2:
+        if len(row.fields) != len(rows[0].fields) or len(row.fields) < least:
             raise fault(path, row.number, f"has {len(row.fields)} values", COLUMNS_REMEDY)
     rows = _with_points(path, rows)
     header, nodes = _header(path, rows)
@@ -71,7 +76,7 @@ def read_table(path: Path, lines: list[str]) -> RoutingInstance:
 
 def _says_where(header: Row | None, rows: list[Row]) -> bool:
     """Whether columns hold positions even where there are as many of them as rows."""
-    if header is not None and _named(header.fields):
+    if header is not None and (_named(header.fields) or _places_in(header, rows) is not None):
         return True
     square = len(rows) == len(rows[0].fields)
     is_matrix = square and all(number_in(row.fields[index]) == 0 for index, row in enumerate(rows))
@@ -207,24 +212,47 @@ def _header(path: Path, rows: list[Row]) -> tuple[Row | None, list[Row]]:
 
 
 def _from_columns(path: Path, header: Row | None, rows: list[Row]) -> RoutingInstance:
-    """The instance whose positions stand in two of the columns."""
+    """The instance whose positions stand in two of the columns, or whose places stand in one."""
+    place = _places_in(header, rows)
+    if place is not None and header is not None and _named(header.fields) is None:
+        _refuse_constraints(path, header)
+        return RoutingInstance(path.stem, "tsp", without_positions(len(rows)), EXACT, place=place)
     (first, second), metric = _chosen(path, header, rows)
     positions = []
     for row in rows:
         positions.append(position_in(path, row, [row.fields[first], row.fields[second]]))
         if metric == GREAT_CIRCLE:
             check_on_earth(path, row.number, *positions[-1], remedy="lat and lon are taken in degrees, as 52.52")
-    return RoutingInstance(name=path.stem, problem="tsp", coords=np.array(positions), metric=metric)
+    return RoutingInstance(name=path.stem, problem="tsp", coords=np.array(positions), metric=metric, place=place)
+
+
+def _places_in(header: Row | None, rows: list[Row]) -> Int64[np.ndarray, " N"] | None:
+    """The numbers in the column `place`; None where there is no such column, or where it holds names."""
+    if header is None or header.fields.count(PLACE_COLUMN) != 1:
+        return None
+    column = header.fields.index(PLACE_COLUMN)
+    numbers = [whole_number_in(row.fields[column]) for row in rows]
+    found = [number for number in numbers if number is not None]
+    return np.array(found, dtype=np.int64) if found and len(found) == len(numbers) else None
+
+
+def _refuse_constraints(path: Path, header: Row) -> None:
+    """Check that no column says what would change the problem.
+
+    Raises:
+        InstanceError: one does.
+    """
+    for name in header.fields:
+        if CONSTRAINTS & {_plain(name), *_words(name)}:
+            remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
+            raise fault(path, header.number, f"column {quoted(name)} cannot be taken into account", remedy)
 
 
 def _chosen(path: Path, header: Row | None, rows: list[Row]) -> tuple[tuple[int, int], str]:
     """Which two columns hold the positions, and in which metric."""
     columns = len(rows[0].fields)
     if header is not None:
-        for name in header.fields:
-            if CONSTRAINTS & {_plain(name), *_words(name)}:
-                remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
-                raise fault(path, header.number, f"column {quoted(name)} cannot be taken into account", remedy)
+        _refuse_constraints(path, header)
         if found := _named(header.fields):
             return found
     if columns == 2:

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from routing.files import RoutingInstance
-from routing.metrics import unit
+from routing.metrics import is_paid, unit
 from routing.solutions import split_routes
 from solving.decoding import Decoding, Imagined
+from solving.intervals import SHARE, Forecast
 from system.terminal import one_line
 
 # More tours than this do not fit a screen: the means are printed before the rows.
@@ -30,6 +31,8 @@ NETWORK = "network"
 class Solution(NamedTuple):
     """A checked solution of an instance, with lengths in the instance's own metric.
 
+    Where moves cost no distances, lengths are what is paid by the true costs; where something is hidden, on average.
+
     Attributes:
         instance: what was solved.
         tour: as in `routing.solutions`.
@@ -37,6 +40,7 @@ class Solution(NamedTuple):
         seconds: what decoding took; instances that were solved together share it.
         chosen_by: `NETWORK`, or the name of a solver.
         by_model: whether a trained model had a part in it.
+        forecast: what the model expects it to cost; None where positions tell, or no model does.
         reference: length to compare with; None where it is neither known nor asked for.
         imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
         nearest: length of the tour that always goes to the nearest node; None where it was not computed.
@@ -51,11 +55,14 @@ class Solution(NamedTuple):
     nearest: float | None = None
     chosen_by: str = NETWORK
     by_model: bool = True
+    forecast: Forecast | None = None
 
     @property
     def chooser(self) -> str:
-        """Who chose the tour, and whether without a model."""
-        return self.chosen_by if self.by_model else f"{self.chosen_by}, no model"
+        """Who chose the tour, and by whose costs where a solver did."""
+        if self.chosen_by == NETWORK:
+            return NETWORK
+        return f"{self.chosen_by} by the model's costs" if self.by_model else f"{self.chosen_by}, no model"
 
     @property
     def gap(self) -> float | None:
@@ -117,6 +124,9 @@ def as_json(solutions: Sequence[Solution]) -> str:
             "seconds": solution.seconds,
             "tour": solution.tour.tolist(),
         }
+        if solution.forecast is not None:
+            row["expected"] = solution.forecast.cost
+            row["interval"] = [solution.forecast.low, solution.forecast.high]
         if solution.imagined is not None:
             row["imagined_length"] = solution.imagined.length
             row["imagined_real_length"] = solution.imagined_real_length
@@ -128,14 +138,16 @@ def as_json(solutions: Sequence[Solution]) -> str:
 def table(solutions: Sequence[Solution]) -> str:
     """One line for each solution, and one with the means: the last, or the first where there are many."""
     with_imagined = any(solution.imagined is not None for solution in solutions)
-    heads = ["instance", "n", "length", "reference", "gap, %", "seconds"]
+    with_forecast = any(solution.forecast is not None for solution in solutions)
+    heads = ["instance", "n"] + (["expected", f"{100 * SHARE:.0f} % within"] if with_forecast else [])
+    heads += ["in truth" if with_forecast else "length", "reference", "gap, %", "seconds"]
     heads += ["imagined", "in truth"] if with_imagined else []
     heads.append("chosen by")
-    rows = [_cells(solution, with_imagined=with_imagined) for solution in solutions]
+    rows = [_cells(solution, with_imagined=with_imagined, with_forecast=with_forecast) for solution in solutions]
     if len(solutions) > MOST_SHOWN:
-        rows.insert(0, _mean_cells(solutions))
+        rows.insert(0, _mean_cells(solutions, with_forecast=with_forecast))
     elif len(solutions) > 1:
-        rows.append(_mean_cells(solutions))
+        rows.append(_mean_cells(solutions, with_forecast=with_forecast))
     rows.insert(0, heads)
     columns = [max(len(row[index]) for row in rows if index < len(row)) for index in range(len(heads))]
     return "\n".join(
@@ -147,14 +159,14 @@ def table(solutions: Sequence[Solution]) -> str:
     )
 
 
-def _cells(solution: Solution, *, with_imagined: bool) -> list[str]:
+def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> list[str]:
     instance = solution.instance
     lengths = [solution.length, solution.reference]
-    cells = [
-        one_line(instance.name),
-        str(len(instance.coords)),
-        *(length_text(length, instance.metric) for length in lengths),
-    ]
+    cells = [one_line(instance.name), str(len(instance.coords))]
+    if with_forecast:
+        expected = None if solution.forecast is None else solution.forecast.cost
+        cells += [length_text(expected, instance.metric), _bounds(solution) or "-"]
+    cells += [length_text(length, instance.metric) for length in lengths]
     cells += [_percent(solution.gap), f"{solution.seconds:.3f}"]
     if with_imagined:
         expected = None if solution.imagined is None else solution.imagined.length
@@ -162,12 +174,34 @@ def _cells(solution: Solution, *, with_imagined: bool) -> list[str]:
     return [*cells, solution.chooser]
 
 
-def _mean_cells(solutions: Sequence[Solution]) -> list[str]:
+def _bounds(solution: Solution) -> str:
+    """Between which costs the true one is expected; empty where nobody knows."""
+    forecast, metric = solution.forecast, solution.instance.metric
+    if forecast is None or forecast.low is None:
+        return ""
+    low, high = (length_text(each, metric).removesuffix(unit(metric)) for each in (forecast.low, forecast.high))
+    return f"{low} to {high}{unit(metric)}"
+
+
+def measured(solution: Solution) -> str:
+    """How long a tour is, or what it costs and is expected to, as a title says it."""
+    forecast, metric = solution.forecast, solution.instance.metric
+    length = length_text(solution.length, metric)
+    if not is_paid(metric) or forecast is None:
+        return f"length {length}"
+    bounds = _bounds(solution)
+    return f"expected {length_text(forecast.cost, metric)}{bounds and f' ({bounds})'}, in truth {length}"
+
+
+def _mean_cells(solutions: Sequence[Solution], *, with_forecast: bool) -> list[str]:
     total, chosen = totals(solutions), averaged(solutions)
     metrics = {solution.instance.metric for solution in chosen}
     metric = metrics.pop() if len(metrics) == 1 else ""
     name = f"mean of {len(chosen)}" + (" with a reference" if len(chosen) < len(solutions) else "")
     means = [length_text(total[key], metric) for key in ("mean_length", "mean_reference")]
+    if with_forecast:
+        expected = [solution.forecast.cost for solution in chosen if solution.forecast is not None]
+        means = [length_text(float(np.mean(expected)), metric) if expected and metric else "-", "", *means]
     return [name, "", *means, _percent(total["mean_gap_percent"]), f"{total['seconds']:.3f} in all"]
 
 
@@ -262,6 +296,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
             f" {_listed(named, len(doubtful))}; the length beside the file, or in its comment, is of something else:"
             " try --reference lkh or pyvrp"
         )
+    lines += _of_bounds(solutions)
     by_network = [each for each in solutions if each.chosen_by == NETWORK]
     far = [each for each in by_network if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:
@@ -273,12 +308,37 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
     return lines
 
 
+def _of_bounds(solutions: Sequence[Solution]) -> list[str]:
+    """What there is to say of forecasts without bounds, or with bounds that were found out about other sizes."""
+    told = [each.forecast for each in solutions if each.forecast is not None]
+    lines = []
+    if any(forecast.low is None for forecast in told):
+        lines.append(
+            "nothing says how far costs may be from those expected: the run was not trained to its end in this version,"
+            " or on fewer than 19 validation instances; its own command goes on with it, with more --steps"
+        )
+    others = [
+        each
+        for each in solutions
+        if each.forecast is not None and each.forecast.nodes not in (None, len(each.instance.coords))
+    ]
+    if others:
+        named = [f"{one_line(each.instance.name)} ({len(each.instance.coords)} nodes)" for each in others[:NAMES_SHOWN]]
+        assert others[0].forecast is not None
+        lines.append(
+            f"{len(others)} of {len(solutions)} with other than the {others[0].forecast.nodes} nodes for which it was"
+            f" found out how far costs are from those expected: {_listed(named, len(others))}; bounds may hold less"
+            " often"
+        )
+    return lines
+
+
 def _listed(named: list[str], count: int) -> str:
     return ", ".join([*named, *([f"and {count - len(named)} more"] if count > len(named) else [])])
 
 
 def _advice(decoding: Decoding) -> str:
-    if decoding.method == "greedy":
+    if decoding.method in ("greedy", Decoding.PLAN):
         return "try --decode augment"
     samples = 10 * decoding.samples if decoding.method == "sample" else 1000
     return f"try --decode sample --samples {samples}"

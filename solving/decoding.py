@@ -12,22 +12,22 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from config import UserError
-from envs.routing import MIN_NODES, CVRPInstance, TSPInstance
+from envs.routing import MIN_NODES
 from imagining.behavior import ImagBehavior
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingContext
 from imagining.routing_starts import expand_instance
 from parts.views import View
 from routing.files import RoutingInstance
-from routing.instances import longer_side, scale_to_unit_square
-from routing.metrics import leg_lengths, longest_leg, plane, plane_unit, tour_lengths
+from routing.metrics import is_paid, leg_lengths, tour_lengths
 from routing.rules import Instance, Rules
 from routing.solutions import route_counts
+from settings.planning import PlanSettings
+from solving.forecasts import WORKING_NUMBERS, Forecaster
+from solving.frames import as_instance, pose
 from system.memory import require_memory
 from tools import uniform
 
-# Numbers that decoding may hold at once, beside the networks: a quarter of a gigabyte in float32.
-WORKING_NUMBERS = 2**26
 # Starts that `augment` tries in each symmetric image: more would cost more than they find.
 MOST_STARTS = 100
 SYMMETRIES = 8
@@ -91,6 +91,10 @@ class Decoding:
         return self.symmetries * self.starts(num_nodes) * rules.episode_steps(num_nodes)
 
 
+# Tells what Q tours of each of B instances cost; the least is taken.
+Judge = Callable[[Int64[np.ndarray, "B Q L"]], Float64[np.ndarray, "B Q"]]
+
+
 class Imagined(NamedTuple):
     """A tour as the model imagines it, and the length that it expects, in the unit of the instance."""
 
@@ -105,7 +109,10 @@ def best_tours(
     *,
     progress: Callable[[int], object] = lambda decisions: None,
 ) -> list[Int64[np.ndarray, " L"]]:
-    """The best tour found of each instance, by the length in the instance's own metric; as in `routing.solutions`.
+    """The best tour found of each instance, as in `routing.solutions`.
+
+    It is the best by the length in the instance's own metric; where positions do not tell what moves cost, by what the
+    model expects.
 
     Args:
         behavior: its actor decides.
@@ -114,49 +121,113 @@ def best_tours(
         progress: called with the decisions just taken.
 
     Raises:
-        UserError: the actor is made for another number of nodes, or memory is too small for one instance.
+        UserError: the actor is made for another number of nodes, memory is too small for one instance, or nothing says
+            which tour is the best.
     """
-    rules = _routing(behavior).rules
-    coords = np.stack([instance.coords for instance in instances])
-    metric, num_nodes = instances[0].metric, coords.shape[1]
+    rules, num_nodes = _routing(behavior).rules, len(instances[0].coords)
+    if decoding.symmetries > 1 and not rules.costs.symmetric:
+        raise UserError(
+            f"costs of {rules.costs.name} have no symmetries that --decode {decoding.method} could turn to; choose"
+            f" another way, such as --decode {Decoding.PLAN}"
+        )
     refuse_other_sizes(behavior, num_nodes)
     require_room(behavior, num_nodes)
     if num_nodes < MIN_NODES:
         for _ in instances:
             progress(decoding.decisions(rules, num_nodes))
         return [np.arange(num_nodes) for _ in instances]
-    device = next(behavior.actor.parameters()).device
-    generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.method == "sample" else None
-    best = np.zeros((len(instances), rules.episode_steps(num_nodes)), dtype=np.int64)
-    best_lengths = np.full(len(instances), np.inf)
-    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
-        scaled, _ = _scaled(instances[rows], device)
-        for image in range(decoding.symmetries):
-            instance = as_instance(instances[rows], symmetric(scaled, image))
-            # Tables are the expensive part, so all the tours of an image share them.
-            with torch.no_grad():
-                context, tables = _static(behavior, instance)
-            numbers_per_start = len(scaled) * _numbers_per_state(behavior, num_nodes)
-            for columns in _chunks(decoding.starts(num_nodes), numbers_per_start):
-                first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=device)
-                found = roll_out(
-                    behavior,
-                    context=context,
-                    tables=tables,
-                    first=first.expand(len(scaled), -1),
-                    generator=generator,
-                    progress=progress,
-                )
-                tours = found.cpu().numpy()
-                lengths = tour_lengths(coords[rows], tours, metric) + _penalties(instances[rows], tours)
-                winner = lengths.argmin(1)
-                chosen = np.arange(len(tours)), winner
-                better = lengths[chosen] < best_lengths[rows]
-                best[rows, : tours.shape[-1]][better] = tours[chosen][better]
-                # Where a longer tour stood before, this one waits at its first node.
-                best[rows, tours.shape[-1] :][better] = tours[chosen][better][:, :1]
-                best_lengths[rows][better] = lengths[chosen][better]
-    return [_without_waiting(tour) for tour in best]
+    generator = sampling(behavior, decoding)
+    found: list[Int64[np.ndarray, " L"]] = []
+    for rows in pieces(behavior, len(instances), num_nodes):
+        posed = pose(instances[rows], next(behavior.actor.parameters()).device).instance
+        judge = _judge(behavior, instances[rows], posed, decoding)
+        best = best_by(behavior, posed, decoding, judge, generator=generator, progress=progress)
+        found += [_without_waiting(tour) for tour in best]
+    return found
+
+
+def sampling(behavior: ImagBehavior, decoding: Decoding) -> torch.Generator | None:
+    """What draws actions; None where the likeliest are taken."""
+    if decoding.method != "sample":
+        return None
+    return torch.Generator(next(behavior.actor.parameters()).device).manual_seed(decoding.seed)
+
+
+def best_by(
+    behavior: ImagBehavior,
+    posed: Instance,
+    decoding: Decoding,
+    judge: Judge,
+    *,
+    generator: torch.Generator | None,
+    progress: Callable[[int], object] = lambda decisions: None,
+) -> Int64[np.ndarray, "B S"]:
+    """The tour of each instance that a judge finds the cheapest; it waits at its first node where others are longer.
+
+    Args:
+        behavior: its actor decides.
+        posed: B instances, which fit into memory together.
+        decoding: how to look.
+        judge: says what tours cost.
+        generator: from `sampling`.
+        progress: as in `best_tours`.
+    """
+    count, num_nodes = posed.coords.shape[:2]
+    rules = _routing(behavior).rules
+    best = np.zeros((count, rules.episode_steps(num_nodes)), dtype=np.int64)
+    lowest = np.full(count, np.inf)
+    for image in range(decoding.symmetries):
+        instance = posed._replace(coords=symmetric(posed.coords, image))
+        # Tables are the expensive part, so all the tours of an image share them.
+        with torch.no_grad():
+            context, tables = _static(behavior, instance)
+        for columns in _chunks(decoding.starts(num_nodes), count * _numbers_per_state(behavior, num_nodes)):
+            first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=posed.coords.device)
+            found = roll_out(
+                behavior,
+                context=context,
+                tables=tables,
+                first=first.expand(count, -1),
+                generator=generator,
+                progress=progress,
+            )
+            tours = found.cpu().numpy()
+            costs = judge(tours)
+            chosen = np.arange(count), costs.argmin(1)
+            better = costs[chosen] < lowest
+            best[better, : tours.shape[-1]] = tours[chosen][better]
+            # Where a longer tour stood before, this one waits at its first node.
+            best[better, tours.shape[-1] :] = tours[chosen][better][:, :1]
+            lowest[better] = costs[chosen][better]
+    return best
+
+
+def chooser(costs: Float64[np.ndarray, "B N N"]) -> Judge:
+    """Judges closed tours by what moves from each node (row) to each (column) cost."""
+    rows = np.arange(len(costs))[:, None, None]
+    return lambda tours: costs[rows, tours, np.roll(tours, -1, axis=-1)].sum(-1)
+
+
+def _judge(behavior: ImagBehavior, instances: Sequence[RoutingInstance], posed: Instance, decoding: Decoding) -> Judge:
+    """Judges tours by what can be known of their costs, and by their routes.
+
+    Raises:
+        UserError: positions do not tell costs, and the model knows none apart from latents.
+    """
+    metric, imagination = instances[0].metric, _routing(behavior)
+    if not is_paid(metric):
+        coords = np.stack([instance.coords for instance in instances])
+        return lambda tours: tour_lengths(coords, tours, metric) + _penalties(instances, tours)
+    if decoding.starts(len(instances[0].coords)) == 1:
+        # There is one to choose from.
+        return lambda tours: np.zeros(tours.shape[:2])
+    if not imagination.can_plan:
+        raise UserError(
+            f"has costs that are unknown, and this run's model does not tell which of several tours is cheap: --decode"
+            f" {decoding.method} needs model.reward_latent: false; leave it out"
+        )
+    expected = chooser(Forecaster(imagination, PlanSettings(), reward_scale=1.0).matrices(posed))
+    return lambda tours: expected(tours) + _penalties(instances, tours)
 
 
 def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
@@ -189,19 +260,6 @@ def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingIns
                 break
         found.append(length)
     return np.concatenate(found)
-
-
-def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
-    """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
-    if instances[0].demand is None:
-        return TSPInstance(coords=coords)
-    demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
-    capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
-    return CVRPInstance(
-        coords=coords,
-        demand=torch.from_numpy(demand).to(coords.device),
-        capacity=torch.from_numpy(capacity).to(coords.device),
-    )
 
 
 def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
@@ -281,11 +339,9 @@ def imagined_tours(behavior: ImagBehavior, instances: Sequence[RoutingInstance])
         return [None for _ in instances]
     device = next(behavior.actor.parameters()).device
     found: list[Imagined | None] = []
-    for rows in _chunks(len(instances), _numbers_per_instance(behavior, num_nodes)):
-        scaled, units = _scaled(instances[rows], device)
-        greedy = _routing(behavior).imagine_greedily(
-            behavior.actor, as_instance(instances[rows], scaled), needs_latent=behavior.needs_latent
-        )
+    for rows in pieces(behavior, len(instances), num_nodes):
+        posed, units = pose(instances[rows], device, unit=_routing(behavior).rules.costs.unit)
+        greedy = _routing(behavior).imagine_greedily(behavior.actor, posed, needs_latent=behavior.needs_latent)
         lengths = -greedy.reward.double().sum(-1).cpu().numpy() * units
         pairs = zip(map(_without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
         found += [Imagined(tour, length) for tour, length in pairs]
@@ -330,25 +386,9 @@ def _penalties(instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B
     for row, instance in enumerate(instances):
         if instance.vehicles is not None:
             # No plan is longer than a route of its own for each customer.
-            worst = 2 * len(instance.coords) * longest_leg(instance.coords, instance.metric) + 1
+            worst = 2 * len(instance.coords) * instance.longest_leg() + 1
             penalties[row] = worst * np.maximum(route_counts(tours[row]) - instance.vehicles, 0)
     return penalties
-
-
-def _scaled(instances: Sequence[RoutingInstance], device: torch.device) -> tuple[Float[Tensor, "B N 2"], list[float]]:
-    """Positions in the unit square, and what a leg of length 1 there is in the unit of each instance."""
-    scaled, units = [], []
-    for instance in instances:
-        positions = plane(instance.coords, instance.metric)
-        side = longer_side(positions)
-        # What spreads over the unit square already, as training's instances do, is left as it is.
-        if side < 0.5 or positions.min() < 0 or positions.max() > 1:
-            positions = scale_to_unit_square(positions)
-        else:
-            side = 1.0
-        scaled.append(positions)
-        units.append(side * plane_unit(instance.metric))
-    return torch.from_numpy(np.stack(scaled)).float().to(device), units
 
 
 def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
@@ -359,6 +399,11 @@ def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext,
     # Where costs are hidden, all tours are planned by what is believed before the first move.
     tables = behavior.actor.tables(model.node_set(instance, model.first_belief(instance)))
     return context, tables
+
+
+def pieces(behavior: ImagBehavior, count: int, num_nodes: int) -> Iterator[slice]:
+    """Slices of `count` instances of that size that fit into memory."""
+    return _chunks(count, _numbers_per_instance(behavior, num_nodes))
 
 
 def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:

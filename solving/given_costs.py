@@ -92,21 +92,27 @@ def long_work(instances: Sequence[RoutingInstance]) -> list[str]:
 
 
 def solve_given(
-    instances: Sequence[RoutingInstance], *, progress: Callable[[int], object] = lambda nodes: None
+    instances: Sequence[RoutingInstance],
+    *,
+    processes: int | None = None,
+    progress: Callable[[int], object] = lambda nodes: None,
 ) -> list[Solution | UserError]:
     """A checked solution of each instance, in order, by the solver of its problem and by its own costs, or why none.
 
     Args:
-        instances: of any problems and sizes; large ones are solved beside each other, in processes of their own.
+        instances: of any problems and sizes.
+        processes: in which they are solved beside each other; where not given, as many as there are cores if one
+            instance is large, and otherwise none.
         progress: called with the nodes of the instance just solved.
 
     Raises:
         IllegalSolution: a solver's solution breaks the rules, which is a defect.
     """
-    large = [len(instance.coords) >= NODES_WORTH_A_PROCESS for instance in instances]
+    if processes is None and any(len(instance.coords) >= NODES_WORTH_A_PROCESS for instance in instances):
+        processes = os.cpu_count() or 1
     outcomes = []
     # Closed at once where somebody interrupts, so that nothing goes on behind.
-    with closing(_beside_each_other(instances) if any(large) else _one_by_one(instances)) as found:
+    with closing(_beside_each_other(instances, processes) if processes else _one_by_one(instances)) as found:
         for instance, outcome in zip(instances, found, strict=True):
             outcomes.append(outcome)
             progress(len(instance.coords))
@@ -140,12 +146,12 @@ def _too_large() -> UserError:
     return NotEnoughMemory("ran out of memory; solve it alone, or where there is more")
 
 
-def _beside_each_other(instances: Sequence[RoutingInstance]) -> Generator[Solution | UserError, None, None]:
+def _beside_each_other(
+    instances: Sequence[RoutingInstance], processes: int
+) -> Generator[Solution | UserError, None, None]:
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(
-        min(len(instances), os.cpu_count() or 1), mp_context=context, initializer=leave_interrupts
-    )
+    pool = ProcessPoolExecutor(min(len(instances), processes), mp_context=context, initializer=leave_interrupts)
     try:
         for future in [pool.submit(_solve, instance) for instance in instances]:
             try:

@@ -14,7 +14,7 @@ from routing.files import RoutingInstance
 from routing.metrics import EXACT
 from routing.solutions import check_solution
 from solving.answers import Solution
-from solving.decoding import as_instance
+from solving.frames import as_instance
 from solving.given_costs import SOLVERS, is_by, require_solver_room, solver_tour
 from system.terminal import one_line, tell
 

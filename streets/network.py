@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from system.errors import UserError
 SHORTEST_METRES = 0.01
 # How many numbers of seconds are computed at a time: they need 128 MB.
 COMPUTED_AT_ONCE = 2**24
+# The mean radius of the earth.
+EARTH_METRES = 6_371_009.0
 # Seconds that a metre takes at 1 km/h.
 SECONDS = 3.6
 # Up to so many points are all places; of more, the junctions alone, which may be so many.
@@ -25,6 +28,7 @@ class Network(NamedTuple):
 
     Attributes:
         points: where the points lie, metres east and north of the middle.
+        middle: longitude and latitude from which points were projected; 0 where the plane is no part of the earth.
         tails: the points at which arcs begin.
         heads: the points at which they end.
         metres: their lengths.
@@ -41,6 +45,7 @@ class Network(NamedTuple):
     speeds: Float64[np.ndarray, " A"]
     kinds: Int64[np.ndarray, " A"]
     places: Int64[np.ndarray, " P"]
+    middle: Float64[np.ndarray, "2"] = np.zeros(2)
 
     @property
     def free_flow(self) -> Float64[np.ndarray, " A"]:
@@ -52,6 +57,12 @@ class Network(NamedTuple):
         corner = self.points[self.places].min(0)
         side = float(np.ptp(self.points[self.places], axis=0).max())
         return (self.points - corner) / side, side
+
+
+def projected(degrees: Float64[np.ndarray, "V 2"], middle: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, "V 2"]:
+    """Longitudes and latitudes as metres east and north of the middle (the equirectangular projection)."""
+    shrunk = np.array([math.cos(math.radians(float(middle[1]))), 1.0])
+    return EARTH_METRES * np.radians(degrees - middle) * shrunk
 
 
 def connected(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
-from streets.network import Network, connected
+from streets.network import Network, connected, projected
 from streets.packages import import_osmium
 from streets.roads import Road, road
 from system import safe_files
 from system.errors import UserError
 
 SUFFIXES = (".osm.pbf", ".pbf", ".osm", ".osm.gz", ".osm.bz2")
-# The mean radius of the earth.
-EARTH_METRES = 6_371_009.0
 
 
 def read_network(path: Path) -> Network:
@@ -95,11 +91,6 @@ class _Streets:
         if not self.arcs:
             raise UserError("it holds no streets for cars")
         tails, heads, speeds, kinds = map(np.array, zip(*self.arcs, strict=True))
-        return connected(_projected(np.array(self.degrees)), tails, heads, speeds, kinds)
-
-
-def _projected(degrees: Float64[np.ndarray, "V 2"]) -> Float64[np.ndarray, "V 2"]:
-    """Longitudes and latitudes as metres east and north of their middle (the equirectangular projection)."""
-    middle = (degrees.min(0) + degrees.max(0)) / 2
-    shrunk = np.array([math.cos(math.radians(float(middle[1]))), 1.0])
-    return EARTH_METRES * np.radians(degrees - middle) * shrunk
+        degrees = np.array(self.degrees)
+        middle = (degrees.min(0) + degrees.max(0)) / 2
+        return connected(projected(degrees, middle), tails, heads, speeds, kinds)._replace(middle=middle)

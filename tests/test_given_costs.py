@@ -14,7 +14,7 @@ from routing.files import RoutingInstance
 from routing.matrices import as_costs, without_positions
 from routing.metrics import GIVEN
 from routing.solutions import IllegalSolution
-from solving import given_costs
+from solving import given_costs, writing
 from solving.answers import Solution
 from solving.given_costs import solve_given, solver_tour
 from system.memory import NotEnoughMemory
@@ -93,12 +93,12 @@ def test_solve_says_in_the_picture_who_chose_and_that_places_are_laid_out(tmp_pa
         drawn.update(texts)
         return np.zeros((2, 2, 3), np.uint8)
 
-    monkeypatch.setattr(solve, "draw_tour", draw)
+    monkeypatch.setattr(writing, "draw_tour", draw)
     (solution,) = answers(instance_of(ONE_WAY))
-    solve.write(solution, tmp_path)
+    writing.write(solution, tmp_path, None)
     assert drawn["title"] == "own: length 17"
     assert drawn["note"] == "chosen by exact search, no model; places laid out by costs, not where they are"
-    solve.write(solution._replace(instance=instance_of(ONE_WAY)._replace(coords=np.ones((4, 2)))), tmp_path)
+    writing.write(solution._replace(instance=instance_of(ONE_WAY)._replace(coords=np.ones((4, 2)))), tmp_path, None)
     assert drawn["note"] == "chosen by exact search, no model"
 
 
@@ -158,13 +158,6 @@ def test_solve_refuses_a_matrix_that_a_network_would_have_to_read(reference, tmp
 def test_solve_refuses_without_a_run_what_takes_a_model(arguments, message, capsys):
     code, line = refusal(capsys, "none", *arguments)
     assert code == 2 and message in line
-
-
-def test_solve_refuses_positions_that_a_solver_would_have_to_plan_by(reference, tmp_path, capsys):
-    path = tmp_path / "own.csv"
-    path.write_text("0,0\n3,0\n3,4\n")
-    code, line = refusal(capsys, reference.logdir, path, "--decode", "plan", "--device", "cpu")
-    assert code == 1 and line.endswith("is no matrix of costs; leave --decode plan out, or give none in place of a run")
 
 
 def test_solve_refuses_lkh_for_vehicles_before_it_solves(tmp_path, capsys):

@@ -21,7 +21,7 @@ from comparing.runs import Series
 from config import ConfigError
 from routing.files import RoutingInstance
 from routing.metrics import EXACT
-from solving import answers
+from solving import answers, writing
 from system import safe_files
 from training.logger import LOCK, LogdirInUseError, Logger, RunLock
 from training.replay import Replay
@@ -112,7 +112,7 @@ def test_solve_writes_through_no_link(problem: str, precious: Path, tmp_path: Pa
     names = ("own.png", "own.tour" if problem == "tsp" else "own.sol")
     for name in names:
         (tmp_path / name).symlink_to(precious)
-    solve.write(solution, tmp_path)
+    writing.write(solution, tmp_path, None)
     assert precious.read_text() == "mine"
     assert not any((tmp_path / name).is_symlink() for name in names)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "precious"])

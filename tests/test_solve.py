@@ -21,7 +21,7 @@ from routing.files import RoutingInstance
 from routing.instances import field_test_coords
 from routing.metrics import EXACT, tour_length
 from routing.solutions import IllegalSolution, check_solution
-from solving import given_costs
+from solving import given_costs, writing
 from solving.decoding import Decoding
 from training import setup
 from training.devices import make_generators
@@ -270,13 +270,6 @@ def test_solve_refuses_a_run_of_no_routing_task(tmp_path, capsys):
     assert code == 2 and "no routing problem; give a run of a routing task" in line
 
 
-def test_solve_refuses_a_run_of_costs_that_are_no_distances(run, tmp_path, capsys):
-    other = shutil.copytree(run, tmp_path / "run")
-    config.save(config.read(run / "config.yaml").replace(cost="lanes"), other / "config.yaml")
-    code, line = refusal(capsys, other, "own.tsp", "--out", tmp_path / "out", "--device", "cpu")
-    assert code == 2 and "was trained on costs of lanes" in line
-
-
 def test_solve_refuses_files_whose_tours_would_overwrite_each_other(run, tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -301,7 +294,7 @@ def test_solve_answers_on_the_screen_before_it_fails_to_write(run, tmp_path, cap
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(solve, "write", full)
+    monkeypatch.setattr(writing, "write", full)
     with pytest.raises(SystemExit) as stopped:
         solve_files(run, tmp_path, write_tsp(tmp_path, "own", TRIANGLE))
     captured = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import checkpoint
 from config import CommandLine, ConfigError, to_yaml
 from guard import Guard, NonFinite
-from settings.run import RunSettings
+from settings.run import EvaluationSettings, RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
 from training import loading
@@ -58,8 +59,16 @@ def train(
     argv: list[str],
     make_agent: AgentClass,
     make_pictures: Callable[[Any], Any] | None = None,
+    at_end: Callable[[Any, EvaluationSettings], None] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
+
+    Args:
+        command: the command line.
+        argv: the same as it was given.
+        make_agent: a class of agents.
+        make_pictures: draws what an agent imagines; called with the agent.
+        at_end: called with the agent after its last update, before the final evaluation and the last checkpoint.
 
     Raises:
         UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
@@ -111,6 +120,7 @@ def train(
             lock=lock,
             device=device,
             files={CONFIG_FILE: to_yaml(config)},
+            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation),
         )
         if state is not None:
             with fitting(folder, changes), writing_to(logdir):

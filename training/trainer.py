@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Trainer:
         lock: RunLock,
         device: torch.device,
         files: Mapping[str, str],
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         """Take the parts together; `run` begins, after `load` where there is something to go on from."""
         self.agent, self.task, self.settings = agent, task, settings
@@ -82,6 +83,7 @@ class Trainer:
         self.lock = lock
         # Copies of small files of the logdir, for the checkpoints.
         self.files = dict(files)
+        self.at_end = at_end
         self.averages = MetricAverages()
         self.step = 0
         self.step_before = 0
@@ -399,6 +401,8 @@ class Trainer:
         if self.step > self._logged_at[0]:
             self._log()
             self._show()
+        if self.at_end is not None:
+            self.at_end()
         with self._saving(), self._closing_lost_episodes():
             report = self.evaluator.test(self.agent)
         self.finished = True

@@ -1,0 +1,69 @@
+"""Instances of files as a run's networks know them: in the frame of what they were trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from envs.routing import CVRPInstance, TSPInstance
+from routing.files import RoutingInstance
+from routing.instances import longer_side, scale_to_unit_square
+from routing.metrics import is_paid, plane, plane_unit
+from routing.rules import Instance
+
+
+class Posed(NamedTuple):
+    """Instances [B] for networks, and what a cost of 1 there is in the unit of each."""
+
+    instance: Instance
+    units: Float64[np.ndarray, " B"]
+
+
+def pose(instances: Sequence[RoutingInstance], device: torch.device, *, unit: float = 1.0) -> Posed:
+    """Instances in the frame that networks know.
+
+    Where moves cost distances, that is the unit square, to which positions are scaled. Instances of another cost world
+    lie in its frame already.
+
+    Args:
+        instances: all of one problem, size and metric.
+        device: where the networks live.
+        unit: of the cost world; see `routing.cost_world.Costs`.
+    """
+    if is_paid(instances[0].metric):
+        coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
+        return Posed(as_instance(instances, coords.float().to(device)), np.full(len(instances), unit))
+    scaled, units = [], []
+    for instance in instances:
+        positions = plane(instance.coords, instance.metric)
+        side = longer_side(positions)
+        # What spreads over the unit square already, as training's instances do, is left as it is.
+        if side < 0.5 or positions.min() < 0 or positions.max() > 1:
+            positions = scale_to_unit_square(positions)
+        else:
+            side = 1.0
+        scaled.append(positions)
+        units.append(side * plane_unit(instance.metric))
+    coords = torch.from_numpy(np.stack(scaled)).float().to(device)
+    return Posed(as_instance(instances, coords), np.array(units))
+
+
+def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
+    """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
+    places = [instance.place for instance in instances if instance.place is not None]
+    place = torch.from_numpy(np.stack(places)).int().to(coords.device) if len(places) == len(instances) else None
+    if instances[0].demand is None:
+        return TSPInstance(coords=coords, place=place)
+    demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
+    capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
+    return CVRPInstance(
+        coords=coords,
+        demand=torch.from_numpy(demand).to(coords.device),
+        capacity=torch.from_numpy(capacity).to(coords.device),
+        place=place,
+    )

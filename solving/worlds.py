@@ -1,0 +1,54 @@
+"""A user's instances in the cost world that a run learnt: where its nodes are there, and what moves truly cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from config import UserError
+from routing.costs import EUCLIDEAN
+from routing.files import RoutingInstance
+from routing.metrics import GIVEN, GREAT_CIRCLE, is_paid
+from routing.rules import Rules
+from solving.frames import as_instance
+
+
+def costs_distances(rules: type[Rules]) -> bool:
+    """Whether moves cost distances, so that an instance's own positions tell what a tour costs."""
+    return rules.costs.name == EUCLIDEAN.name
+
+
+def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
+    """The instance as the rules' cost world has it; as it is where moves cost distances, or where it gives a matrix.
+
+    Its `costs` are the true ones, which no model is shown: tours are measured and compared by them. Where an episode
+    hides something, they are those on average over that.
+
+    Raises:
+        UserError: the world does not know its nodes.
+    """
+    if instance.metric == GIVEN or is_paid(instance.metric):
+        return instance
+    if costs_distances(rules):
+        require_positions(instance)
+        return instance
+    if instance.metric == "GEO":
+        raise UserError("gives degrees and minutes, which no cost world reads; give columns lat and lon, in degrees")
+    costs = rules.costs
+    nodes = costs.locate(instance.coords, are_degrees=instance.metric == GREAT_CIRCLE, place=instance.place)
+    coords = nodes.coords[0].numpy()
+    place = None if nodes.place is None else nodes.place[0].numpy().astype(np.int64)
+    found = instance._replace(coords=coords, place=place, metric=costs.metric, reference=None)
+    posed = as_instance([found], torch.from_numpy(coords)[None])
+    matrix = costs.mean_matrix(posed) if costs.hidden else costs.matrix(posed)
+    return found._replace(costs=costs.unit * matrix[0].numpy())
+
+
+def require_positions(instance: RoutingInstance) -> None:
+    """Check that an instance says where its nodes are, or what moves cost.
+
+    Raises:
+        UserError: it names places alone.
+    """
+    if instance.costs is None and not instance.coords.shape[1]:
+        raise UserError("names places of a cost world; give a run that learnt what moves between them cost")

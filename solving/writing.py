@@ -1,0 +1,91 @@
+"""Writes solutions: as the files of their problems, and as pictures."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from config import ConfigError
+from routing.drawing import draw_tour
+from routing.files import RoutingInstance
+from routing.layout import shown_at
+from routing.metrics import is_paid
+from routing.rules import Rules
+from routing.solutions import solution_path, write_solution
+from solving import answers
+from solving.answers import Solution
+from solving.frames import as_instance
+from system.safe_files import replacing
+
+
+def picture_of(solution: Solution, rules: type[Rules] | None) -> UInt8[np.ndarray, "H W 3"]:
+    """The tour on a map; `rules` are those of the run that solved it, None without one."""
+    instance = solution.instance
+    comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
+    title = f"{instance.name}: {answers.measured(solution)}{comparison}"
+    note = f"chosen by {solution.chooser}"
+    if rules is not None and is_paid(instance.metric):
+        coords = torch.from_numpy(instance.coords)[None]
+        return rules.costs.picture(as_instance([instance], coords), solution.tour, title=title, note=note)
+    if not instance.coords.shape[1]:
+        note += "; places laid out by costs, not where they are"
+    return draw_tour(shown_at(instance), solution.tour, title=title, note=note)
+
+
+def write(solution: Solution, folder: Path, rules: type[Rules] | None) -> None:
+    """Write the solution to `folder` as its problem's files do, and its picture; `rules` as for `picture_of`."""
+    instance = solution.instance
+    write_solution(solution_path(folder, instance), instance, solution.tour)
+    picture = picture_of(solution, rules)
+    # Most calls write no picture, and matplotlib takes longer to import than a tour to find.
+    from matplotlib.image import imsave
+
+    with replacing(folder / f"{instance.name}.png") as temporary:
+        imsave(temporary, picture)
+
+
+def check_output(folder: Path, found: Sequence[tuple[Path, RoutingInstance]]) -> None:
+    """Check that solutions can be written to a folder, each to files of its own.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    name, count = max(Counter(instance.name for _, instance in found).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise ConfigError(f"several instances are called {name}, and so would be their tours; solve them apart")
+    for path, instance in found:
+        if solution_path(folder, instance).resolve() == path.with_suffix(".sol").resolve():
+            raise ConfigError(
+                f"--out {folder}: {path.stem}.sol would stand where a best known solution does; give another"
+            )
+    # The folder is made when there is something to write, so that an earlier failure leaves nothing behind.
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        cause = "may not be written to" if existing.is_dir() else "is no folder"
+        raise ConfigError(f"--out {folder} cannot be made a folder ({existing} {cause}); give another")
+
+
+def write_all(solutions: Sequence[Solution], folder: Path, rules: type[Rules] | None) -> str:
+    """Write every solution and say where; `rules` as for `picture_of`.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for solution in tqdm(solutions, desc="writing", delay=1, disable=None, leave=False):
+            write(solution, folder, rules)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written to ({error.strerror or error}); give another") from error
+    suffixes = sorted({solution_path(folder, solution.instance).suffix for solution in solutions})
+    if len(solutions) == 1:
+        return f"written: {solution_path(folder, solutions[0].instance)} and its picture (.png)"
+    return f"written to {folder}: {len(solutions)} solutions ({' or '.join(suffixes)}) and their pictures (.png)"
