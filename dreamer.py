@@ -17,11 +17,11 @@ from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from imagining.routing_imagination import RoutingImagination
 from models import make_behavior, make_imagination, make_planners, make_teacher
 from networks import Latent
 from parts.acting import Sight
 from parts.precision import halves_kept, use_half_precision
+from planning.planner import Planner
 from planning.teacher import Lesson, imitation
 from settings.dreamer import DreamerSettings
 from settings.learning import Compilation
@@ -100,7 +100,6 @@ class Dreamer:
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
-        self.plan = settings.plan
         planners = make_planners(self.imagination, settings.plan)
         self.players: dict[str, Player] = {POLICY: self, **planners}
         self.teacher = None
@@ -112,10 +111,11 @@ class Dreamer:
     @property
     def forecaster(self) -> Forecaster | None:
         """What tells how much tours will cost; None where the model does not know that apart from latents."""
-        if not self.imagination.can_plan:
+        planner = self.players.get("plan")
+        if planner is None:
             return None
-        assert isinstance(self.imagination, RoutingImagination), "plans are of routing"
-        return Forecaster(self.imagination, self.plan, reward_scale=self.reward_scale)
+        assert isinstance(planner, Planner), "nobody else plans"
+        return Forecaster(planner.imagination, planner.settings, reward_scale=self.reward_scale)
 
     @property
     def trains_policy(self) -> bool:

@@ -392,9 +392,9 @@ def main(argv: list[str]) -> None:
             solutions = with_references(solutions, arguments.reference)
         _print(solutions, decoding, as_json=arguments.json, agent=agent)
         if arguments.out is not None and solutions:
-            rules = None if agent is None else rules_of(agent)
+            costs = None if agent is None else rules_of(agent).costs
             # Beside a JSON object nothing else goes to stdout.
-            (tell if arguments.json else show)(writing.write_all(solutions, arguments.out, rules))
+            (tell if arguments.json else show)(writing.write_all(solutions, arguments.out, costs))
     if failures:
         raise SystemExit(1)
 

@@ -74,11 +74,11 @@ class Calibration(NamedTuple):
         """From the numbers by name that a checkpoint holds.
 
         Raises:
-            ValueError, TypeError: they are no calibration.
+            TypeError: they are no calibration.
         """
         found = cls(**values)
         if not all(type(each) in (int, float) and math.isfinite(each) for each in found):
-            raise ValueError("a calibration has numbers alone")
+            raise TypeError("a calibration holds finite numbers alone")
         return found
 
     def forecast(self, expected: Float64[np.ndarray, "K I"]) -> list[Forecast]:

@@ -14,11 +14,11 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from config import ConfigError
+from routing.cost_world import Costs
 from routing.drawing import draw_tour
 from routing.files import RoutingInstance
 from routing.layout import shown_at
 from routing.metrics import is_paid
-from routing.rules import Rules
 from routing.solutions import solution_path, write_solution
 from solving import answers
 from solving.answers import Solution
@@ -26,25 +26,25 @@ from solving.frames import as_instance
 from system.safe_files import replacing
 
 
-def picture_of(solution: Solution, rules: type[Rules] | None) -> UInt8[np.ndarray, "H W 3"]:
-    """The tour on a map; `rules` are those of the run that solved it, None without one."""
+def picture_of(solution: Solution, costs: Costs | None) -> UInt8[np.ndarray, "H W 3"]:
+    """The tour on a map; `costs` is the world of the run that solved it, None without one."""
     instance = solution.instance
     comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
     title = f"{instance.name}: {answers.measured(solution)}{comparison}"
     note = f"chosen by {solution.chooser}"
-    if rules is not None and is_paid(instance.metric):
+    if costs is not None and is_paid(instance.metric):
         coords = torch.from_numpy(instance.coords)[None]
-        return rules.costs.picture(as_instance([instance], coords), solution.tour, title=title, note=note)
+        return costs.picture(as_instance([instance], coords), solution.tour, title=title, note=note)
     if not instance.coords.shape[1]:
         note += "; places laid out by costs, not where they are"
     return draw_tour(shown_at(instance), solution.tour, title=title, note=note)
 
 
-def write(solution: Solution, folder: Path, rules: type[Rules] | None) -> None:
-    """Write the solution to `folder` as its problem's files do, and its picture; `rules` as for `picture_of`."""
+def write(solution: Solution, folder: Path, costs: Costs | None) -> None:
+    """Write the solution to `folder` as its problem's files do, and its picture; `costs` as for `picture_of`."""
     instance = solution.instance
     write_solution(solution_path(folder, instance), instance, solution.tour)
-    picture = picture_of(solution, rules)
+    picture = picture_of(solution, costs)
     # Most calls write no picture, and matplotlib takes longer to import than a tour to find.
     from matplotlib.image import imsave
 
@@ -73,8 +73,8 @@ def check_output(folder: Path, found: Sequence[tuple[Path, RoutingInstance]]) ->
         raise ConfigError(f"--out {folder} cannot be made a folder ({existing} {cause}); give another")
 
 
-def write_all(solutions: Sequence[Solution], folder: Path, rules: type[Rules] | None) -> str:
-    """Write every solution and say where; `rules` as for `picture_of`.
+def write_all(solutions: Sequence[Solution], folder: Path, costs: Costs | None) -> str:
+    """Write every solution and say where; `costs` as for `picture_of`.
 
     Raises:
         ConfigError: the folder cannot be written to.
@@ -82,7 +82,7 @@ def write_all(solutions: Sequence[Solution], folder: Path, rules: type[Rules] | 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for solution in tqdm(solutions, desc="writing", delay=1, disable=None, leave=False):
-            write(solution, folder, rules)
+            write(solution, folder, costs)
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written to ({error.strerror or error}); give another") from error
     suffixes = sorted({solution_path(folder, solution.instance).suffix for solution in solutions})

@@ -247,6 +247,14 @@ def time_agent(command: Command, place: Place) -> None:
         call("benchmarks.speed", [*command.arguments, "--configs", "debug", "--updates", "4"])
 
 
+def hold_bounds(command: Command, place: Place) -> None:
+    """A small run of each folder has too few validation instances to know how wrong it is; so it is made with more."""
+    for path in command.arguments:
+        small = ("--configs", "debug", *SHORT, "--valid_instances", "20", "--logdir", f"bounds/{path}")
+        call("dreamer", [*MAKERS[path].arguments, *small])
+    call("benchmarks.intervals", [*(f"bounds/{path}" for path in command.arguments), "--instances", "4"])
+
+
 def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
     """A program of benchmarks, with flags that make it small; `needs` is a package that may be missing."""
 
@@ -271,6 +279,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.cost_fields": module("benchmarks.cost_fields"),
     "-m benchmarks.faults": break_on_purpose,
     "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
+    "-m benchmarks.intervals": hold_bounds,
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),

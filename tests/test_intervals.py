@@ -71,5 +71,5 @@ def test_calibration_comes_back_from_plain_numbers():
 @pytest.mark.parametrize("change", [{"bias": float("nan")}, {"bias": "1"}, {"bias": [1.0]}, {"odd": 1.0}])
 def test_calibration_of_anything_but_numbers_is_refused(change: dict):
     values = {"bias": 1.0, "error": 0.1, "low": -1.0, "high": 1.0, "nodes": 20, "instances": 100}
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(TypeError):
         Calibration.read(values | change)

@@ -427,6 +427,6 @@ def test_picture_of_an_answer_in_streets_follows_them(monkeypatch):
     monkeypatch.setattr("routing.street_costs.draw_streets", draw)
     instance = RoutingInstance("own", "tsp", np.zeros((3, 0)), EXACT, place=np.array([3, 7, 20]))
     (solution,) = solved(make_agent(**STREETS), [instance])
-    writing.picture_of(solution, street_rules())
+    writing.picture_of(solution, street_rules().costs)
     assert drawn["places"] == [[3, 7, 20][node] for node in solution.tour]
     assert drawn["note"] == "chosen by exact search by the model's costs" and drawn["titles"][0].startswith("own: ")
