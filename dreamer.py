@@ -393,11 +393,13 @@ def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:
     forecaster = agent.forecaster
     if forecaster is None or forecaster.knows_distances:
         return
-    planned = evaluation.valid_instances if Decoding.PLAN in evaluation.players else evaluation.plan_instances
-    counts = {Decoding.PLAN: planned}
-    if agent.trains_policy:
-        counts |= dict.fromkeys(("greedy", "sample"), evaluation.valid_instances)
-    agent.calibration = calibrate(agent.behavior, forecaster, nodes=agent.task.num_actions, counts=counts)
+    agent.calibration = calibrate(
+        agent.behavior,
+        forecaster,
+        nodes=agent.task.num_actions,
+        instances=evaluation.valid_instances,
+        methods=(Decoding.PLAN, *(("greedy", "sample") if agent.trains_policy else ())),
+    )
 
 
 def main(argv: list[str]) -> None:

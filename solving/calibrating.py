@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from operator import itemgetter
 
 import numpy as np
@@ -21,34 +21,30 @@ from solving.intervals import Calibration, least_tours
 
 
 def calibrate(
-    behavior: ImagBehavior, forecaster: Forecaster, *, nodes: int, counts: Mapping[str, int], processes: int = 1
+    behavior: ImagBehavior, forecaster: Forecaster, *, nodes: int, instances: int, methods: Sequence[str]
 ) -> dict[str, Calibration]:
-    """A calibration for each way to look for tours; none where there are too few instances.
+    """A calibration for each way to look for tours; none where there are too few instances, or the model is not finite.
 
     Args:
         behavior: its actor decides where no solver does.
         forecaster: of its model.
         nodes: of an instance.
-        counts: by method of `Decoding`, on how many of the validation instances.
-        processes: that plan side by side.
+        instances: how many of the validation instances.
+        methods: of `Decoding`.
     """
-    rules = forecaster.model.rules
-    most = max(counts.values(), default=0)
-    if most < least_tours():
+    if instances < least_tours():
         return {}
-    cases = field_cases(rules, most, nodes, seed=VALIDATION_SEED)
+    cases = field_cases(forecaster.model.rules, instances, nodes, seed=VALIDATION_SEED)
     found = {}
-    for method, count in counts.items():
-        if count >= least_tours():
-            some = each_part(cases, itemgetter(slice(count)))
-            expected, paid = outcomes(behavior, forecaster, some, method, processes=processes)
-            if np.isfinite(expected).all():
-                found[method] = Calibration.of(expected, paid, nodes=nodes)
+    for method in methods:
+        expected, paid = outcomes(behavior, forecaster, cases, method)
+        if np.isfinite(expected).all():
+            found[method] = Calibration.of(expected, paid, nodes=nodes)
     return found
 
 
 def outcomes(
-    behavior: ImagBehavior, forecaster: Forecaster, cases: Cases, method: str, *, processes: int = 1
+    behavior: ImagBehavior, forecaster: Forecaster, cases: Cases, method: str
 ) -> tuple[Float64[np.ndarray, "K I"], Float64[np.ndarray, " I"]]:
     """What tours that are chosen before any move are expected to cost, by each member of the ensemble, and do cost.
 
@@ -57,13 +53,12 @@ def outcomes(
         forecaster: as there.
         cases: what there is to solve; where costs are hidden, by what.
         method: of `Decoding`.
-        processes: as there.
     """
     rules = forecaster.model.rules
     instance = each_part(single_precision(cases.instance), lambda part: part.to(forecaster.device))
     matrices = forecaster.matrices(instance)
     if method == Decoding.PLAN:
-        tours = _planned(rules, instance, matrices, processes=processes)
+        tours = _planned(rules, instance, matrices, processes=forecaster.settings.processes)
     else:
         tours = _decoded(behavior, instance, matrices, Decoding(method=method))
     return forecaster.tours(instance, tours), paid_costs(rules, cases, tours)
