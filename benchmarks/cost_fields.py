@@ -2,9 +2,10 @@
 
     python -m benchmarks.cost_fields logdir/tsp_lanes-seed0 --out pictures
 
-Where costs are fixed: what a short move costs per distance, by where it begins, in four directions (`field.png`). Where
-episodes hide something: cost per distance by direction, true and as believed after so many moves of a test episode
-(`belief.png`), and the tours that the agent would take by its belief before and after that episode (`tours.png`).
+Where costs are fixed: what a short move costs per distance, by where it begins, in four directions (`field.png`); in
+streets, seconds from the place in their middle to every other (`seconds.png`). Where episodes hide something: cost per
+distance by direction, true and as believed after so many moves of a test episode (`belief.png`), and the tours that
+the agent would take by its belief before and after that episode (`tours.png`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from parts.acting import Sight
 from routing.costs import GeometricCosts
-from routing.drawing import draw_tour_pair
+from routing.drawing import ATTRIBUTION, STREET_COLOR, draw_tour_pair
 from routing.instances import TEST_SEED, field_test_coords
 from routing.rules import Instance
+from routing.street_costs import StreetCosts
 from system.terminal import Parser
 from training import launch, loading
 
@@ -73,6 +75,42 @@ def draw_fields(values: Float[np.ndarray, "2 D X Y"], path: Path) -> None:
             image = axes.imshow(values[row, column].T, origin="lower", extent=(0, 1, 0, 1), vmin=low, vmax=high)
             axes.set_title(f"{kind}, {direction}")
     figure.colorbar(image, ax=figure.axes, label="cost per distance")
+    figure.savefig(path, dpi=100)
+
+
+@torch.no_grad()
+def seconds_from_the_middle(agent: Dreamer, costs: StreetCosts) -> Float[Tensor, "2 P"]:
+    """Driving seconds, true and learnt, from the place nearest to the middle of all places to each of them."""
+    coords = costs.coords.to(agent.device)
+    middle = (coords - coords.mean(0)).norm(dim=-1).argmin()
+    everywhere = torch.arange(len(coords), device=agent.device)
+    ends = torch.stack((middle.expand(len(coords)), everywhere), -1)
+    learnt = -routing_model(agent).predict_move(coords[middle].expand_as(coords), coords, None, ends)
+    learnt = learnt.masked_fill(everywhere == middle, 0.0) / agent.reward_scale
+    return costs.unit * torch.stack((costs.tables[0].to(agent.device)[middle], learnt))
+
+
+def draw_seconds(seconds: Float[np.ndarray, "2 P"], costs: StreetCosts, path: Path) -> None:
+    """True ones, learnt ones, and what the learnt ones are off by, each at its place on the streets."""
+    points, _ = costs.network.unit_square()
+    arcs = points[np.stack((costs.network.tails, costs.network.heads))]
+    true, learnt = seconds
+    largest = float(np.abs(learnt - true).max())
+    shown = (
+        ("true", true, {"vmin": 0.0, "vmax": float(true.max())}),
+        ("learnt", learnt, {"vmin": 0.0, "vmax": float(true.max())}),
+        ("learnt less true", learnt - true, {"vmin": -largest, "vmax": largest, "cmap": "coolwarm"}),
+    )
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for column, (title, values, colors) in enumerate(shown, start=1):
+        axes = figure.add_subplot(1, len(shown), column)
+        axes.plot(*arcs.transpose(2, 0, 1), color=STREET_COLOR, linewidth=0.8, zorder=0)
+        image = axes.scatter(*costs.coords.numpy().T, c=values, s=10, zorder=1, **colors)
+        axes.set_title(title)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        figure.colorbar(image, ax=axes, orientation="horizontal", label="seconds")
+    axes.text(0.99, 0.01, ATTRIBUTION, transform=axes.transAxes, ha="right", fontsize=6)
     figure.savefig(path, dpi=100)
 
 
@@ -138,8 +176,14 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
     if not isinstance(agent.task, RoutingTask):
         raise UserError("this run is no routing: there are no costs of moves to be drawn")
     costs = agent.task.rules.costs
+    if isinstance(costs, StreetCosts) and not costs.hidden:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_seconds(seconds_from_the_middle(agent, costs).cpu().numpy(), costs, out / "seconds.png")
+        return [out / "seconds.png"]
     if not isinstance(costs, GeometricCosts):
-        raise UserError(f"costs of {costs.name} are known between places alone: there is no field to be drawn")
+        raise UserError(
+            f"costs of {costs.name} depend on a hidden hour: there is no one field to be drawn"
+        )
     if costs.drift:
         raise UserError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)

@@ -407,9 +407,21 @@ def test_cost_fields_of_hidden_costs_show_belief_and_tours(tmp_path):
         cost_fields.draw(costly_agent(cost="veering", **believing), tmp_path)
 
 
-def test_cost_fields_of_places_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="costs of streets are known between places alone"):
-        cost_fields.draw(costly_agent(cost="streets", streets="helsinki"), tmp_path)
+def test_cost_fields_of_streets_are_seconds_from_their_middle(tmp_path):
+    agent = costly_agent(cost="streets", streets="helsinki")
+    costs = agent.task.rules.costs
+    true, learnt = cost_fields.seconds_from_the_middle(agent, costs)
+    middle = int((costs.coords - costs.coords.mean(0)).norm(dim=-1).argmin())
+    torch.testing.assert_close(true, costs.unit * costs.tables[0, middle])
+    # The head starts at zero.
+    assert learnt.abs().max() == 0
+    assert [path.name for path in cost_fields.draw(agent, tmp_path)] == ["seconds.png"]
+    assert (tmp_path / "seconds.png").stat().st_size > 0
+
+
+def test_cost_fields_of_a_hidden_hour_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="costs of rush depend on a hidden hour"):
+        cost_fields.draw(costly_agent(cost="rush", streets="helsinki"), tmp_path)
 
 
 def test_policy_gradient_pays_costs_that_drift_after_every_move(instance, monkeypatch):
