@@ -64,7 +64,8 @@ class Planner:
         notes, belief = dict(state), None
         if self.imagination.belief_size:
             belief = notes["belief"] = self.imagination.believe(sight, instance, state["belief"])
-        moves, made = state["moves"].clone(), state["made"].clone()
+        # A checkpoint may have brought them to the device.
+        moves, made = state["moves"].cpu().clone(), state["made"].cpu().clone()
         current, rows = now.current.cpu(), torch.arange(len(made), device=made.device)
         # Whoever moved elsewhere meanwhile, by a random move perhaps, needs another plan.
         needed = sight.is_first.cpu() | (moves[rows, made] != current)

@@ -159,3 +159,12 @@ def test_regret_is_what_was_paid_above_the_best_tours():
 def test_regret_without_a_solver_is_refused():
     with pytest.raises(UserError, match="log_regret takes a solver of task pickup"):
         Regret(PickupRules)
+
+
+def test_planner_leaves_the_state_that_it_was_given_alone():
+    plans, env = planner(), an_environment()
+    obs, info = env.reset()
+    state = plans.initial_state(4)
+    before = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+    plans.act(Sight.of(obs, info), state, generator=None)
+    assert all(torch.equal(value, before[name]) for name, value in state.items() if isinstance(value, Tensor))
