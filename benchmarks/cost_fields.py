@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,9 +95,10 @@ def draw_seconds(seconds: Float[np.ndarray, "2 P"], costs: StreetCosts, path: Pa
     """True ones, learnt ones, and what the learnt ones are off by, each at its place on the streets."""
     points, _ = costs.network.unit_square()
     arcs = points[np.stack((costs.network.tails, costs.network.heads))]
+    places = costs.coords.numpy()
     true, learnt = seconds
     largest = float(np.abs(learnt - true).max())
-    shown = (
+    shown: tuple[tuple[str, np.ndarray, dict[str, Any]], ...] = (
         ("true", true, {"vmin": 0.0, "vmax": float(true.max())}),
         ("learnt", learnt, {"vmin": 0.0, "vmax": float(true.max())}),
         ("learnt less true", learnt - true, {"vmin": -largest, "vmax": largest, "cmap": "coolwarm"}),
@@ -105,7 +107,7 @@ def draw_seconds(seconds: Float[np.ndarray, "2 P"], costs: StreetCosts, path: Pa
     for column, (title, values, colors) in enumerate(shown, start=1):
         axes = figure.add_subplot(1, len(shown), column)
         axes.plot(*arcs.transpose(2, 0, 1), color=STREET_COLOR, linewidth=0.8, zorder=0)
-        image = axes.scatter(*costs.coords.numpy().T, c=values, s=10, zorder=1, **colors)
+        image = axes.scatter(places[:, 0], places[:, 1], c=values, s=10, zorder=1, **colors)
         axes.set_title(title)
         axes.set_aspect("equal")
         axes.set_axis_off()
@@ -181,9 +183,7 @@ def draw(agent: Dreamer, out: Path) -> list[Path]:
         draw_seconds(seconds_from_the_middle(agent, costs).cpu().numpy(), costs, out / "seconds.png")
         return [out / "seconds.png"]
     if not isinstance(costs, GeometricCosts):
-        raise UserError(
-            f"costs of {costs.name} depend on a hidden hour: there is no one field to be drawn"
-        )
+        raise UserError(f"costs of {costs.name} depend on a hidden hour: there is no one field to be drawn")
     if costs.drift:
         raise UserError(f"costs of {costs.name} change within an episode: there is no one field to be drawn")
     out.mkdir(parents=True, exist_ok=True)

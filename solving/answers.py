@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from routing.files import RoutingInstance
-from routing.metrics import is_paid, unit
+from routing.metrics import unit
 from routing.solutions import split_routes
 from solving.decoding import Decoding, Imagined
 from solving.intervals import SHARE, Forecast
@@ -165,7 +165,7 @@ def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> l
     cells = [one_line(instance.name), str(len(instance.coords))]
     if with_forecast:
         expected = None if solution.forecast is None else solution.forecast.cost
-        cells += [length_text(expected, instance.metric), _bounds(solution) or "-"]
+        cells += [length_text(expected, instance.metric), bounds(solution) or "-"]
     cells += [length_text(length, instance.metric) for length in lengths]
     cells += [_percent(solution.gap), f"{solution.seconds:.3f}"]
     if with_imagined:
@@ -174,23 +174,13 @@ def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> l
     return [*cells, solution.chooser]
 
 
-def _bounds(solution: Solution) -> str:
+def bounds(solution: Solution) -> str:
     """Between which costs the true one is expected; empty where nobody knows."""
     forecast, metric = solution.forecast, solution.instance.metric
     if forecast is None or forecast.low is None:
         return ""
     low, high = (length_text(each, metric).removesuffix(unit(metric)) for each in (forecast.low, forecast.high))
     return f"{low} to {high}{unit(metric)}"
-
-
-def measured(solution: Solution) -> str:
-    """How long a tour is, or what it costs and is expected to, as a title says it."""
-    forecast, metric = solution.forecast, solution.instance.metric
-    length = length_text(solution.length, metric)
-    if not is_paid(metric) or forecast is None:
-        return f"length {length}"
-    bounds = _bounds(solution)
-    return f"expected {length_text(forecast.cost, metric)}{bounds and f' ({bounds})'}, in truth {length}"
 
 
 def _mean_cells(solutions: Sequence[Solution], *, with_forecast: bool) -> list[str]:
@@ -296,7 +286,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
             f" {_listed(named, len(doubtful))}; the length beside the file, or in its comment, is of something else:"
             " try --reference lkh or pyvrp"
         )
-    lines += _of_bounds(solutions)
+    lines += _ofbounds(solutions)
     by_network = [each for each in solutions if each.chosen_by == NETWORK]
     far = [each for each in by_network if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:
@@ -308,7 +298,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
     return lines
 
 
-def _of_bounds(solutions: Sequence[Solution]) -> list[str]:
+def _ofbounds(solutions: Sequence[Solution]) -> list[str]:
     """What there is to say of forecasts without bounds, or with bounds that were found out about other sizes."""
     told = [each.forecast for each in solutions if each.forecast is not None]
     lines = []

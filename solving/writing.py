@@ -29,15 +29,28 @@ from system.safe_files import replacing
 def picture_of(solution: Solution, costs: Costs | None) -> UInt8[np.ndarray, "H W 3"]:
     """The tour on a map; `costs` is the world of the run that solved it, None without one."""
     instance = solution.instance
-    comparison = "" if solution.gap is None else f", {solution.gap:.2f} % above the reference"
-    title = f"{instance.name}: {answers.measured(solution)}{comparison}"
-    note = f"chosen by {solution.chooser}"
+    length = answers.length_text(solution.length, instance.metric)
     if costs is not None and is_paid(instance.metric):
         coords = torch.from_numpy(instance.coords)[None]
+        # Maps of streets are narrow, and have no room for all that the table says.
+        title, note = f"{instance.name}: {_expected(solution) or length}", f"in truth {length}; {solution.chooser}"
         return costs.picture(as_instance([instance], coords), solution.tour, title=title, note=note)
+    title = f"{instance.name}: length {length}"
+    if solution.gap is not None:
+        title += f", {solution.gap:.2f} % above the reference"
+    note = f"chosen by {solution.chooser}"
     if not instance.coords.shape[1]:
         note += "; places laid out by costs, not where they are"
     return draw_tour(shown_at(instance), solution.tour, title=title, note=note)
+
+
+def _expected(solution: Solution) -> str:
+    """What a tour is expected to cost, within bounds where there are any; empty where nobody expects anything."""
+    if solution.forecast is None:
+        return ""
+    return (
+        f"expected {answers.bounds(solution) or answers.length_text(solution.forecast.cost, solution.instance.metric)}"
+    )
 
 
 def write(solution: Solution, folder: Path, costs: Costs | None) -> None:

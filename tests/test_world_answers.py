@@ -31,6 +31,7 @@ from solving.answers import Solution
 from solving.calibrating import calibrate
 from solving.decoding import Decoding
 from solving.forecasts import Forecaster
+from solving.intervals import Forecast
 from solving.plans import planned
 from solving.worlds import in_world
 from streets.network import projected
@@ -445,6 +446,8 @@ def test_picture_of_an_answer_in_streets_follows_them(monkeypatch):
     monkeypatch.setattr("routing.street_costs.draw_streets", draw)
     instance = RoutingInstance("own", "tsp", np.zeros((3, 0)), EXACT, place=np.array([3, 7, 20]))
     (solution,) = solved(make_agent(**STREETS), [instance])
+    solution = solution._replace(length=441.25, forecast=Forecast(400.0, 343.72, 468.7))
     writing.picture_of(solution, street_rules().costs)
     assert drawn["places"] == [[3, 7, 20][node] for node in solution.tour]
-    assert drawn["note"] == "chosen by exact search by the model's costs" and drawn["titles"][0].startswith("own: ")
+    assert drawn["titles"] == ["own: expected 343.7 to 468.7 s"]
+    assert drawn["note"] == "in truth 441.2 s; exact search by the model's costs"
