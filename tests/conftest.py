@@ -63,9 +63,9 @@ def only_marked_tests_run(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     def refuse(*_arguments: Any, **_named: Any) -> None:
         pytest.fail("this test trains or starts a program, and lacks the marker `run`")
 
-    from training.trainer import Trainer
+    from training.loop import Loop
 
-    monkeypatch.setattr(Trainer, "run", refuse)
+    monkeypatch.setattr(Loop, "run", refuse)
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     yield
 

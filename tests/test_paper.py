@@ -218,7 +218,7 @@ def test_collecting_never_waits(name: str, prefill_policy: Any, tmp_path: Path):
     trainer.row = trainer._first_row(paper.sight.obs)
     with Recorder() as recorder:
         for _ in range(8):
-            trainer._collect()
+            trainer._advance()
     assert trainer.step > settings.prefill
     assert any(call.place.startswith("training/logger.py") for call in recorder.calls)
 

@@ -159,7 +159,7 @@ def test_error_of_an_environment_is_not_taken_for_a_full_disk(tmp_path: Path, mo
     def fail(_trainer: Trainer) -> None:
         raise FileNotFoundError(2, "No such file or directory", "scenario.xml")
 
-    monkeypatch.setattr(Trainer, "_collect", fail)
+    monkeypatch.setattr(Trainer, "_advance", fail)
     with pytest.raises(FileNotFoundError):
         train(tmp_path, *ARGUMENTS)
     assert read_metrics(tmp_path)
