@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from config import Config, UserError, one_line_errors, parse_command_line
@@ -20,6 +20,7 @@ from imagining.imagination import Look
 from models import make_behavior, make_imagination, make_planners, make_teacher
 from networks import Latent
 from parts.acting import Sight
+from parts.moves import Moves
 from parts.precision import halves_kept, use_half_precision
 from planning.planner import Planner
 from planning.teacher import Lesson, imitation
@@ -30,7 +31,7 @@ from solving.forecasts import Forecaster
 from solving.intervals import Calibration
 from system.terminal import tell
 from tools import Bounds, uniform
-from training.agent import POLICY, Player
+from training.agent import POLICY, MoveLog, Player
 from training.replay import Replay
 from updates.compiling import Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
@@ -266,28 +267,86 @@ class Dreamer:
         elif self.behavior.starts_from_latents:
             with torch.no_grad():
                 observed = self.model.observe(batch, self._noise(batch, "imagination"))
-        if self.practises:
-            behavior_losses, behavior_metrics = self.behavior.losses(
-                batch,
-                observed,
-                progress=progress,
-                rewards=rewards,
-                generator=self.generators["imagination"],
-                replayed=with_model,
-            )
-            metrics |= behavior_metrics
-            for name, loss in behavior_losses.items():
-                losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
-        if lesson is not None:
-            assert self.teacher is not None
-            loss, teacher_metrics = imitation(self.behavior.actor, lesson)
-            metrics |= teacher_metrics
-            losses.append((self.teacher.scale(progress) * loss, ("actor",)))
+        practice, practice_metrics = self._practice(
+            batch, observed, lesson, progress=progress, rewards=rewards, replayed=with_model
+        )
+        losses += practice
+        metrics |= practice_metrics
         if not losses:
             loss, reward_metrics = self.model.reward_loss(batch, self.generators["model"])
             metrics |= reward_metrics
             losses.append((loss, ("model",)))
         return Computed(losses, metrics, observed)
+
+    def _practice(
+        self,
+        batch: dict[str, Tensor],
+        observed: Any,
+        lesson: Lesson | None,
+        *,
+        progress: float,
+        rewards: Bounds,
+        replayed: bool,
+    ) -> tuple[LossGroups, dict[str, Tensor]]:
+        """The losses of actor and critic on what is imagined, and of imitating a lesson; metrics."""
+        losses: LossGroups = []
+        metrics: dict[str, Tensor] = {}
+        if self.practises:
+            behavior_losses, metrics = self.behavior.losses(
+                batch,
+                observed,
+                progress=progress,
+                rewards=rewards,
+                generator=self.generators["imagination"],
+                replayed=replayed,
+            )
+            for name, loss in behavior_losses.items():
+                losses.append((loss, ("critic", "model") if name == "replay_value" else (name,)))
+        if lesson is not None:
+            assert self.teacher is not None
+            loss, teacher_metrics = imitation(self.behavior.actor, lesson)
+            metrics = metrics | teacher_metrics
+            losses.append((self.teacher.scale(progress) * loss, ("actor",)))
+        return losses, metrics
+
+    def require_study(self) -> None:
+        """Check that a log of moves is all that is needed to learn from.
+
+        Raises:
+            UserError: something reads latents, or what episodes alone can tell.
+        """
+        self.imagination.require_study(practises=self.practises, needs_latent=self.behavior.needs_latent)
+
+    def study(self, log: MoveLog, *, progress: float) -> dict[str, Tensor]:
+        """Learn what moves cost, from as many logged ones as `batch_size` tours have; practise on dreamt maps if wanted.
+
+        Args:
+            log: moves that somebody has made.
+            progress: the share of the run that is over, for schedules.
+        """
+        self.guard.update = self.learner.updates
+        moves = log.sample(self.batch_size * self.task.num_actions, generator=self.generators["replay"])
+        seen = {name: part for name, part in moves._asdict().items() if part is not None}
+        self.guard.watch_all("logged", seen)
+        dreamt: dict[str, Tensor] = {}
+        if self.practises or self.teacher is not None:
+            dreamt = self.imagination.dreamt(self.batch_size, self.generators["imagination"])
+        lesson = None if self.teacher is None else self.teacher.lesson(dreamt, self.generators["imagination"])
+
+        @halves_kept()
+        def compute() -> Computed:
+            loss, metrics = self.model.study(moves)
+            practice, practice_metrics = self._practice(
+                dreamt, None, lesson, progress=progress, rewards=log.rewards, replayed=False
+            )
+            return Computed([(loss, ("model",)), *practice], metrics | practice_metrics)
+
+        with compiled_parts(self.compiled, learning=True):
+            return self.learner.update(compute, batch=seen | dreamt, progress=progress)[0]
+
+    def expected(self, moves: Moves) -> Float[Tensor, "K M"]:
+        """What each member of the move head's ensemble expects moves to earn."""
+        return self.model.predict_logged(moves)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers and counters; of the last good state where this one is not finite."""

@@ -50,6 +50,8 @@ def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     # The run's own folder and device are of no use to others.
     settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
     state = {"config": settings, "agent": loaded.agent.acting_weights(), "step": loaded.step}
+    if loaded.log is not None:
+        state["log"] = loaded.log
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(path, state)

@@ -206,6 +206,22 @@ class Imagination(ABC):
             actor: who is going to read it.
         """
 
+    def require_study(self, *, practises: bool, needs_latent: bool) -> None:
+        """Check that a log of moves is all that is needed to learn from.
+
+        Args:
+            practises: whether tours are imagined, too.
+            needs_latent: whether anything reads latents there.
+
+        Raises:
+            UserError: it is not.
+        """
+        raise UserError("trips are moves between nodes; this task has none")
+
+    def dreamt(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """The first observations [B, 1, ...] of cases that nobody has lived through, as replay would give them."""
+        raise AssertionError("nobody knows what cases of this task there are")
+
     def all_over(self, start: Start, finished: Bool[Tensor, "B Q"] | None) -> bool:
         """Whether nothing is left to imagine before the horizon, where that can be asked without waiting for a GPU."""
         return False

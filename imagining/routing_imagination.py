@@ -54,6 +54,8 @@ class RoutingImagination(Imagination):
         rules, costs = model.rules, model.rules.costs
         if settings.first == "any" and not rules.starts_anywhere:
             raise UserError(f"task {rules.name} begins at node 0 only: it needs imag_first: stored")
+        if not costs.known and settings.reward == "simulated":
+            raise UserError("what moves cost is known from a log alone: that needs imag_reward: head")
         if costs.hidden and settings.reward == "simulated":
             raise UserError(f"costs of {costs.name} depend on what is hidden: they need imag_reward: head")
         if settings.augment and not costs.symmetric:
@@ -99,6 +101,25 @@ class RoutingImagination(Imagination):
             needs_latent=needs_latent,
             generator=generator,
         )
+
+    def require_study(self, *, practises: bool, needs_latent: bool) -> None:
+        model, choice = self.model, self.settings
+        wrong = {
+            "model.loss_scales.reward above 0": "reward" not in model.heads,
+            "model.reward_latent: false": model.reward_latent,
+            "model.belief: false": model.belief is not None,
+            "imag_reward: head": choice.reward != "head",
+            "imag_start: episodes": practises and choice.start not in ("episodes", "generated"),
+            "nothing that reads latents (actor.pointer.latent: 0, critic.latent: false)": practises and needs_latent,
+        }
+        if needed := [remedy for remedy, is_wrong in wrong.items() if is_wrong]:
+            raise UserError(f"trips tell what moves cost, and nothing of whole episodes: they need {needed[0]}")
+
+    def dreamt(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        nodes, device = self.model.task.num_actions, generator.device
+        instance = self.rules.random(count, nodes, generator=generator, device=device)
+        first = self.rules.observe(instance, self.rules.reset(instance))
+        return {key: value[:, None] for key, value in first.items()}
 
     def view(self, feat: Feat | None, state: State, context: RoutingContext) -> Moment:
         true_mask = self.rules.action_mask(state)

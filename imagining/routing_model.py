@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,11 +15,11 @@ from imagining.world_model import Losses, Metrics, Observed, RowMean, WorldModel
 from networks import RSSM, Latent, NodeHead, RoutingEncoder
 from parts.latents import Feat
 from parts.layers import MLP
-from parts.moves import Belief, MoveHead
+from parts.moves import Belief, MoveHead, Moves
 from parts.sets import masked_share
 from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
-from routing.rules import CURRENT_NODE, Instance, Rules, State
+from routing.rules import CURRENT_NODE, Instance, Rules, State, each_part
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
 
@@ -118,7 +118,7 @@ class RoutingModel(WorldModel):
 
     def _make_heads(self, settings: ModelSettings) -> dict[str, nn.Module]:
         feat_size, units = self.rssm.feat_size, settings.units
-        moves = {
+        moves: dict[str, Any] = {
             "latent_size": feat_size if self.reward_latent else self.belief_size,
             "units": settings.move_units,
             "layers": settings.move_layers,
@@ -126,6 +126,7 @@ class RoutingModel(WorldModel):
             "waves": settings.move_waves,
             "places": self.rules.costs.num_places,
             "place_size": settings.place_units,
+            "unseen": self.rules.costs.unseen_places,
         }
         makers = {
             "reward": lambda: MoveHead(**moves),
@@ -236,34 +237,44 @@ class RoutingModel(WorldModel):
     def move_loss(
         self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None
     ) -> Float[Tensor, ""]:
-        """Error of the move head: from the latent before each move, and the move, to the next row's reward.
+        """Error of the move head on the moves of replayed episodes; see `moves_of`."""
+        return self.loss_on_moves(self.moves_of(batch, instance, feat))
+
+    def moves_of(self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None) -> Moves:
+        """Those of replayed episodes: from the latent before each move, and the move, to the next row's reward.
 
         A belief answers for all the moves from its row to the end of the episode.
         """
         begin, end = batch[CURRENT_NODE][:, :-1], batch["action"][:, :-1]
-        origin, target = take_nodes(instance.coords, begin), take_nodes(instance.coords, end)
-        places = places_of(instance, begin, end)
-        # The last row's action was never carried out, and the next episode's first reward answers no action.
-        weight = (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float()
-        reward = batch["reward"][:, 1:]
-        latent = feat[:, :-1] if feat is not None and self.reward_latent else None
-        if self.belief is not None:
-            # A belief that is asked about the next move only would not learn to remember, so it is asked about every
-            # later one, too.
-            origin, target, latent = origin[:, None], target[:, None], self.believe(batch, instance)[:, :-1, None]
-            weight, reward = (weight[:, None] * weight[:, :, None]).triu(), reward[:, None]
-            places = None if places is None else places[:, None]
+        moves = Moves(
+            take_nodes(instance.coords, begin),
+            take_nodes(instance.coords, end),
+            batch["reward"][:, 1:],
+            # The last row's action was never carried out, and the next episode's first reward answers no action.
+            (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float(),
+            places_of(instance, begin, end),
+            feat[:, :-1] if feat is not None and self.reward_latent else None,
+        )
+        if self.belief is None:
+            return moves
+        # A belief that is asked about the next move only would not learn to remember, so it is asked about every later
+        # one, too.
+        each = each_part(moves, lambda part: part[:, None])
+        weight = (moves.weight[:, None] * moves.weight[:, :, None]).triu()
+        return each._replace(weight=weight, latent=self.believe(batch, instance)[:, :-1, None])
+
+    def loss_on_moves(self, moves: Moves) -> Float[Tensor, ""]:
+        """Error of the move head on moves that were made, a weighted mean; every member of an ensemble learns all."""
 
         def error(places: Int[Tensor, "*B 2"] | None) -> Float[Tensor, ""]:
-            wrong = self.heads["reward"](origin, target, latent, places) - reward
+            wrong = self.heads["reward"](moves.origin, moves.target, moves.latent, places) - moves.reward
             wrong = wrong.square() if self.move_error == "squared" else wrong.abs()
-            # Every member of an ensemble learns from all moves.
-            return (wrong * weight).sum() / (len(wrong) * weight.sum().clamp(min=1))
+            return (wrong * moves.weight).sum() / (len(wrong) * moves.weight.sum().clamp(min=1))
 
-        if places is None:
+        if moves.places is None:
             return error(None)
         # Where a place is unknown, the head has to do with where it lies.
-        return (1 - UNKNOWN_SHARE) * error(places) + UNKNOWN_SHARE * error(None)
+        return (1 - UNKNOWN_SHARE) * error(moves.places) + UNKNOWN_SHARE * error(None)
 
     def reward_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """The scaled loss of the move head alone, and metrics; `generator` draws latents where the head reads them."""
@@ -272,8 +283,21 @@ class RoutingModel(WorldModel):
             with torch.no_grad():
                 noise = uniform((*batch["reward"].shape, self.rssm.stoch_size), generator)
                 feat = self.observe(batch, noise).latents.feat()
-        loss = self.move_loss(batch, self.first_instance(batch), feat)
-        return self.loss_scales["reward"] * loss, {"move_error": loss.detach().sqrt()}
+        return self._scaled(self.move_loss(batch, self.first_instance(batch), feat))
+
+    def study(self, moves: Moves) -> tuple[Float[Tensor, ""], Metrics]:
+        return self._scaled(self.loss_on_moves(moves))
+
+    def _scaled(self, loss: Float[Tensor, ""]) -> tuple[Float[Tensor, ""], Metrics]:
+        """The move head's loss as it counts, and its error in the unit of rewards."""
+        error = loss.detach()
+        return self.loss_scales["reward"] * loss, {
+            "move_error": error.sqrt() if self.move_error == "squared" else error
+        }
+
+    @torch.no_grad()
+    def predict_logged(self, moves: Moves) -> Float[Tensor, "K M"]:
+        return self.heads["reward"](moves.origin, moves.target, moves.latent, moves.places)
 
     def predict_move(
         self,

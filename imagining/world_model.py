@@ -17,6 +17,7 @@ from envs.tasks import Task
 from networks import RSSM, Latent
 from parts.latents import Feat
 from parts.layers import initialise, use_layer_norm
+from parts.moves import Moves
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, OneHotDist, symexp_bins
 
@@ -108,6 +109,14 @@ class WorldModel(nn.Module, ABC):
     def reward_loss(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """The scaled loss of the reward head alone, and metrics, where `separate_reward` says that there is one."""
         raise AssertionError("this model's rewards are learnt with the rest of it")
+
+    def study(self, moves: Moves) -> tuple[Float[Tensor, ""], Metrics]:
+        """The scaled loss of the reward head on logged moves, and metrics, where it reads nothing but moves."""
+        raise AssertionError("this model's rewards are no function of moves")
+
+    def predict_logged(self, moves: Moves) -> Float[Tensor, "K M"]:
+        """What each member of the head's ensemble expects logged moves to earn, likewise."""
+        raise AssertionError("this model's rewards are no function of moves")
 
     def memory(self, latent: Latent) -> dict[str, Tensor]:
         """A latent as replay keeps it, under the keys of `memory_spaces`."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +20,26 @@ PLACE_SCALE = 0.1
 LARGEST_RATE = 20.0
 # The least that a belief takes a move to have been expected to cost.
 LEAST_EXPECTED = 0.01
+
+
+class Moves(NamedTuple):
+    """Moves that somebody has made, and what they have earned.
+
+    Attributes:
+        origin: where they began.
+        target: where they ended.
+        reward: what they earned: minus what they cost.
+        weight: how much each of them counts.
+        places: which places both ends are, -1 for unknown ones; None where nobody knows any.
+        latent: what says more to a head that reads it: a latent or a belief.
+    """
+
+    origin: Float[Tensor, "*#B 2"]
+    target: Float[Tensor, "*#B 2"]
+    reward: Float[Tensor, "*#B"]
+    weight: Float[Tensor, "*B"]
+    places: Int[Tensor, "*#B 2"] | None = None
+    latent: Float[Tensor, "*#B L"] | None = None
 
 
 def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]) -> Float[Tensor, "*B G"]:
@@ -106,7 +128,7 @@ class MoveHead(nn.Module):
     `waves` adds sines and cosines of the positions of both ends, times pi, 2 pi, 4 pi and so on, by which costs that
     change within short distances are learnt from fewer moves (Tancik et al. 2020). `places` adds a vector that is
     learnt for each of a fixed set of places, for costs that do not follow from where they lie; it is zero for an
-    unknown place.
+    unknown place, and stays zero for one that is never learnt of.
 
     With more than one member it is an ensemble, whose members differ by where their weights begin; what they disagree
     about has not been learnt yet (Lakshminarayanan et al. 2017).
@@ -122,6 +144,7 @@ class MoveHead(nn.Module):
         waves: int = 0,
         places: int = 0,
         place_size: int = 0,
+        unseen: Sequence[int] = (),
     ) -> None:
         """Build the networks.
 
@@ -133,6 +156,7 @@ class MoveHead(nn.Module):
             waves: wavelengths of the positions that it sees.
             places: that it knows; 0: none.
             place_size: numbers in the vector of each place.
+            unseen: places that no move will go to.
         """
         super().__init__()
         self.exact = True
@@ -147,6 +171,8 @@ class MoveHead(nn.Module):
             self.places = nn.Embedding(places + 1, members * place_size, padding_idx=0)
             with torch.no_grad():
                 self.places.weight.mul_(PLACE_SCALE)
+                for place in unseen:
+                    self.places.weight[place + 1] = 0.0
         self.hidden = nn.Sequential(*parts)
         self.gate = _linear(latent_size, units, members) if latent_size else None
         self.output = _linear(units, 2, members)

@@ -87,6 +87,11 @@ class Costs(ABC):
     least_regret: float = 0.0
 
     @property
+    def known(self) -> bool:
+        """Whether anybody can say what moves cost; otherwise nothing is played in this world."""
+        return True
+
+    @property
     def num_places(self) -> int:
         """How many places there are, where nodes are drawn from a fixed set of them; otherwise 0."""
         return 0
@@ -95,6 +100,11 @@ class Costs(ABC):
     def metric(self) -> str:
         """What its costs are counted in, times `unit`: one of `routing.metrics`."""
         return PAID
+
+    @property
+    def unseen_places(self) -> tuple[int, ...]:
+        """Those of its places of which nothing can be learnt."""
+        return ()
 
     @abstractmethod
     def between(

@@ -26,68 +26,20 @@ def nearest_points(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PlaceCosts(Costs):
-    """A world of places: every node is one of them, and a table says what each move between two of them costs.
-
-    Agents see where a node lies and which place it is; neither the table nor what it was made of.
-
-    A world with several tables hides one factor, which says where on a circle through them an episode is: 0 is the
-    first table, and of K tables the second lies at 1 / K. In between, costs are interpolated linearly.
+class Places(Costs):
+    """A world in which every node is one of a fixed set of places; a subclass says what moves between two of them cost.
 
     Attributes:
         coords: where the places lie, in the unit square.
-        tables: costs of moves from each place (row) to each (column), positive, and 0 for staying.
     """
 
     coords: Float[Tensor, "P 2"]
-    tables: Float[Tensor, "K P P"]
-    _copies: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        assert self.hidden == int(len(self.tables) > 1), f"{len(self.tables)} tables, and {self.hidden} hidden factors"
-        assert not self.symmetric, "nobody knows symmetries of a table"
+    _copies: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_places(self) -> int:
         """How many places there are."""
         return len(self.coords)
-
-    def between(
-        self,
-        instance: Any,
-        origin: Int[Tensor, "*B"],
-        target: Int[Tensor, "*B"],
-        factors: Float[Tensor, "*B F"] | None = None,
-    ) -> Float[Tensor, "*B"]:
-        ends = instance.place.gather(-1, torch.stack((origin, target), -1))
-        return self._look_up(ends[..., 0], ends[..., 1], factors).to(instance.coords.dtype)
-
-    def matrix(self, instance: Any, factors: Float[Tensor, "*B F"] | None = None) -> Float[Tensor, "*B N N"]:
-        place = instance.place
-        begin, end = torch.broadcast_tensors(place[..., :, None], place[..., None, :])
-        if factors is not None:
-            factors = factors[..., None, None, :].expand(*begin.shape, factors.shape[-1])
-        return self._look_up(begin, end, factors).to(instance.coords.dtype)
-
-    def mean_matrix(self, instance: Any) -> Float[Tensor, "*B N N"]:
-        """Exactly: linear interpolation around a circle gives every table the same weight."""
-        tables = self._on(instance.place.device)[1]
-        place = instance.place.long()
-        return tables.mean(0)[place[..., :, None], place[..., None, :]].to(instance.coords.dtype)
-
-    def _look_up(
-        self, begin: Int[Tensor, "*B"], end: Int[Tensor, "*B"], factors: Float[Tensor, "*B F"] | None
-    ) -> Float[Tensor, "*B"]:
-        """What moves between places cost."""
-        begin, end, tables = begin.long(), end.long(), self._on(begin.device)[1]
-        if not self.hidden:
-            return tables[0, begin, end]
-        assert factors is not None, f"costs of {self.name} depend on {self.hidden} factors"
-        along = factors[..., 0] * len(tables)
-        # A factor that was rounded to 1 is at the first table again.
-        before = along.long() % len(tables)
-        low, high = tables[before, begin, end], tables[(before + 1) % len(tables), begin, end]
-        return low + (high - low) * along.frac()
 
     def random_nodes(
         self, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device | str
@@ -156,8 +108,72 @@ class PlaceCosts(Costs):
                 f"an instance has {num_nodes} nodes, and {self.name} has {self.num_places} places: choose fewer nodes"
             )
 
-    def _on(self, device: torch.device) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "K P P"]]:
-        """Coordinates and tables on a device, where they are brought once."""
+    def _held(self) -> tuple[Tensor, ...]:
+        """All tensors of the world, the coordinates first."""
+        return (self.coords,)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The same on a device, where they are brought once."""
         if device not in self._copies:
-            self._copies[device] = (self.coords.to(device), self.tables.to(device))
+            self._copies[device] = tuple(part.to(device) for part in self._held())
         return self._copies[device]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlaceCosts(Places):
+    """A world of places with a table that says what each move between two of them costs.
+
+    Agents see where a node lies and which place it is; neither the table nor what it was made of.
+
+    A world with several tables hides one factor, which says where on a circle through them an episode is: 0 is the
+    first table, and of K tables the second lies at 1 / K. In between, costs are interpolated linearly.
+
+    Attributes:
+        tables: costs of moves from each place (row) to each (column), positive, and 0 for staying.
+    """
+
+    tables: Float[Tensor, "K P P"]
+
+    def __post_init__(self) -> None:
+        assert self.hidden == int(len(self.tables) > 1), f"{len(self.tables)} tables, and {self.hidden} hidden factors"
+        assert not self.symmetric, "nobody knows symmetries of a table"
+
+    def between(
+        self,
+        instance: Any,
+        origin: Int[Tensor, "*B"],
+        target: Int[Tensor, "*B"],
+        factors: Float[Tensor, "*B F"] | None = None,
+    ) -> Float[Tensor, "*B"]:
+        ends = instance.place.gather(-1, torch.stack((origin, target), -1))
+        return self._look_up(ends[..., 0], ends[..., 1], factors).to(instance.coords.dtype)
+
+    def matrix(self, instance: Any, factors: Float[Tensor, "*B F"] | None = None) -> Float[Tensor, "*B N N"]:
+        place = instance.place
+        begin, end = torch.broadcast_tensors(place[..., :, None], place[..., None, :])
+        if factors is not None:
+            factors = factors[..., None, None, :].expand(*begin.shape, factors.shape[-1])
+        return self._look_up(begin, end, factors).to(instance.coords.dtype)
+
+    def mean_matrix(self, instance: Any) -> Float[Tensor, "*B N N"]:
+        """Exactly: linear interpolation around a circle gives every table the same weight."""
+        tables = self._on(instance.place.device)[1]
+        place = instance.place.long()
+        return tables.mean(0)[place[..., :, None], place[..., None, :]].to(instance.coords.dtype)
+
+    def _look_up(
+        self, begin: Int[Tensor, "*B"], end: Int[Tensor, "*B"], factors: Float[Tensor, "*B F"] | None
+    ) -> Float[Tensor, "*B"]:
+        """What moves between places cost."""
+        begin, end, tables = begin.long(), end.long(), self._on(begin.device)[1]
+        if not self.hidden:
+            return tables[0, begin, end]
+        assert factors is not None, f"costs of {self.name} depend on {self.hidden} factors"
+        along = factors[..., 0] * len(tables)
+        # A factor that was rounded to 1 is at the first table again.
+        before = along.long() % len(tables)
+        low, high = tables[before, begin, end], tables[(before + 1) % len(tables), begin, end]
+        return low + (high - low) * along.frac()
+
+    def _held(self) -> tuple[Tensor, ...]:
+        return (self.coords, self.tables)

@@ -59,14 +59,14 @@ def read_table(path: Path, lines: list[str]) -> RoutingInstance:
     Raises:
         InstanceError: it holds none, or leaves open which numbers are meant.
     """
-    rows = list(_rows(path, lines))
+    rows = list(rows_of(path, lines))
     while rows and all(len(row.fields) > 2 and not row.fields[-1] for row in rows):
         rows = [row._replace(fields=row.fields[:-1]) for row in rows]
     least = 1 if rows and rows[0].fields == [PLACE_COLUMN] else 2
     for row in rows:
         if len(row.fields) != len(rows[0].fields) or len(row.fields) < least:
             raise fault(path, row.number, f"has {len(row.fields)} values", COLUMNS_REMEDY)
-    rows = _with_points(path, rows)
+    rows = with_points(path, rows)
     header, nodes = _header(path, rows)
     if not nodes:
         raise InstanceError(f"{path}: holds no node; {COLUMNS_REMEDY}")
@@ -96,7 +96,7 @@ def read_json(path: Path, text: str) -> list[RoutingInstance]:
         raise InstanceError(f"{path}: is no JSON ({cause}); {JSON_REMEDY}") from None
     if isinstance(content, dict):
         content = next((content[key] for key in ("nodes", "points") if len(content) == 1 and key in content), content)
-    if isinstance(content, dict) and any(_plain(name) in X | LATITUDE for name in content):
+    if isinstance(content, dict) and any(plain_name(name) in X | LATITUDE for name in content):
         content = _transposed(path, content)
     if isinstance(content, list) and content and all(isinstance(node, dict) and node for node in content):
         return [_from_columns(path, *_objects(path, content))]
@@ -134,7 +134,12 @@ def _objects(path: Path, nodes: list[dict[str, Any]]) -> tuple[Row, list[Row]]:
     return Row(1, list(nodes[0])), rows
 
 
-def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
+def rows_of(path: Path, lines: list[str]) -> Iterator[Row]:
+    """The lines that hold something, split into fields by whatever separates them.
+
+    Raises:
+        InstanceError: a line cannot be split.
+    """
     any_row = False
     for number, line in enumerate(lines, start=1):
         line = line.strip(" \r\n\ufeff")
@@ -149,8 +154,8 @@ def _rows(path: Path, lines: list[str]) -> Iterator[Row]:
 
 def _names_places(comment: str) -> bool:
     """Whether a comment above the nodes is their header, as numpy writes it."""
-    parts = [_plain(part) for part in re.split("[;,\t]", comment)]
-    parts = parts if len(parts) > 1 else [_plain(part) for part in comment.split()]
+    parts = [plain_name(part) for part in re.split("[;,\t]", comment)]
+    parts = parts if len(parts) > 1 else [plain_name(part) for part in comment.split()]
     named = [all(any(part in known for part in parts) for known in pair) for pair, _ in PLACES]
     # More than two words without marks between them are a sentence, such as `x and y of towns`.
     return any(named) and (len(parts) == 2 or re.search("[;,\t]", comment) is not None)
@@ -169,7 +174,7 @@ def _fields(path: Path, number: int, line: str) -> list[str]:
     return [field.strip() for field in fields]
 
 
-def _with_points(path: Path, rows: list[Row]) -> list[Row]:
+def with_points(path: Path, rows: list[Row]) -> list[Row]:
     """The rows with a point, and no commas, in their numbers."""
     written = [field for row in rows for field in row.fields if re.fullmatch(r"[+-]?[\d.,]*\d,\d[\d.,]*", field)]
     if not written:
@@ -243,7 +248,7 @@ def _refuse_constraints(path: Path, header: Row) -> None:
         InstanceError: one does.
     """
     for name in header.fields:
-        if CONSTRAINTS & {_plain(name), *_words(name)}:
+        if CONSTRAINTS & {plain_name(name), *_words(name)}:
             remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
             raise fault(path, header.number, f"column {quoted(name)} cannot be taken into account", remedy)
 
@@ -273,7 +278,7 @@ def _has_index(rows: list[Row]) -> bool:
 def _named(header: list[str]) -> tuple[tuple[int, int], str] | None:
     """The two columns whose names say that they hold the positions, and their metric, if there are such."""
     # `x` alone comes before `x` as a part of other names.
-    for read in (lambda name: {_plain(name)}, _words):
+    for read in (lambda name: {plain_name(name)}, _words):
         for (first, second), metric in PLACES:
             found = [[index for index, name in enumerate(header) if read(name) & known] for known in (first, second)]
             if all(len(indices) == 1 for indices in found):
@@ -295,8 +300,8 @@ def _unnamed(path: Path, header: Row | None, places: tuple[int, int]) -> tuple[t
     return places, EXACT
 
 
-def _plain(name: str) -> str:
-    """The name of a column without unit, case and marks between words."""
+def plain_name(name: str) -> str:
+    """The name of a column in small letters, without its unit and marks between words."""
     letters = "".join(itertools.filterfalse(lambda letter: not letter.isalpha(), re.sub(r"[\[(].*", "", name.lower())))
     return letters.removesuffix("degrees").removesuffix("deg")
 

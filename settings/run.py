@@ -41,9 +41,17 @@ class TaskSettings(Section):
     cost: str
     cost_shown: str
     streets: str
+    trips: str
+    places: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.trips and self.is_gym:
+            raise ConfigError(f"trips is for routing; {self.task} needs none")
+        if self.trips and self.curriculum:
+            raise ConfigError("curriculum is for instances that are walked; a log of trips needs none")
+        if self.places and not self.trips:
+            raise ConfigError("places says where the places of a log lie: add --trips FILE")
         if not self.is_gym and self.context != "none":
             raise ConfigError(f"context {self.context} is for gymnasium environments; {self.task} needs none")
         if self.is_gym and self.curriculum:
@@ -57,6 +65,11 @@ class TaskSettings(Section):
     def is_gym(self) -> bool:
         """Whether the task is a gymnasium environment."""
         return self.task.startswith(GYM_PREFIX)
+
+    @property
+    def knows_costs(self) -> bool:
+        """Whether the config names what moves cost; otherwise a log is all that is known of it."""
+        return not self.trips or self.cost != PLAIN_COST
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class LoopSettings(Section):
     """What the training loop itself obeys."""
 
     steps: Count
+    updates: Count
     prefill: NotNegative
     prefill_policy: Literal["random", "nearest"]
     act: Literal["policy", "plan"]

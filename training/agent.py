@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from config import Config
 from envs.tasks import Task
 from guard import Guard
 from parts.acting import Sight
+from parts.moves import Moves
+from tools import Bounds
 from training.replay import Replay
 
 # What agents call the player that they are themselves.
@@ -57,6 +59,31 @@ class Agent(Player, Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def load_weights(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class MoveLog(Protocol):
+    """Moves that somebody has made: a student draws from them, and knows the range of what they earned."""
+
+    @property
+    def rewards(self) -> Bounds: ...
+
+    def sample(self, count: int, *, generator: torch.Generator) -> Moves: ...
+
+
+@runtime_checkable
+class Student(Agent, Protocol):
+    """An agent that can learn from a log of moves, without any environment.
+
+    `study` is one update, on moves drawn from the log; `expected` is what each member of its ensemble expects moves to
+    earn. `require_study` raises a UserError where its settings ask for more than a log has.
+    """
+
+    def require_study(self) -> None: ...
+
+    def study(self, log: MoveLog, *, progress: float) -> dict[str, Tensor]: ...
+
+    def expected(self, moves: Moves) -> Float[Tensor, "K M"]: ...
 
 
 @runtime_checkable

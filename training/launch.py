@@ -17,15 +17,13 @@ from settings.run import EvaluationSettings, RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
 from training import loading
-from training.agent import Agent, AgentClass
+from training.agent import Agent, AgentClass, Student
 from training.devices import make_generator, make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
 from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
 from training.opening import opening
-from training.replay import Replay
 from training.replay_room import make_replay, require_windows
 from training.resuming import (
-    RUN,
     WEIGHTS,
     Changes,
     changes_since,
@@ -36,8 +34,8 @@ from training.resuming import (
     require,
     require_class,
 )
-from training.setup import make_setup, require_players, telling_of_crashes
-from training.trainer import REPLAY, Trainer
+from training.setup import Setup, make_setup, require_players, telling_of_crashes
+from training.sources import Collected, Logged, Source
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
 ENTRY_KEYS = {
@@ -87,18 +85,12 @@ def train(
     with _within_memory():
         agent = make_agent.of(setup.task, config, device=device, generators=generators, guard=guard)
     require_players(settings, agent)
-    env = setup.make_env(generators)
     with ExitStack() as stack:
-        stack.callback(env.close)
-        replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
-        if replay.device != device:
-            # Rows are drawn where they are. The agent has the same dictionary.
-            generators["replay"] = make_generator(config.seed, "replay", replay.device)
-        require_windows(settings, agent.batch_length)
+        source = _source(setup, settings, agent, generators, device=device, stack=stack)
         lock = stack.enter_context(claimed(logdir))
         # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.
         state, folder, changes = _take_up(
-            command, agent, replay, logdir, device=device, program=argv[0], make_agent=make_agent
+            command, agent, source, logdir, device=device, program=argv[0], make_agent=make_agent
         )
         # Nothing is written before the whole config has been checked.
         evaluator = setup.make_evaluator(None if make_pictures is None else make_pictures(agent))
@@ -106,12 +98,9 @@ def train(
         with writing_to(logdir):
             logger = Logger(logdir, resume_step=step)
         stack.callback(logger.close)
-        trainer = Trainer(
+        loop = source.loop(
             agent,
-            setup.task,
             settings=settings.loop,
-            env=env,
-            replay=replay,
             evaluator=evaluator,
             generators=generators,
             guard=guard,
@@ -124,29 +113,58 @@ def train(
         )
         if state is not None:
             with fitting(folder, changes), writing_to(logdir):
-                trainer.load(state, elsewhere=folder.resolve() != logdir.resolve())
+                loop.load(state, elsewhere=folder.resolve() != logdir.resolve())
             changes = _told(changes, folder)
         past = [] if step is None else history(folder, changes, step=step)
         # Each part has what it needs; all of it would otherwise stay in memory beside that for the whole run.
         del state
         with writing_to(logdir):
             logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
-        for line in opening(settings, setup.task, replay, logdir=logdir, device=device, step=step):
+        for line in opening(settings, source, logdir=logdir, device=device, step=step):
             tell(line)
-        trainer.run()
+        loop.run()
+
+
+def _source(
+    setup: Setup,
+    settings: RunSettings,
+    agent: Agent,
+    generators: dict[str, torch.Generator],
+    *,
+    device: torch.device,
+    stack: ExitStack,
+) -> Source:
+    """What the run learns from; `stack` ends it with the run.
+
+    Raises:
+        UserError: the agent cannot learn from it, or memory does not hold it.
+    """
+    if setup.read_log is not None:
+        if not isinstance(agent, Student):
+            raise ConfigError(f"trips are learnt from by dreamer.py alone, and not by {type(agent).__name__}")
+        agent.require_study()
+        return Logged(setup.read_log())
+    env = setup.make_env(generators)
+    stack.callback(env.close)
+    replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
+    if replay.device != device:
+        # Rows are drawn where they are. The agent has the same dictionary.
+        generators["replay"] = make_generator(settings.machine.seed, "replay", replay.device)
+    require_windows(settings, agent.batch_length)
+    return Collected(setup.task, env, replay)
 
 
 def _take_up(
     command: CommandLine,
     agent: Agent,
-    replay: Replay,
+    source: Source,
     logdir: Path,
     *,
     device: torch.device,
     program: str,
     make_agent: AgentClass,
 ) -> tuple[dict[str, Any] | None, Path, Changes]:
-    """The checkpoint to go on from, if any, its folder, and what has changed since; agent and replay have their parts.
+    """The checkpoint to go on from, if any, its folder, and what has changed since; agent and source have their parts.
 
     Raises:
         UserError, CheckpointError: the logdir's run, or the weights to begin with, cannot be used or do not fit.
@@ -154,12 +172,12 @@ def _take_up(
     changes: Changes = {}
 
     def take(state: dict[str, Any], path: Path) -> None:
-        require(state, RUN, path)
+        require(state, source.needed, path)
         require_class(state, make_agent, path)
         changes.update(changes_since(path.parent, state, command.config, defaults=command.defaults))
         with fitting(path, changes):
             agent.load_state_dict(state["agent"])
-            replay.load_chunks(path.parent / REPLAY, state["replay"])
+            source.take(state, path)
 
     state, folder = load_start(command, logdir, device, program=program, take=take)
     if command.entry["init"]:

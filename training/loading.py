@@ -22,6 +22,7 @@ from training.agent import Agent, AgentClass
 from training.devices import make_generators
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
 from training.setup import Setup, make_setup
+from training.trips import frame_of
 
 # What loading a run may end with, beside a UserError, that is no defect.
 USER_ERRORS = (CheckpointError, EnvironmentCrashed, DependencyNotInstalled)
@@ -31,12 +32,21 @@ MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
 
 
 class LoadedRun(NamedTuple):
-    """A finished or running run, taken from its folder."""
+    """A finished or running run, taken from its folder.
+
+    Attributes:
+        config: the run's, with the changes that were asked for.
+        setup: what the config describes.
+        agent: as the checkpoint has it.
+        step: that the run had come to.
+        log: what the checkpoint tells of the log that the run has learnt from; None where there is none.
+    """
 
     config: Config
     setup: Setup
     agent: Agent
     step: int
+    log: dict[str, Any] | None = None
 
 
 def load_run(
@@ -87,7 +97,8 @@ def load_run(
     require_trust(config, run, given=given, trust=trust)
     RunSettings.of(config)
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
-    setup = make_setup(config.replace(**alone), device)
+    log = state.get("log")
+    setup = make_setup(config.replace(**alone), device, frame=frame_of(log))
     _require_fit(state["agent"], run, make_agent=make_agent, task=setup.task, config=config)
     # Kernels are for updates, of which there will be none.
     acting = config.replace(compile="none") if config.compile == "kernels" else config
@@ -96,7 +107,7 @@ def load_run(
     )
     with fitting(run):
         agent.load_weights(state["agent"])
-    return LoadedRun(config, setup, agent, state["step"])
+    return LoadedRun(config, setup, agent, state["step"], log)
 
 
 def _require_fit(weights: Any, source: Path, *, make_agent: AgentClass, task: Task, config: Config) -> None:

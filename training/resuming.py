@@ -23,9 +23,10 @@ from system import terminal
 from system.safe_files import read_text
 
 # A run whose replay holds another task cannot go on. Changes in how it is run are not reported.
-REPLAY_KEYS = ("task", "cost", "cost_shown", "context", "reward_scale", "envs")
+REPLAY_KEYS = ("task", "trips", "cost", "cost_shown", "context", "reward_scale", "envs")
 ROUTING_REPLAY_KEYS = ("nodes",)
 UNREPORTED_KEYS = (
+    "updates",
     "steps",
     "logdir",
     "device",
@@ -81,9 +82,32 @@ FILE_NAMES = Kind(
 # The content of a run's checkpoint. A list of one entry stands for any number of them; `?` marks entries that older
 # checkpoints lack.
 CHUNK = {"name": FILE_NAME, "start": COUNT, "stop": COUNT, "bytes?": COUNT}
-WEIGHTS = {"agent": MAPPING, "step": COUNT, "agent_class?": TEXT}
-RUN: dict[str, Any] = {
+FRAME = {
+    **{name: TENSOR for name in ("corner", "scale", "size", "places", "seen")},
+    "unit": AMOUNT,
+    "on_earth": YES_OR_NO,
+    "names": [TEXT],
+}
+# What a run knows of the log that it has learnt from; without a frame, that is of a world in whose units it is.
+LOG = {"moves": COUNT, "checksum": COUNT, "frame?": FRAME}
+WEIGHTS = {"agent": MAPPING, "step": COUNT, "agent_class?": TEXT, "log?": LOG}
+COMMON: dict[str, Any] = {
     **WEIGHTS,
+    "generators": TENSORS,
+    "averages": {"values": TENSORS, "counts": TENSORS},
+    "logger": {"bytes": COUNT, "rows?": COUNT, "checksum?": COUNT, "pending?": TEXT},
+    "step_before?": COUNT,
+    "updates": COUNT,
+    "updates_owed": AMOUNT,
+    "seconds": AMOUNT,
+    "latest": NUMBERS,
+    "finished": YES_OR_NO,
+    "emergency": YES_OR_NO,
+    f"{CONFIG_FILE}?": TEXT,
+}
+# And of a run that collects what it learns from, or that learns from a log.
+RUN: dict[str, Any] = {
+    **COMMON,
     "replay": {
         "num_envs": COUNT,
         "length": Kind("a whole number from 1", lambda value: COUNT.holds(value) and value > 0),
@@ -97,22 +121,12 @@ RUN: dict[str, Any] = {
         "replaced?": FILE_NAMES,
     },
     "env": MAPPING,
-    "generators": TENSORS,
-    "averages": {"values": TENSORS, "counts": TENSORS},
-    "logger": {"bytes": COUNT, "rows?": COUNT, "checksum?": COUNT, "pending?": TEXT},
     "acting": MAPPING,
     "row": TENSORS,
     "any_first": YES_OR_NO,
     "episode_return": TENSOR,
-    "step_before?": COUNT,
-    "updates": COUNT,
-    "updates_owed": AMOUNT,
-    "seconds": AMOUNT,
-    "latest": NUMBERS,
-    "finished": YES_OR_NO,
-    "emergency": YES_OR_NO,
-    f"{CONFIG_FILE}?": TEXT,
 }
+STUDY = {**COMMON, "log": LOG}
 
 
 def require(state: Any, needed: Any, source: Path) -> None:
@@ -120,7 +134,7 @@ def require(state: Any, needed: Any, source: Path) -> None:
 
     Args:
         state: what was loaded.
-        needed: `RUN` to go on with a run, `WEIGHTS` for its agent alone.
+        needed: `RUN` or `STUDY` to go on with a run, `WEIGHTS` for its agent alone.
         source: the file, for the message.
 
     Raises:

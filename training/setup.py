@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,16 +19,20 @@ from envs.routing import RULES
 from envs.tasks import ObservationTask, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
 from routing.cases import field_cases
+from routing.cost_world import Costs
 from routing.costs import EUCLIDEAN, find_costs
+from routing.frame import Frame
 from routing.instances import TEST_SEED, VALIDATION_SEED
+from routing.logged_costs import logged_costs
 from routing.rules import MIN_NODES, Rules, single_precision
 from settings.dreamer import LossScales
-from settings.run import GYM_PREFIX, ObservationSettings, RunSettings, TaskSettings
+from settings.run import GYM_PREFIX, EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
 from training.agent import Agent
 from training.episodes import GymEvaluator
 from training.evaluation import Evaluator
 from training.tours import Evaluation, RoutingEvaluator
+from training.trips import TripEvaluator, TripLog, read_log
 
 # The value of eval_env that evaluates in the environments of training.
 TRAINING_ENV = "training"
@@ -48,17 +53,24 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules]
 class Setup(NamedTuple):
     """A task, and what stands for it: environments to train in, and an evaluator once the agent is there.
 
-    `close` ends the environments.
+    `close` ends the environments. Where a log of trips is learnt from, `read_log` reads it, and the environments are of
+    use only if their costs are known.
     """
 
     task: Task
     make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
     make_evaluator: Callable[[Any], Evaluator]
     close: Callable[[], None]
+    read_log: Callable[[], TripLog] | None = None
 
 
-def make_setup(config: Config, device: torch.device) -> Setup:
+def make_setup(config: Config, device: torch.device, *, frame: Frame | None = None) -> Setup:
     """What the config's `task` names.
+
+    Args:
+        config: of a run.
+        device: where it learns or plays.
+        frame: between a log's units and the model's, of a run that has learnt from one; None for a new run.
 
     Raises:
         UserError: there is no such task, or no agent can play it.
@@ -66,6 +78,8 @@ def make_setup(config: Config, device: torch.device) -> Setup:
     settings = RunSettings.of(config)
     task = settings.task.task
     if task in RULES:
+        if settings.task.trips:
+            return _logged_setup(settings, device, frame=frame)
         return _routing_setup(settings, device, knows_coords=bool(LossScales.of(config).coords))
     if settings.task.is_gym:
         return _gym_setup(settings, device)
@@ -87,8 +101,11 @@ def make_task(config: Config) -> RoutingTask:
 def _task_of(settings: TaskSettings) -> RoutingTask:
     if settings.task not in RULES:
         raise ConfigError(f"task is {settings.task!r}; choose one of {', '.join(RULES)}")
-    rules = RULES[settings.task].under(find_costs(settings.cost, shown=settings.cost_shown, streets=settings.streets))
-    return RoutingTask.of(rules, settings.nodes)
+    return _task_in(find_costs(settings.cost, shown=settings.cost_shown, streets=settings.streets), settings)
+
+
+def _task_in(world: Costs, settings: TaskSettings) -> RoutingTask:
+    return RoutingTask.of(RULES[settings.task].under(world), settings.nodes)
 
 
 def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords: bool) -> Setup:
@@ -110,19 +127,55 @@ def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords:
         )
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
-        validation = make_evaluation(nodes, evaluation.valid_instances, seed=VALIDATION_SEED, rules=task.rules)
-        test = make_evaluation(nodes, evaluation.eval_instances, seed=TEST_SEED, rules=task.rules)
-        return RoutingEvaluator(
-            task,
-            validation=validation,
-            test=test,
-            device=device,
-            pictures=pictures,
-            players=evaluation.players,
-            planned=evaluation.plan_instances,
-        )
+        return _tour_evaluator(task, evaluation, device, pictures)
 
     return Setup(task, make_env, make_evaluator, close=lambda: None)
+
+
+def _tour_evaluator(
+    task: RoutingTask, settings: EvaluationSettings, device: torch.device, pictures: Any
+) -> RoutingEvaluator:
+    nodes = task.num_actions
+    return RoutingEvaluator(
+        task,
+        validation=make_evaluation(nodes, settings.valid_instances, seed=VALIDATION_SEED, rules=task.rules),
+        test=make_evaluation(nodes, settings.eval_instances, seed=TEST_SEED, rules=task.rules),
+        device=device,
+        pictures=pictures,
+        players=settings.players,
+        planned=settings.plan_instances,
+    )
+
+
+def _logged_setup(settings: RunSettings, device: torch.device, *, frame: Frame | None) -> Setup:
+    """Of a run that learns from a log; the log itself is read only if somebody needs it."""
+    world = _task_of(settings.task).rules.costs if settings.task.knows_costs else None
+
+    @functools.cache
+    def log() -> TripLog:
+        return read_log(settings.task, world=world, frame=frame, device=device)
+
+    costs = world
+    if costs is None:
+        known = frame or log().frame
+        assert known is not None, "where nobody knows the world, its log has a frame"
+        costs = logged_costs(known)
+    task = _task_in(costs, settings.task)
+
+    def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        return RoutingVectorEnv(
+            task.rules,
+            num_envs=settings.environments.envs,
+            num_nodes=task.num_actions,
+            device=device,
+            generator=generators["environment"],
+        )
+
+    def make_evaluator(pictures: Any) -> TripEvaluator:
+        tours = None if world is None else _tour_evaluator(task, settings.evaluation, device, pictures)
+        return TripEvaluator(log(), tours)
+
+    return Setup(task, make_env, make_evaluator, close=lambda: None, read_log=log)
 
 
 def _curriculum(settings: TaskSettings) -> list[tuple[int, int | None]]:

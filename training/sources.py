@@ -1,0 +1,118 @@
+"""What a run learns from: environments and the replay that they fill, or a log of trips, which is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from envs.gym_vector import GymVectorEnv
+from envs.tasks import ObservationTask, Task
+from envs.vector import RoutingVectorEnv
+from parts.observations import readings
+from settings.run import RunSettings
+from system.memory import readable_bytes
+from training.agent import Agent
+from training.loop import Loop
+from training.replay import REWARD_AND_ENDS, Replay
+from training.replay_room import rows_when_full
+from training.resuming import RUN, STUDY
+from training.study import Study
+from training.trainer import REPLAY, Trainer
+from training.trips import TripLog
+
+# The most faults of a log that are told one by one.
+MOST_FAULTS = 10
+
+
+class Source(Protocol):
+    """What a run learns from.
+
+    Attributes:
+        needed: what a checkpoint has to hold for a run on it to go on; see `resuming.require`.
+    """
+
+    needed: Mapping[str, Any]
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        """Go on from its part of the checkpoint at `path`.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        """What a run says of it before it begins: lines by their headings."""
+
+    def loop(self, agent: Any, **shared: Any) -> Loop:
+        """The loop of a run on it, with what all loops take."""
+
+
+class Collected:
+    """Environments that an agent acts in, and the replay that it fills."""
+
+    needed: Mapping[str, Any] = RUN
+
+    def __init__(self, task: Task, env: RoutingVectorEnv | GymVectorEnv, replay: Replay) -> None:
+        """Take both.
+
+        Args:
+            task: what is to be solved.
+            env: where the agent acts.
+            replay: empty so far.
+        """
+        self.task, self.env, self.replay = task, env, replay
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        self.replay.load_chunks(path.parent / REPLAY, state["replay"])
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        replay, observations = self.replay, settings.observations
+        if isinstance(self.task, ObservationTask):
+            seen = readings(self.task, encode_keys=observations.encode_keys, decode_keys=observations.decode_keys)
+        else:
+            shown = sorted({*replay.rows} - {*REWARD_AND_ENDS})
+            seen = [f"{settings.task.task} of {settings.task.nodes} nodes: {', '.join(shown)}"]
+        # Only a CPU gives memory as it is written to.
+        rows, taken = rows_when_full(settings), "when full, taken as it fills"
+        if replay.device != device:
+            taken += ", in the host's memory"
+        if replay.device.type != "cpu":
+            rows, taken = replay.length * replay.num_envs, "taken at once"
+        held = f", of which {len(replay):,} are there" if len(replay) else ""
+        size = f"{readable_bytes(rows * replay.row_bytes)} {taken}"
+        return {"sees": seen, "replay": [f"{rows:,} rows of {readable_bytes(replay.row_bytes)}{held}; {size}"]}
+
+    def loop(self, agent: Agent, **shared: Any) -> Trainer:
+        return Trainer(agent, self.task, env=self.env, replay=self.replay, **shared)
+
+
+class Logged:
+    """A log of trips."""
+
+    needed: Mapping[str, Any] = STUDY
+
+    def __init__(self, log: TripLog) -> None:
+        """Take the log."""
+        self.log = log
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        self.log.require_same(state["log"], path)
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        log, task = self.log, settings.task
+        held_out = len(log.held_out.reward)
+        seen = f"{len(log):,} moves of {task.trips}; {held_out:,} of other trips are held out; no env step is made"
+        facts = {"sees": [seen]}
+        if log.frame is not None:
+            facts["unit"] = [f"a cost of 1 is {log.frame.unit:.4g} of the log's; its box is the unit square"]
+        if log.faults:
+            told = list(log.faults[:MOST_FAULTS])
+            rest = len(log.faults) - len(told)
+            facts["bad"] = told + ([f"and {rest:,} bad rows more, which are left out, too"] if rest else [])
+        return facts
+
+    def loop(self, agent: Any, **shared: Any) -> Study:
+        return Study(agent, self.log, **shared)
