@@ -318,7 +318,7 @@ class Dreamer:
         self.imagination.require_study(practises=self.practises, needs_latent=self.behavior.needs_latent)
 
     def study(self, log: MoveLog, *, progress: float) -> dict[str, Tensor]:
-        """Learn what moves cost, from as many logged ones as `batch_size` tours have; practise on dreamt maps if wanted.
+        """Learn what moves cost, from as many logged ones as `batch_size` tours have; practise on dreamt maps.
 
         Args:
             log: moves that somebody has made.

@@ -4,9 +4,9 @@
     python -m benchmarks.trip_plans logdir/trips --cost streets --streets helsinki --maps test --plan.pessimism 2
 
 The run knows its log and no world; `--cost` says to this program alone which one it was. On maps that nobody has
-driven, in percent: how much more plans cost than the best tours, how much more drivers pay who always go to the open node that
-is cheapest to reach, and by how much plans beat them; and the spread of the ensemble, as a share of what moves are
-expected to cost, on moves that such drivers make and on all others.
+driven, in percent: how much more plans cost than the best tours, how much more drivers pay who always go to the open
+node that is cheapest to reach, and by how much plans beat them; and the spread of the ensemble, as a share of what
+moves are expected to cost, on moves that such drivers make and on all others.
 """
 
 from __future__ import annotations
@@ -108,9 +108,8 @@ def main(argv: list[str]) -> None:
         matrix = world.matrix(drawn).double().numpy()
         best = rules.reference_costs(drawn, matrix)
         device = devices.prepare_torch(config)
-        show(
-            "| run | plan, % above best | drivers | saved, % | spread on their moves, % | on others |\n|---|---|---|---|---|---|"
-        )
+        show("| run | plan, % above best | drivers | saved, % | spread on their moves, % | on others |")
+        show("|---|---|---|---|---|---|")
         for run in runs:
             loaded = loading.load_run(Path(run), make_agent=Dreamer, device=device, defaults=command.defaults)
             frame = frame_of(loaded.log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,7 @@ from training.trips import TripLog
 MOST_FAULTS = 10
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a run learns from.
 
