@@ -25,7 +25,7 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 LOCK = "lock"
 EVENT_FILES = "*tfevents*"
-FINAL_EVALUATION = ("eval_return", "eval_gap")
+FINAL_EVALUATION = ("eval_return", "eval_gap", "eval_plan_gap", "eval_move_error")
 # A seed as runs are commonly named after it: `-seed3`, a last folder `/3`, and `__3__` before a time stamp.
 SEEDS = (
     re.compile(r"[-_./]*seed[-_=]?(\d+)", re.IGNORECASE),
@@ -36,7 +36,7 @@ SEEDS = (
 # TensorBoard shows them by the alphabet and opens the first two: actor, which is a row of charts, and score.
 SECTIONS = (
     ("actor", r"actor_entropy.*"),
-    ("score", r"(valid|train|episode)_.*(return|gap|length).*"),
+    ("score", r"(valid|train|episode)_.*(return|gap|length|move_error).*"),
     ("test", r"eval_.*"),
     ("time", r"fps|updates|checkpoint_.*|env_restarts|bad_inputs"),
     ("training", r"(model|actor|critic|q|policy|alpha)_loss|actor_saturation|target_entropy|train/alpha"),

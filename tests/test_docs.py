@@ -24,6 +24,7 @@ import checkpoint
 import config
 from tests.street_scenes import write_town
 from tests.test_guard import REPORT
+from tests.trip_scenes import write_log
 from training import launch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +172,8 @@ def train(command: Command, place: Place) -> None:
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
         small = SHORT_WITH_WEIGHTS if "--init" in arguments else ("--configs", "debug", *SHORT)
         arguments += [*small, "--logdir", logdir]
+        if "--trips" in arguments:
+            arguments += ["--updates", "20"]
         if "--curriculum" in arguments:
             arguments += ["--nodes", "20", "--prefill", "84", "--steps", "120"]
     call(command.program.removesuffix(".py"), arguments)
@@ -288,6 +291,8 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.speed": time_agent,
     "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),
+    "-m benchmarks.trip_plans": module("benchmarks.trip_plans", "--instances", "4", "--nodes", "6"),
+    "-m benchmarks.trips": module("benchmarks.trips", "--tours", "30", "--nodes", "6"),
     "-m benchmarks.worlds": module("benchmarks.worlds", "--instances", "4", "--nodes", "6"),
 }
 
@@ -301,6 +306,7 @@ class Place:
         for name in ("examples", "checkpoints"):
             shutil.copytree(ROOT / name, folder / name)
         write_town(folder)
+        write_log(folder)
         for page in PAGES:
             for name, snippet in saved_snippets(page):
                 (folder / name).write_text(snippet, encoding="utf-8")

@@ -140,8 +140,7 @@ def _source(
         UserError: the agent cannot learn from it, or memory does not hold it.
     """
     if setup.read_log is not None:
-        if not isinstance(agent, Student):
-            raise ConfigError(f"trips are learnt from by dreamer.py alone, and not by {type(agent).__name__}")
+        assert isinstance(agent, Student), "other agents' programs refuse the key"
         agent.require_study()
         return Logged(setup.read_log())
     env = setup.make_env(generators)

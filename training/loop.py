@@ -130,7 +130,7 @@ class Loop(ABC):
         """The size of the files that `_save_beside` wrote last."""
         return 0
 
-    def _figures(self, values: dict[str, float]) -> dict[str, float]:
+    def _figures(self, values: dict[str, float]) -> dict[str, float | int]:
         """What else a row of the log tells, beside averages that were just fetched."""
         return {}
 

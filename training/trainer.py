@@ -222,8 +222,8 @@ class Trainer(Loop):
             "is_terminal": ~yes,
         }
 
-    def _figures(self, values: dict[str, float]) -> dict[str, float]:
-        figures: dict[str, float] = {}
+    def _figures(self, values: dict[str, float]) -> dict[str, float | int]:
+        figures: dict[str, float | int] = {}
         if self.settings.reward_scale != 1 and "train_return" in values:
             figures["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
         figures |= self.env.counters()
