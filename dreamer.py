@@ -325,6 +325,7 @@ class Dreamer:
             progress: the share of the run that is over, for schedules.
         """
         self.guard.update = self.learner.updates
+        self.calibration = {}
         moves = log.sample(self.batch_size * self.task.num_actions, generator=self.generators["replay"])
         seen = {name: part for name, part in moves._asdict().items() if part is not None}
         self.guard.watch_all("logged", seen)
@@ -439,7 +440,7 @@ def make_optimizers(
 
 
 def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:
-    """Let an agent know how wrong it is about what tours cost, where positions do not tell that.
+    """Let an agent know how wrong it is about what tours cost, where positions do not tell that and somebody knows.
 
     Args:
         agent: whose training is over.
@@ -450,7 +451,7 @@ def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:
     from solving.decoding import Decoding
 
     forecaster = agent.forecaster
-    if forecaster is None or forecaster.knows_distances:
+    if forecaster is None or forecaster.knows_distances or not forecaster.model.rules.costs.known:
         return
     agent.calibration = calibrate(
         agent.behavior,

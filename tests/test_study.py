@@ -173,8 +173,9 @@ def test_study_is_evaluated_on_its_held_out_trips(run: tuple[Path, Rows], capsys
 
 
 @pytest.mark.run
-def test_exported_weights_know_the_frame(run: tuple[Path, Rows], tmp_path: Path):
-    export.weights_file(run[0], tmp_path / "weights.pt")
+def test_exported_weights_know_the_frame(run: tuple[Path, Rows], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    export.main([str(run[0]), str(tmp_path / "weights.pt")])
+    assert "gap unknown" in capsys.readouterr().out
     assert Frame.of(loaded(tmp_path / "weights.pt")["log"]["frame"]).unit > 0
 
 
