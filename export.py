@@ -130,6 +130,7 @@ def gap(agent: Dreamer, cases: list[solve.RoutingInstance], mean_reference: floa
     for outcome in solve.solve(agent, cases, Decoding(method=method)):
         if isinstance(outcome, ValueError):
             raise outcome
+        assert outcome.length is not None, "gaps are of worlds that are known"
         lengths.append(outcome.length)
     return percent_above(sum(lengths) / len(lengths), mean_reference)
 

@@ -47,7 +47,7 @@ from solving.expectations import with_forecasts
 from solving.given_costs import SOLVERS, long_work, solve_given
 from solving.plans import planned
 from solving.references import with_references
-from solving.worlds import costs_distances, in_world, require_positions
+from solving.worlds import at_home, costs_distances, in_world, require_positions
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.terminal import show, tell
 from training import devices, loading
@@ -122,7 +122,7 @@ def random_instances(
             each = each._replace(demand=demand, capacity=capacity)
         if drawn.place is not None:
             each = each._replace(place=drawn.place[row].long().numpy())
-        instances.append(in_world(rules, each))
+        instances.append(at_home(rules, each))
     return instances
 
 
@@ -271,7 +271,7 @@ def _solve_group(
             # The model knows rewards as they were stored.
             picture = picture._replace(length=picture.length / agent.reward_scale)
         check_solution(instance, tour)
-        length = instance.tour_length(tour)
+        length = instance.tour_length(tour) if instance.is_priced else None
         solution = Solution(instance, tour, length, seconds, imagined=picture, nearest=simple)
         found.append(_too_many_routes(solution) or solution)
     return found
@@ -367,6 +367,9 @@ def main(argv: list[str]) -> None:
             agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
             _require_policy(agent, arguments)
             _require_reference(arguments.reference, {rules_of(agent).name})
+            if arguments.reference in ("lkh", "pyvrp") and not rules_of(agent).costs.known:
+                reference = arguments.reference
+                raise ConfigError(f"--reference {reference} is by true costs, and {arguments.run} knows a log alone")
         decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
         found, failures = _cases(arguments, agent)
         if agent is None:

@@ -63,7 +63,7 @@ def draw(moments: dict[int, Path], out: Path, *, number: int) -> list[str]:
         best = reference_tour(instance.cost_matrix())
         shortest = instance.tour_length(best)
         (found,) = solve.solve(agent, [instance], Decoding())
-        assert isinstance(found, Solution), "the agent plays the maps that it was trained on"
+        assert isinstance(found, Solution) and found.length is not None, "the agent plays the maps of its training"
         tours.append(found.tour)
         titles.append(f"{step:,} steps, gap {percent_above(float(found.length), float(shortest)):.0f} %")
     pixels = draw_tours(instance.coords, [*tours, best], titles=[*titles, "LKH"], inches=PANEL_INCHES)

@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
             assert isinstance(planner, Planner)
             planner.settings = PlanSettings.of(config)
             figures = judge(planner, single_precision(seen), matrix, best)
-            show(f"| {run} | {' | '.join(f'{figure:.2f}' for figure in figures)} |")
+            show(f"| {run} | {' | '.join(f'{round(figure, 2) + 0.0:.2f}' for figure in figures)} |")
 
 
 def _until_flags(argv: list[str]) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Float64, Int, UInt8
+from jaxtyping import Float, Float64, Int, Int64, UInt8
 from torch import Tensor
 
 from routing.drawing import draw_tour
@@ -167,6 +167,14 @@ class Costs(ABC):
         Raises:
             UserError: the world knows no such node.
         """
+
+    def numbers_of(self, called: Sequence[str]) -> Int64[np.ndarray, " N"] | None:
+        """The numbers of places by what a file calls them; None in a world that knows its places by number alone.
+
+        Raises:
+            UserError: the world has no such place.
+        """
+        return None
 
     @abstractmethod
     def validate(self, instance: Any) -> None:

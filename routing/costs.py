@@ -163,7 +163,8 @@ class GeometricCosts(Costs):
     ) -> Nodes:
         """Where they are, in the unit square."""
         if are_degrees or positions.shape[1] != 2:
-            raise UserError(f"says where nodes are by {_ways(are_degrees, place)}; costs of {self.name} take x and y")
+            ways = _ways(positions.shape[1], are_degrees=are_degrees)
+            raise UserError(f"says where nodes are by {ways}; costs of {self.name} take x and y")
         outside = ((positions < 0) | (positions > 1)).any(-1)
         if outside.any():
             x, y = positions[outside][0]
@@ -176,10 +177,10 @@ class GeometricCosts(Costs):
         """Any positions do."""
 
 
-def _ways(are_degrees: bool, place: Int[np.ndarray, " N"] | None) -> str:
+def _ways(numbers: int, *, are_degrees: bool) -> str:
     if are_degrees:
         return "latitude and longitude"
-    return "three coordinates" if place is None else "places"
+    return "three coordinates" if numbers else "places"
 
 
 def move_ends(

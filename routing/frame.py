@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from routing.trips import Log
 
 # What a move costs on average, in units of cost: as in the unit square, whose distances are 0.52.
 MEAN_COST = 0.5
+# How far outside of the log's box a node may lie, in the unit square.
+MARGIN = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,23 @@ class Frame:
         """Positions of the log's kind in the unit square; what lies outside the log's box lies outside the square."""
         return (positions - self.corner) * self.scale
 
-    def numbers_of(self, names: list[str]) -> Int64[np.ndarray, " N"]:
+    def located(self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool) -> Float64[np.ndarray, "N 2"]:
+        """Positions as a user's file has them, latitudes first where they are degrees, in the unit square.
+
+        Raises:
+            UserError: they are of another kind than the log's, or lie outside of its box.
+        """
+        if are_degrees != self.on_earth or positions.shape[1] != 2:
+            wanted = "lat and lon" if self.on_earth else "x and y"
+            raise UserError(f"says otherwise than the log that the run learnt from where nodes are: give {wanted}")
+        inside = self.inside(positions[:, ::-1] if are_degrees else positions)
+        outside = ((inside < -MARGIN) | (inside > self.size + MARGIN)).any(-1)
+        if outside.any():
+            x, y = positions[outside][0]
+            raise UserError(f"has a node at ({x:g}, {y:g}), outside of the box of the log that the run learnt from")
+        return inside
+
+    def numbers_of(self, names: Sequence[str]) -> Int64[np.ndarray, " N"]:
         """The numbers of places by their names.
 
         Raises:

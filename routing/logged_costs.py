@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from config import UserError
 from routing.cost_world import Costs, Nodes, UniformDraws
 from routing.costs import GeometricCosts
 from routing.frame import Frame
-from routing.places import Places
+from routing.places import Places, nearest_points
 
 # The name of such a world.
 TRIPS = "trips"
+# How far from a place, in the unit square, a node is still at it.
+SAME_PLACE = 1e-4
 
 
 def logged_costs(frame: Frame) -> Costs:
@@ -60,6 +63,12 @@ class LoggedCosts(GeometricCosts):
         drawn = super().numpy_nodes(uniform, num_instances, *sizes)
         return Nodes(drawn.coords * torch.from_numpy(self.frame.size))
 
+    def locate(
+        self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
+    ) -> Nodes:
+        """Where they are in the log's frame."""
+        return Nodes(torch.from_numpy(self.frame.located(positions, are_degrees=are_degrees))[None])
+
     def measured(self, cost: float) -> str:
         """In the log's own unit."""
         return _measured(cost, self.frame)
@@ -83,6 +92,22 @@ class LoggedPlaces(Places):
     def unseen_places(self) -> tuple[int, ...]:
         """Where the log never goes."""
         return tuple(np.flatnonzero(~self.frame.seen).tolist())
+
+    def numbers_of(self, called: Sequence[str]) -> Int64[np.ndarray, " N"]:
+        """By their names in the log's table, which may be numbers."""
+        return self.frame.numbers_of(called)
+
+    def locate(
+        self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
+    ) -> Nodes:
+        """The places given, or those at the positions; a node that is at none is an unknown place, -1."""
+        if place is not None:
+            return super().locate(positions, are_degrees=are_degrees, place=place)
+        inside = self.frame.located(positions, are_degrees=are_degrees)
+        nearest = nearest_points(inside, self.frame.places)
+        is_there = np.abs(self.frame.places[nearest] - inside).max(-1) <= SAME_PLACE
+        found = np.where(is_there, nearest, -1)
+        return Nodes(torch.from_numpy(inside)[None], torch.from_numpy(found)[None].int())
 
     def between(
         self,

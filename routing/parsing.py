@@ -41,8 +41,9 @@ class RoutingInstance(NamedTuple):
         reference: length of the best solution that the file itself tells of; None where it tells of none.
         vehicles: routes that a plan may have; None where any number may.
         costs: what a move from each node (row) to each (column) costs, 0 from a node to itself, where the file gives a
-            matrix: int64 if all of them are whole, else float64. None where positions tell.
+            matrix: int64 if all of them are whole, else float64. None where positions tell, or nobody knows.
         place: which place of a run's cost world each node is; None where the file says nothing of places.
+        called: what the file calls those places, by number or by name; None likewise.
     """
 
     name: str
@@ -55,6 +56,12 @@ class RoutingInstance(NamedTuple):
     vehicles: int | None = None
     costs: Num[np.ndarray, "N N"] | None = None
     place: Int64[np.ndarray, " N"] | None = None
+    called: tuple[str, ...] | None = None
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether anybody knows what moves between the nodes cost."""
+        return self.costs is not None or not metrics.is_paid(self.metric)
 
     def tour_length(self, tour: Int[np.ndarray, " L"]) -> int | float:
         """Length of a closed tour; an int where all costs are whole."""

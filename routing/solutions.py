@@ -74,15 +74,21 @@ def solution_path(folder: Path, instance: RoutingInstance) -> Path:
     return folder / f"{instance.name}.{'tour' if instance.demand is None else 'sol'}"
 
 
-def write_solution(path: Path, instance: RoutingInstance, tour: Int[np.ndarray, " L"]) -> None:
-    """Write a TSPLIB tour (nodes from 1) or a CVRPLIB solution (customers from 1)."""
-    length = instance.tour_length(tour)
+def write_solution(
+    path: Path, instance: RoutingInstance, tour: Int[np.ndarray, " L"], *, expected: float | None = None
+) -> None:
+    """Write a TSPLIB tour (nodes from 1) or a CVRPLIB solution (customers from 1).
+
+    `expected` is what it is expected to cost, which stands for its length where nobody knows that.
+    """
+    length = instance.tour_length(tour) if instance.is_priced else expected
     if instance.demand is not None:
         routes = [route.tolist() for route in split_routes(tour) if len(route)]
         with safe_files.replacing(path) as temporary:
             vrplib.write_solution(temporary, routes, {"Cost": length})
         return
-    lines = [f"NAME : {path.name}", f"COMMENT : length {length}", "TYPE : TOUR"]
+    comment = f"COMMENT : {'length' if instance.is_priced else 'expected cost'} {length}"
+    lines = [f"NAME : {path.name}", comment, "TYPE : TOUR"]
     lines += [f"DIMENSION : {len(tour)}", "TOUR_SECTION", *map(str, tour + 1), "-1", "EOF"]
     safe_files.write_text(path, "\n".join(lines) + "\n")
 

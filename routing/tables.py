@@ -76,7 +76,7 @@ def read_table(path: Path, lines: list[str]) -> RoutingInstance:
 
 def _says_where(header: Row | None, rows: list[Row]) -> bool:
     """Whether columns hold positions even where there are as many of them as rows."""
-    if header is not None and (_named(header.fields) or _places_in(header, rows) is not None):
+    if header is not None and (_named(header.fields) or _called(header, rows) is not None):
         return True
     square = len(rows) == len(rows[0].fields)
     is_matrix = square and all(number_in(row.fields[index]) == 0 for index, row in enumerate(rows))
@@ -140,7 +140,7 @@ def rows_of(path: Path, lines: list[str]) -> Iterator[Row]:
     Raises:
         InstanceError: a line cannot be split.
     """
-    any_row = False
+    any_row = names_alone = False
     for number, line in enumerate(lines, start=1):
         line = line.strip(" \r\n\ufeff")
         if line.startswith("#") and not any_row and _names_places(line.lstrip("# ")):
@@ -148,8 +148,11 @@ def rows_of(path: Path, lines: list[str]) -> Iterator[Row]:
         # A first line `sep=;` is an instruction to spreadsheets.
         if not line.strip() or line.startswith("#") or (number == 1 and re.fullmatch("sep=.", line, re.IGNORECASE)):
             continue
+        # A name may have spaces in it.
+        fields = [line.strip()] if names_alone and not re.search('[;,\t"]', line) else _fields(path, number, line)
+        names_alone = names_alone or (not any_row and fields == [PLACE_COLUMN])
         any_row = True
-        yield Row(number, _fields(path, number, line))
+        yield Row(number, fields)
 
 
 def _names_places(comment: str) -> bool:
@@ -218,27 +221,34 @@ def _header(path: Path, rows: list[Row]) -> tuple[Row | None, list[Row]]:
 
 def _from_columns(path: Path, header: Row | None, rows: list[Row]) -> RoutingInstance:
     """The instance whose positions stand in two of the columns, or whose places stand in one."""
-    place = _places_in(header, rows)
-    if place is not None and header is not None and _named(header.fields) is None:
+    called = _called(header, rows)
+    place = None if called is None else _numbers(called)
+    if called is not None and header is not None and _named(header.fields) is None:
         _refuse_constraints(path, header)
-        return RoutingInstance(path.stem, "tsp", without_positions(len(rows)), EXACT, place=place)
+        return RoutingInstance(path.stem, "tsp", without_positions(len(rows)), EXACT, place=place, called=called)
     (first, second), metric = _chosen(path, header, rows)
     positions = []
     for row in rows:
         positions.append(position_in(path, row, [row.fields[first], row.fields[second]]))
         if metric == GREAT_CIRCLE:
             check_on_earth(path, row.number, *positions[-1], remedy="lat and lon are taken in degrees, as 52.52")
-    return RoutingInstance(name=path.stem, problem="tsp", coords=np.array(positions), metric=metric, place=place)
+    coords = np.array(positions)
+    return RoutingInstance(name=path.stem, problem="tsp", coords=coords, metric=metric, place=place, called=called)
 
 
-def _places_in(header: Row | None, rows: list[Row]) -> Int64[np.ndarray, " N"] | None:
-    """The numbers in the column `place`; None where there is no such column, or where it holds names."""
+def _called(header: Row | None, rows: list[Row]) -> tuple[str, ...] | None:
+    """What stands in the column `place`; None where there is no such column."""
     if header is None or header.fields.count(PLACE_COLUMN) != 1:
         return None
     column = header.fields.index(PLACE_COLUMN)
-    numbers = [whole_number_in(row.fields[column]) for row in rows]
+    return tuple(row.fields[column] for row in rows)
+
+
+def _numbers(called: tuple[str, ...]) -> Int64[np.ndarray, " N"] | None:
+    """The places that are called by these numbers; None where some have names."""
+    numbers = [whole_number_in(name) for name in called]
     found = [number for number in numbers if number is not None]
-    return np.array(found, dtype=np.int64) if found and len(found) == len(numbers) else None
+    return np.array(found, dtype=np.int64) if len(found) == len(numbers) else None
 
 
 def _refuse_constraints(path: Path, header: Row) -> None:

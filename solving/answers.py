@@ -31,7 +31,8 @@ NETWORK = "network"
 class Solution(NamedTuple):
     """A checked solution of an instance, with lengths in the instance's own metric.
 
-    Where moves cost no distances, lengths are what is paid by the true costs; where something is hidden, on average.
+    Where moves cost no distances, lengths are what is paid by the true costs; where something is hidden, on average;
+    where nobody knows, they are None.
 
     Attributes:
         instance: what was solved.
@@ -48,7 +49,7 @@ class Solution(NamedTuple):
 
     instance: RoutingInstance
     tour: Int64[np.ndarray, " L"]
-    length: int | float
+    length: int | float | None
     seconds: float
     reference: int | float | None = None
     imagined: Imagined | None = None
@@ -67,12 +68,12 @@ class Solution(NamedTuple):
     @property
     def gap(self) -> float | None:
         """How much longer than the reference, in percent; None without one, or where all its legs round to 0."""
-        return 100 * (self.length / self.reference - 1) if self.reference else None
+        return 100 * (self.length / self.reference - 1) if self.reference and self.length is not None else None
 
     @property
     def imagined_real_length(self) -> int | float | None:
         """What the imagined tour is long; None where there is none."""
-        if self.imagined is None:
+        if self.imagined is None or not self.instance.is_priced:
             return None
         return self.instance.tour_length(self.imagined.tour)
 
@@ -101,7 +102,7 @@ def totals(solutions: Sequence[Solution]) -> dict[str, int | float | None]:
     gaps = [solution.gap for solution in chosen if solution.gap is not None]
     return {
         "mean_of": len(chosen),
-        "mean_length": mean([solution.length for solution in lengths]),
+        "mean_length": mean([each.length for each in lengths if each.length is not None]),
         "mean_reference": mean([each.reference for each in lengths if each.reference is not None and gaps]),
         "mean_gap_percent": mean(gaps),
         "seconds": sum(solution.seconds for solution in solutions),
@@ -267,7 +268,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
         trained_on: nodes of the instances that the agent learnt from; 0 without one.
     """
     lines = []
-    worse = [each for each in solutions if each.nearest is not None and each.length > each.nearest * (1 + 1e-9)]
+    worse = [each for each in solutions if _is_worse(each)]
     if worse:
         named = [
             f"{one_line(each.instance.name)} ({length_text(each.length, each.instance.metric)} where that gives"
@@ -286,7 +287,7 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
             f" {_listed(named, len(doubtful))}; the length beside the file, or in its comment, is of something else:"
             " try --reference lkh or pyvrp"
         )
-    lines += _ofbounds(solutions)
+    lines += _of_bounds(solutions)
     by_network = [each for each in solutions if each.chosen_by == NETWORK]
     far = [each for each in by_network if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
     if far:
@@ -298,11 +299,22 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
     return lines
 
 
-def _ofbounds(solutions: Sequence[Solution]) -> list[str]:
+def _is_worse(solution: Solution) -> bool:
+    """Whether it is longer than going to the nearest node each time, where both lengths are known."""
+    length, nearest = solution.length, solution.nearest
+    return length is not None and nearest is not None and length > nearest * (1 + 1e-9)
+
+
+def _of_bounds(solutions: Sequence[Solution]) -> list[str]:
     """What there is to say of forecasts without bounds, or with bounds that were found out about other sizes."""
-    told = [each.forecast for each in solutions if each.forecast is not None]
     lines = []
-    if any(forecast.low is None for forecast in told):
+    unbounded = [each for each in solutions if each.forecast is not None and each.forecast.low is None]
+    if any(each.length is None for each in unbounded):
+        lines.append(
+            "nothing says how far costs may be from those expected: a log tells what moves cost, and not what tours do"
+            " that were chosen for looking cheap"
+        )
+    elif unbounded:
         lines.append(
             "nothing says how far costs may be from those expected: the run was not trained to its end in this version,"
             " or on fewer than 19 validation instances; its own command goes on with it, with more --steps"

@@ -33,6 +33,8 @@ MOST_STARTS = 100
 SYMMETRIES = 8
 # For one instance; so many take hours.
 MOST_SAMPLES = 10**7
+# More than a move costs by a model's reckoning, where nobody knows what it truly costs.
+DEAREST_MOVE = 1e6
 
 
 @dataclass(frozen=True)
@@ -386,7 +388,8 @@ def _penalties(instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B
     for row, instance in enumerate(instances):
         if instance.vehicles is not None:
             # No plan is longer than a route of its own for each customer.
-            worst = 2 * len(instance.coords) * instance.longest_leg() + 1
+            longest = instance.longest_leg() if instance.is_priced else DEAREST_MOVE
+            worst = 2 * len(instance.coords) * longest + 1
             penalties[row] = worst * np.maximum(route_counts(tours[row]) - instance.vehicles, 0)
     return penalties
 

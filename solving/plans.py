@@ -54,7 +54,7 @@ def planned(
         for index, outcome in zip(asked, outcomes, strict=True):
             if isinstance(outcome, Solution):
                 instance, seconds = instances[index], outcome.seconds + share
-                length = instance.tour_length(outcome.tour)
+                length = instance.tour_length(outcome.tour) if instance.is_priced else None
                 outcome = outcome._replace(instance=instance, length=length, seconds=seconds, by_model=True)
             found[index] = outcome
     return [found[index] for index in range(len(instances))]

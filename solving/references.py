@@ -51,6 +51,7 @@ def with_references(solutions: Sequence[Solution], solver: str) -> list[Solution
     groups: dict[str, list[int]] = {}
     for index, solution in enumerate(solutions):
         if is_by(solution, solver):
+            assert solution.length is not None, "it was found by costs that are known"
             # It would find the same again.
             lengths[index] = solution.length
         else:

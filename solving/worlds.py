@@ -22,7 +22,7 @@ def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
     """The instance as the rules' cost world has it; as it is where moves cost distances, or where it gives a matrix.
 
     Its `costs` are the true ones, which no model is shown: tours are measured and compared by them. Where an episode
-    hides something, they are those on average over that.
+    hides something, they are those on average over that; where nobody knows them, there are none.
 
     Raises:
         UserError: the world does not know its nodes.
@@ -34,12 +34,25 @@ def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
         return instance
     if instance.metric == "GEO":
         raise UserError("gives degrees and minutes, which no cost world reads; give columns lat and lon, in degrees")
-    costs = rules.costs
-    nodes = costs.locate(instance.coords, are_degrees=instance.metric == GREAT_CIRCLE, place=instance.place)
+    costs, place = rules.costs, instance.place
+    # In a world whose places have names, numbers are names, too.
+    if instance.called is not None and (named := costs.numbers_of(instance.called)) is not None:
+        place = named
+    nodes = costs.locate(instance.coords, are_degrees=instance.metric == GREAT_CIRCLE, place=place)
     coords = nodes.coords[0].numpy()
     place = None if nodes.place is None else nodes.place[0].numpy().astype(np.int64)
-    found = instance._replace(coords=coords, place=place, metric=costs.metric, reference=None)
-    posed = as_instance([found], torch.from_numpy(coords)[None])
+    return at_home(rules, instance._replace(coords=coords, place=place))
+
+
+def at_home(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
+    """The same for an instance whose nodes are those of the world already."""
+    if costs_distances(rules):
+        return instance
+    costs = rules.costs
+    found = instance._replace(metric=costs.metric, reference=None)
+    if not costs.known:
+        return found
+    posed = as_instance([found], torch.from_numpy(instance.coords)[None])
     matrix = costs.mean_matrix(posed) if costs.hidden else costs.matrix(posed)
     return found._replace(costs=costs.unit * matrix[0].numpy())
 

@@ -33,7 +33,8 @@ def picture_of(solution: Solution, costs: Costs | None) -> UInt8[np.ndarray, "H 
     if costs is not None and is_paid(instance.metric):
         coords = torch.from_numpy(instance.coords)[None]
         # Maps of streets are narrow, and have no room for all that the table says.
-        title, note = f"{instance.name}: {_expected(solution) or length}", f"in truth {length}; {solution.chooser}"
+        title = f"{instance.name}: {_expected(solution) or length}"
+        note = solution.chooser if solution.length is None else f"in truth {length}; {solution.chooser}"
         return costs.picture(as_instance([instance], coords), solution.tour, title=title, note=note)
     title = f"{instance.name}: length {length}"
     if solution.gap is not None:
@@ -56,7 +57,8 @@ def _expected(solution: Solution) -> str:
 def write(solution: Solution, folder: Path, costs: Costs | None) -> None:
     """Write the solution to `folder` as its problem's files do, and its picture; `costs` as for `picture_of`."""
     instance = solution.instance
-    write_solution(solution_path(folder, instance), instance, solution.tour)
+    expected = None if solution.forecast is None else solution.forecast.cost
+    write_solution(solution_path(folder, instance), instance, solution.tour, expected=expected)
     picture = picture_of(solution, costs)
     # Most calls write no picture, and matplotlib takes longer to import than a tour to find.
     from matplotlib.image import imsave
