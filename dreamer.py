@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
-from models import make_behavior, make_imagination, make_planners, make_teacher
+from models import make_behavior, make_imagination, make_optimizers, make_planners, make_teacher
 from networks import Latent
 from parts.acting import Sight
 from parts.moves import Moves
@@ -423,20 +422,6 @@ class Dreamer:
 
 def _unsaid(line: str) -> None:
     """For what has been said before."""
-
-
-def make_optimizers(
-    groups: Mapping[str, nn.Module], *, settings: DreamerSettings, guard: Guard
-) -> dict[str, Optimizer]:
-    """An optimiser for each of `model`, `actor` and `critic`, with the rate and limit of its own section."""
-    model, actor, critic = settings.model, settings.actor, settings.critic
-    rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr}
-    clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip}
-    shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
-    return {
-        name: Optimizer(name, {name: module}, guard=guard, lr=rates[name], clip=clips[name], **shared)
-        for name, module in groups.items()
-    }
 
 
 def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:

@@ -1,11 +1,15 @@
-"""From a task and a config to a world model of the right kind, imagination in it, and a behaviour that learns there."""
+"""From a task and a config to the parts of a Dreamer: a world model of the right kind, who acts in it, optimisers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+
+from torch import nn
 
 from config import UserError
 from envs.tasks import ObservationTask, RoutingTask, Task
+from guard import Guard
 from imagining.behavior import ImagBehavior
 from imagining.imagination import Imagination
 from imagining.observation_imagination import ObservationImagination
@@ -19,8 +23,17 @@ from planning.teacher import Teacher
 from settings.dreamer import DreamerSettings, ModelSettings
 from settings.imagination import ImaginationSettings
 from settings.planning import PlanSettings, TeacherSettings
+from updates.optimizer import Optimizer
 
-__all__ = ["ImagBehavior", "WorldModel", "make_behavior", "make_imagination", "make_planners", "make_teacher"]
+__all__ = [
+    "ImagBehavior",
+    "WorldModel",
+    "make_behavior",
+    "make_imagination",
+    "make_optimizers",
+    "make_planners",
+    "make_teacher",
+]
 
 
 def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelSettings) -> Imagination:
@@ -77,3 +90,17 @@ def make_teacher(planners: Mapping[str, Planner], settings: TeacherSettings, *, 
             " and actor.pointer.latent: 0"
         )
     return Teacher(planners["plan"], settings)
+
+
+def make_optimizers(
+    groups: Mapping[str, nn.Module], *, settings: DreamerSettings, guard: Guard
+) -> dict[str, Optimizer]:
+    """An optimiser for each of `model`, `actor` and `critic`, with the rate and limit of its own section."""
+    model, actor, critic = settings.model, settings.actor, settings.critic
+    rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr}
+    clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip}
+    shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
+    return {
+        name: Optimizer(name, {name: module}, guard=guard, lr=rates[name], clip=clips[name], **shared)
+        for name, module in groups.items()
+    }

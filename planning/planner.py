@@ -96,12 +96,12 @@ class Planner:
         """
         each = -self.imagination.model.predict_moves_each(instance, belief)
         if generator is None:
-            costs = _apart(each, self.settings.pessimism)
+            costs = apart(each, self.settings.pessimism)
         elif self.settings.thompson:
             member = (uniform((each.shape[1],), generator) * len(each)).long()
             costs = each[member, torch.arange(each.shape[1], device=each.device)]
         else:
-            costs = _apart(each, -self.settings.optimism)
+            costs = apart(each, -self.settings.optimism)
         return costs.nan_to_num(0.0, 0.0, 0.0).double().cpu().numpy()
 
     def plan(
@@ -126,7 +126,7 @@ class Planner:
         self.solver.close()
 
 
-def _apart(each: Float[Tensor, "K B N N"], deviations: float) -> Float[Tensor, "B N N"]:
+def apart(each: Float[Tensor, "K B M N"], deviations: float) -> Float[Tensor, "B M N"]:
     """The mean of an ensemble, and so many of its standard deviations."""
     mean = each.mean(0)
     return mean if deviations == 0 else mean + deviations * each.std(0, correction=0)

@@ -34,7 +34,7 @@ def field_cases(rules: type[Rules], count: int, num_nodes: int, *, seed: int) ->
         UserError: hardly any instance is such.
     """
     if not rules.costs.least_regret:
-        return Cases(rules.field_instances(count, num_nodes, seed=seed), rules.costs.fixed_factors(count, seed=seed))
+        return _first(rules, count, num_nodes, seed=seed)
     looked_at = 0
     chosen: Int64[np.ndarray, " K"] = np.empty(0, dtype=np.int64)
     while len(chosen) < count:

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from routing.instances import HELD_KARP_MAX_NODES, LKH_RUNS, MIN_REFERENCE_NODES, held_karp_tours, reference_tour
 from routing.leftovers import Problem
@@ -99,15 +99,19 @@ def _is_small_tour(problem: Problem) -> bool:
 
 
 def _solve_alone(problem: Problem, *, thorough: bool) -> Solution:
-    costs = problem.costs
+    costs = not_below_zero(problem.costs, is_tour=problem.demand is None)
     if problem.demand is None:
-        # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
-        if (least := costs.min(initial=0.0)) < 0:
-            costs = costs - least * ~np.eye(len(costs), dtype=bool)
         return reference_tour(costs, runs=LKH_RUNS if thorough else 1)
-    # PyVRP takes no costs below 0.
-    costs = costs.clip(min=0.0)
     return cheapest_plan(costs, problem.demand, problem.capacity, vehicles=problem.vehicles, name="a problem")
+
+
+def not_below_zero(costs: Float64[np.ndarray, "N N"], *, is_tour: bool) -> Float64[np.ndarray, "N N"]:
+    """Costs without any below 0, which solvers do not take; the best tour by these is the best by those."""
+    if not is_tour:
+        return costs.clip(min=0.0)
+    # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
+    least = costs.min(initial=0.0)
+    return costs - least * ~np.eye(len(costs), dtype=bool) if least < 0 else costs
 
 
 def leave_interrupts() -> None:

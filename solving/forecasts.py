@@ -13,6 +13,7 @@ from torch import Tensor
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from parts.moves import MoveHead
+from planning.planner import apart
 from routing.rules import Instance, each_part
 from settings.planning import PlanSettings
 from solving.worlds import costs_distances
@@ -67,7 +68,7 @@ class Forecaster:
 
     def _taken(self, rewards: Tensor) -> Float64[np.ndarray, "B M N"]:
         costs = -rewards.double().nan_to_num(0.0, 0.0, 0.0) / self.reward_scale
-        return (costs.mean(0) + self.settings.pessimism * costs.std(0, correction=0)).cpu().numpy()
+        return apart(costs, self.settings.pessimism).cpu().numpy()
 
     def tours(self, instance: Instance, tours: Int64[np.ndarray, "B L"]) -> Float64[np.ndarray, "K B"]:
         """What closed tours cost, as each member of the ensemble expects it; they may wait at a node."""

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from config import UserError
 from routing.files import RoutingInstance
 from routing.metrics import GIVEN
+from routing.solvers import not_below_zero
 from solving.answers import Solution
 from solving.forecasts import WORKING_NUMBERS, Forecaster
 from solving.frames import pose
@@ -88,12 +89,6 @@ def _expected(forecaster: Forecaster, instances: Sequence[RoutingInstance]) -> l
         remedy="solve it in parts, or where there is more memory",
     )
     costs = forecaster.matrices(pose(instances, forecaster.device).instance)
-    return [_from_zero(each, is_tour=instance.demand is None) for each, instance in zip(costs, instances, strict=True)]
-
-
-def _from_zero(costs: Float64[np.ndarray, "N N"], *, is_tour: bool) -> Float64[np.ndarray, "N N"]:
-    """Costs without any below 0, which solvers do not take; the best tour of these is the best of those."""
-    if is_tour:
-        # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
-        return costs - min(costs.min(initial=0.0), 0.0) * ~np.eye(len(costs), dtype=bool)
-    return costs.clip(min=0.0)
+    return [
+        not_below_zero(each, is_tour=instance.demand is None) for each, instance in zip(costs, instances, strict=True)
+    ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
 from imagining.world_model import Observed, WorldModel
-from models import make_behavior, make_imagination
+from models import make_behavior, make_imagination, make_optimizers
 from networks import TSPPointerActor
 from parts.moves import MoveHead
 from routing.cost_world import Costs
@@ -246,7 +247,7 @@ class Scene:
         self.guard = Guard("cpu")
         self.behavior: ImagBehavior = make_behavior(task, self.imagination, settings=sections)
         groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
-        self.optimizers = dreamer.make_optimizers(groups, settings=sections, guard=self.guard)
+        self.optimizers = make_optimizers(groups, settings=sections, guard=self.guard)
 
     @property
     def model(self) -> Any:
@@ -421,3 +422,11 @@ def make_world_model(task: Task, *, discount: float = 1.0, **changes: Any) -> An
         return ObservationModel(task, settings, discount=discount)
     assert isinstance(task, RoutingTask)
     return RoutingModel(task, settings)
+
+
+def random_states(generators: dict[str, torch.Generator]) -> list[Any]:
+    return [
+        *(generator.get_state().tolist() for generator in generators.values()),
+        torch.get_rng_state().tolist(),
+        [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],  # noqa: NPY002
+    ]

@@ -2,59 +2,18 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
-import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import config
-from config import CommandLine, Config, ConfigError
-
-SECTIONS = """\
-# Everything that is not overlaid.
-defaults:
-  seed: 0
-  steps: 1000
-  logdir: null
-  compile: false
-  device: auto
-  discount: 1
-  imag_mask: rules
-  layers: [64, 64]
-  actor:
-    entropy: 3e-4
-    grad_clip: 1.0
-    schedule: {warmup: 50, final: 0.02}
-
-# TSP with 20 nodes,
-# the default.
-tsp_attn:
-  steps: 2e6
-  actor: {entropy: 1e-2}
-
-debug:
-  steps: 10
-  actor:
-    schedule: {warmup: 2}
-"""
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "configs.yaml"
-    path.write_text(text)
-    return path
+from config import Config, ConfigError
+from tests.config_scenes import SECTIONS, written
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return written(tmp_path, SECTIONS)
-
-
-def parse(path: Path, *argv: str) -> CommandLine:
-    entry_keys = {"resume": "checkpoint to go on from", "init": "checkpoint to take the weights of"}
-    return config.parse_command_line(list(argv), config_path=path, description="A test.", entry_keys=entry_keys)
 
 
 def test_load_defaults_is_the_section_alone():
@@ -239,13 +198,6 @@ def test_load_lays_a_family_only_where_the_task_is_of_it(families: Path) -> None
     assert config.load(families, [], {"task": "knapsack_20"}).steps == 1
 
 
-def test_parse_command_line_tells_the_family_from_the_defaults(families: Path) -> None:
-    command = parse(families, "--task", "gym_Pendulum-v1")
-    assert command.defaults.steps == 1
-    changes = {"task": "gym_Pendulum-v1", "steps": 2, "layers": 2, "actor.units": 16}
-    assert config.difference(command.config, command.defaults) == changes
-
-
 BASES = """\
 defaults: {task: tsp, steps: 1, actor: {lr: 1.0, lr_final: 1.0}, critic: {units: 1}}
 common: {steps: 2, actor: {lr: 2.0}}
@@ -276,114 +228,6 @@ def test_load_refuses_a_base_that_is_none(tmp_path: Path, section: str, message:
     path = written(tmp_path, BASES + f"broken: {section}\n")
     with pytest.raises(ConfigError, match=message):
         config.load(path, ["broken"], {})
-
-
-PROGRAMS = """\
-defaults: {steps: 1, units: 2, one: {lr: 1.0, units: 3}, two: {lr: 1.0, width: 4}, three: {lr: 1.0}}
-shared: {steps: 2}
-ours: {one: {units: 5}}
-theirs: {steps: 3, two: {width: 5}}
-built: {base: [theirs]}
-two: {steps: 4}
-debug: {one: {units: 1}, two: {width: 1}}
-"""
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Path:
-    return written(tmp_path, PROGRAMS)
-
-
-def parse_as_one(path: Path, *argv: str, base: Sequence[str] = ()) -> CommandLine:
-    return config.parse_command_line(
-        list(argv), config_path=path, description="", entry_keys={}, base=base, foreign_keys={"two": "two.py"}
-    )
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--configs", "theirs"], "section theirs is for another program: python two.py --configs theirs"),
-        (["--configs", "built"], "section built is for another program"),
-        (["--configs", "ours", "two"], "section two is for another program"),
-        (["--two.width", "1"], "only two.py reads two.width; the nearest is 'one.units'"),
-        (["--lr", "1"], "unknown key 'lr'; the nearest are 'one.lr', 'three.lr'$"),
-        (["--widht", "1"], "unknown key 'widht'; the nearest is 'units'"),
-    ],
-)
-def test_parse_command_line_refuses_what_another_program_reads(programs: Path, argv: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_as_one(programs, *argv)
-
-
-def test_parse_command_line_takes_what_programs_share_and_its_own_base(programs: Path) -> None:
-    assert parse_as_one(programs, "--configs", "shared", "ours", "debug", "--steps", "7").config.steps == 7
-    assert parse_as_one(programs, "--configs", "two", base=["two"]).config.steps == 4
-
-
-def test_help_leaves_out_what_another_program_reads(programs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_as_one(programs, "--help")
-    page = capsys.readouterr().out.split()
-    assert {"ours", "shared", "--one.lr"} <= set(page)
-    assert not {"theirs", "built", "--two.lr"} & set(page)
-
-
-COMMENTED = """\
-defaults:
-  steps: 1000   # env steps,
-                # counted over all environments
-  name: "#1"
-  # How it learns.
-  actor:
-    lr: 1e-3    # of the actor
-    sizes: {width: 4, heads: 2}   # of nodes
-
-  # Not of the key below.
-
-  seed: 0
-fast:
-  steps: 10
-  actor: {sizes: {heads: 1}}
-"""
-
-
-def help_lines(path: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> list[str]:
-    with pytest.raises(SystemExit):
-        parse(path, *argv)
-    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-
-
-def test_help_shows_each_keys_comment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = help_lines(written(tmp_path, COMMENTED), capsys, "--help")
-    assert "--steps 1000 env steps, counted over all environments" in page
-    assert "--name '#1'" in page and "--seed 0" in page
-    learning = page.index("# How it learns.")
-    assert page[learning + 1 : learning + 5] == [
-        "--actor.lr 0.001 of the actor",
-        "",
-        "# of nodes",
-        "--actor.sizes.width 4",
-    ]
-
-
-@pytest.mark.parametrize("argv", [["--configs", "fast", "--help"], ["-h", "--configs=fast"]], ids=" ".join)
-def test_help_shows_the_values_of_the_sections_that_are_named(
-    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = help_lines(written(tmp_path, COMMENTED), capsys, *argv)
-    assert "--steps 10 env steps, counted over all environments" in page
-    assert {"--actor.sizes.width 4", "--actor.sizes.heads 1"} <= set(page)
-
-
-def test_help_refuses_a_section_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no section 'fats'; the nearest is 'fast'"):
-        parse(written(tmp_path, COMMENTED), "--configs", "fats", "--help")
-
-
-def test_help_shows_the_comments_of_configs_yaml(capsys: pytest.CaptureFixture[str]) -> None:
-    page = help_lines(Path(config.__file__).with_name("configs.yaml"), capsys, "--help")
-    assert "--model_every 4 behaviour updates per world model update" in page
 
 
 SCHEDULED = """\
@@ -443,177 +287,8 @@ def test_config_replace_changes_one_value(path: Path) -> None:
         before.replace(seed="x")
 
 
-def test_parse_command_line_reads_every_form(path: Path) -> None:
-    command = parse(
-        path, "--seed", "3", "--configs", "tsp_attn", "debug", "--actor.entropy=-1e-3", "--actor.grad_clip", "-2.5e-1",
-        "--resume", "runs/latest.pt", "--logdir=a=b",
-    )  # fmt: skip
-    assert command.entry == {"resume": "runs/latest.pt", "init": None}
-    assert config.difference(command.config, command.defaults) == {
-        "seed": 3,
-        "steps": 10,
-        "logdir": "a=b",
-        "actor.entropy": -0.001,
-        "actor.grad_clip": -0.25,
-        "actor.schedule.warmup": 2,
-    }
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--seed"], "--seed needs a value"),
-        (["--seed", "--compile", "true"], "--seed needs a value"),
-        (["--configs"], "--configs needs a value"),
-        (["--resume"], "--resume needs a value"),
-        (["tsp_attn"], "unexpected 'tsp_attn'"),
-        (["--seed", "1", "2"], "unexpected '2'"),
-        (["--resum", "x"], "unknown key 'resum'; the nearest is 'resume'"),
-        (["--config", "x"], "unknown key 'config'; the nearest is 'configs'"),
-        (["--", "x"], "unknown key ''"),
-    ],
-)
-def test_parse_command_line_refuses_mistakes(path: Path, argv: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse(path, *argv)
-
-
-def test_parse_command_line_help_lists_sections_and_keys(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        parse(path, "--seed", "--help")
-    page = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert stopped.value.code == 0
-    assert page[0] == "A test."
-    assert "--resume checkpoint to go on from" in page
-    assert "tsp_attn TSP with 20 nodes, the default." in page
-    assert "debug" in page
-    assert "--actor.schedule.warmup 50" in page
-    assert "--logdir null" in page
-    assert "--compile false" in page
-    assert "--layers [64, 64]" in page
-
-
-def test_one_line_errors_exits_with_status_two(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped, config.one_line_errors("dreamer.py"):
-        parse(path, "--seed")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "dreamer.py: command line: --seed needs a value (see --help)\n"
-
-
-@pytest.mark.parametrize("error", [KeyError, ValueError])
-def test_one_line_errors_keeps_the_traceback_of_what_is_no_mistake(error: type[Exception]) -> None:
-    with pytest.raises(error), config.one_line_errors("dreamer.py"):
-        raise error("lost")
-
-
-def test_one_line_errors_keeps_traceback_of_other_errors() -> None:
-    with pytest.raises(KeyError), config.one_line_errors("dreamer.py", OSError):
-        raise KeyError("a defect")
-    with pytest.raises(SystemExit), config.one_line_errors("dreamer.py", OSError):
-        raise OSError("no space left")
-
-
-def test_save_read_round_trip_keeps_order_and_types(path: Path, tmp_path: Path) -> None:
-    loaded = config.load(path, [], {"device": "1e-2", "actor.entropy": "1e-7", "logdir": "null"})
-    config.save(loaded, tmp_path / "config.yaml")
-    again = config.read(tmp_path / "config.yaml")
-    assert again == loaded
-    assert list(again) == list(loaded)
-    assert type(again.device) is str
-
-
-def test_read_takes_missing_keys_from_a_fallback(path: Path, tmp_path: Path) -> None:
-    saved = tmp_path / "config.yaml"
-    saved.write_text("steps: 7\nretired: 1\nactor: {entropy: 0.25, schedule: {final: 0.5}}\n")
-    fallback = config.load(path, [], {})
-    filled = config.read(saved, missing_from=fallback)
-    expected = {"steps": 7, "actor.entropy": 0.25, "actor.schedule.final": 0.5, "retired": 1}
-    assert filled.flat() == {**fallback.flat(), **expected}
-    assert fallback == config.load(path, [], {})
-    assert config.read(saved).flat() == expected
-
-
-def repeated(innermost: str, before: str, after: str) -> str:
-    """Seven levels, each with the one before ten times."""
-    lines = [f"a0: &a0 {innermost}"]
-    for level in range(1, 8):
-        lines.append(f"a{level}: &a{level} {before}{', '.join([f'*a{level - 1}'] * 10)}{after}")
-    return "\n".join(lines)
-
-
-LAUGHS, MERGES = repeated("[x, x]", "[", "]"), repeated("{x: 1}", "{<<: [", "]}")
-
-
-@pytest.mark.parametrize(
-    ("text", "cause"),
-    [
-        (LAUGHS, "holds more than 20,000 entries"),
-        (MERGES, "holds more than 20,000 entries"),
-        ("a: &a [*a]", "is nested more than 32 levels deep"),
-        ("a: &a {<<: *a}", "is nested more than 32 levels deep"),
-        ("a: " + "[" * 40 + "]" * 40, "is nested more than 32 levels deep"),
-        ("- " * 2000, "cannot be read (maximum recursion depth"),
-        ("a: 1\n" * 60_000, "bytes, and such files have 262,144 at most"),
-        ("a: 2001-99-99", "cannot be read (month must be"),
-        ("a: " + "9" * 5000, "cannot be read (Exceeds the limit"),
-        ("a: !!bool x", "cannot be read ('x')"),
-        ("a: !!float x", "cannot be read"),
-        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
-    ],
-    ids=[
-        "aliases",
-        "merges",
-        "recursive",
-        "merges itself",
-        "nested",
-        "deep",
-        "huge",
-        "date",
-        "int",
-        "bool",
-        "float",
-        "tag",
-    ],
-)
-def test_read_refuses_files_that_take_memory_or_are_no_config(text: str, cause: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(text)
-    tracemalloc.start()
-    try:
-        with pytest.raises(ConfigError, match=re.escape(cause)) as refused:
-            config.read(tmp_path / "config.yaml")
-        assert tracemalloc.get_traced_memory()[1] < 30e6
-    finally:
-        tracemalloc.stop()
-    assert "config.yaml" in str(refused.value) and "\n" not in str(refused.value)
-
-
-def test_read_takes_a_few_aliases(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
-    assert config.read(tmp_path / "config.yaml").to_dict() == {"a": {"x": 1}, "b": {"x": 1, "y": 2}}
-
-
-def test_read_refuses_a_device_at_once(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match="it is a device"):
-        config.read(tmp_path / "config.yaml")
-
-
-@pytest.mark.parametrize(
-    ("text", "cause"),
-    [("discount: high", "discount is 'high'; it takes a whole number"), ("actor: 5", "actor is 5; it is a section")],
-)
-def test_read_refuses_a_value_of_another_type_than_the_key_has(
-    text: str, cause: str, path: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(cause)) as refused:
-        config.read(tmp_path / "config.yaml", missing_from=config.load(path, [], {}))
-    assert str(tmp_path) in str(refused.value)
-
-
-def test_save_replaces_a_link_and_leaves_its_target(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "linked.yaml").symlink_to("precious")
-    config.save(config.load(path, [], {}), tmp_path / "linked.yaml")
-    assert (tmp_path / "precious").read_text() == "mine"
-    assert config.read(tmp_path / "linked.yaml") == config.load(path, [], {})
+def test_parse_command_line_tells_the_family_from_the_defaults(families: Path) -> None:
+    command = parse(families, "--task", "gym_Pendulum-v1")
+    assert command.defaults.steps == 1
+    changes = {"task": "gym_Pendulum-v1", "steps": 2, "layers": 2, "actor.units": 16}
+    assert config.difference(command.config, command.defaults) == changes

@@ -102,6 +102,8 @@ def test_update_on_a_gpu_never_waits(sections: list[str]):
             real.agent.update(real.replay, progress=0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    # What waits raises above.
+    assert real.agent.learner.updates == 4
 
 
 @needs_gpu

@@ -399,7 +399,10 @@ def python_blocks() -> list[Any]:
 @pytest.mark.parametrize("code", python_blocks())
 def test_snippet_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "snippet", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, "snippet", "exec"), names)
+    # A snippet that shows nothing is none.
+    assert names.keys() > {"__builtins__"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -166,8 +166,11 @@ def test_trust_takes_true_or_false(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--trust is 'maybe'" in refusal(capsys, dreamer.main, "--evaluate", tmp_path, "--trust", "maybe")
 
 
-def test_require_trust_lets_ordinary_configs_pass() -> None:
-    require_trust(debug_config(task="gym_CartPole-v1", cost="lanes"), Path("run"), given=None, trust=False)
+def test_require_trust_lets_ordinary_configs_pass_and_others_not() -> None:
+    ordinary = debug_config(task="gym_CartPole-v1", cost="lanes")
+    require_trust(ordinary, Path("run"), given=None, trust=False)
+    with pytest.raises(ConfigError, match="cost is"):
+        require_trust(ordinary.replace(cost="own:toll"), Path("run"), given=None, trust=False)
 
 
 def test_require_trust_shows_values_of_any_type_on_one_line() -> None:
