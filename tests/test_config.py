@@ -8,7 +8,7 @@ import pytest
 
 import config
 from config import Config, ConfigError
-from tests.config_scenes import SECTIONS, written
+from tests.config_scenes import SECTIONS, parse, written
 
 
 @pytest.fixture
