@@ -109,6 +109,7 @@ class Section:
             _require(self.key(name), getattr(self, name), hint)
 
 
+@functools.cache
 def _hints(section: type[Section]) -> dict[str, Any]:
     """The type of each field, with the range that it is annotated with."""
     hints = get_type_hints(section, include_extras=True)
