@@ -99,8 +99,11 @@ def make_optimizers(
     model, actor, critic = settings.model, settings.actor, settings.critic
     rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr}
     clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip}
-    shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
+    decays = {"model": model.weight_decay}
+    shared = {**asdict(settings.schedule), **asdict(settings.optimizer), "guard": guard}
     return {
-        name: Optimizer(name, {name: module}, guard=guard, lr=rates[name], clip=clips[name], **shared)
+        name: Optimizer(
+            name, {name: module}, lr=rates[name], clip=clips[name], weight_decay=decays.get(name, 0.0), **shared
+        )
         for name, module in groups.items()
     }

@@ -63,17 +63,18 @@ def any_action(spec: ActionSpec, obs: dict[str, Tensor]) -> Tensor:
 
 
 class Collector:
-    """An agent that acts in environments and stores what it lives through, as a run does."""
+    """An agent that plays in environments, by policy or plans, and stores what it lives through, as a run does."""
 
     def __init__(self, agent: Any, env: RoutingVectorEnv | GymVectorEnv, config: Config) -> None:
         self.agent, self.env, self.scale = agent, env, config.reward_scale
+        self.player = agent.players[config.act]
         self.obs, self.info = env.reset()
         spec = agent.task.actions
         spaces = {key: (tuple(value.shape[1:]), value.dtype) for key, value in self.obs.items()}
         spaces["action"] = (spec.shape, spec.dtype)
         settings = RunSettings.of(resized(config, agent, env.num_envs))
         self.replay: Replay = make_replay(settings, spaces, memory=agent.memory_spaces, device=agent.device)
-        self.state = agent.initial_state(env.num_envs)
+        self.state = self.player.initial_state(env.num_envs)
         self.reward = torch.zeros(env.num_envs, device=agent.device)
         self.is_last = self.is_terminal = torch.zeros(env.num_envs, dtype=torch.bool, device=agent.device)
 
@@ -81,7 +82,7 @@ class Collector:
         """One step of every environment; how many of them decided anything."""
         first = self.info["is_first"]
         sight = Sight.of(self.obs, self.info)
-        action, self.state = self.agent.act(sight, self.state, generator=self.agent.generators["acting"])
+        action, self.state = self.player.act(sight, self.state, generator=self.agent.generators["acting"])
         ends = {"is_first": first, "is_last": self.is_last, "is_terminal": self.is_terminal}
         row = {**self.obs, **ends, "reward": self.scale * self.reward, "action": action}
         self.replay.add({**row, **self.agent.memory(self.state)})

@@ -2,8 +2,9 @@
 
     python -m benchmarks.move_errors logdir/tsp_few_steps-tsp_stretch-seed0 logdir/blind
 
-The root mean square error of the learned move cost, over the moves of 256 episodes each; a belief answers for all moves
-to come, as it does in training. What is far better on replayed episodes than on fresh ones was learnt by heart.
+The root mean square error of the learned move cost (or, as in training, the mean absolute one), over the moves of 256
+episodes each, which are played as the run collected its own; a belief answers for all moves of its episode. What is
+far better on replayed episodes than on fresh ones was learnt by heart.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def move_error(agent: Dreamer, replay: Replay) -> float:
     """Of the moves of `EPISODES` episodes drawn from replay, in the unit of the costs."""
     assert isinstance(agent.model, RoutingModel)
     batch = replay.sample_episodes(EPISODES, agent.batch_length, generator=agent.generators["replay"])
-    return float(agent.model.move_loss(batch, agent.model.first_instance(batch), None).sqrt()) / agent.reward_scale
+    loss = agent.model.move_loss(batch, agent.model.first_instance(batch), None)
+    return float(loss.sqrt() if agent.model.move_error == "squared" else loss) / agent.reward_scale
 
 
 def errors(logdir: Path, *, trust: bool = False) -> tuple[float, float]:

@@ -243,7 +243,7 @@ class RoutingModel(WorldModel):
     def moves_of(self, batch: dict[str, Tensor], instance: Instance, feat: Float[Tensor, "B T F"] | None) -> Moves:
         """Those of replayed episodes: from the latent before each move, and the move, to the next row's reward.
 
-        A belief answers for all the moves from its row to the end of the episode.
+        A belief answers for all the moves of its episode.
         """
         begin, end = batch[CURRENT_NODE][:, :-1], batch["action"][:, :-1]
         moves = Moves(
@@ -258,9 +258,9 @@ class RoutingModel(WorldModel):
         if self.belief is None:
             return moves
         # A belief that is asked about the next move only would not learn to remember, so it is asked about every later
-        # one, too.
+        # one, too; and about those that it has seen, by which it finds out sooner that costs tell of something hidden.
         each = each_part(moves, lambda part: part[:, None])
-        weight = (moves.weight[:, None] * moves.weight[:, :, None]).triu()
+        weight = moves.weight[:, None] * moves.weight[:, :, None]
         return each._replace(weight=weight, latent=self.believe(batch, instance)[:, :-1, None])
 
     def loss_on_moves(self, moves: Moves) -> Float[Tensor, ""]:

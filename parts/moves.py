@@ -174,7 +174,10 @@ class MoveHead(nn.Module):
                 for place in unseen:
                     self.places.weight[place + 1] = 0.0
         self.hidden = nn.Sequential(*parts)
-        self.gate = _linear(latent_size, units, members) if latent_size else None
+        self.gate = None
+        if latent_size:
+            # What is hidden is seldom linear in a belief.
+            self.gate = nn.Sequential(_linear(latent_size, units, members), nn.SiLU(), _linear(units, units, members))
         self.output = _linear(units, 2, members)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)

@@ -95,6 +95,7 @@ class ModelSettings(Section):
     current_pos: Literal["coords", "node"]
     loss_scales: LossScales
     lr: LearningRate
+    weight_decay: Weight
     grad_clip: GradientLimit
 
 

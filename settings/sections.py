@@ -109,11 +109,17 @@ class Section:
             _require(self.key(name), getattr(self, name), hint)
 
 
-@functools.cache
+# Types of the fields of sections that have been read, since reading them takes long.
+_KNOWN: dict[str, dict[str, Any]] = {}
+
+
 def _hints(section: type[Section]) -> dict[str, Any]:
-    """The type of each field, with the range that it is annotated with."""
-    hints = get_type_hints(section, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(section)}
+    """The type of each field, with the range that it is annotated with; read once for each section."""
+    name = f"{section.__module__}.{section.__qualname__}"
+    if name not in _KNOWN:
+        hints = get_type_hints(section, include_extras=True)
+        _KNOWN[name] = {field.name: hints[field.name] for field in fields(section)}
+    return _KNOWN[name]
 
 
 def _require(key: str, value: Any, hint: Any) -> None:

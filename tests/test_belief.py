@@ -122,18 +122,18 @@ def test_belief_goes_on_from_the_one_before():
 
 
 def hand_loss(scene: Scene, batch: dict[str, Tensor], belief: Tensor) -> float:
-    """Every move of every episode, asked of every belief from the first up to the one it was chosen with."""
+    """Every move of every episode, asked of every belief that chose one."""
     errors = []
     for row in range(batch["reward"].shape[0]):
         for move in range(NODES):
             origin, target = (batch["coords"][row, 0, batch[key][row, move]] for key in ("current_node", "action"))
-            for time in range(move + 1):
+            for time in range(NODES):
                 predicted = scene.model.predict_move(origin, target, belief[row, time])
                 errors.append((predicted - batch["reward"][row, move + 1]).square())
     return torch.stack(errors).mean().item()
 
 
-def test_head_is_trained_on_all_moves_still_to_come():
+def test_head_is_trained_on_all_moves_of_an_episode_by_every_belief():
     scene, batch = believing(), stretched()
     instance, _ = RULES.restore({key: value[:, 0] for key, value in batch.items()})
     loss = scene.model.move_loss(batch, instance, None)

@@ -45,6 +45,29 @@ def everything(module: nn.Module, chosen: Optimizer) -> list[Tensor]:
     return [tensor.detach().clone() for tensor in [*module.parameters(), *moments]]
 
 
+def test_weight_decay_of_matrices_equals_torchs_adamw(module: nn.Module, guard: Guard):
+    reference = copy.deepcopy(module)
+    matrices = [parameter for parameter in reference.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in reference.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=0.1, eps=1e-8)
+    ours = optimizer(module, guard, clip=INF, weight_decay=0.3)
+    for _ in range(5):
+        ours.step(loss_of(module), progress=0.0)
+        adamw.zero_grad()
+        loss_of(reference).backward()
+        adamw.step()
+        for actual, expected in zip(module.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+def test_weights_do_not_decay_where_an_update_is_skipped(module: nn.Module, guard: Guard):
+    ours = optimizer(module, guard, weight_decay=0.3)
+    before = everything(module, ours)
+    ours.step(loss_of(module) * NAN, progress=0.0)
+    assert all(torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=False))
+
+
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_optimizer_equals_torchs_adam_with_clipping(module: nn.Module, guard: Guard, scale: float):
     reference = copy.deepcopy(module)

@@ -105,6 +105,7 @@ class Optimizer:
         lr: float,
         clip: float,
         agc: float = 0.0,
+        weight_decay: float = 0.0,
         algorithm: str = "adam",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float | None = None,
@@ -122,6 +123,8 @@ class Optimizer:
             clip: the largest gradient norm over the whole group; infinity for no limit.
             agc: the largest norm of each parameter's gradient, as a share of the parameter's own norm (adaptive
                 gradient clipping, Brock et al. 2021); 0 for no limit. Where `clip` asks for less, that holds.
+            weight_decay: times the learning rate, the share of every matrix that each update takes away (Loshchilov
+                and Hutter 2019); vectors, biases among them, keep theirs.
             algorithm: adam or laprop.
             betas: how slowly the averages of gradients and of their squares forget.
             eps: added to the root of the squares; None for the algorithm's own.
@@ -134,7 +137,7 @@ class Optimizer:
         self.name, self.guard, self.algorithm = name, guard, algorithm
         self.names = [key for key, _ in named]
         self.parameters = [p for _, p in named]
-        self.lr, self.clip, self.agc, self.warmup = lr, clip, agc, warmup
+        self.lr, self.clip, self.agc, self.weight_decay, self.warmup = lr, clip, agc, weight_decay, warmup
         self.decay_from, self.final_lr = decay_from, final_lr
         self.updates, self.recovering_until = 0, 0
         self.skips = torch.zeros((), device=guard.device)
@@ -216,6 +219,10 @@ class Optimizer:
         for group in self.rule.param_groups:
             group["lr"] = self.rate(progress)
         self.rule.found_inf = found_inf  # type: ignore[attr-defined]
+        if self.weight_decay:
+            kept = 1 - self.rate(progress) * self.weight_decay * (1 - found_inf)
+            with torch.no_grad():
+                torch._foreach_mul_([parameter for parameter in parameters if parameter.dim() > 1], kept)
         self.rule.step()
         self.updates += 1
         return 1 - found_inf, {
