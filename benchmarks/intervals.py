@@ -20,9 +20,10 @@ from benchmarks.speed import CONFIGS
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from routing.cases import field_cases
-from routing.instances import TEST_SEED
+from routing.instances import MIN_REFERENCE_NODES, TEST_SEED
 from solving.calibrating import outcomes
 from solving.command_line import TRUST_HELP, positive
+from solving.intervals import least_tours
 from system.terminal import Parser, show
 from training import devices, launch, loading
 
@@ -72,9 +73,14 @@ def main(argv: list[str]) -> None:
             agent = run.agent
             assert isinstance(agent, Dreamer)
             if not agent.calibration:
-                raise ConfigError(f"{name} does not know how wrong it is about costs; train it to its end")
+                raise ConfigError(
+                    f"{name} does not know how wrong it is about costs: that is known of a run with learnt costs in a"
+                    f" known world, at its end, by {least_tours()} validation instances or more"
+                )
+            nodes = arguments.nodes or run.config.nodes
+            if nodes < MIN_REFERENCE_NODES:
+                raise ConfigError(f"--nodes is {nodes}; a tour takes {MIN_REFERENCE_NODES} at least")
             for method in agent.calibration:
-                nodes = arguments.nodes or run.config.nodes
                 found = coverage(agent, method, instances=arguments.instances, nodes=nodes)
                 shares = (found.inside, found.width, found.bias - 1)
                 show(f"| {name} | {method} | {' | '.join(f'{100 * share:.2f}' for share in shares)} |")

@@ -7,15 +7,15 @@ Runs log it with `log_regret: true`: what all training tours so far cost above t
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-import config
+from comparing.runs import Series, UnreadableRunError, read
 from config import ConfigError, one_line_errors
+from system import safe_files
 from system.terminal import Parser, show
 from training import launch
 
@@ -23,20 +23,21 @@ INCHES = (6.0, 3.2)
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 
 
-def curve(run: Path) -> tuple[list[int], list[float]]:
-    """Env steps of a run, and the regret up to each.
+def curve(path: Path) -> tuple[str, Series]:
+    """The world of a run, and the regret up to each of its rows.
 
     Raises:
-        ConfigError: it is no run, or has logged none.
+        ConfigError: it is no run of ours, or has logged none.
     """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder of a run")
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
-        raise ConfigError(f"{run} is no folder of a run: it has no metrics.jsonl") from None
-    found = [(line["step"], line["regret"]) for line in lines if "regret" in line]
-    if not found:
-        raise ConfigError(f"{run} has logged no regret; train with --log_regret true")
-    return [step for step, _ in found], [regret for _, regret in found]
+        run = read(path)
+    except UnreadableRunError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if run.config is None or "regret" not in run.series:
+        raise ConfigError(f"{path} has logged no regret; train with --log_regret true")
+    return str(run.config["cost"]), run.series["regret"]
 
 
 def draw(runs: list[Path], out: Path) -> list[str]:
@@ -45,13 +46,12 @@ def draw(runs: list[Path], out: Path) -> list[str]:
     axes = figure.add_subplot()
     colors: dict[str, str] = {}
     lines = []
-    for run in runs:
-        steps, regrets = curve(run)
-        world = str(config.read(run / "config.yaml")["cost"])
+    for path in runs:
+        world, regret = curve(path)
         label = None if world in colors else world
         color = colors.setdefault(world, COLORS[len(colors) % len(COLORS)])
-        axes.plot(steps, regrets, color=color, label=label, linewidth=1)
-        lines.append(f"{run}: {regrets[-1]:.1f} % after {steps[-1]:,} env steps")
+        axes.plot(regret.steps, regret.values, color=color, label=label, linewidth=1)
+        lines.append(f"{path}: {regret.values[-1]:.1f} % after {regret.steps[-1]:,.0f} env steps")
     axes.set(xlabel="env steps", ylabel="paid above the best tours, %", yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -59,8 +59,8 @@ def draw(runs: list[Path], out: Path) -> list[str]:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(True, alpha=0.3)
     axes.legend(frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    safe_files.make_folder(out.parent)
+    figure.savefig(out, dpi=110, format="png")
     return lines
 
 
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("regret.png"), help="the picture (default: regret.png)")
     arguments = parser.parse_args(argv)
     with one_line_errors("regrets", *launch.USER_ERRORS):
+        if arguments.out.suffix != ".png" or arguments.out.is_dir():
+            raise ConfigError(f"--out is {arguments.out}; give the name of a picture that ends in .png")
         show("\n".join([*draw(arguments.runs, arguments.out), str(arguments.out)]))
 
 

@@ -28,7 +28,7 @@ from envs.routing import TSPRules
 from imagining.routing_model import RoutingModel
 from planning.planner import Planner
 from routing.costs import find_costs
-from routing.instances import TEST_SEED, VALIDATION_SEED, tour_costs
+from routing.instances import MIN_REFERENCE_NODES, TEST_SEED, VALIDATION_SEED, tour_costs
 from routing.rules import Instance, single_precision
 from settings.planning import PlanSettings
 from system.terminal import show
@@ -102,7 +102,13 @@ def main(argv: list[str]) -> None:
         if not runs:
             raise ConfigError("no run is given; begin with the folders of runs that have learnt from trips")
         count = int(number(command.entry["instances"] or "200", "instances", least=1))
+        if "cost" not in command.overrides:
+            raise ConfigError("--cost is not given; say which world the log is of, whose true costs judge the plans")
         world = find_costs(config.cost, streets=config.streets)
+        if config.task != "tsp" or world.hidden:
+            raise ConfigError("plans of a log are judged as tours (task: tsp) in a world that hides nothing")
+        if config.nodes < MIN_REFERENCE_NODES:
+            raise ConfigError(f"nodes is {config.nodes}; a tour takes {MIN_REFERENCE_NODES} at least")
         rules = TSPRules.under(world)
         drawn = rules.field_instances(count, config.nodes, seed=SEEDS[maps])
         matrix = world.matrix(drawn).double().numpy()
@@ -116,6 +122,8 @@ def main(argv: list[str]) -> None:
             agent = loaded.agent
             if frame is None or not isinstance(agent, Dreamer) or "plan" not in agent.players:
                 raise ConfigError(f"{run} has learnt from no log of a world that it does not know; give another run")
+            if len(frame.names) != world.num_places:
+                raise ConfigError(f"{run} knows {len(frame.names)} places, and {world.name} has {world.num_places}")
             seen = drawn._replace(coords=torch.from_numpy(frame.inside(drawn.coords.numpy())))
             planner = agent.players["plan"]
             assert isinstance(planner, Planner)

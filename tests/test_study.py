@@ -12,6 +12,7 @@ import checkpoint
 import config
 import dreamer
 import export
+from benchmarks import trips
 from dreamer import Dreamer
 from parts.moves import MoveHead, Moves
 from routing.frame import Frame
@@ -32,7 +33,7 @@ from tests.scenes import (
 )
 from tests.trip_scenes import COMMAND, UPDATES, study, write_log, write_places
 from training import devices, loading
-from training.trips import HELD_OUT, TripLog
+from training.trips import HELD_OUT, TripLog, _held_out
 
 PRACTISE = ("--imag_policy", "1", "--actor.pointer.latent", "0", "--critic.latent", "false", "--imag_tours", "2")
 
@@ -265,3 +266,22 @@ def test_study_refuses_a_log_outside_of_a_known_world(log: Path, tmp_path: Path,
     (tmp_path / "far.csv").write_text(lines, encoding="utf-8")
     line = refusal(capsys, *COMMAND, "--trips", str(tmp_path / "far.csv"), "--cost", "lanes")
     assert "outside the unit square" in line
+
+
+def test_log_needs_moves_that_are_not_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [[k % 7, k % 5, k % 3, 2, 1 + k % 4, 0 if k else 1] for k in range(300)]
+    trips.write(tmp_path / "trips.csv", ["from_x", "from_y", "to_x", "to_y", "cost", "trip"], rows)
+    with pytest.raises(SystemExit):
+        study(tmp_path / "run", tmp_path / "trips.csv")
+    assert "only 1 moves are left to learn from" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.run
+def test_held_out_moves_may_all_be_free(tmp_path: Path):
+    rows = [[k % 7, k % 5, k % 3, 2, 1 + k % 4, k // 10] for k in range(300)]
+    held = _held_out(np.array([row[-1] for row in rows]))
+    for row in np.flatnonzero(held):
+        rows[row][4] = 0
+    trips.write(tmp_path / "trips.csv", ["from_x", "from_y", "to_x", "to_y", "cost", "trip"], rows)
+    metrics = study(tmp_path / "run", tmp_path / "trips.csv", updates=20)
+    assert np.isfinite(metrics[-1]["eval_move_error"])

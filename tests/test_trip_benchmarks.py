@@ -80,7 +80,17 @@ def test_trip_plans_judges_by_true_costs(tmp_path: Path, capsys: pytest.CaptureF
     assert seen > 0 and unseen > 0
 
 
-def test_trip_plans_refuses_what_has_learnt_from_no_log(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (("--cost", "lanes", "--nodes", "6"), "has learnt from no log"),
+        (("--nodes", "6"), "--cost is not given"),
+        (("--cost", "stretch"), "in a world that hides nothing"),
+        (("--cost", "lanes", "--task", "cvrp"), "as tours (task: tsp)"),
+        (("--cost", "lanes", "--nodes", "1"), "a tour takes 3 at least"),
+    ],
+)
+def test_trip_plans_refuses(arguments: tuple[str, ...], cause: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        trip_plans.main([str(ROOT / "checkpoints" / "tsp20.pt"), "--nodes", "6", "--instances", "2"])
-    assert "has learnt from no log" in capsys.readouterr().err
+        trip_plans.main([str(ROOT / "checkpoints" / "tsp20.pt"), "--instances", "2", *arguments])
+    assert cause in capsys.readouterr().err

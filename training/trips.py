@@ -25,6 +25,8 @@ from tools import Bounds
 from training.agent import Agent, Student
 from training.evaluation import Evaluator, Report
 
+# So many moves are left to learn from, at least, when some trips are held out.
+LEAST_LEARNT = 50
 # The share of trips that nothing is learnt from, and the seed that chooses them, whatever the run's.
 HELD_OUT, HELD_OUT_SEED = 0.1, 4321
 
@@ -53,6 +55,11 @@ class TripLog:
             UserError: nothing can be learnt from it, or it lies outside the world.
         """
         held_out = _held_out(log.trip)
+        if (left := int((~held_out).sum())) < LEAST_LEARNT:
+            raise UserError(
+                f"only {left:,} moves are left to learn from, of {LEAST_LEARNT} that it takes: some whole trips are"
+                " held out; give more trips, or leave the column out"
+            )
         if world is None:
             frame = frame or Frame.around(log, learnt=~held_out)
             unit = frame.unit
@@ -197,7 +204,8 @@ class TripEvaluator:
         moves = self.log.held_out
         expected = agent.expected(moves)
         wrong, spread = (expected.mean(0) - moves.reward).abs(), expected.std(0, correction=0)
-        cost = float(-moves.reward.mean())
+        # Held-out moves may all be free, where those to learn from are not.
+        cost = float(-moves.reward.mean()) or float(-self.log.learnt.reward.mean())
         values = {"move_error": 100 * float(wrong.mean()) / cost}
         summary = f"costs of {len(wrong):,} held-out moves are wrong by {values['move_error']:.2f} % of their mean"
         if len(expected) > 1:
@@ -209,6 +217,8 @@ class TripEvaluator:
 
 
 def _rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's: 1 where both put moves in the same order, 0 where neither tells of the other."""
+    """Spearman's: 1 where both put moves in the same order, 0 where neither tells of the other, or of less than two."""
+    if len(one) < 2:
+        return 0.0
     ranks = torch.stack([each.argsort().argsort().double() for each in (one, other)])
     return float(torch.corrcoef(ranks)[0, 1])
