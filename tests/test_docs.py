@@ -247,7 +247,9 @@ def time_agent(command: Command, place: Place) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collecting, "ENV_SECONDS", 0.02)
         patch.setattr(speed, "GUARD_SECONDS", 0.0)
-        call("benchmarks.speed", [*command.arguments, "--configs", "debug", "--updates", "4"])
+        # Episodes of many nodes need more room than the small configuration has.
+        room = ["--prefill", "2004", "--replay_capacity", "4004"] if "--nodes" in command.arguments else []
+        call("benchmarks.speed", [*command.arguments, "--configs", "debug", "--updates", "4", *room])
 
 
 def hold_bounds(command: Command, place: Place) -> None:
