@@ -173,7 +173,9 @@ def _is_view(function: Any) -> bool:
 def _in_library(file: str) -> str:
     """A file's path below the root; empty where it is none of the library's."""
     path = Path(file)
-    outside = not path.is_relative_to(ROOT) or path.parent.name in ("benchmarks", "tests")
+    # A virtual environment often lies in the checkout.
+    others = path.parent.name in ("benchmarks", "tests") or "site-packages" in path.parts
+    outside = others or not path.is_relative_to(ROOT)
     return "" if outside else str(path.relative_to(ROOT))
 
 

@@ -1,4 +1,6 @@
 import json
+from contextlib import closing
+from unittest.mock import Mock
 
 import gymnasium
 import numpy as np
@@ -207,6 +209,26 @@ def test_move_errors_scales_the_rewards_of_fresh_episodes_as_the_run_did(referen
     lived, fresh, lived_again, fresh_scaled = seen
     assert fresh < 0 and lived_again == lived
     assert fresh_scaled == pytest.approx(10 * fresh, rel=1e-5)
+
+
+@pytest.mark.parametrize(("error", "expected"), [("squared", 0.5), ("absolute", 0.25)])
+def test_move_error_is_a_root_of_squares_alone(error: str, expected: float, monkeypatch: pytest.MonkeyPatch):
+    agent = costly_agent(cost="lanes", **{"model.move_error": error})
+    monkeypatch.setattr(agent.model, "first_instance", lambda batch: None)
+    monkeypatch.setattr(agent.model, "move_loss", lambda batch, instance, feat: torch.tensor(0.25))
+    replay = Mock(sample_episodes=Mock(return_value={}))
+    assert move_errors.move_error(agent, replay) == pytest.approx(expected / agent.reward_scale)
+
+
+@pytest.mark.parametrize("act", ["policy", "plan"])
+def test_collectors_play_as_the_run_does(act: str):
+    agent, other = costly_agent(cost="lanes"), "plan" if act == "policy" else "policy"
+    settings = load(policy_gradient.CONFIGS, ["debug"], {"cost": "lanes", "act": act})
+    silent = Mock(side_effect=AssertionError(f"{other} has no part in this"))
+    agent.players[other] = Mock(act=silent, initial_state=silent)
+    with closing(collecting.make_env(settings, agent, 2)) as env:
+        _, replay = collecting.act_and_store(agent, env, settings, sequences=1)
+    assert len(replay) and not silent.called
 
 
 def test_cost_fields_of_fixed_costs_stand_beside_the_true_ones(tmp_path):

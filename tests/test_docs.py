@@ -238,6 +238,8 @@ def break_on_purpose(command: Command, place: Place) -> None:
     arguments[arguments.index("--faults") + 1] = "25"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "LEAST", 1)
+        # A fault in the first update, before there is a good state, leaves nothing to go back to.
+        patch.setattr(faults, "FIRST", 0.3)
         call("benchmarks.faults", [*arguments, "--configs", "debug", "--steps", "800"])
 
 

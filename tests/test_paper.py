@@ -366,3 +366,9 @@ def test_recorder_tells_views_from_launches():
     told = {call.operator: call.launches for call in recorder.calls}
     assert [name for name, launches in told.items() if launches] == ["aten.add_.Tensor", "aten.sum.default"]
     assert "aten.unsqueeze.default" in told and "aten.detach.default" in told
+
+
+def test_environment_in_the_checkout_is_not_the_library():
+    inside = operators.ROOT / ".venv" / "lib" / "python3.11" / "site-packages" / "torch" / "guard.py"
+    assert operators._in_library(str(inside)) == ""
+    assert operators._in_library(str(operators.ROOT / "guard.py")) == "guard.py"
