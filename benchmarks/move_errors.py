@@ -23,7 +23,8 @@ from dreamer import Dreamer
 from imagining.routing_model import RoutingModel
 from system.terminal import Parser
 from training import devices, launch, loading
-from training.replay import REWARD_AND_ENDS, Replay
+from training.replay import Replay
+from training.ring import REWARD_AND_ENDS
 
 # The seed of the fresh episodes, which no run trains with.
 FRESH_SEED = 960_131_877

@@ -32,7 +32,7 @@ AGENTS = frozenset({"dreamer", "sac"})
 PLAIN_VALUE_ERRORS = frozenset(
     {f"envs.{name}" for name in ("dynamics_map", "examples", "longitudinal", "routing", "vector")}
     | {f"routing.{name}" for name in ("cvrp", "pickup", "rules")}
-    | {"training.replay"}
+    | {"training.ring"}
 )
 
 TENSOR_MAKERS = frozenset(

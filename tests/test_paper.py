@@ -23,7 +23,7 @@ from sac import SAC
 from settings.run import LoopSettings
 from tests.scenes import CONFIG_PATH, debug_config
 from training.host_replay import HostReplay
-from training.replay import REWARD_AND_ENDS
+from training.ring import REWARD_AND_ENDS
 from training.trainer import Trainer
 
 # Smaller than under `debug`: what is handed over then differs in number alone.
@@ -32,10 +32,10 @@ HORIZON = {"imag_horizon": "2"}
 # What the host may decide anew in each update, by the file and the operator that get to know of it. The work recorded
 # in a CUDA graph would repeat the first update's.
 DECIDED_BY_THE_HOST = {
-    ("training/replay.py", "aten.randint.low_generator"),
-    ("training/replay.py", "aten.gt.Scalar"),
-    ("training/replay.py", "aten.le.Scalar"),
-    ("training/replay.py", "aten.select.int"),
+    ("training/ring.py", "aten.randint.low_generator"),
+    ("training/ring.py", "aten.gt.Scalar"),
+    ("training/ring.py", "aten.le.Scalar"),
+    ("training/ring.py", "aten.select.int"),
     ("guard.py", "aten.masked_fill_.Scalar"),
     ("imagining/behavior.py", "aten.full.default"),
     ("updates/optimizer.py", "aten.mul.Tensor"),

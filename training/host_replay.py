@@ -12,7 +12,8 @@ from torch import Tensor
 
 from system import arrivals
 from tools import Bounds
-from training.replay import Replay, Spaces
+from training.replay import Replay
+from training.ring import Spaces
 
 HOST = torch.device("cpu")
 

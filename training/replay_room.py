@@ -8,7 +8,8 @@ from config import ConfigError
 from settings.run import RunSettings
 from system.memory import free_memory, memory_at_hand, readable_bytes
 from training.host_replay import HostReplay
-from training.replay import Replay, Spaces, room, row_bytes
+from training.replay import Replay
+from training.ring import Spaces, room, row_bytes
 from training.setup import require_room
 
 # The share of a device's free memory that rows may take under `replay_device: auto`; updates need the rest.

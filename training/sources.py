@@ -16,9 +16,10 @@ from settings.run import RunSettings
 from system.memory import readable_bytes
 from training.agent import Agent
 from training.loop import Loop
-from training.replay import REWARD_AND_ENDS, Replay
+from training.replay import Replay
 from training.replay_room import rows_when_full
 from training.resuming import RUN, STUDY
+from training.ring import REWARD_AND_ENDS
 from training.study import Study
 from training.trainer import REPLAY, Trainer
 from training.trips import TripLog

@@ -25,8 +25,9 @@ from training.agent import Agent
 from training.evaluation import Report
 from training.loop import REPORTS, Loop
 from training.regret import Regret
-from training.replay import REWARD_AND_ENDS, Replay
+from training.replay import Replay
 from training.resuming import require_like
+from training.ring import REWARD_AND_ENDS
 
 REPLAY, CRASHES = "replay", "crashes"
 # Folders of the logdir in which the program makes and deletes files.
