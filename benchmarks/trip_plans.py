@@ -30,6 +30,7 @@ from planning.planner import Planner
 from routing.costs import find_costs
 from routing.instances import MIN_REFERENCE_NODES, TEST_SEED, VALIDATION_SEED, tour_costs
 from routing.rules import Instance, single_precision
+from settings.dreamer import ModelSettings
 from settings.planning import PlanSettings
 from system.terminal import show
 from training import devices, launch, loading
@@ -128,6 +129,7 @@ def main(argv: list[str]) -> None:
             planner = agent.players["plan"]
             assert isinstance(planner, Planner)
             planner.settings = PlanSettings.of(config)
+            planner.settings.require_spread(ModelSettings.of(loaded.config).move_heads)
             figures = judge(planner, single_precision(seen), matrix, best)
             show(f"| {run} | {' | '.join(f'{round(figure, 2) + 0.0:.2f}' for figure in figures)} |")
 

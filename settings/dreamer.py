@@ -164,3 +164,4 @@ class DreamerSettings(Section):
             raise ConfigError(f"reward_scale is {self.reward_scale:g}; imag_reward {reward} needs it at 1")
         if self.imagination.reward == "head" and not self.model.loss_scales.reward:
             raise ConfigError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
+        self.plan.require_spread(self.model.move_heads)

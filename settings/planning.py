@@ -35,6 +35,29 @@ class PlanSettings(Section):
                 " less their spread: set one of them alone"
             )
 
+    def require_spread(self, members: int) -> None:
+        """Check that what plans go by is there: a lone move head agrees with itself about everything.
+
+        Args:
+            members: of the ensemble of move heads.
+
+        Raises:
+            ConfigError: plans go by the spread of an ensemble, or by one of its members, and there is one head.
+        """
+        if members > 1:
+            return
+        deviations = {"plan.optimism": self.optimism, "plan.pessimism": self.pessimism}
+        wanted = {key: (f"{value:g}", "0") for key, value in deviations.items() if value}
+        if self.thompson:
+            wanted["plan.thompson"] = ("true", "false")
+        if wanted:
+            given = " and ".join(f"{key} is {value}" for key, (value, _) in wanted.items())
+            off = " and ".join(f"{key}: {value}" for key, (_, value) in wanted.items())
+            raise ConfigError(
+                f"{given}, and one move head (model.move_heads: 1) has no spread to plan by: give it 2 heads or more,"
+                f" or set {off}"
+            )
+
 
 @dataclass(frozen=True)
 class TeacherSettings(Section):

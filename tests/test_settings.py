@@ -151,6 +151,23 @@ def test_dreamer_needs_rewards_as_they_are_where_it_simulates_them():
         DreamerSettings.of(debug_config(reward_scale=0.5, imag_reward="simulated"))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"plan.optimism": 0.5}, "plan.optimism is 0.5, .*or set plan.optimism: 0$"),
+        ({"plan.thompson": True}, "plan.thompson is true, .*or set plan.thompson: false$"),
+        (
+            {"plan.thompson": True, "plan.pessimism": 1.0},
+            "plan.pessimism is 1 and plan.thompson is true, .*or set plan.pessimism: 0 and plan.thompson: false$",
+        ),
+    ],
+)
+def test_dreamer_needs_an_ensemble_where_plans_go_by_its_spread(wanted: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        DreamerSettings.of(debug_config(**wanted))
+    assert DreamerSettings.of(debug_config(**wanted, **{"model.move_heads": 2})).model.move_heads == 2
+
+
 def test_dreamer_needs_a_reward_head_where_rewards_are_learned():
     with pytest.raises(ConfigError, match="model.loss_scales.reward above 0"):
         DreamerSettings.of(debug_config(**{"model.loss_scales.reward": 0.0}))
