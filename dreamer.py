@@ -41,7 +41,7 @@ DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --task gym_CartPole-v1
   python dreamer.py --evaluate logdir/cartpole-seed0
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
-FOREIGN_KEYS = {"sac": "sac.py"}
+FOREIGN_KEYS = {"sac": "sac.py", "groups": "grpo.py", "language": "grpo.py"}
 
 
 class Dreamer:

@@ -43,7 +43,7 @@ _DREAMERS = (
     *("actor.grad_clip", "actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon"),
     *("imag_tours", "imag_mask", "imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
-FOREIGN_KEYS = dict.fromkeys(_DREAMERS, "dreamer.py")
+FOREIGN_KEYS = {**dict.fromkeys(_DREAMERS, "dreamer.py"), "groups": "grpo.py", "language": "grpo.py"}
 
 
 class SAC:

@@ -14,7 +14,7 @@ from config import UserError, load_function
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, imagine
 from imagining.routing_model import RoutingContext, RoutingModel, places_of
-from imagining.routing_starts import episode_starts, expand_instance, replayed_starts, row_starts, with_generated
+from imagining.routing_starts import episode_starts, replayed_starts, row_starts, with_generated
 from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
 from parts.actors import Actor
@@ -22,7 +22,7 @@ from parts.latents import Chosen, Feat
 from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.drawing import draw_tour
-from routing.rules import CURRENT_NODE, Instance, State, each_part
+from routing.rules import CURRENT_NODE, Instance, State, each_part, expand_instance
 from settings.imagination import ImaginationSettings
 from tools import Bounds
 from training.evaluation import Pictures

@@ -9,16 +9,8 @@ from torch import Tensor
 from imagining.imagination import Start, repeated
 from imagining.routing_model import RoutingModel
 from imagining.world_model import Observed
-from routing.rules import Instance, Rules, each_part
+from routing.rules import Instance, Rules, each_part, expand_instance
 from tools import uniform
-
-
-def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
-    """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
-    extra = [1] * (len(shape) - 1)
-    return each_part(
-        instance, lambda part: part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
-    )
 
 
 def episode_starts(

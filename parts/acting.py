@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from envs.tasks import ACTION_MASK
+from parts.actors import TSPPointerActor
+from parts.views import NodeSet, View
 from routing.rules import Instance, Rules, each_part
+from tools import uniform
 
 
 class Sight(NamedTuple):
@@ -62,3 +66,32 @@ def encode_static(
     rows = is_first.nonzero()[:, 0]
     fresh = encode(each_part(instance, lambda part: part[rows]))
     return {name: kept[name].index_copy(0, rows, value) for name, value in fresh.items()}
+
+
+def next_node(
+    policy: TSPPointerActor,
+    rules: type[Rules],
+    sight: Sight,
+    static: dict[str, Tensor],
+    *,
+    generator: torch.Generator | None,
+) -> tuple[Int[Tensor, " E"], dict[str, Tensor]]:
+    """Where a pointer that sees nodes alone moves on to, and what it keeps of the instances for a whole episode.
+
+    Args:
+        policy: points.
+        rules: of the problem.
+        sight: what E environments show.
+        static: what it kept; empty before the first step.
+        generator: draws the nodes; None takes the likeliest.
+    """
+
+    def encode(instance: Instance) -> dict[str, Tensor]:
+        return policy.tables(NodeSet(rules.node_features(instance), instance.valid)).named()
+
+    instance, state = rules.restore(sight.obs)
+    static = encode_static(static, instance, sight, rules=rules, encode=encode)
+    states = each_part(state, lambda part: part[:, None])
+    view = View.of(rules, states, sight.obs[ACTION_MASK][:, None])
+    noise = None if generator is None else uniform((*sight.is_first.shape, 1), generator)
+    return policy.draw(None, policy.restore(static), view, noise)[0][:, 0], static

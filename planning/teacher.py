@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from imagining.imagination import stack_steps
-from imagining.routing_starts import drawn_rows, expand_instance
+from imagining.routing_starts import drawn_rows
 from imagining.world_model import Metrics
 from parts.actors import Actor
 from parts.views import NodeSet, View
 from planning.planner import Planner
-from routing.rules import Instance, State, each_part
+from routing.rules import Instance, State, each_part, expand_instance
 from settings.planning import TeacherSettings
 from tools import uniform
 

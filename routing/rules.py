@@ -238,6 +238,14 @@ def _each_part(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return None if part is None else function(part)
 
 
+def expand_instance(instance: Instance, shape: torch.Size) -> Instance:
+    """A view of B instances for states of shape [B, *Q], as the rules want it. Copies nothing."""
+    extra = [1] * (len(shape) - 1)
+    return each_part(
+        instance, lambda part: part.view(part.shape[0], *extra, *part.shape[1:]).expand(*shape, *part.shape[1:])
+    )
+
+
 def single_precision(instance: Instance) -> Instance:
     """An instance as environments and networks take it: its positions, and all else that has fractions, in float32."""
     instance = each_part(instance, lambda part: part.float() if part.is_floating_point() else part)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from config import UserError
 from envs.tasks import ACTION_MASK, ObservationTask
-from parts.acting import Sight, encode_static
+from parts.acting import Sight, next_node
 from parts.actors import TSPPointerActor, saturation
 from parts.views import View
-from routing.rules import Instance, Rules
+from routing.rules import Rules
 from settings.learning import PointerSettings
 from settings.sac import SoftSettings
 from soft.networks import (
@@ -263,13 +263,7 @@ class RoutingSoft(DiscreteSoft):
     def act(
         self, sight: Sight, static: dict[str, Tensor], *, generator: torch.Generator | None
     ) -> tuple[Shaped[Tensor, " E"], dict[str, Tensor]]:
-        instance, state = self.rules.restore(sight.obs)
-        static = encode_static(static, instance, sight, rules=self.rules, encode=self._encode_static)
-        states = type(state)(*(part[:, None] for part in state))
-        view = View.of(self.rules, states, sight.obs[ACTION_MASK][:, None])
-        dist = self.policy(None, self.policy.restore(static), view)
-        chosen = dist.mode() if generator is None else dist.sample(uniform((*sight.is_first.shape, 1), generator))
-        return chosen[:, 0], static
+        return next_node(self.policy, self.rules, sight, static, generator=generator)
 
     def judge(self, batch: dict[str, Tensor]) -> Judged:
         instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
@@ -281,10 +275,6 @@ class RoutingSoft(DiscreteSoft):
             slow_value = self.target_values(nodes, view, instance.valid)
         dist = self.policy.distribution(scores, view)
         return Judged.over_legal(dist, scores, batch[ACTION_MASK], value, slow_value)
-
-    def _encode_static(self, instance: Instance) -> dict[str, Tensor]:
-        """The policy's tables of each instance, by name."""
-        return self.policy.encode(self.rules.node_features(instance), valid=instance.valid).named()
 
 
 def _share(counts: Bool[Tensor, "*B"]) -> Float[Tensor, "*B"]:

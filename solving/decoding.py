@@ -16,11 +16,10 @@ from envs.routing import MIN_NODES
 from imagining.behavior import ImagBehavior
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingContext
-from imagining.routing_starts import expand_instance
 from parts.views import View
 from routing.files import RoutingInstance
 from routing.metrics import is_paid, leg_lengths, tour_lengths
-from routing.rules import Instance, Rules
+from routing.rules import Instance, Rules, expand_instance
 from routing.solutions import route_counts
 from settings.planning import PlanSettings
 from solving.forecasts import WORKING_NUMBERS, Forecaster

@@ -29,7 +29,10 @@ class ScriptedAgent:
 
     rows_per_update, batch_length = 1, 1
     memory_spaces: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    players: dict[str, Any] = {}
+
+    @property
+    def players(self) -> dict[str, Any]:
+        return {"policy": self}
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         return {"time": 0, "num_envs": num_envs}

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # The rooms, top-level modules and packages, from the ground up: each imports from those before it alone.
 ORDER = (
     *("system", "settings", "config", "checkpoint", "tools", "guard", "streets", "routing", "envs", "parts"),
-    *("networks", "updates", "comparing", "training", "imagining", "planning", "soft", "models", "solving"),
-    *("dreamer", "sac", "solve", "compare", "export"),
+    *("networks", "updates", "comparing", "training", "imagining", "planning", "soft", "groups", "models", "solving"),
+    *("dreamer", "sac", "grpo", "solve", "compare", "export"),
 )
-AGENTS = frozenset({"dreamer", "sac"})
+AGENTS = frozenset({"dreamer", "sac", "grpo"})
 
 # These modules refuse what programs pass to functions and to gymnasium environments, not what a user types.
 PLAIN_VALUE_ERRORS = frozenset(
@@ -52,7 +52,7 @@ KIND_NAMES = frozenset({"RULES"})
 # Things that `hasattr` may be asked about: they are code by name, and sections of settings.
 NO_KINDS = frozenset({"module", ""})
 KIND_PREFIXES = frozenset({"GYM_PREFIX", "TASK_PREFIX"})
-MOST_KIND_QUESTIONS = 12
+MOST_KIND_QUESTIONS = 13
 
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
 

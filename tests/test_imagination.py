@@ -15,10 +15,10 @@ from envs.tasks import ActionSpec, ObservationTask, wrong_share
 from envs.vector import RoutingVectorEnv
 from imagining.imagination import Trajectory
 from imagining.routing_imagination import RoutingImagination
-from imagining.routing_starts import expand_instance
 from parts import actors
 from parts.layers import MLP
 from parts.views import View
+from routing.rules import expand_instance
 from settings.imagination import ImaginationSettings
 from tests.scenes import (
     CPU,

@@ -33,10 +33,26 @@ class Player(Protocol):
 
 
 @runtime_checkable
-class Agent(Player, Protocol):
-    """Four verbs (`initial_state`, `act`, `update`, `state_dict`), and what replay must know.
+class Trained(Protocol):
+    """Whatever a run trains, evaluates and saves.
 
     `players` are the ways in which it can play, by name: `policy`, which is the agent itself, and maybe others.
+    """
+
+    @property
+    def players(self) -> Mapping[str, Any]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_weights(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Agent(Player, Trained, Protocol):
+    """Four verbs (`initial_state`, `act`, `update`, `state_dict`), and what replay must know.
+
     `memory_spaces` names what replay keeps of the state that `act` returns, and `memory` picks it out; both may be
     empty. An update trains on `rows_per_update` rows, drawn in sequences of `batch_length`.
     """
@@ -45,20 +61,24 @@ class Agent(Player, Protocol):
     batch_length: int
 
     @property
-    def players(self) -> Mapping[str, Player]: ...
-
-    @property
     def memory_spaces(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]: ...
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]: ...
 
     def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+@runtime_checkable
+class Practitioner(Trained, Protocol):
+    """An agent that makes what it learns from itself: `practise` draws samples, learns from them, and keeps none.
 
-    def load_weights(self, state: dict[str, Any]) -> None: ...
+    It gives metrics, and how many steps of the run that was, 0-d. `sees` says what samples are of, in lines to read.
+    """
+
+    @property
+    def sees(self) -> list[str]: ...
+
+    def practise(self, *, progress: float) -> tuple[dict[str, Tensor], Float[Tensor, ""]]: ...
 
 
 @runtime_checkable
@@ -92,4 +112,4 @@ class AgentClass(Protocol):
 
     def of(
         self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
-    ) -> Agent: ...
+    ) -> Trained: ...

@@ -15,7 +15,7 @@ from torch import Tensor
 from envs.gym_vector import GymVectorEnv
 from parts.acting import Sight
 from routing.instances import TEST_SEED, VALIDATION_SEED
-from training.agent import Agent
+from training.agent import POLICY, Player, Trained
 from training.evaluation import Report, interval
 
 # An episode that has not ended after so many steps is counted as it stands.
@@ -41,16 +41,16 @@ class Episodes(NamedTuple):
 
 @torch.no_grad()
 def play(
-    agent: Agent,
+    player: Player,
     env: GymVectorEnv,
     *,
     episodes: int | None = None,
     after_step: Callable[[dict[int, int]], None] | None = None,
 ) -> Episodes:
-    """Let the agent play episodes by the mode of its policy: as many at once as there are environments.
+    """Let a player play episodes by its mode: as many at once as there are environments.
 
     Args:
-        agent: plays; nothing random is drawn.
+        player: plays; nothing random is drawn.
         env: of an evaluation, freshly made or lent, so that its seed decides the episodes.
         episodes: how many; as many as there are environments, where none are given.
         after_step: called after the reset and every step with the environments whose episode still runs, and which
@@ -58,7 +58,7 @@ def play(
     """
     count = env.num_envs if episodes is None else episodes
     obs, info = env.reset()
-    state = agent.initial_state(env.num_envs)
+    state = player.initial_state(env.num_envs)
     returns, lengths = np.zeros(count, np.float32), np.zeros(count, np.int64)
     prev_action = torch.zeros((1, *env.actions.shape), dtype=env.actions.dtype, device=env.device)
     rows: list[dict[str, Tensor]] = []
@@ -71,7 +71,7 @@ def play(
         if playing.get(0) == 0:
             first = {name: value[:1] for name, value in obs.items()}
             rows.append({**first, "prev_action": prev_action, "is_first": info["is_first"][:1]})
-        action, state = agent.act(Sight.of(obs, info), state, generator=None)
+        action, state = player.act(Sight.of(obs, info), state, generator=None)
         prev_action = action[:1]
         obs, reward, terminated, truncated, info = env.step(action)
         earned, over = reward.cpu().numpy(), (terminated | truncated).tolist()
@@ -122,11 +122,11 @@ class GymEvaluator:
         self.make_env, self.device, self.pictures = make_env, device, pictures
         self.valid_episodes, self.eval_episodes = valid_episodes, eval_episodes
 
-    def validate(self, agent: Agent) -> Report:
+    def validate(self, agent: Trained) -> Report:
         """Episodes with the validation seeds."""
         return self._report(agent, self.valid_episodes, seed=VALIDATION_SEED)
 
-    def test(self, agent: Agent) -> Report | None:
+    def test(self, agent: Trained) -> Report | None:
         """Episodes with the test seeds; None where there are to be none."""
         return self._report(agent, self.eval_episodes, seed=TEST_SEED) if self.eval_episodes else None
 
@@ -149,9 +149,9 @@ class GymEvaluator:
         finally:
             env.close()
 
-    def _report(self, agent: Agent, count: int, *, seed: int) -> Report:
+    def _report(self, agent: Trained, count: int, *, seed: int) -> Report:
         with self._environments(count, seed) as env:
-            episodes = play(agent, env, episodes=count)
+            episodes = play(agent.players[POLICY], env, episodes=count)
             notices, crashes = _shortened(env.notices), tuple(env.crashes)
         pictures = {} if self.pictures is None else self.pictures(episodes.first)
         mean = float(episodes.returns.mean())

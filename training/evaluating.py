@@ -9,7 +9,7 @@ from config import CODE_KEYS, CommandLine, Config, ConfigError
 from envs.tasks import ObservationTask
 from settings.run import RunSettings
 from system.terminal import show, tell
-from training.agent import AgentClass
+from training.agent import POLICY, AgentClass
 from training.devices import prepare_torch
 from training.film import film
 from training.loading import load_run
@@ -73,7 +73,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         setup.close()
         make_env, most_envs = make_one(settings.task, render_mode="rgb_array"), settings.environments.envs
         reading = reading_of_observations(settings.observations)
-        filmed = film(run.agent, make_env, folder=folder, device=device, most_envs=most_envs, **reading)
+        filmed = film(run.agent.players[POLICY], make_env, folder=folder, device=device, most_envs=most_envs, **reading)
         setup = make_setup(run.config, device)
     with telling_of_crashes(), closing(setup):
         report = setup.make_evaluator(None).test(run.agent)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs.crashes import Crash
 from routing.rules import Instance
-from training.agent import Agent
+from training.agent import Trained
 
 # Pictures by name, of whatever an agent can show: called with instances, or with an episode.
 Pictures = Callable[[Instance], dict[str, np.ndarray]] | Callable[[dict[str, Tensor]], dict[str, np.ndarray]]
@@ -37,9 +37,9 @@ class Evaluator(Protocol):
     `test` gives None where it is switched off.
     """
 
-    def validate(self, agent: Agent) -> Report: ...
+    def validate(self, agent: Trained) -> Report: ...
 
-    def test(self, agent: Agent) -> Report | None: ...
+    def test(self, agent: Trained) -> Report | None: ...
 
 
 def interval(values: Float[Tensor, " I"]) -> str:

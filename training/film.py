@@ -16,12 +16,12 @@ from config import UserError
 from envs.gym_vector import GymVectorEnv
 from routing.instances import TEST_SEED
 from system.safe_files import replacing
-from training.agent import Agent
+from training.agent import Player
 from training.episodes import play
 
 
 def film(
-    agent: Agent,
+    player: Player,
     make_env: Callable[[], gymnasium.Env],
     *,
     folder: Path,
@@ -33,7 +33,7 @@ def film(
     """Write a GIF of the first test episodes into `folder`.
 
     Args:
-        agent: plays.
+        player: plays.
         make_env: makes an environment that draws itself, in this process.
         folder: made if need be.
         device: where the agent lives.
@@ -62,7 +62,7 @@ def film(
             raise UserError(f"{made[0].spec} has no render_mode rgb_array, so it cannot be filmed")
         with _writing_film(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        play(agent, env, episodes=episodes, after_step=shoot)
+        play(player, env, episodes=episodes, after_step=shoot)
         pace = made[0].metadata.get("render_fps", 30)
     finally:
         env.close()

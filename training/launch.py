@@ -17,7 +17,7 @@ from settings.run import EvaluationSettings, RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
 from training import loading
-from training.agent import Agent, AgentClass, Student
+from training.agent import Agent, AgentClass, Practitioner, Student, Trained
 from training.devices import make_generator, make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
 from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
@@ -35,7 +35,7 @@ from training.resuming import (
     require_class,
 )
 from training.setup import Setup, make_setup, require_players, telling_of_crashes
-from training.sources import Collected, Logged, Source
+from training.sources import Collected, Logged, Practised, Source
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
 ENTRY_KEYS = {
@@ -128,7 +128,7 @@ def train(
 def _source(
     setup: Setup,
     settings: RunSettings,
-    agent: Agent,
+    agent: Trained,
     generators: dict[str, torch.Generator],
     *,
     device: torch.device,
@@ -139,10 +139,13 @@ def _source(
     Raises:
         UserError: the agent cannot learn from it, or memory does not hold it.
     """
+    if isinstance(agent, Practitioner):
+        return Practised(agent)
     if setup.read_log is not None:
         assert isinstance(agent, Student), "other agents' programs refuse the key"
         agent.require_study()
         return Logged(setup.read_log())
+    assert isinstance(agent, Agent), "whoever collects keeps it in replay"
     env = setup.make_env(generators)
     stack.callback(env.close)
     replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
@@ -155,7 +158,7 @@ def _source(
 
 def _take_up(
     command: CommandLine,
-    agent: Agent,
+    agent: Trained,
     source: Source,
     logdir: Path,
     *,

@@ -18,7 +18,7 @@ from envs.routing import RULES
 from envs.tasks import Task
 from guard import Guard
 from settings.run import RunSettings
-from training.agent import Agent, AgentClass
+from training.agent import AgentClass, Trained
 from training.devices import make_generators
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
 from training.setup import Setup, make_setup
@@ -44,7 +44,7 @@ class LoadedRun(NamedTuple):
 
     config: Config
     setup: Setup
-    agent: Agent
+    agent: Trained
     step: int
     log: dict[str, Any] | None = None
 

@@ -17,7 +17,7 @@ from checkpoint import CheckpointError
 from guard import Guard, NonFinite
 from settings.run import LoopSettings
 from system import safe_files, terminal
-from training.agent import Agent
+from training.agent import Trained
 from training.evaluation import Evaluator, Report
 from training.logger import Logger, MetricAverages, ProgressBar, RunLock
 from training.stopping import StopRequests
@@ -57,7 +57,7 @@ class Loop(ABC):
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Trained,
         *,
         settings: LoopSettings,
         total: int,

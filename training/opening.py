@@ -23,19 +23,17 @@ def opening(
         device: where it learns.
         step: of the checkpoint that the run goes on from; None for a new run.
     """
-    machine, loop = settings.machine, settings.loop
+    machine = settings.machine
     threads = f", {machine.threads} thread{'s' if machine.threads > 1 else ''}" if device.type == "cpu" else ""
     begins = "a new run" if step is None else f"goes on from its checkpoint at step {step:,}"
-    collects = not settings.task.trips
-    ends = f"to step {loop.steps:,}" if collects else f"to update {loop.updates:,}"
     facts = {
-        "logdir": [f"{logdir} ({begins}, {ends})"],
+        "logdir": [f"{logdir} ({begins}, {source.ends(settings)})"],
         "device": [f"{device}{threads}"],
         **source.facts(settings, device),
         "curves": [f"tensorboard --logdir {shlex.quote(str(logdir.parent))}"],
     }
-    if collects and loop.prefill >= loop.steps:
-        facts["warning"] = [f"prefill ({loop.prefill:,}) lasts to the end: nothing is learnt; give more --steps"]
+    if warnings := source.warnings(settings):
+        facts["warning"] = warnings
     return [
         f"{name if index == 0 else '':<8}{line}" for name, lines in facts.items() for index, line in enumerate(lines)
     ]

@@ -105,7 +105,7 @@ COMMON: dict[str, Any] = {
     "emergency": YES_OR_NO,
     f"{CONFIG_FILE}?": TEXT,
 }
-# And of a run that collects what it learns from, or that learns from a log.
+# And of a run that collects what it learns from, that learns from a log, or that practises.
 RUN: dict[str, Any] = {
     **COMMON,
     "replay": {
@@ -127,6 +127,8 @@ RUN: dict[str, Any] = {
     "episode_return": TENSOR,
 }
 STUDY = {**COMMON, "log": LOG}
+# Of a run that draws what it learns from anew each time there is nothing else.
+PRACTICE = COMMON
 
 
 def require(state: Any, needed: Any, source: Path) -> None:

@@ -28,7 +28,7 @@ from routing.rules import MIN_NODES, Rules, single_precision
 from settings.dreamer import LossScales
 from settings.run import GYM_PREFIX, EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
-from training.agent import Agent
+from training.agent import Trained
 from training.episodes import GymEvaluator
 from training.evaluation import Evaluator
 from training.tours import Evaluation, RoutingEvaluator
@@ -111,12 +111,12 @@ def _task_in(world: Costs, settings: TaskSettings) -> RoutingTask:
 def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords: bool) -> Setup:
     """`knows_coords` is whether a head of the world model predicts the positions of all nodes."""
     task, nodes, evaluation = _task_of(settings.task), settings.task.nodes, settings.evaluation
-    _require_episodes(settings, task.rules.episode_steps(nodes) + 1)
     curriculum = _curriculum(settings.task)
     if curriculum and knows_coords:
         raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
 
     def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        _require_episodes(settings, task.rules.episode_steps(nodes) + 1)
         return RoutingVectorEnv(
             task.rules,
             num_envs=settings.environments.envs,
@@ -291,7 +291,7 @@ def require_room(settings: RunSettings, least: dict[str, int], *, what: str) -> 
         raise ConfigError(f"{given}; {settings.environments.envs} environments need more for {what}: add {add}")
 
 
-def require_players(settings: RunSettings, agent: Agent) -> None:
+def require_players(settings: RunSettings, agent: Trained) -> None:
     """Check that the agent can play as it is to play.
 
     Raises:

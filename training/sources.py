@@ -1,4 +1,4 @@
-"""What a run learns from: environments and the replay that they fill, or a log of trips, which is there already."""
+"""What a run learns from: environments and the replay that they fill, a log of trips, or samples drawn each time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from envs.vector import RoutingVectorEnv
 from parts.observations import readings
 from settings.run import RunSettings
 from system.memory import readable_bytes
-from training.agent import Agent
+from training.agent import Agent, Practitioner
 from training.loop import Loop
+from training.practice import Practice
 from training.replay import Replay
 from training.replay_room import rows_when_full
-from training.resuming import RUN, STUDY
+from training.resuming import PRACTICE, RUN, STUDY
 from training.ring import REWARD_AND_ENDS
 from training.study import Study
 from training.trainer import REPLAY, Trainer
@@ -47,6 +48,12 @@ class Source(Protocol):
 
     def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
         """What a run says of it before it begins: lines by their headings."""
+
+    def ends(self, settings: RunSettings) -> str:
+        """When a run on it ends."""
+
+    def warnings(self, settings: RunSettings) -> list[str]:
+        """What looks wrong before it begins."""
 
     def loop(self, agent: Any, **shared: Any) -> Loop:
         """The loop of a run on it, with what all loops take."""
@@ -87,6 +94,15 @@ class Collected:
         size = f"{readable_bytes(rows * replay.row_bytes)} {taken}"
         return {"sees": seen, "replay": [f"{rows:,} rows of {readable_bytes(replay.row_bytes)}{held}; {size}"]}
 
+    def ends(self, settings: RunSettings) -> str:
+        return f"to step {settings.loop.steps:,}"
+
+    def warnings(self, settings: RunSettings) -> list[str]:
+        loop = settings.loop
+        if loop.prefill < loop.steps:
+            return []
+        return [f"prefill ({loop.prefill:,}) lasts to the end: nothing is learnt; give more --steps"]
+
     def loop(self, agent: Agent, **shared: Any) -> Trainer:
         return Trainer(agent, self.task, env=self.env, replay=self.replay, **shared)
 
@@ -116,5 +132,36 @@ class Logged:
             facts["bad"] = told + ([f"and {rest:,} bad rows more, which are left out, too"] if rest else [])
         return facts
 
+    def ends(self, settings: RunSettings) -> str:
+        return f"to update {settings.loop.updates:,}"
+
+    def warnings(self, settings: RunSettings) -> list[str]:
+        return []
+
     def loop(self, agent: Any, **shared: Any) -> Study:
         return Study(agent, self.log, **shared)
+
+
+class Practised:
+    """Samples that an agent draws with each update, and that nothing is kept of."""
+
+    needed: Mapping[str, Any] = PRACTICE
+
+    def __init__(self, agent: Practitioner) -> None:
+        """Take who draws them."""
+        self.agent = agent
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        """The agent is all that there is."""
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        return {"sees": self.agent.sees}
+
+    def ends(self, settings: RunSettings) -> str:
+        return f"to step {settings.loop.steps:,}"
+
+    def warnings(self, settings: RunSettings) -> list[str]:
+        return []
+
+    def loop(self, agent: Any, **shared: Any) -> Practice:
+        return Practice(agent, **shared)

@@ -16,7 +16,7 @@ from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
 from routing.rules import Instance, each_part
-from training.agent import POLICY, Agent, Player
+from training.agent import POLICY, Player, Trained
 from training.evaluation import Report, interval
 
 
@@ -124,15 +124,15 @@ class RoutingEvaluator:
         self.task, self.device, self.pictures, self.players = task, device, pictures, tuple(players)
         self._validation, self._test, self._planned = validation, test, planned
 
-    def validate(self, agent: Agent) -> Report:
+    def validate(self, agent: Trained) -> Report:
         """Tours of the validation instances."""
         return self._report(agent, self._validation, planned=self._planned)
 
-    def test(self, agent: Agent) -> Report:
+    def test(self, agent: Trained) -> Report:
         """Tours of the test instances."""
         return self._report(agent, self._test, planned=None)
 
-    def _report(self, agent: Agent, evaluation: Evaluation, *, planned: int | None) -> Report:
+    def _report(self, agent: Trained, evaluation: Evaluation, *, planned: int | None) -> Report:
         values: dict[str, float] = {}
         pictures: dict[str, np.ndarray] = {}
         summaries = []

@@ -22,7 +22,7 @@ from routing.rules import each_part
 from routing.trips import Log, PlaceTable, read_places, read_trips
 from settings.run import TaskSettings
 from tools import Bounds
-from training.agent import Agent, Student
+from training.agent import Student, Trained
 from training.evaluation import Evaluator, Report
 
 # So many moves are left to learn from, at least, when some trips are held out.
@@ -191,15 +191,15 @@ class TripEvaluator:
         """
         self.log, self.player = log, player
 
-    def validate(self, agent: Agent) -> Report:
+    def validate(self, agent: Trained) -> Report:
         """On the held-out trips, and by validation tours where there are any."""
         return self._with_errors(agent, None if self.player is None else self.player.validate(agent))
 
-    def test(self, agent: Agent) -> Report:
+    def test(self, agent: Trained) -> Report:
         """On the held-out trips, and by test tours where there are any."""
         return self._with_errors(agent, None if self.player is None else self.player.test(agent))
 
-    def _with_errors(self, agent: Agent, played: Report | None) -> Report:
+    def _with_errors(self, agent: Trained, played: Report | None) -> Report:
         assert isinstance(agent, Student), "others learn from no log"
         moves = self.log.held_out
         expected = agent.expected(moves)

@@ -109,7 +109,9 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _bad_rows(batch: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """Environment and column of the first rows that hold a value that is not finite."""
+    """Environment and column of the first rows that hold a value that is not finite; none of what replay has not."""
+    if "is_first" not in batch:
+        return []
     bad = torch.zeros_like(batch["is_first"])
     for value in batch.values():
         if value.shape[:2] == bad.shape:
