@@ -50,6 +50,11 @@ class StreetCosts(PlaceCosts):
         """Also of latitudes and longitudes, which the network projects as its own."""
         if not are_degrees:
             return super()._nearest(positions, are_degrees=False)
+        if not self.network.middle.any():
+            raise UserError(
+                "has latitudes and longitudes, and the streets of SUMO do not say where on earth they are: give x and y"
+                " in the unit square of the map, or places"
+            )
         points = self.network.points[self.network.places]
         metres = projected(positions[:, ::-1], self.network.middle)
         nearest = nearest_points(metres, points)
@@ -86,14 +91,15 @@ def street_costs(name: str, source: str) -> StreetCosts:
 
     Args:
         name: which of them.
-        source: `helsinki`, or an extract of OpenStreetMap.
+        source: `helsinki`, an extract of OpenStreetMap, or a network of SUMO.
 
     Raises:
         UserError: none was given, or it holds no streets that make a world.
     """
     if not source:
         raise UserError(
-            f"cost {name} needs streets: add --streets helsinki, or --streets FILE.osm.pbf for an extract of your own"
+            f"cost {name} needs streets: add --streets helsinki, or --streets FILE for a map of your own: an extract of"
+            " OpenStreetMap (.osm.pbf) or a network of SUMO (.net.xml)"
         )
     network = network_of(source)
     if name == RUSH:

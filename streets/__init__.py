@@ -1,1 +1,1 @@
-"""Real streets: what OpenStreetMap says of roads, the network that they make, and how long driving takes in it."""
+"""Real streets: what OpenStreetMap and SUMO say of roads, the network that they make, and how long driving takes."""

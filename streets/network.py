@@ -71,11 +71,15 @@ def connected(
     heads: Int64[np.ndarray, " A"],
     speeds: Float64[np.ndarray, " A"],
     kinds: Int64[np.ndarray, " A"],
+    *,
+    metres: Float64[np.ndarray, " A"] | None = None,
 ) -> Network:
     """The largest part of a network in which every point can be reached from every other; see `Network`.
 
+    Arcs may be longer than the straight line, but no shorter, whatever `metres` says; None: all of them are straight.
+
     Raises:
-        UserError: it has fewer than 3 places, or more than `MOST_PLACES`.
+        UserError: it has fewer than 3 places, or more than `MOST_PLACES`, or all of them are at one spot.
     """
     graph = _graph(len(points), tails, heads, np.ones(len(tails)))
     _, component = import_sparse().csgraph.connected_components(graph, directed=True, connection="strong")
@@ -85,13 +89,16 @@ def connected(
     inside = kept[tails] & kept[heads] & (tails != heads)
     tails, heads = renumbered[tails[inside]], renumbered[heads[inside]]
     points = points[kept]
-    metres = np.linalg.norm(points[tails] - points[heads], axis=-1).clip(SHORTEST_METRES)
+    straight = np.linalg.norm(points[tails] - points[heads], axis=-1).clip(SHORTEST_METRES)
+    metres = straight if metres is None else np.maximum(metres[inside], straight)
     places = np.arange(len(points))
     if len(points) > MOST_POINTS:
         places = np.flatnonzero(_neighbours(len(points), tails, heads) != 2)
     if not 3 <= len(places) <= MOST_PLACES:
         what = "places that can all be reached from one another" if len(places) < 3 else "junctions"
         raise UserError(f"it has {len(places)} {what}; give an extract with 3 at least and {MOST_PLACES:,} at most")
+    if not np.ptp(points[places], axis=0).any():
+        raise UserError("all its places are at one spot; give an extract of a real map")
     return Network(points, tails, heads, metres, speeds[inside], kinds[inside], places)
 
 

@@ -30,7 +30,10 @@ def read_network(path: Path) -> Network:
         UserError: it cannot be read, or holds no network of streets.
     """
     if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is none of the files {', '.join(SUFFIXES)}: give an extract of OpenStreetMap")
+        raise UserError(
+            f"{path} is none of the files {', '.join(SUFFIXES)}: give an extract of OpenStreetMap, or a network"
+            " of SUMO (.net.xml, .net.xml.gz)"
+        )
     streets = _Streets()
     osmium = import_osmium()
     try:

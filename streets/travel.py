@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from streets import sumo
 from streets.helsinki import NAME, stored_extract
 from streets.network import Network, travel_seconds
 from streets.reading import read_network
@@ -21,11 +22,13 @@ SECONDS = "travel seconds"
 
 
 def network_of(source: str) -> Network:
-    """The streets of `helsinki`, or of a file.
+    """The streets of `helsinki`, or of a file: a network of SUMO where its name says so, or else of OpenStreetMap.
 
     Raises:
         UserError: there are none.
     """
+    if source.endswith(sumo.SUFFIXES):
+        return sumo.read_network(Path(source))
     return read_network(stored_extract() if source == NAME else Path(source))
 
 

@@ -60,7 +60,7 @@ def test_network_of_a_town_is_read(tmp_path: Path):
         ("bad.osm.pbf", b"hello" * 100, "bad.osm.pbf cannot be read as OpenStreetMap's"),
         ("empty.osm.pbf", b"", "empty.osm.pbf"),
         ("bad.osm", b"<osm><node", "bad.osm cannot be read as OpenStreetMap's"),
-        ("map.png", b"", "map.png is none of the files .osm.pbf"),
+        ("map.png", b"", r"map.png is none of the files .osm.pbf.*, or a network of SUMO \(.net.xml"),
         ("no.osm", osm_text(SQUARE, [([1, 2], {"highway": "footway"})]).encode(), "no.osm: it holds no streets"),
         ("few.osm", osm_text(SQUARE, [([1, 2], {"highway": "primary"})]).encode(), "few.osm: it has 2 places"),
     ],

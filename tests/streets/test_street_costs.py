@@ -17,7 +17,7 @@ from routing.costs import find_costs
 from routing.instances import cheapest_tours, tour_costs
 from routing.rules import Rules
 from routing.street_costs import StreetCosts, street_costs
-from tests.street_scenes import write_town
+from tests.street_scenes import sumo_town, write_town
 
 
 @pytest.fixture
@@ -48,10 +48,21 @@ def test_places_of_a_town_lie_in_the_unit_square(town: str):
     assert coords.amin(0).tolist() == [0, 0] and coords.amax(0).tolist() == pytest.approx([1, 1], abs=1e-3)
 
 
+def test_streets_of_sumo_know_no_latitudes(tmp_path: Path, town: str):
+    (tmp_path / "town.net.xml").write_text(sumo_town(), encoding="utf-8")
+    costs = street_costs("streets", str(tmp_path / "town.net.xml"))
+    # Two streets along a row, at 100 m and 10 m/s each.
+    assert float(costs.tables[0, 0, 2] * costs.unit) == pytest.approx(20)
+    x_and_y = costs.locate(np.array([[0.34, 0.0], [1.0, 1.0]]), are_degrees=False, place=None)
+    assert x_and_y.coords[0, 0].tolist() == pytest.approx([1 / 3, 0.0])
+    with pytest.raises(ValueError, match="streets of SUMO do not say where on earth they are"):
+        costs.locate(np.array([[60.0, 25.0]]), are_degrees=True, place=None)
+
+
 @pytest.mark.parametrize(
     ("name", "streets", "message"),
     [
-        ("streets", "", "cost streets needs streets: add --streets helsinki, or --streets FILE.osm.pbf"),
+        ("streets", "", "cost streets needs streets: add --streets helsinki, or --streets FILE for a map"),
         ("rush", "", "cost rush needs streets"),
         ("lanes", "helsinki", "streets is 'helsinki', and cost lanes has none: choose cost streets or rush"),
         ("streets", "nowhere.osm.pbf", "nowhere.osm.pbf cannot be read: No such file"),
