@@ -72,6 +72,104 @@ def widen(x: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return _Widen.apply(x) if x.dtype in (torch.float16, torch.bfloat16) else x.float()
 
 
+def below_top(
+    logits: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"] | None, *, lowest: float
+) -> Float[Tensor, "*B N"]:
+    """Logits less the largest legal one of their row, clipped to [lowest, 0]; `lowest` where illegal."""
+    if mask is not None:
+        # Infinite, since a finite floor could be above every legal logit of a row; the clamp makes it finite.
+        logits = torch.where(mask, logits, -math.inf)
+    return (logits - logits.detach().amax(-1, keepdim=True)).clamp(min=lowest)
+
+
+def _count(mask: Bool[Tensor, "*B N"]) -> Int[Tensor, "*B 1"]:
+    """How many are True in each row."""
+    # Sums of 64 bits take a CPU twice as long.
+    return mask.sum(-1, keepdim=True, dtype=torch.int32)
+
+
+def mixed_with_legal(
+    probs: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"], share: float | Float[Tensor, "*B 1"]
+) -> Float[Tensor, "*B N"]:
+    """`probs` with that share of them made uniform over the legal ones; what is illegal keeps probability 0."""
+    # lerp is exact where both ends agree, so a lone legal action keeps probability 1.
+    return torch.lerp(probs, mask / _count(mask), share)
+
+
+class StableLogProbs(NamedTuple):
+    """Log-probabilities that can be sampled from, and what was wrong with the logits that they were made of.
+
+    Attributes:
+        log_probs: at most 0; exponentials of a row sum to 1.
+        nan: how many logits were NaN.
+        inf: how many were +infinity.
+        clipped: how many legal ones were so far below the top of their row that they were clipped.
+        empty: the rows in which nothing was legal.
+    """
+
+    log_probs: Float[Tensor, "*B N"]
+    nan: Int[Tensor, ""]
+    inf: Int[Tensor, ""]
+    clipped: Int[Tensor, ""]
+    empty: Bool[Tensor, "*B"]
+
+
+def stable_log_probs(
+    logits: Float[Tensor, "*B N"],
+    mask: Bool[Tensor, "*B N"] | None = None,
+    *,
+    clip: float,
+    min_prob: float = 0.0,
+    illegal: float = -math.inf,
+) -> StableLogProbs:
+    """Log-probabilities of any logits whatever, in float32, with finite gradients.
+
+    Illegal is what the mask forbids, what is -infinity and what is NaN. +infinity counts as much as its row's largest
+    finite logit, or as anything where there is none. Logits count from the largest legal one of their row, so that a
+    number added to a whole row changes nothing, and none counts as further below than 2 `clip`. The floor takes from
+    all legal ones in proportion, and gives each the same: p becomes (1 - n `min_prob`) p + `min_prob` for n legal ones.
+
+    A row with nothing legal is uniform over those that are NaN, or over all where the mask or -infinity forbids all;
+    its gradient is 0.
+
+    `OneHotDist` shares `below_top` and `mixed_with_legal` with this, and not the rest: there a NaN has to come out
+    again, so that the guard sees it, and its rows, as short as a latent's classes, are slow in `torch.softmax`.
+
+    Args:
+        logits: unnormalised log-probabilities.
+        mask: True is legal.
+        clip: half the largest distance from the top, in nats.
+        min_prob: the least probability of what is legal; below 1 / N.
+        illegal: the log-probability of what is illegal. Products with its probability, 0, need a finite one.
+
+    Raises:
+        UserError: so many floors are more than there is to share.
+    """
+    if min_prob * logits.shape[-1] >= 1:
+        raise UserError(f"min_prob {min_prob} for each of {logits.shape[-1]} is 1 or more; choose less than 1 by that")
+    logits = logits.float() if mask is None else torch.where(mask, logits.float(), -math.inf)
+    nan, inf, allowed = logits.isnan(), logits.isposinf(), ~logits.isneginf()
+    legal = allowed & ~nan
+    empty = _count(legal) == 0
+    legal = torch.where(empty, allowed, legal)
+    legal = legal | (_count(legal) == 0)
+    # Illegal ones count as the least number, not as -infinity: in rows without any other, all are at the top then.
+    least = torch.finfo(torch.float32).min
+    top = logits.detach().nan_to_num(nan=least, posinf=least, neginf=least).amax(-1, keepdim=True)
+    finite = logits.nan_to_num(nan=least, posinf=math.inf, neginf=least).clamp(max=top)
+    distance = below_top(finite, None, lowest=-2 * clip)
+    clipped = _count(legal) - _count(legal & (distance > -2 * clip))
+    distance = torch.where(legal, distance, -math.inf)
+    if min_prob:
+        probs = mixed_with_legal(torch.softmax(distance, -1), legal, min_prob * _count(legal))
+        # The logarithm's gradient is infinite at 0, where illegal ones are.
+        log_probs = probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+    else:
+        log_probs = torch.log_softmax(distance, -1)
+    log_probs = torch.where(legal, log_probs, illegal)
+    return StableLogProbs(log_probs, _count(nan).sum(), _count(inf).sum(), clipped.sum(), empty.squeeze(-1))
+
+
 class OneHotDist:
     """A categorical distribution over the legal actions.
 
@@ -91,13 +189,9 @@ class OneHotDist:
         if mask is not None:
             empty = ~mask.any(-1, keepdim=True)
             mask = torch.cat((mask[..., :1] | empty, mask[..., 1:]), -1)
-            # The floor is infinite, since a finite one could be above every legal logit of a row; the clamp below makes
-            # it finite.
-            logits = torch.where(mask, logits, -math.inf)
         self.mask = mask
-        # On legal actions the clamp only acts where float32 cannot hold the difference of two logits.
-        logits = (logits - logits.detach().amax(-1, keepdim=True)).clamp(min=LOGIT_FLOOR)
-        self._logits = logits
+        # On legal actions this floor only acts where float32 cannot hold the difference of two logits.
+        self._logits = below_top(logits, mask, lowest=LOGIT_FLOOR)
         self._unimix = unimix
 
     @computed_once
@@ -120,8 +214,7 @@ class OneHotDist:
             return probs
         if self.mask is None:
             return probs * (1 - self._unimix) + self._unimix / probs.shape[-1]
-        # lerp is exact where both ends agree, so a lone legal action keeps probability 1.
-        return torch.lerp(probs, self.mask / self.mask.sum(-1, keepdim=True), self._unimix)
+        return mixed_with_legal(probs, self.mask, self._unimix)
 
     @computed_once
     def log_probs(self) -> Float[Tensor, "*B N"]:
@@ -170,83 +263,6 @@ class OneHotDist:
     def kl(self, other: OneHotDist) -> Float[Tensor, "*B"]:
         """Kullback-Leibler divergence from `other` to this distribution, in nats."""
         return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
-
-
-class MultiOneHot:
-    """Independent categorical distributions side by side, one for each of M choices."""
-
-    def __init__(self, logits: Float[Tensor, "*B L"], sizes: tuple[int, ...], *, unimix: float = 0.0) -> None:
-        self.parts = [OneHotDist(part, unimix=unimix) for part in logits.split(sizes, -1)]
-
-    def log_prob(self, action: Int[Tensor, "*B M"]) -> Float[Tensor, "*B"]:
-        """Natural logarithm of the probability of all choices together."""
-        pairs = zip(self.parts, action.unbind(-1), strict=True)
-        return torch.stack([part.log_prob(choice) for part, choice in pairs]).sum(0)
-
-    def entropy(self) -> Float[Tensor, "*B"]:
-        """Shannon entropy in nats, summed over the choices."""
-        return torch.stack([part.entropy() for part in self.parts]).sum(0)
-
-    def mode(self) -> Int[Tensor, "*B M"]:
-        """The likeliest choices."""
-        return torch.stack([part.mode() for part in self.parts], -1)
-
-    def sample(self, noise: Float[Tensor, "*B M"]) -> Int[Tensor, "*B M"]:
-        """Choices drawn by noise that is uniform in [0, 1)."""
-        pairs = zip(self.parts, noise.unbind(-1), strict=True)
-        return torch.stack([part.sample(draw) for part, draw in pairs], -1)
-
-    def embed(self, action: Int[Tensor, "*B M"]) -> Float[Tensor, "*B L"]:
-        """One-hot vectors of all choices, one after another, with straight-through gradients."""
-        pairs = zip(self.parts, action.unbind(-1), strict=True)
-        return torch.cat([part.one_hot(choice) for part, choice in pairs], -1)
-
-
-class BoundedNormal:
-    """Independent normals for continuous actions: the mean in (-1, 1), the standard deviation in (low, high).
-
-    Draws may lie outside [-1, 1]; environments clip them (DreamerV3).
-    """
-
-    def __init__(
-        self, mean: Float[Tensor, "*B A"], std: Float[Tensor, "*B A"], *, low: float = 0.1, high: float = 1.0
-    ) -> None:
-        """Take a network's outputs, each any real number."""
-        self._mean = torch.tanh(mean.float())
-        self._std = (high - low) * torch.sigmoid(std.float() + 2.0) + low
-        # Farther out than any draw: `sample` stays within 5.5 standard deviations.
-        self._farthest = 1 + 6 * high
-
-    def log_prob(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B"]:
-        """Natural logarithm of the density of the whole action, which is clamped to what such normals can draw."""
-        distance = (self._drawable(action) - self._mean) / self._std
-        return -(0.5 * distance.square() + self._std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self) -> Float[Tensor, "*B"]:
-        """Differential entropy in nats, summed over the action's numbers."""
-        return (self._std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-
-    def mode(self) -> Float[Tensor, "*B A"]:
-        """The mean."""
-        return self._mean
-
-    def sample(self, noise: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-        """An action drawn by inverting the cumulative distribution at noise that is uniform in [0, 1)."""
-        tiny = torch.finfo(torch.float32).eps / 4
-        return (self._mean + self._std * torch.special.ndtri(noise.float().clamp(tiny, 1 - 2 * tiny))).detach()
-
-    def embed(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-        """`action` squashed into [-1, 1], with gradients to mean and standard deviation (reparameterised)."""
-        action = self._drawable(action)
-        distance = ((action - self._mean) / self._std).detach()
-        moved = self._mean + self._std * distance
-        # Exactly the action that was taken, whatever rounding does on the way there and back.
-        action = action + (moved - moved.detach())
-        return action / action.detach().abs().clamp(min=1.0)
-
-    def _drawable(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
-        # Before any division: a clamp after it would leave 0 times infinity in the gradient.
-        return action.float().clamp(-self._farthest, self._farthest)
 
 
 class SymexpTwoHot:

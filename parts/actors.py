@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from envs.tasks import ActionSpec
+from parts.action_distributions import BoundedNormal, MultiOneHot
 from parts.latents import Feat
 from parts.layers import MLP
 from parts.pointing import PointerTables, Queries, point, point_again, pointed_by
 from parts.precision import rounded
 from parts.sets import SetEncoder, scrub
 from parts.views import NodeSet, View
-from tools import BoundedNormal, MultiOneHot, OneHotDist
+from tools import OneHotDist
 
 # How much the predicted rewards count in a pointer's scores at first: enough to prefer what is cheap.
 MOVES_WEIGHT = 0.5

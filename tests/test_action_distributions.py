@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 from torch.nn import functional
 
-from tools import BoundedNormal, MultiOneHot, OneHotDist
+from parts.action_distributions import BoundedNormal, MultiOneHot
+from tools import OneHotDist
 
 ROWS, ACTIONS = 32, 3
 SIZES = (2, 5, 1, 3)

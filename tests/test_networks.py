@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from envs.tasks import ActionSpec
 from networks import RSSM, MaskedActor, NodeHead, RoutingEncoder, TSPPointerActor
 from parts import pointing
+from parts.action_distributions import BoundedNormal, MultiOneHot
 from parts.critics import LatentCritic, NodeCritic
 from parts.layers import use_layer_norm
 from parts.moves import MoveHead, move_geometry
 from parts.pointing import Pointed
 from parts.views import NodeSet, View, summarise, take_nodes
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
-from tools import BoundedNormal, MultiOneHot, OneHotDist
+from tools import OneHotDist
 
 BATCH, NODES, FEATURES, FEAT = 3, 6, 2, 12
 

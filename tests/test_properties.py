@@ -15,12 +15,11 @@ from torch import Tensor
 
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import ObservationKey
+from parts.action_distributions import BoundedNormal, MultiOneHot
 from parts.observations import ObservationDecoder, ObservationEncoder
 from parts.sets import PointsEncoder, SetEncoder
 from tools import (
     BernoulliDist,
-    BoundedNormal,
-    MultiOneHot,
     OneHotDist,
     SymexpTwoHot,
     SymlogGaussian,
