@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -46,6 +46,8 @@ FOREIGN_KEYS = {"sac": "sac.py", "groups": "grpo.py", "language": "grpo.py"}
 
 class Dreamer:
     """World model and behaviour behind the four verbs that the training loop knows."""
+
+    tasks: ClassVar[tuple[type, ...]] = (Task,)
 
     def __init__(
         self,
@@ -424,12 +426,13 @@ def _unsaid(line: str) -> None:
     """For what has been said before."""
 
 
-def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings) -> None:
+def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings, logdir: Path) -> None:
     """Let an agent know how wrong it is about what tours cost, where positions do not tell that and somebody knows.
 
     Args:
         agent: whose training is over.
         evaluation: on how many validation instances.
+        logdir: of the run; the checkpoint there will hold it.
     """
     # Whoever imports this module for its agent needs neither.
     from solving.calibrating import calibrate

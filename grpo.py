@@ -7,20 +7,22 @@ import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from config import Config, ConfigError, one_line_errors, parse_command_line
-from envs.tasks import RoutingTask, Task
+from config import Config, one_line_errors, parse_command_line
+from envs.tasks import RoutingTask
 from groups.losses import advantages, surrogate
 from groups.sampler import Sampler, Samples
 from groups.tours import TourSampler
 from guard import Guard
+from language.task import TextTask
 from parts.precision import use_half_precision
 from settings.groups import SamplingSettings
+from settings.run import EvaluationSettings
 from tools import ReturnScale
 from training import evaluating, launch
 from updates.learner import Computed, Learner
@@ -32,6 +34,8 @@ DESCRIPTION = """Train a policy on groups of samples, or evaluate one; section g
   python grpo.py --configs ppo_tsp tsp_lanes
   python grpo.py --evaluate logdir/grpo_words-seed0"""
 SECTION = "grpo"
+# The folder of a logdir in which a language model lies in its own format.
+MODEL = "model"
 # Keys of the config that other programs read.
 _DREAMERS = (
     *("trips", "places", "updates", "curriculum", "context", "act", "log_regret", "plan", "plan_instances", "teacher"),
@@ -49,9 +53,11 @@ FOREIGN_KEYS = {**dict.fromkeys(_DREAMERS, "dreamer.py"), "sac": "sac.py"}
 class GRPO:
     """A policy that learns from what it decides about the same prompt or instance several times."""
 
+    tasks: ClassVar[tuple[type, ...]] = (RoutingTask, TextTask)
+
     def __init__(
         self,
-        task: Task,
+        task: RoutingTask | TextTask,
         settings: SamplingSettings,
         *,
         device: torch.device,
@@ -61,7 +67,7 @@ class GRPO:
         """Build the policy on `device`.
 
         Args:
-            task: what is to be decided.
+            task: what is to be decided about.
             settings: the sections that it reads.
             device: where to learn and decide.
             generators: one per role; `environment` and `acting` are drawn from here.
@@ -89,7 +95,13 @@ class GRPO:
 
     @classmethod
     def of(
-        cls, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+        cls,
+        task: RoutingTask | TextTask,
+        config: Config,
+        *,
+        device: torch.device,
+        generators: dict[str, torch.Generator],
+        guard: Guard,
     ) -> GRPO:
         """The agent that a whole config describes."""
         return cls(task, SamplingSettings.of(config), device=device, generators=generators, guard=guard)
@@ -99,6 +111,11 @@ class GRPO:
         """What samples are of."""
         groups = self.groups
         return [f"{self.sampler.seen}; an update draws {groups.samples} samples of each of {groups.prompts}"]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why some prompts are left out, a line each."""
+        return self.sampler.faults
 
     def _make_optimizers(self, settings: SamplingSettings) -> dict[str, Optimizer]:
         return {
@@ -149,16 +166,19 @@ class GRPO:
                 counted=samples.counted,
                 clip=self.groups.clip,
                 length=self.groups.length,
+                longest=self.sampler.longest,
                 entropy=self._entropy(progress),
                 kl=self.groups.kl,
             )
             return Computed([(loss, ("policy",))], {**metrics, "policy_loss": loss.detach()}, scored.log_prob.detach())
 
-        for _ in range(self.groups.epochs):
+        for epoch in range(self.groups.epochs):
             updated, log_prob = self.learner.update(compute, batch=named, progress=progress)
-            if before is None:
-                # The policy that the samples are from is that of the first epoch.
-                before = log_prob
+            if epoch == 0 and samples.log_prob is not None:
+                # The policy has not moved since it drew them: what differs comes of how it is computed.
+                metrics["sampling_error_max"] = ((log_prob - samples.log_prob).abs() * samples.counted).amax()
+            # Unless samples tell, the policy that they are from is that of the first epoch.
+            before = log_prob if before is None else before
             metrics = metrics | updated
         return metrics | self.sampler.metrics(samples), self.sampler.steps(samples)
 
@@ -206,19 +226,25 @@ class GRPO:
         self.learner.keep()
 
 
-def make_sampler(task: Task, settings: SamplingSettings, *, device: torch.device) -> Sampler:
-    """Who decides about a task; the one place that chooses between kinds.
+def make_sampler(task: RoutingTask | TextTask, settings: SamplingSettings, *, device: torch.device) -> Sampler:
+    """Who decides about a task; the one place that chooses between kinds."""
+    halves = settings.precision == "bfloat16"
+    if isinstance(task, TextTask):
+        # Language models bring a library of their own, which takes seconds to import.
+        from groups.texts import TextSampler
 
-    Raises:
-        ConfigError: nobody does.
-    """
-    if isinstance(task, RoutingTask):
-        choice = settings.groups
-        sampler = TourSampler(task, settings.pointer, first=choice.first, unimix=settings.policy.unimix, device=device)
-        if settings.precision == "bfloat16":
-            use_half_precision(sampler.policy)
-        return sampler
-    raise ConfigError(f"{settings.task} is neither routing nor text; python dreamer.py and python sac.py learn it")
+        return TextSampler(task, settings.language, half_precision=halves, device=device)
+    sampler = TourSampler(
+        task, settings.pointer, first=settings.groups.first, unimix=settings.policy.unimix, device=device
+    )
+    if halves:
+        use_half_precision(sampler.policy)
+    return sampler
+
+
+def save_model(agent: GRPO, evaluation: EvaluationSettings, logdir: Path) -> None:
+    """Write a language model in its own format, too, when its training is over."""
+    agent.sampler.save_pretrained(logdir / MODEL)
 
 
 def main(argv: list[str]) -> None:
@@ -235,7 +261,7 @@ def main(argv: list[str]) -> None:
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=GRPO)
         else:
-            launch.train(command, argv=["grpo.py", *argv], make_agent=GRPO)
+            launch.train(command, argv=["grpo.py", *argv], make_agent=GRPO, at_end=save_model)
 
 
 if __name__ == "__main__":

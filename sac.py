@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Shaped
@@ -48,6 +48,8 @@ FOREIGN_KEYS = {**dict.fromkeys(_DREAMERS, "dreamer.py"), "groups": "grpo.py", "
 
 class SAC:
     """Policy, twin Q functions and temperature behind the four verbs that the training loop knows."""
+
+    tasks: ClassVar[tuple[type, ...]] = (Task,)
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 import config
+from benchmarks.flags import CONFIGS
 from config import UserError, one_line_errors
 from dreamer import Dreamer
 from envs.tasks import RoutingTask
@@ -37,7 +38,6 @@ from routing.street_costs import StreetCosts
 from system.terminal import Parser
 from training import launch, loading
 
-CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 GRID, STEP = 40, 0.1
 DIRECTIONS = {"right": 0.0, "up": 0.5, "left": 1.0, "down": 1.5}
 # Moves of an episode after which its belief is shown.

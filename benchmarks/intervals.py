@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import config
-from benchmarks.speed import CONFIGS
+from benchmarks.flags import CONFIGS
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from routing.cases import field_cases

@@ -17,7 +17,7 @@ import torch
 import checkpoint
 import config
 from benchmarks.collecting import act_and_store, make_env
-from benchmarks.speed import CONFIGS
+from benchmarks.flags import CONFIGS
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
 from imagining.routing_model import RoutingModel

@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from benchmarks.speed import CONFIGS
+from benchmarks.flags import CONFIGS
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from routing.instances import TEST_SEED, VALIDATION_SEED

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import sac_peer
-from benchmarks.speed import CONFIGS
+from benchmarks.flags import CONFIGS
 from config import ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from guard import Guard

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.collecting import EnvFigures, act_and_store, environments, make_env
+from benchmarks.flags import CONFIGS
 from benchmarks.timing import PhaseTimer, Seconds, most_memory, name_of, now, operations, peak
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
@@ -40,7 +40,6 @@ from training.replay import Replay
 from training.setup import make_setup
 from updates import learner
 
-CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 AGENTS: dict[str, Any] = {"dreamer": Dreamer, "sac": SAC}
 ENTRY_KEYS = {
     "agent": "dreamer (the default) or sac",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imsave
 
-from benchmarks.policy_gradient import CONFIGS, number
+from benchmarks.flags import CONFIGS, number
 from config import one_line_errors, parse_command_line
 from envs.routing import TSPRules
 from routing.drawing import draw_streets

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from benchmarks.policy_gradient import CONFIGS, number
+from benchmarks.flags import CONFIGS, number
 from benchmarks.trips import nearest_tours
 from config import ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from benchmarks.policy_gradient import CONFIGS, number
+from benchmarks.flags import CONFIGS, number
 from config import ConfigError, one_line_errors, parse_command_line
 from envs.routing import TSPRules
 from routing.cost_world import Costs

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.policy_gradient import CONFIGS, number
+from benchmarks.flags import CONFIGS, number
 from config import one_line_errors, parse_command_line
 from envs.routing import TSPRules
 from routing.cases import field_cases

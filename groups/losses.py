@@ -71,6 +71,7 @@ def mean_over(
     counted: Float[Tensor, "B K T"],
     *,
     length: Literal["sample", "decision", "longest"],
+    longest: int,
 ) -> Float[Tensor, ""]:
     """The mean over decisions that count.
 
@@ -80,13 +81,14 @@ def mean_over(
         length: `sample`: over each sample's decisions first, so that those of long samples count less each (Shao et al.
             2024, GRPO); `decision`: over all at once (Yu et al. 2025, DAPO); `longest`: their sum over what it would
             take if all samples were as long as can be (Liu et al. 2025, Dr. GRPO).
+        longest: decisions of the longest possible sample.
     """
     total = (values * counted).sum(-1)
     if length == "sample":
         return (total / counted.sum(-1).clamp(min=1)).mean()
     if length == "decision":
         return total.sum() / counted.sum().clamp(min=1)
-    return total.mean() / counted.shape[-1]
+    return total.mean() / longest
 
 
 def surrogate(
@@ -98,6 +100,7 @@ def surrogate(
     counted: Float[Tensor, "B K T"],
     clip: float,
     length: Literal["sample", "decision", "longest"],
+    longest: int,
     entropy: float,
     kl: float,
 ) -> tuple[Float[Tensor, ""], Metrics]:
@@ -111,6 +114,7 @@ def surrogate(
         counted: 1 where a decision was made.
         clip: how far the ratio of probabilities may go from 1.
         length: how decisions are averaged.
+        longest: decisions of the longest possible sample.
         entropy: weight of the entropy.
         kl: weight of the divergence from the reference.
     """
@@ -118,7 +122,7 @@ def surrogate(
     objective = clipped_gain(log_ratio, advantage[..., None], clip=clip) + entropy * scored.entropy
 
     def mean(values: Float[Tensor, "B K T"]) -> Float[Tensor, ""]:
-        return mean_over(values.detach(), counted, length="decision")
+        return mean_over(values.detach(), counted, length="decision", longest=longest)
 
     metrics = {
         "actor_entropy": mean(scored.entropy),
@@ -128,4 +132,4 @@ def surrogate(
         apart = divergence(scored.log_prob, reference)
         objective = objective - kl * apart
         metrics["reference_kl"] = mean(apart)
-    return scored.penalty - mean_over(objective, counted, length=length), metrics
+    return scored.penalty - mean_over(objective, counted, length=length, longest=longest), metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,16 +40,23 @@ class Sampler(nn.Module, ABC):
 
     Attributes:
         policy: what learns.
+        longest: decisions of the longest possible sample.
         players: who plays evaluations, by name; `policy` among them.
     """
 
     policy: nn.Module
+    longest: int
     players: Mapping[str, Any]
 
     @property
     @abstractmethod
     def seen(self) -> str:
         """What samples are of, in words."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why some of what was to be learnt from is left out, a line each."""
+        return ()
 
     @abstractmethod
     def draw(self, groups: int, samples: int, *, generator: torch.Generator, environment: torch.Generator) -> Samples:
@@ -73,6 +81,9 @@ class Sampler(nn.Module, ABC):
     @abstractmethod
     def steps(self, samples: Samples) -> Float[Tensor, ""]:
         """What the samples count as on the run's clock."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write a policy whose library has a format of its own in that, too."""
 
     def metrics(self, samples: Samples) -> Metrics:
         """What else is worth knowing of samples."""

@@ -55,6 +55,7 @@ class TourSampler(Sampler):
         """
         super().__init__()
         self.task, self.rules, self.device = task, task.rules, device
+        self.longest = self.rules.episode_steps(task.num_actions)
         self.spreads = first == "any" and task.rules.starts_anywhere
         sizes = {**asdict(pointer), "latent": 0, "state_features": self.rules.num_state_features}
         self.policy = TSPPointerActor(0, self.rules.num_node_features, unimix=unimix, **sizes).to(device)
@@ -124,7 +125,7 @@ class TourSampler(Sampler):
 
         views, actions, running = [], [], [torch.ones(shape, device=self.device)]
         cost = torch.zeros(shape, device=self.device)
-        for _ in range(rules.episode_steps(self.task.num_actions)):
+        for _ in range(self.longest):
             view = View.of(rules, state, rules.action_mask(state))
             action = self.policy(None, tables, view).sample(uniform(shape, generator))
             views.append(view)

@@ -26,6 +26,7 @@ CODE_KEYS: dict[str, Callable[[object], bool]] = {
     "import": bool,
     "cost": _names_function,
     "imag_reward": _names_function,
+    "language.reward": _names_function,
     "task": _names_function,
 }
 
@@ -42,9 +43,10 @@ def require_trust(config: Config, source: Path, *, given: Config | None, trust: 
     Raises:
         ConfigError: it names other code. Nothing has been imported or called.
     """
+    values, own = config.flat(), {} if given is None else given.flat()
     for key, names_code in CODE_KEYS.items():
-        value = config.get(key)
-        if names_code(value) and not trust and (given is None or given.get(key) != value):
+        value = values.get(key, "")
+        if names_code(value) and not trust and own.get(key) != value:
             repeat = "" if given is None else f"repeat --{key} {shlex.quote(str(value))}, or "
             flag = "--trust" if given is None else "--trust true"
             raise ConfigError(

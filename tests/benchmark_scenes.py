@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks import policy_gradient
+from benchmarks.flags import CONFIGS
 from config import load
 from dreamer import Dreamer
 from guard import Guard
@@ -13,5 +13,5 @@ CPU = torch.device("cpu")
 
 
 def small_agent() -> Dreamer:
-    settings = load(policy_gradient.CONFIGS, ["debug"], {"actor.pointer.latent": "0"})
+    settings = load(CONFIGS, ["debug"], {"actor.pointer.latent": "0"})
     return Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))

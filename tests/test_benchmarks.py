@@ -1,4 +1,3 @@
-import json
 from contextlib import closing
 from unittest.mock import Mock
 
@@ -13,16 +12,14 @@ from benchmarks import (
     cost_fields,
     faults,
     move_errors,
-    policy_gradient,
     sixty_numbers,
-    speed,
     worlds,
 )
+from benchmarks.flags import CONFIGS
 from config import load
 from dreamer import Dreamer
-from envs.routing import TSPInstance, tour_length
+from envs.routing import TSPInstance
 from guard import Guard
-from routing.cost_world import Costs
 from routing.instances import uniform_coords
 from tests.benchmark_scenes import small_agent
 from training.devices import make_generators
@@ -41,96 +38,6 @@ def agent():
 @pytest.fixture
 def instance(agent):
     return TSPInstance(coords=uniform_coords(3, NODES, generator=agent.generators["environment"], device=CPU))
-
-
-def train(logdir, *options):
-    policy_gradient.main(["--configs", "debug", "--device", "cpu", "--logdir", str(logdir), *options])
-    return [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def roll_out(agent, instance, *, first="any"):
-    return policy_gradient.roll_out(agent, instance, tours=4, first=first, generator=agent.generators["acting"])
-
-
-@pytest.mark.parametrize(("first", "starts"), [("any", [0, 1, 3, 4]), ("stored", [0, 0, 0, 0])])
-def test_policy_gradient_roll_out_makes_whole_tours_of_their_true_length(agent, instance, first, starts):
-    rollout = roll_out(agent, instance, first=first)
-    nodes = torch.arange(NODES).expand(3, 4, NODES)
-    assert torch.equal(rollout.action.sort(-1).values, nodes)
-    assert torch.equal(rollout.action[..., -1], torch.tensor(starts).expand(3, 4))
-    for tour in range(4):
-        expected = tour_length(instance.coords, rollout.action[:, tour])
-        torch.testing.assert_close(rollout.tour_length[:, tour], expected)
-
-
-def test_policy_gradient_update_makes_short_tours_likelier(agent, instance):
-    # Warm-up makes the first step tiny, and one step in the gradient's direction is all that is looked at.
-    def log_probs():
-        actor = agent.behavior.actor
-        tables = actor.encode(agent.task.rules.node_features(instance))
-        return actor(None, tables, rollout.view).log_prob(rollout.action).sum(-1)
-
-    rollout = roll_out(agent, instance)
-    before = log_probs()
-    policy_gradient.update(agent, instance, rollout, progress=0.0)
-    advantage = rollout.tour_length.mean(-1, keepdim=True) - rollout.tour_length
-    assert ((log_probs() - before) * advantage).sum() > 0
-
-
-def test_clipped_gain_by_hand():
-    log_ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]).log().requires_grad_()
-    gain = policy_gradient.clipped_gain(log_ratio, torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0]), clip=0.2)
-    assert gain.tolist() == pytest.approx([1.2, -1.5, 0.5, -0.8, 2.2])
-    (gradient,) = torch.autograd.grad(gain.sum(), log_ratio)
-    assert gradient.tolist() == pytest.approx([0.0, -1.5, 0.5, 0.0, 2.2])
-
-
-def test_policy_gradient_learns_from_a_batch_as_often_as_it_is_told(agent, instance):
-    rollout = roll_out(agent, instance)
-    policy_gradient.update(agent, instance, rollout, progress=0.0, epochs=3)
-    assert agent.learner.optimizers["actor"].updates == 3
-
-
-@pytest.mark.run
-def test_policy_gradient_learns_and_counts_every_decision(tmp_path):
-    options = ["--steps", "60000", "--instances", "4", "--actor.lr", "3e-3", "--schedule.warmup", "10"]
-    rows = train(tmp_path / "run", *options, "--valid_instances", "64", "--eval_instances", "64")
-    gaps = [row["valid_gap"] for row in rows if "valid_gap" in row]
-    assert len(gaps) == policy_gradient.EVALUATIONS + 1
-    assert gaps[-1] < gaps[0] / 2
-    assert rows[-1]["eval_gap"] < gaps[0] / 2
-    # 4 instances, 16 tours, 6 decisions: the 157th update passes 60,000.
-    assert rows[-1]["step"] == 157 * 4 * 16 * NODES
-
-
-@pytest.mark.run
-def test_policy_gradient_ends_after_its_minutes(tmp_path):
-    rows = train(tmp_path / "run", "--minutes", "0.01")
-    assert 0.6 <= rows[-1]["seconds"] < 5
-    assert rows[-1]["step"] % (32 * 16 * NODES) == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (("--tours", "1"), "--tours is '1'"),
-        (("--instances", "few"), "--instances is 'few'"),
-        (("--minutes", "nan"), "--minutes is 'nan'"),
-        (("--actor.type", "masked"), "actor.type is 'masked'"),
-    ],
-)
-def test_policy_gradient_refuses(options, expected, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train(tmp_path / "run", *options)
-    assert expected in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_policy_gradient_refuses_the_folder_of_another_run(tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(SystemExit):
-        train(tmp_path)
-    assert "no run yet" in capsys.readouterr().err
 
 
 def test_sixty_numbers_pays_the_number_chosen_and_ends_by_time():
@@ -155,13 +62,13 @@ def test_worlds_prints_what_tours_cost_that_know_too_little(capsys, monkeypatch,
 
 
 def costly_agent(**changes):
-    settings = load(policy_gradient.CONFIGS, ["debug"], changes)
+    settings = load(CONFIGS, ["debug"], changes)
     return Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
 
 
 def test_move_error_is_zero_where_the_head_gives_the_costs_and_known_where_it_is_off():
     agent = costly_agent()
-    settings = load(speed.CONFIGS, ["debug"], {})
+    settings = load(CONFIGS, ["debug"], {})
     _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, 8), settings)
     output = agent.model.heads["reward"].output
     for offset in (0.0, 0.25):
@@ -178,7 +85,7 @@ def test_move_errors_of_a_run(reference, capsys, monkeypatch):
     name, replayed, fresh = [cell.strip() for cell in row.split("|")[1:-1]]
     assert name == str(reference.logdir) and 0 < float(replayed) < 1 and 0 < float(fresh) < 1
     with pytest.raises(SystemExit):
-        move_errors.main([shipped := str(speed.CONFIGS.with_name("checkpoints") / "tsp20.pt")])
+        move_errors.main([shipped := str(CONFIGS.with_name("checkpoints") / "tsp20.pt")])
     assert f"{shipped} is no folder of a run, whose replay is needed" in capsys.readouterr().err
 
 
@@ -223,7 +130,7 @@ def test_move_error_is_a_root_of_squares_alone(error: str, expected: float, monk
 @pytest.mark.parametrize("act", ["policy", "plan"])
 def test_collectors_play_as_the_run_does(act: str):
     agent, other = costly_agent(cost="lanes"), "plan" if act == "policy" else "policy"
-    settings = load(policy_gradient.CONFIGS, ["debug"], {"cost": "lanes", "act": act})
+    settings = load(CONFIGS, ["debug"], {"cost": "lanes", "act": act})
     silent = Mock(side_effect=AssertionError(f"{other} has no part in this"))
     agent.players[other] = Mock(act=silent, initial_state=silent)
     with closing(collecting.make_env(settings, agent, 2)) as env:
@@ -271,32 +178,9 @@ def test_cost_fields_of_a_hidden_hour_are_refused(tmp_path):
         cost_fields.draw(costly_agent(cost="rush", streets="helsinki"), tmp_path)
 
 
-def test_policy_gradient_pays_costs_that_drift_after_every_move(instance, monkeypatch):
-    agent = costly_agent(cost="veering", **{"actor.pointer.latent": "0"})
-    # From 0 on, a quarter turn of the direction with every move.
-    monkeypatch.setattr(Costs, "draw", lambda _costs, count, **_: torch.zeros(count, 1))
-    monkeypatch.setattr(Costs, "drifted", lambda _costs, factors, _noise: (factors + 0.5) % 1)
-    rollout = roll_out(agent, instance, first="stored")
-    for tour in range(4):
-        nodes = torch.nn.functional.pad(rollout.action[:, tour], (1, 0))
-        stops = instance.coords.gather(1, nodes[..., None].expand(-1, -1, 2))
-        difference = (stops[:, 1:] - stops[:, :-1]).abs()
-        along, across = difference.clone(), difference.flip(-1)
-        along[:, 1::2] = across[:, 1::2]
-        expected = torch.stack((5 * along[..., 0], along[..., 1]), -1).norm(dim=-1).sum(1)
-        torch.testing.assert_close(rollout.tour_length[:, tour], expected)
-
-
-def test_policy_gradient_pays_hidden_costs(instance):
-    agent = costly_agent(cost="stretch", **{"actor.pointer.latent": "0"})
-    rollout = roll_out(agent, instance)
-    shortest = torch.stack([tour_length(instance.coords, rollout.action[:, tour]) for tour in range(4)], 1)
-    assert (rollout.tour_length > shortest).all() and (rollout.tour_length < 5 * shortest).all()
-
-
 def test_folder_of_a_run_may_be_named_by_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = load(speed.CONFIGS, ["debug"], {"logdir": "5"})
+    settings = load(CONFIGS, ["debug"], {"logdir": "5"})
     assert str(unused_logdir(settings)) == "5"
 
 

@@ -222,24 +222,6 @@ def test_acting_encodes_only_the_rows_that_begin():
         obs, _, _, _, info = env.step(action)
 
 
-def test_policy_gradient_trains_on_plans():
-    from benchmarks.policy_gradient import roll_out, update
-
-    agent, _ = cvrp_agent()
-    assert isinstance(agent, dreamer.Dreamer)
-    instance = CVRPRules.random(3, NODES, generator=generator(1), device=CPU)
-    rollout = roll_out(agent, instance, tours=4, first="stored", generator=generator(2))
-    for tour in range(4):
-        expected = tour_length(instance.coords, rollout.action[:, tour])
-        torch.testing.assert_close(rollout.tour_length[:, tour], expected)
-    # A vehicle that waits at home does not move; the way home is a step.
-    action = rollout.action
-    waits = (action == 0) & (torch.nn.functional.pad(action, (1, 0))[..., :-1] == 0)
-    assert waits.any()
-    assert torch.equal(rollout.running, (~waits).float())
-    assert all(value.isfinite() for value in update(agent, instance, rollout, progress=0.0).values())
-
-
 @pytest.mark.run(shapes=True)
 def test_cvrp_run_trains_evaluates_and_goes_on(tmp_path, capsys):
     command = ["--configs", "cvrp_attn", "debug", "--logdir", str(tmp_path), "--device", "cpu"]

@@ -63,7 +63,7 @@ NOT_RUN = ("pip", "git", "cd")
 # Commands that take longer than a second or two even so; and those that a page reports from, in running text.
 SLOW = (
     *("python -m benchmarks.faults", "python -m benchmarks.full_disk", "python -m benchmarks.ablations"),
-    *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.policy_gradient"),
+    *("python -m benchmarks.sac_", "python -m benchmarks.speed"),
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     "python dreamer.py --configs tsp_few_steps tsp_stretch --cost",
@@ -289,7 +289,6 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.intervals": hold_bounds,
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
-    "-m benchmarks.policy_gradient": module("benchmarks.policy_gradient", "--configs", "debug", "--steps", "1000"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.speed": time_agent,

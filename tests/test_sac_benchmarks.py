@@ -12,6 +12,7 @@ from benchmarks import (
     sac_peer,
     sac_speed,
 )
+from benchmarks.flags import CONFIGS
 from config import load
 from training.logger import Logger
 
@@ -98,7 +99,7 @@ class Idler:
 
 def test_sac_peer_train_return_is_that_of_the_episodes_since_the_last_row(tmp_path):
     short = {"steps": "9", "eval_every": "2", "valid_episodes": "1", "eval_episodes": "1"}
-    settings = load(sac_peer.CONFIGS, ["sac_pendulum"], short)
+    settings = load(CONFIGS, ["sac_pendulum"], short)
     env = sac_peer.Returns(Walk())
     logger = Logger(tmp_path)
     sac_peer.train(settings, logger, peer=Idler(env), env=env, other=Walk())

@@ -13,6 +13,7 @@ from benchmarks import (
     speed,
     timing,
 )
+from benchmarks.flags import CONFIGS
 from config import load
 from dreamer import Dreamer
 from guard import Guard
@@ -120,13 +121,13 @@ def test_speed_refuses(options, expected, capsys):
 
 
 def test_speed_leaves_out_numbers_of_environments_that_would_take_long(agent, quick_speed, monkeypatch):
-    settings = load(speed.CONFIGS, ["debug"], {})
+    settings = load(CONFIGS, ["debug"], {})
     monkeypatch.setattr(collecting, "MOST_SECONDS", 0.0)
     assert [each.environments for each in collecting.environments(settings, agent)] == [2]
 
 
 def decisions_of_an_update(name, changes, *, stops_early=True):
-    settings = load(speed.CONFIGS, [name, "debug"], changes)
+    settings = load(CONFIGS, [name, "debug"], changes)
     agent = Dreamer.of(make_task(settings), settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
     _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, settings.envs), settings)
     agent.imagination.stops_early = stops_early
@@ -149,7 +150,7 @@ def test_speed_counts_no_decisions_beyond_the_last_plan(stops_early):
 
 
 def test_speed_times_what_is_compiled_as_one_phase(agent, quick_speed):
-    settings = load(speed.CONFIGS, ["debug"], {})
+    settings = load(CONFIGS, ["debug"], {})
     agent.compiled = "kernels"
     _, replay = collecting.act_and_store(agent, collecting.make_env(settings, agent, settings.envs), settings)
     phases = speed.phase_seconds(agent, replay, 2)

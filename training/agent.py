@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +10,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from config import Config
-from envs.tasks import Task
 from guard import Guard
 from parts.acting import Sight
 from parts.moves import Moves
@@ -72,11 +71,15 @@ class Agent(Player, Trained, Protocol):
 class Practitioner(Trained, Protocol):
     """An agent that makes what it learns from itself: `practise` draws samples, learns from them, and keeps none.
 
-    It gives metrics, and how many steps of the run that was, 0-d. `sees` says what samples are of, in lines to read.
+    It gives metrics, and how many steps of the run that was, 0-d. `sees` says what samples are of, in lines to read,
+    and `faults` what of it could not be used.
     """
 
     @property
     def sees(self) -> list[str]: ...
+
+    @property
+    def faults(self) -> Sequence[str]: ...
 
     def practise(self, *, progress: float) -> tuple[dict[str, Tensor], Float[Tensor, ""]]: ...
 
@@ -108,8 +111,10 @@ class Student(Agent, Protocol):
 
 @runtime_checkable
 class AgentClass(Protocol):
-    """A class of agents, which makes one with what it reads of a config."""
+    """A class of agents, made for the kinds of tasks in `tasks`, each with what it reads of a config."""
+
+    tasks: tuple[type, ...]
 
     def of(
-        self, task: Task, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
+        self, task: Any, config: Config, *, device: torch.device, generators: dict[str, torch.Generator], guard: Guard
     ) -> Trained: ...

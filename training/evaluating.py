@@ -99,4 +99,5 @@ def _trusts(command: CommandLine) -> bool:
 
 def _repeated(config: Config, given: Config) -> list[str]:
     """The keys that may name code and whose value the command line has too."""
-    return [key for key in CODE_KEYS if config[key] == given[key]]
+    values, ours = config.flat(), given.flat()
+    return [key for key in CODE_KEYS if values[key] == ours[key]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,7 @@ Pictures = Callable[[Instance], dict[str, np.ndarray]] | Callable[[dict[str, Ten
 
 
 class Report(NamedTuple):
-    """The outcome of an evaluation: figures and pictures by name, one line to read, and what went wrong.
+    """The outcome of an evaluation: figures, pictures and pages by name, one line to read, and what went wrong.
 
     `notices` are lines to read about that, `crashes` the environments that crashed and were replaced.
     """
@@ -28,6 +29,7 @@ class Report(NamedTuple):
     summary: str
     notices: tuple[str, ...] = ()
     crashes: tuple[Crash, ...] = ()
+    texts: Mapping[str, str] = MappingProxyType({})
 
 
 @runtime_checkable

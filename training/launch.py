@@ -34,7 +34,7 @@ from training.resuming import (
     require,
     require_class,
 )
-from training.setup import Setup, make_setup, require_players, telling_of_crashes
+from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
 from training.sources import Collected, Logged, Practised, Source
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
@@ -57,7 +57,7 @@ def train(
     argv: list[str],
     make_agent: AgentClass,
     make_pictures: Callable[[Any], Any] | None = None,
-    at_end: Callable[[Any, EvaluationSettings], None] | None = None,
+    at_end: Callable[[Any, EvaluationSettings, Path], None] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
 
@@ -66,7 +66,8 @@ def train(
         argv: the same as it was given.
         make_agent: a class of agents.
         make_pictures: draws what an agent imagines; called with the agent.
-        at_end: called with the agent after its last update, before the final evaluation and the last checkpoint.
+        at_end: called with the agent and the logdir after the last update, before the final evaluation and the last
+            checkpoint.
 
     Raises:
         UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
@@ -80,6 +81,7 @@ def train(
     device = prepare_torch(config)
     with telling_of_crashes():
         setup = make_setup(config, device)
+    require_task(setup.task, make_agent, config)
     generators = make_generators(config.seed, device)
     guard = Guard(device, settings.guard)
     with _within_memory():
@@ -109,7 +111,7 @@ def train(
             lock=lock,
             device=device,
             files={CONFIG_FILE: to_yaml(config)},
-            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation),
+            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation, logdir),
         )
         if state is not None:
             with fitting(folder, changes), writing_to(logdir):

@@ -15,13 +15,12 @@ from checkpoint import CheckpointError
 from config import Config, ConfigError, filled, require_trust
 from envs.crashes import EnvironmentCrashed
 from envs.routing import RULES
-from envs.tasks import Task
 from guard import Guard
 from settings.run import RunSettings
 from training.agent import AgentClass, Trained
 from training.devices import make_generators
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
-from training.setup import Setup, make_setup
+from training.setup import Setup, make_setup, require_task
 from training.trips import frame_of
 
 # What loading a run may end with, beside a UserError, that is no defect.
@@ -99,6 +98,7 @@ def load_run(
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
     log = state.get("log")
     setup = make_setup(config.replace(**alone), device, frame=frame_of(log))
+    require_task(setup.task, make_agent, config)
     _require_fit(state["agent"], run, make_agent=make_agent, task=setup.task, config=config)
     # Kernels are for updates, of which there will be none.
     acting = config.replace(compile="none") if config.compile == "kernels" else config
@@ -110,7 +110,7 @@ def load_run(
     return LoadedRun(config, setup, agent, state["step"], log)
 
 
-def _require_fit(weights: Any, source: Path, *, make_agent: AgentClass, task: Task, config: Config) -> None:
+def _require_fit(weights: Any, source: Path, *, make_agent: AgentClass, task: Any, config: Config) -> None:
     """Check that weights fit their config before the sizes in it take memory: on a device that has none.
 
     Raises:

@@ -30,6 +30,8 @@ WARN_ABOVE = {
     "mask_rules_wrong": 0.0,
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
+    "logits_nan_max": 0.0,
+    "logits_inf_max": 0.0,
     **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},
     # Model-free training has been seen to run away at such values, long before anything was not finite.
     "train/q_mean": 1e4,
@@ -43,6 +45,7 @@ FIGURES = {
     "plan": ("valid_plan_gap", "{:.3g} %"),
     "error": ("valid_move_error", "{:.3g} %"),
     "valid": ("valid_return", "{:.4g}"),
+    "reward": ("valid_reward", "{:.4g}"),
     "return": ("train_return", "{:.4g}"),
     "entropy": ("actor_entropy", "{:.3g}"),
 }
@@ -320,6 +323,8 @@ class Loop(ABC):
         self.logger.scalars(self.step, self._elapsed(), values)
         for key, picture in report.pictures.items():
             self.logger.image(self.step, f"{name}_{key}", picture)
+        for key, page in report.texts.items():
+            self.logger.text(f"{name}_{key}", page, step=self.step)
         self._note_files()
 
     def _save(self, *, emergency: bool = False) -> None:

@@ -16,8 +16,9 @@ from envs.dynamics_map import DynamicsMapContext
 from envs.gym_tasks import make_gym
 from envs.gym_vector import GymVectorEnv
 from envs.routing import RULES
-from envs.tasks import ObservationTask, RoutingTask, Task
+from envs.tasks import ObservationTask, RoutingTask
 from envs.vector import RoutingVectorEnv
+from language.task import TextTask
 from routing.cases import field_cases
 from routing.cost_world import Costs
 from routing.costs import EUCLIDEAN, find_costs
@@ -26,11 +27,13 @@ from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.logged_costs import logged_costs
 from routing.rules import MIN_NODES, Rules, single_precision
 from settings.dreamer import LossScales
+from settings.language import TEXT, LanguageSettings
 from settings.run import GYM_PREFIX, EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
-from training.agent import Trained
+from training.agent import AgentClass, Trained
 from training.episodes import GymEvaluator
 from training.evaluation import Evaluator
+from training.texts import TextEvaluator
 from training.tours import Evaluation, RoutingEvaluator
 from training.trips import TripEvaluator, TripLog, read_log
 
@@ -51,13 +54,13 @@ def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules]
 
 
 class Setup(NamedTuple):
-    """A task, and what stands for it: environments to train in, and an evaluator once the agent is there.
+    """A task of some kind, and what stands for it: environments to train in, and an evaluator once the agent is there.
 
     `close` ends the environments. Where a log of trips is learnt from, `read_log` reads it, and the environments are of
     use only if their costs are known.
     """
 
-    task: Task
+    task: Any
     make_env: Callable[[dict[str, torch.Generator]], RoutingVectorEnv | GymVectorEnv]
     make_evaluator: Callable[[Any], Evaluator]
     close: Callable[[], None]
@@ -83,9 +86,11 @@ def make_setup(config: Config, device: torch.device, *, frame: Frame | None = No
         return _routing_setup(settings, device, knows_coords=bool(LossScales.of(config).coords))
     if settings.task.is_gym:
         return _gym_setup(settings, device)
+    if task == TEXT:
+        return _text_setup(settings, LanguageSettings.of(config))
     raise ConfigError(
         f"task is {task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
-        f" such as {GYM_PREFIX}CartPole-v1"
+        f" such as {GYM_PREFIX}CartPole-v1; or {TEXT} for prompts (grpo.py)"
     )
 
 
@@ -128,6 +133,18 @@ def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords:
 
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
         return _tour_evaluator(task, evaluation, device, pictures)
+
+    return Setup(task, make_env, make_evaluator, close=lambda: None)
+
+
+def _text_setup(settings: RunSettings, language: LanguageSettings) -> Setup:
+    task, evaluation = TextTask.of(language), settings.evaluation
+
+    def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
+        raise AssertionError("prompts have no environment")
+
+    def make_evaluator(pictures: Any) -> TextEvaluator:
+        return TextEvaluator(task, valid_instances=evaluation.valid_instances, eval_instances=evaluation.eval_instances)
 
     return Setup(task, make_env, make_evaluator, close=lambda: None)
 
@@ -289,6 +306,17 @@ def require_room(settings: RunSettings, least: dict[str, int], *, what: str) -> 
         given = " and ".join(f"{key} is {has[key]}" for key in short)
         add = " ".join(f"--{key} {needed}" for key, needed in short.items())
         raise ConfigError(f"{given}; {settings.environments.envs} environments need more for {what}: add {add}")
+
+
+def require_task(task: Any, make_agent: AgentClass, config: Config) -> None:
+    """Check that an agent of this class can be made for a task.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not isinstance(task, make_agent.tasks):
+        other = "python grpo.py completes prompts" if config.task == TEXT else "python dreamer.py and sac.py play it"
+        raise ConfigError(f"task is {config.task!r}, which is not for this program; {other}")
 
 
 def require_players(settings: RunSettings, agent: Trained) -> None:

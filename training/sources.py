@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -126,11 +126,7 @@ class Logged:
         facts = {"sees": [seen]}
         if log.frame is not None:
             facts["unit"] = [f"a cost of 1 is {log.frame.unit:.4g} of the log's; its box is the unit square"]
-        if log.faults:
-            told = list(log.faults[:MOST_FAULTS])
-            rest = len(log.faults) - len(told)
-            facts["bad"] = told + ([f"and {rest:,} bad rows more, which are left out, too"] if rest else [])
-        return facts
+        return facts | _bad(log.faults)
 
     def ends(self, settings: RunSettings) -> str:
         return f"to update {settings.loop.updates:,}"
@@ -155,7 +151,7 @@ class Practised:
         """The agent is all that there is."""
 
     def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
-        return {"sees": self.agent.sees}
+        return {"sees": self.agent.sees} | _bad(self.agent.faults)
 
     def ends(self, settings: RunSettings) -> str:
         return f"to step {settings.loop.steps:,}"
@@ -165,3 +161,12 @@ class Practised:
 
     def loop(self, agent: Any, **shared: Any) -> Practice:
         return Practice(agent, **shared)
+
+
+def _bad(faults: Sequence[str]) -> dict[str, list[str]]:
+    """The rows of a file that cannot be used: the first of them, and how many more there are."""
+    if not faults:
+        return {}
+    told = list(faults[:MOST_FAULTS])
+    rest = len(faults) - len(told)
+    return {"bad": told + ([f"and {rest:,} bad rows more, which are left out, too"] if rest else [])}

@@ -1,0 +1,1 @@
+"""Language models: prompts with their answers, what a completion earns, and the packages that models come from."""

@@ -1,0 +1,97 @@
+"""Causal language models and their tokenisers: of a folder or a hub, or small ones that know nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from config import ConfigError
+from language.packages import import_transformers
+from language.prompts import Example
+from settings.language import LanguageSettings
+
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+
+
+class Language(NamedTuple):
+    """A model, and how texts become its tokens."""
+
+    model: nn.Module
+    tokenizer: Any
+
+
+def make_language(settings: LanguageSettings, examples: Sequence[Example]) -> Language:
+    """The model and tokeniser that the section `language` describes, on PyTorch's default device.
+
+    Args:
+        settings: names a folder or a hub's model, or the sizes of a new one.
+        examples: whose characters are the tokens of a new one.
+
+    Raises:
+        UserError: there is no such model, or it cannot hold prompts and answers.
+    """
+    language = _loaded(settings.model) if settings.model else _fresh(settings, examples)
+    language.model.eval()
+    longest = max(len(ids) for ids in language.tokenizer([example.prompt for example in examples])["input_ids"])
+    room = getattr(language.model.config, "max_position_embeddings", None)
+    if room is not None and longest + settings.most_tokens > room:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens and language.most_tokens is {settings.most_tokens}, but the model"
+            f" has room for {room}; give shorter prompts, or fewer tokens"
+        )
+    return language
+
+
+def _fresh(settings: LanguageSettings, examples: Sequence[Example]) -> Language:
+    """A GPT-2 with random weights and a token for each character."""
+    transformers = import_transformers()
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = sorted({character for example in examples for character in example.prompt + example.answer})
+    vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *characters])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    plain.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    plain.decoder = decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, padding_side="left"
+    )
+    longest = max(len(example.prompt) for example in examples)
+    config = transformers.GPT2Config(
+        vocab_size=len(vocabulary),
+        n_positions=longest + settings.most_tokens,
+        n_embd=settings.width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        bos_token_id=vocabulary[END],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[PAD],
+    )
+    return Language(transformers.GPT2LMHeadModel(config), tokenizer)
+
+
+def _loaded(name: str) -> Language:
+    """A causal model of a folder or a hub. Code that comes with it is never run."""
+    transformers = import_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, padding_side="left")
+        if torch.get_default_device().type == "meta":
+            # Sizes alone are asked for.
+            config = transformers.AutoConfig.from_pretrained(name)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        else:
+            model = transformers.AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+    # The readers of a dozen formats raise whatever they like about what a folder holds.
+    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"language.model is {name!r}, which cannot be loaded ({cause}); give a folder with a causal model in"
+            " safetensors, as save_pretrained writes it, or a name on the hub"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"language.model {name!r} has a tokeniser without an end token; answers would never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Language(model, tokenizer)
