@@ -29,11 +29,16 @@ def nearest_points(
 class Places(Costs):
     """A world in which every node is one of a fixed set of places; a subclass says what moves between two of them cost.
 
+    In a foreign one, which is shown to models that have learnt of other places, place p is called -1 - p: whatever is
+    below 0 is unknown to them all.
+
     Attributes:
         coords: where the places lie, in the unit square.
+        foreign: whether it is.
     """
 
     coords: Float[Tensor, "P 2"]
+    foreign: bool = False
     _copies: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -48,7 +53,7 @@ class Places(Costs):
         self._require_places(num_nodes)
         keys = torch.rand(num_instances, self.num_places, generator=generator, device=device)
         place = keys.topk(num_nodes, dim=-1).indices
-        return Nodes(self._on(place.device)[0][place], place.int())
+        return Nodes(self._on(place.device)[0][place], self._called(place).int())
 
     def numpy_nodes(self, uniform: UniformDraws, num_instances: int, *sizes: int) -> Nodes:
         """Different places, every choice and order of them as likely as any other."""
@@ -58,7 +63,7 @@ class Places(Costs):
         pieces = [min(rows, num_instances - begin) for begin in range(0, num_instances, rows)]
         chosen = [uniform(size=(count, self.num_places)).argsort(-1, kind="stable")[:, :num_nodes] for count in pieces]
         place = torch.from_numpy(np.concatenate(chosen))
-        return Nodes(self.coords[place].double(), place.int())
+        return Nodes(self.coords[place].double(), self._called(place).int())
 
     def locate(
         self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
@@ -70,7 +75,7 @@ class Places(Costs):
         if outside.any():
             raise UserError(f"has place {place[outside][0]}; {self.name} has 0 to {self.num_places - 1}")
         chosen = torch.from_numpy(place.astype(np.int64))[None]
-        return Nodes(self.coords[chosen].double(), chosen.int())
+        return Nodes(self.coords[chosen].double(), self._called(chosen).int())
 
     def _nearest(self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool) -> Int[np.ndarray, " N"]:
         if are_degrees or positions.shape[1] != 2:
@@ -88,7 +93,8 @@ class Places(Costs):
         place = instance.place
         if place is None:
             raise UserError(f"costs of {self.name} are those of moves between places: give instances with `place`")
-        outside = (place < 0) | (place >= self.num_places)
+        numbers = self._called(place)
+        outside = (numbers < 0) | (numbers >= self.num_places)
         if bool(outside.any()):
             raise UserError(
                 f"place {int(place[outside][0])} lies outside 0..{self.num_places - 1}, the places of {self.name}"
@@ -99,8 +105,13 @@ class Places(Costs):
         shown = super().observation_space(space, num_nodes)
         assert isinstance(shown, spaces.Dict)
         # Box takes integers when running; its annotations know floats only.
-        places = spaces.Box(0, self.num_places - 1, (num_nodes,), np.int32)  # type: ignore[arg-type]
+        low, high = sorted((self._called(0), self._called(self.num_places - 1)))
+        places = spaces.Box(low, high, (num_nodes,), np.int32)  # type: ignore[arg-type]
         return spaces.Dict({**shown.spaces, PLACE: places})
+
+    def _called(self, place: Any) -> Any:
+        """What places are called by their numbers; and their numbers, by what they are called."""
+        return -1 - place if self.foreign else place
 
     def _require_places(self, num_nodes: int) -> None:
         if num_nodes > self.num_places:
@@ -158,14 +169,14 @@ class PlaceCosts(Places):
     def mean_matrix(self, instance: Any) -> Float[Tensor, "*B N N"]:
         """Exactly: linear interpolation around a circle gives every table the same weight."""
         tables = self._on(instance.place.device)[1]
-        place = instance.place.long()
+        place = self._called(instance.place.long())
         return tables.mean(0)[place[..., :, None], place[..., None, :]].to(instance.coords.dtype)
 
     def _look_up(
         self, begin: Int[Tensor, "*B"], end: Int[Tensor, "*B"], factors: Float[Tensor, "*B F"] | None
     ) -> Float[Tensor, "*B"]:
         """What moves between places cost."""
-        begin, end, tables = begin.long(), end.long(), self._on(begin.device)[1]
+        begin, end, tables = self._called(begin.long()), self._called(end.long()), self._on(begin.device)[1]
         if not self.hidden:
             return tables[0, begin, end]
         assert factors is not None, f"costs of {self.name} depend on {self.hidden} factors"

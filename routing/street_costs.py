@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,14 @@ class StreetCosts(PlaceCosts):
     ) -> UInt8[np.ndarray, "H W 3"]:
         """Along the streets; between two hours, as at the nearer one."""
         along = 0 if factors is None else round(float(factors[0, 0]) * len(self.seconds)) % len(self.seconds)
-        places = instance.place[0].cpu().numpy()[tour]
+        places = self._called(instance.place[0].cpu().numpy()[tour])
         return draw_streets(self.network, [places], titles=[title], note=note, seconds=self.seconds[along])
+
+    def seen_from(self, home: StreetCosts) -> StreetCosts:
+        """This map as whoever has learnt another sees it; one and the same map is no foreign one."""
+        parts = (home.coords, home.tables), (self.coords, self.tables)
+        same = all(one.shape == other.shape and torch.equal(one, other) for one, other in zip(*parts, strict=True))
+        return self if same else replace(self, foreign=True)
 
     def measured(self, cost: float) -> str:
         """Minutes."""

@@ -40,9 +40,10 @@ def town() -> str:
 
 
 def write_town(folder: Path) -> Path:
-    """The town as a file."""
+    """The town as a file; beside it stands `town.net.xml`, the one of SUMO."""
     path = folder / "town.osm"
     path.write_text(town(), encoding="utf-8")
+    (folder / "town.net.xml").write_text(sumo_town(), encoding="utf-8")
     return path
 
 

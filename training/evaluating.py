@@ -15,6 +15,7 @@ from training.film import film
 from training.loading import load_run
 from training.setup import (
     TRAINING_ENV,
+    evaluator_elsewhere,
     make_one,
     make_setup,
     reading_of_observations,
@@ -24,10 +25,13 @@ from training.setup import (
 
 # What --evaluate takes from the command line; all else is the run's own.
 EVALUATION_KEYS = (
-    *("eval_episodes", "eval_instances", "eval_by", "plan.pessimism", "plan.processes", "import"),
+    *("eval_episodes", "eval_instances", "eval_by", "import"),
+    *("plan.pessimism", "plan.optimism", "plan.thompson", "plan.processes"),
     *("envs", "env_processes", "env_timeout", "env_restarts"),
 )
 MACHINE_KEYS = ("device", "threads", "deterministic")
+# Where tours are played, if not on the run's own map.
+STREETS = "streets"
 
 
 def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
@@ -61,7 +65,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
     if video and not isinstance(run.setup.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
-    obeyed = (*EVALUATION_KEYS, *MACHINE_KEYS, *_repeated(run.config, command.config))
+    obeyed = (STREETS, *EVALUATION_KEYS, *MACHINE_KEYS, *_repeated(run.config, command.config))
     others += [f"--{key}" for key in command.overrides if key not in obeyed]
     if others or command.sections:
         ignored = " ".join([*others, *(["--configs"] if command.sections else [])])
@@ -76,7 +80,11 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         filmed = film(run.agent.players[POLICY], make_env, folder=folder, device=device, most_envs=most_envs, **reading)
         setup = make_setup(run.config, device)
     with telling_of_crashes(), closing(setup):
-        report = setup.make_evaluator(None).test(run.agent)
+        if STREETS in command.overrides:
+            evaluator = evaluator_elsewhere(setup, run.config.replace(**{STREETS: given[STREETS]}), device)
+        else:
+            evaluator = setup.make_evaluator(None)
+        report = evaluator.test(run.agent)
     assert report is not None, "there are episodes to be played"
     for line in report.notices:
         tell(line)

@@ -26,6 +26,7 @@ from routing.frame import Frame
 from routing.instances import TEST_SEED, VALIDATION_SEED
 from routing.logged_costs import logged_costs
 from routing.rules import MIN_NODES, Rules, single_precision
+from routing.street_costs import StreetCosts
 from settings.dreamer import LossScales
 from settings.language import TEXT, LanguageSettings
 from settings.run import GYM_PREFIX, EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
@@ -147,6 +148,29 @@ def _text_setup(settings: RunSettings, language: LanguageSettings) -> Setup:
         return TextEvaluator(task, valid_instances=evaluation.valid_instances, eval_instances=evaluation.eval_instances)
 
     return Setup(task, make_env, make_evaluator, close=lambda: None)
+
+
+def evaluator_elsewhere(home: Setup, config: Config, device: torch.device) -> Evaluator:
+    """What judges a run on other streets than its own, where it knows nothing of places but where they lie.
+
+    Args:
+        home: of the run.
+        config: of the run, but with the streets to play on.
+        device: where the agent plays.
+
+    Raises:
+        UserError: the run is of no world of streets, or there are none.
+    """
+    settings = RunSettings.of(config)
+    if settings.task.trips:
+        raise ConfigError("a run that has learnt from trips is judged on the map of its log alone; leave --streets out")
+    streets, own = _task_of(settings.task).rules.costs, home.task
+    assert isinstance(own, RoutingTask) and isinstance(streets, StreetCosts), "no other world has streets"
+    assert isinstance(own.rules.costs, StreetCosts)
+    seen = streets.seen_from(own.rules.costs)
+    if seen.foreign:
+        tell(f"places of {settings.task.streets} are unknown to the run, which goes by where they lie alone")
+    return _tour_evaluator(_task_in(seen, settings.task), settings.evaluation, device, None)
 
 
 def _tour_evaluator(
