@@ -102,7 +102,7 @@ class Dreamer:
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length
         self.memory_spaces = self.model.memory_spaces if settings.replay_context else {}
-        planners = make_planners(self.imagination, settings.plan)
+        planners = make_planners(self.imagination, settings.plan, reward_scale=settings.reward_scale)
         self.players: dict[str, Player] = {POLICY: self, **planners}
         self.teacher = None
         if settings.teacher.scale:

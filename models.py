@@ -65,12 +65,18 @@ def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSett
     )
 
 
-def make_planners(imagination: Imagination, settings: PlanSettings) -> dict[str, Planner]:
-    """Who plans in a world model, as `plan`; nobody where there is nothing to plan by."""
+def make_planners(imagination: Imagination, settings: PlanSettings, *, reward_scale: float) -> dict[str, Planner]:
+    """Who plans in a world model, as `plan`; nobody where there is nothing to plan by.
+
+    Args:
+        imagination: of the model.
+        settings: how to plan.
+        reward_scale: what rewards were multiplied by before the model saw them.
+    """
     if not imagination.can_plan:
         return {}
     assert isinstance(imagination, RoutingImagination)
-    return {"plan": Planner(imagination, settings)}
+    return {"plan": Planner(imagination, settings, reward_scale=reward_scale)}
 
 
 def make_teacher(planners: Mapping[str, Planner], settings: TeacherSettings, *, actor: Actor) -> Teacher:

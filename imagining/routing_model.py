@@ -103,6 +103,13 @@ class RoutingModel(WorldModel):
             )
         self._finish(settings)
 
+    @property
+    def num_members(self) -> int:
+        """How many move heads it has: those of an ensemble, or one."""
+        head = self.heads["reward"]
+        assert isinstance(head, MoveHead)
+        return head.members
+
     def _make_belief(self, settings: ModelSettings) -> Belief | None:
         costs = self.rules.costs
         if costs.shown == "factors" and not settings.belief:

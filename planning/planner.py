@@ -25,15 +25,17 @@ class Planner:
     more. It works on the host, and waits for the device with every step.
     """
 
-    def __init__(self, imagination: RoutingImagination, settings: PlanSettings) -> None:
+    def __init__(self, imagination: RoutingImagination, settings: PlanSettings, *, reward_scale: float = 1.0) -> None:
         """Start no process yet.
 
         Args:
             imagination: whose model says what moves cost.
             settings: what to plan by.
+            reward_scale: what rewards were multiplied by before the model saw them.
         """
         rules = imagination.rules
         self.imagination, self.rules, self.settings = imagination, rules, settings
+        self.reward_scale = reward_scale
         self.replans = bool(imagination.belief_size)
         self.solver = Solver(processes=settings.processes)
 
@@ -103,6 +105,16 @@ class Planner:
         else:
             costs = apart(each, -self.settings.optimism)
         return costs.nan_to_num(0.0, 0.0, 0.0).double().cpu().numpy()
+
+    def expected_legs(self, instance: Instance, tours: Int[Tensor, "B L"]) -> Float[Tensor, "K B L"] | None:
+        """What each member of the ensemble expects the moves of closed tours to cost, in the world's unit.
+
+        None of a lone head, which has no spread, and where a belief expects something else after every move.
+        """
+        model = self.imagination.model
+        if self.imagination.belief_size or model.num_members == 1:
+            return None
+        return -model.predict_legs_each(instance, None, tours) / self.reward_scale
 
     def plan(
         self, instance: Instance, state: State, belief: Float[Tensor, "B L"] | None = None

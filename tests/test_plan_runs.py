@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def test_planning_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path):
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     last, again = rows_of(whole)[-1], rows_of(parts)[-1]
     assert last == again
-    assert {"eval_gap", "eval_plan_gap"} <= last.keys()
+    assert {"eval_gap", "eval_plan_gap", "eval_plan_spread", "eval_plan_error"} <= last.keys()
+    assert any({"valid_plan_spread", "valid_plan_error"} <= row.keys() for row in whole)
     assert any("regret" in row and "teacher_agreement" in row for row in whole)
 
 
@@ -45,6 +47,7 @@ def test_evaluation_of_a_run_plays_by_policy_and_plan_on_request(tmp_path: Path,
     dreamer.main(["--evaluate", str(tmp_path), "--eval_by", "both"])
     (line,) = capsys.readouterr().out.splitlines()
     assert "policy: 4 instances" in line and "; plan: 4 instances" in line
+    assert re.search(r"heads are [\d.]+ % apart about its moves, and wrong by [\d.]+ %$", line)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from parts.acting import Sight
 from planning.planner import Planner
+from routing.cvrp import CVRPRules, cvrp_instance
 from routing.instances import field_test_coords, reference_lengths
 from routing.pickup import PickupRules
 from routing.tsp import TSPRules
 from settings.planning import PlanSettings
+from tests.answer_scenes import make_agent
 from tests.scenes import CPU, NODES, ROUTING, Scene, costly_legs, generator, routing
 from training.regret import Regret
-from training.tours import Evaluation, evaluate
+from training.tours import Evaluation, RoutingEvaluator, doubt, evaluate
 
 COORDS = torch.from_numpy(field_test_coords(NODES, 20)).float()
 
@@ -97,9 +99,16 @@ def test_planner_replans_by_what_it_believes(monkeypatch: pytest.MonkeyPatch):
 def an_ensemble(**changes: Any) -> Scene:
     """Three members that expect moves to cost 1, 2 and 3 whatever their length."""
     scene = Scene(model__move_heads=3, **changes)
-    with torch.no_grad():
-        scene.model.heads["reward"].output.bias[:, 1] = torch.tensor([-1.0, -2.0, -3.0])
+    expecting_1_2_and_3(scene.model)
     return scene
+
+
+def expecting_1_2_and_3(model: Any) -> None:
+    """Let three members expect that of every move."""
+    output = model.heads["reward"].output
+    with torch.no_grad():
+        output.weight.zero_()
+        output.bias.copy_(torch.tensor([[0.0, -1.0], [0.0, -2.0], [0.0, -3.0]]))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +134,56 @@ def test_planner_by_thompson_sampling_follows_one_member_in_each_plan():
     costs = plans.costs(TSPRules.instance_type(COORDS), None, generator=generator())
     assert all(len(set(each.round(5).flatten().tolist())) == 1 for each in costs)
     assert set(costs.round().flatten().tolist()) == {1.0, 2.0, 3.0}
+
+
+def test_planner_knows_what_its_members_expect_in_the_worlds_unit():
+    instance, tours = TSPRules.instance_type(COORDS[:2]), torch.arange(NODES).expand(2, -1)
+    imagination = an_ensemble().imagination
+    assert isinstance(imagination, RoutingImagination)
+    expected = Planner(imagination, PlanSettings(), reward_scale=0.5).expected_legs(instance, tours)
+    assert expected is not None
+    torch.testing.assert_close(expected, torch.tensor([2.0, 4.0, 6.0])[:, None, None].expand(3, 2, NODES))
+
+
+def test_planner_has_no_members_to_ask_of_a_lone_head_or_a_belief():
+    instance, tours = TSPRules.instance_type(COORDS[:2]), torch.arange(NODES).expand(2, -1)
+    believing = Scene(
+        routing("stretch"), model__belief=True, model__move_heads=2, imag_start="rows", imag_first="stored"
+    )
+    assert planner().expected_legs(instance, tours) is None
+    assert planner(believing).expected_legs(instance, tours) is None
+
+
+@pytest.mark.parametrize("report", ["validate", "test"])
+def test_evaluation_of_plans_tells_spread_and_error_of_the_ensemble(report: str):
+    references = reference_lengths(COORDS.double().numpy())
+    evaluation = Evaluation(TSPRules.instance_type(COORDS), references)
+    evaluator = RoutingEvaluator(ROUTING, validation=evaluation, test=evaluation, device=CPU, players=("plan",))
+    agent = make_agent(**{"model.move_heads": 3})
+    expecting_1_2_and_3(agent.model)
+    values = getattr(evaluator, report)(agent).values
+    tours = evaluate(agent.players["plan"], ROUTING, evaluation, device=CPU).tours
+    walked = COORDS.gather(1, tours[..., None].expand(-1, -1, 2))
+    legs = (walked - walked.roll(-1, 1)).norm(dim=-1)
+    assert values["plan_spread"] == pytest.approx(100 * (2 / 3) ** 0.5 / float(legs.mean()), rel=1e-4)
+    assert values["plan_error"] == pytest.approx(100 * float((2 - legs).abs().mean() / legs.mean()), rel=1e-4)
+
+
+def test_doubt_leaves_out_where_plans_wait_at_their_depot():
+    instance = cvrp_instance(torch.rand(6, 2, generator=generator()).double().numpy(), [0, 2, 3, 2, 3, 1], 6)
+    task, tours = RoutingTask.of(CVRPRules, 6), torch.tensor([[0, 1, 2, 0, 3, 4, 5, 0, 0, 0]])
+    scene = Scene(task, model__move_heads=3, imag_first="stored")
+    expecting_1_2_and_3(scene.model)
+    waiting, moving = (doubt(planner(scene), task, instance, each) for each in (tours, tours[:, :7]))
+    assert waiting == pytest.approx(moving) and waiting["spread"] > 0
+
+
+def test_doubt_is_told_of_no_policy_and_of_nothing_hidden():
+    instance, tours = TSPRules.instance_type(COORDS), torch.arange(NODES).expand(20, -1)
+    assert doubt(planner(), ROUTING, instance, tours) == {}
+    blind = Scene(routing("stretch"), model__move_heads=2)
+    assert doubt(planner(blind), routing("stretch"), instance, tours) == {}
+    assert doubt(planner(an_ensemble()), ROUTING, instance, tours).keys() == {"spread", "error"}
 
 
 def test_optimism_and_thompson_sampling_exclude_each_other():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,16 @@ def percent_above(cost: float, reference: float) -> float:
     if reference == 0:
         return math.nan
     return math.copysign(100.0, reference) * (cost / reference - 1)
+
+
+@runtime_checkable
+class Forecasting(Player, Protocol):
+    """A player that goes by what an ensemble expects: `expected_legs` tells what each member expects tours to cost.
+
+    It gives None where there is no ensemble, or where what it expects changes on the way.
+    """
+
+    def expected_legs(self, instance: Instance, tours: Int[Tensor, "B L"]) -> Float[Tensor, "K B L"] | None: ...
 
 
 class Result(NamedTuple):
@@ -94,6 +104,37 @@ def evaluate(player: Player, task: RoutingTask, evaluation: Evaluation, *, devic
     lengths = -returns
     gap = percent_above(float(lengths.double().mean()), float(evaluation.references.mean()))
     return Result(lengths=lengths, tours=torch.stack(visited[:-1], 1), gap=gap)
+
+
+def doubt(player: Player, task: RoutingTask, instance: Instance, tours: Int[Tensor, "I L"]) -> dict[str, float]:
+    """How far a player's ensemble is apart about the moves of tours, and how wrong it is about them.
+
+    `spread` is the mean standard deviation of its members, `error` the mean absolute error of their mean, both in
+    percent of the moves' mean cost. Nothing where costs hide something, or the player has no ensemble.
+
+    Args:
+        player: whose expectations these are.
+        task: knows the true costs.
+        instance: I of them.
+        tours: closed ones; to stay at a node is no move.
+    """
+    costs = task.rules.costs
+    if costs.hidden or not isinstance(player, Forecasting):
+        return {}
+    expected = player.expected_legs(instance, tours)
+    if expected is None:
+        return {}
+    ends = tours.roll(-1, -1)
+    # Each step of all tours together: a move of several per instance is nothing that cost worlds take.
+    legs = zip(tours.unbind(-1), ends.unbind(-1), strict=True)
+    true = torch.stack([costs.between(instance, begin, end) for begin, end in legs], -1)
+    moved = tours != ends
+    mean = float(true[moved].double().mean().abs())
+    spread = expected.std(0, correction=0)[moved].double().mean()
+    error = (expected.mean(0) - true).abs()[moved].double().mean()
+    return {
+        name: 100 * float(each) / mean if mean else math.nan for name, each in (("spread", spread), ("error", error))
+    }
 
 
 class RoutingEvaluator:
@@ -149,12 +190,20 @@ class RoutingEvaluator:
             pictures[f"{prefix}tour"] = costs.picture(judged.instance, tour, title=title, factors=judged.factors)
             mean = float(result.lengths.mean())
             values |= {f"{prefix}gap": result.gap, f"{prefix}return": -mean}
-            if name != POLICY:
-                values[f"{prefix}seconds"] = seconds
-            summaries.append(
+            summary = (
                 f"{len(result.lengths)} instances, mean length {mean:.4f}{interval(result.lengths)}"
                 f"{costs.measured(mean)}, gap {result.gap:.2f} % to the reference"
             )
+            if name != POLICY:
+                values[f"{prefix}seconds"] = seconds
+                instance = each_part(judged.instance, lambda part: part.to(self.device))
+                if doubts := doubt(agent.players[name], self.task, instance, result.tours):
+                    values |= {f"{prefix}{key}": value for key, value in doubts.items()}
+                    summary += (
+                        f", heads are {doubts['spread']:.2f} % apart about its moves, and wrong by"
+                        f" {doubts['error']:.2f} %"
+                    )
+            summaries.append(summary)
         if self.pictures is not None:
             pictures |= self.pictures(evaluation.instance)
         if len(summaries) > 1:
