@@ -32,6 +32,7 @@ from system.terminal import tell
 from tools import Bounds, uniform
 from training.agent import POLICY, MoveLog, Player
 from training.replay import Replay
+from training.trips import TripLog
 from updates.compiling import Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
@@ -426,28 +427,37 @@ def _unsaid(line: str) -> None:
     """For what has been said before."""
 
 
-def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings, logdir: Path) -> None:
+def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings, logdir: Path, log: TripLog | None) -> None:
     """Let an agent know how wrong it is about what tours cost, where positions do not tell that and somebody knows.
 
     Args:
         agent: whose training is over.
         evaluation: on how many validation instances.
         logdir: of the run; the checkpoint there will hold it.
+        log: that it has learnt from; where nobody knows the true costs, its held-out trips tell.
     """
-    # Whoever imports this module for its agent needs neither.
+    # Whoever imports this module for its agent needs none of them.
     from solving.calibrating import calibrate
     from solving.decoding import Decoding
+    from solving.driven_trips import calibrate_by_trips
 
     forecaster = agent.forecaster
-    if forecaster is None or forecaster.knows_distances or not forecaster.model.rules.costs.known:
+    if forecaster is None or forecaster.knows_distances:
         return
-    agent.calibration = calibrate(
-        agent.behavior,
-        forecaster,
-        nodes=agent.task.num_actions,
-        instances=evaluation.valid_instances,
-        methods=(Decoding.PLAN, *(("greedy", "sample") if agent.trains_policy else ())),
-    )
+    methods = (Decoding.PLAN, *(("greedy", "sample") if agent.trains_policy else ()))
+    if forecaster.model.rules.costs.known:
+        agent.calibration = calibrate(
+            agent.behavior,
+            forecaster,
+            nodes=agent.task.num_actions,
+            instances=evaluation.valid_instances,
+            methods=methods,
+        )
+    elif log is not None:
+        moves = log.held_out
+        expected, paid = (-each.double().cpu().numpy() for each in (agent.expected(moves), moves.reward))
+        found = calibrate_by_trips(expected, paid, log.held_out_trip)
+        agent.calibration = {} if found is None else dict.fromkeys(methods, found)
 
 
 def main(argv: list[str]) -> None:

@@ -25,6 +25,7 @@ from settings.groups import SamplingSettings
 from settings.run import EvaluationSettings
 from tools import ReturnScale
 from training import evaluating, launch
+from training.trips import TripLog
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
 
@@ -242,7 +243,7 @@ def make_sampler(task: RoutingTask | TextTask, settings: SamplingSettings, *, de
     return sampler
 
 
-def save_model(agent: GRPO, evaluation: EvaluationSettings, logdir: Path) -> None:
+def save_model(agent: GRPO, evaluation: EvaluationSettings, logdir: Path, log: TripLog | None) -> None:
     """Write a language model in its own format, too, when its training is over."""
     agent.sampler.save_pretrained(logdir / MODEL)
 

@@ -77,6 +77,8 @@ def main(argv: list[str]) -> None:
                     f"{name} does not know how wrong it is about costs: that is known of a run with learnt costs in a"
                     f" known world, at its end, by {least_tours()} validation instances or more"
                 )
+            if any(each.driven for each in agent.calibration.values()):
+                raise ConfigError(f"{name} knows a log alone, and nobody knows what its tours truly cost")
             nodes = arguments.nodes or run.config.nodes
             if nodes < MIN_REFERENCE_NODES:
                 raise ConfigError(f"--nodes is {nodes}; a tour takes {MIN_REFERENCE_NODES} at least")

@@ -14,7 +14,7 @@ from routing.files import RoutingInstance
 from routing.metrics import unit
 from routing.solutions import split_routes
 from solving.decoding import Decoding, Imagined
-from solving.intervals import SHARE, Forecast
+from solving.intervals import SHARE, Forecast, least_tours
 from system.terminal import one_line
 
 # More tours than this do not fit a screen: the means are printed before the rows.
@@ -311,13 +311,19 @@ def _of_bounds(solutions: Sequence[Solution]) -> list[str]:
     unbounded = [each for each in solutions if each.forecast is not None and each.forecast.low is None]
     if any(each.length is None for each in unbounded):
         lines.append(
-            "nothing says how far costs may be from those expected: a log tells what moves cost, and not what tours do"
-            " that were chosen for looking cheap"
+            "nothing says how far costs may be from those expected: of a log that is found out when training ends, by"
+            f" held-out trips (one in ten), and takes {least_tours()} of two moves or more, which a column `trip` tells"
         )
     elif unbounded:
         lines.append(
             "nothing says how far costs may be from those expected: the run was not trained to its end in this version,"
             " or on fewer than 19 validation instances; its own command goes on with it, with more --steps"
+        )
+    driven = max((each.forecast.driven for each in solutions if each.forecast is not None), default=0)
+    if driven:
+        lines.append(
+            f"bounds are by {driven:,} held-out trips of the log, as they were driven: tours that are chosen for"
+            " looking cheap may cost more than that"
         )
     others = [
         each

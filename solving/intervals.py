@@ -24,13 +24,14 @@ LEAST_ERROR = 1e-6
 class Forecast(NamedTuple):
     """What a tour is expected to cost; `low` and `high` are None where nobody knows how wrong that may be.
 
-    `nodes` is of the tours by which that is known.
+    `nodes` is of the tours by which that is known, `driven` how many of these were trips of a log.
     """
 
     cost: float
     low: float | None = None
     high: float | None = None
     nodes: int | None = None
+    driven: int = 0
 
 
 class Calibration(NamedTuple):
@@ -43,6 +44,7 @@ class Calibration(NamedTuple):
         high: to so many.
         nodes: of the instances.
         instances: how many tours there were.
+        driven: how many of them were trips of a log, which nobody chose by what the model expects.
     """
 
     bias: float
@@ -51,9 +53,12 @@ class Calibration(NamedTuple):
     high: float
     nodes: int
     instances: int
+    driven: int = 0
 
     @classmethod
-    def of(cls, expected: Float64[np.ndarray, "K I"], paid: Float64[np.ndarray, " I"], *, nodes: int) -> Calibration:
+    def of(
+        cls, expected: Float64[np.ndarray, "K I"], paid: Float64[np.ndarray, " I"], *, nodes: int, driven: int = 0
+    ) -> Calibration:
         """From what tours cost, and what each member of an ensemble expected.
 
         `least_tours()` of them are needed. They may be of any origin, but those to come have to be chosen likewise.
@@ -67,7 +72,7 @@ class Calibration(NamedTuple):
         away = np.sort((paid - bias * mean) / _deviation(mean, spread, error))
         # Of n and one more, each is as likely to be at any place in order.
         rank = math.ceil((len(paid) + 1) * (1 + SHARE) / 2)
-        return cls(bias, error, float(away[-rank]), float(away[rank - 1]), nodes, len(paid))
+        return cls(bias, error, float(away[-rank]), float(away[rank - 1]), nodes, len(paid), driven)
 
     @classmethod
     def read(cls, values: Any) -> Calibration:
@@ -87,7 +92,7 @@ class Calibration(NamedTuple):
         deviation = _deviation(mean, spread, self.error)
         bounds = (self.bias * mean + away * deviation for away in (0.0, self.low, self.high))
         rows = zip(*(bound.tolist() for bound in bounds), strict=True)
-        return [Forecast(cost, low, high, self.nodes) for cost, low, high in rows]
+        return [Forecast(cost, low, high, self.nodes, self.driven) for cost, low, high in rows]
 
 
 def _deviation(

@@ -144,7 +144,7 @@ def test_answer_tells_what_is_expected_and_that_nobody_knows_more(
     told = capsys.readouterr()
     (row,) = json.loads(told.out)["instances"]
     assert row["length"] is None and row["expected"] > 0 and row["interval"] == [None, None]
-    assert "a log tells what moves cost" in told.err
+    assert "of a log that is found out when training ends, by held-out trips" in told.err
     assert "COMMENT : expected cost" in (tmp_path / "out" / "day.tour").read_text(encoding="utf-8")
 
 

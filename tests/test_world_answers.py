@@ -112,7 +112,7 @@ def test_run_that_goes_on_forgets_how_wrong_it_was(run, tmp_path, monkeypatch):
     settings = config.read(other / "config.yaml").flat()
     kept = ("cost", "act", "eval_by", "imag_policy", "model.move_heads")
     arguments += [part for key in kept for part in (f"--{key}", str(settings[key]))]
-    monkeypatch.setattr(dreamer, "calibrate_at_end", lambda agent, evaluation: None)
+    monkeypatch.setattr(dreamer, "calibrate_at_end", lambda *_: None)
     dreamer.main([*arguments, "--logdir", str(other)])
     assert "calibration" not in checkpoint.load(other / "latest.pt", CPU)["agent"]
 

@@ -36,6 +36,7 @@ from training.resuming import (
 )
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
 from training.sources import Collected, Logged, Practised, Source
+from training.trips import TripLog
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
 ENTRY_KEYS = {
@@ -57,7 +58,7 @@ def train(
     argv: list[str],
     make_agent: AgentClass,
     make_pictures: Callable[[Any], Any] | None = None,
-    at_end: Callable[[Any, EvaluationSettings, Path], None] | None = None,
+    at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None = None,
 ) -> None:
     """A whole run, from the command line to the final evaluation.
 
@@ -66,8 +67,8 @@ def train(
         argv: the same as it was given.
         make_agent: a class of agents.
         make_pictures: draws what an agent imagines; called with the agent.
-        at_end: called with the agent and the logdir after the last update, before the final evaluation and the last
-            checkpoint.
+        at_end: called after the last update, before the final evaluation and the last checkpoint: with the agent, how
+            it is evaluated, the logdir, and the log of trips that it has learnt from, if any.
 
     Raises:
         UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
@@ -111,7 +112,7 @@ def train(
             lock=lock,
             device=device,
             files={CONFIG_FILE: to_yaml(config)},
-            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation, logdir),
+            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation, logdir, _log_of(setup)),
         )
         if state is not None:
             with fitting(folder, changes), writing_to(logdir):
@@ -156,6 +157,10 @@ def _source(
         generators["replay"] = make_generator(settings.machine.seed, "replay", replay.device)
     require_windows(settings, agent.batch_length)
     return Collected(setup.task, env, replay)
+
+
+def _log_of(setup: Setup) -> TripLog | None:
+    return None if setup.read_log is None else setup.read_log()
 
 
 def _take_up(

@@ -37,6 +37,7 @@ class TripLog:
     Attributes:
         learnt: the moves to learn from.
         held_out: those of some whole trips, to judge by.
+        held_out_trip: of which trip each of these is a part.
         rewards: the least and the largest that a move to learn from has earned, 0-d.
         frame: between the log's units and the model's; None where the log is of a world that is known, in its units.
         faults: why rows of the file were left out, a line each.
@@ -72,6 +73,7 @@ class TripLog:
         rows = torch.from_numpy(held_out).to(device)
         self.learnt: Moves = each_part(moves, lambda part: part[~rows])
         self.held_out: Moves = each_part(moves, lambda part: part[rows])
+        self.held_out_trip: Int64[np.ndarray, " M"] = log.trip[held_out]
         self.rewards = Bounds(self.learnt.reward.amin(), self.learnt.reward.amax())
         self.trips = len(np.unique(log.trip))
 
