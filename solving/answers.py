@@ -128,6 +128,7 @@ def as_json(solutions: Sequence[Solution]) -> str:
         if solution.forecast is not None:
             row["expected"] = solution.forecast.cost
             row["interval"] = [solution.forecast.low, solution.forecast.high]
+            row["interval_of"] = "driven trips" if solution.forecast.driven else "chosen tours"
         if solution.imagined is not None:
             row["imagined_length"] = solution.imagined.length
             row["imagined_real_length"] = solution.imagined_real_length
@@ -140,7 +141,8 @@ def table(solutions: Sequence[Solution]) -> str:
     """One line for each solution, and one with the means: the last, or the first where there are many."""
     with_imagined = any(solution.imagined is not None for solution in solutions)
     with_forecast = any(solution.forecast is not None for solution in solutions)
-    heads = ["instance", "n"] + (["expected", f"{100 * SHARE:.0f} % within"] if with_forecast else [])
+    of_what = " of trips" if any(_trips_told(solution) for solution in solutions) else ""
+    heads = ["instance", "n"] + (["expected", f"{100 * SHARE:.0f} %{of_what} within"] if with_forecast else [])
     heads += ["in truth" if with_forecast else "length", "reference", "gap, %", "seconds"]
     heads += ["imagined", "in truth"] if with_imagined else []
     heads.append("chosen by")
@@ -173,6 +175,11 @@ def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> l
         expected = None if solution.imagined is None else solution.imagined.length
         cells += [length_text(each, instance.metric) for each in (expected, solution.imagined_real_length)]
     return [*cells, solution.chooser]
+
+
+def _trips_told(solution: Solution) -> int:
+    """By how many driven trips it is known how far costs are from those expected."""
+    return 0 if solution.forecast is None else solution.forecast.driven
 
 
 def bounds(solution: Solution) -> str:
@@ -319,11 +326,10 @@ def _of_bounds(solutions: Sequence[Solution]) -> list[str]:
             "nothing says how far costs may be from those expected: the run was not trained to its end in this version,"
             " or on fewer than 19 validation instances; its own command goes on with it, with more --steps"
         )
-    driven = max((each.forecast.driven for each in solutions if each.forecast is not None), default=0)
-    if driven:
+    if driven := max(map(_trips_told, solutions), default=0):
         lines.append(
             f"bounds are by {driven:,} held-out trips of the log, as they were driven: tours that are chosen for"
-            " looking cheap may cost more than that"
+            " looking cheap keep them less often"
         )
     others = [
         each

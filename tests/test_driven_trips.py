@@ -109,9 +109,12 @@ def test_answers_of_a_log_have_bounds_and_say_by_what(run: Path, capsys: pytest.
     solve.main([str(run), "--random", "3", "--json", "--device", "cpu"])
     told = capsys.readouterr()
     for row in json.loads(told.out)["instances"]:
+        assert row["interval_of"] == "driven trips"
         assert row["length"] is None and 0 < row["interval"][0] < row["expected"] < row["interval"][1]
     (line,) = told.err.splitlines()
     assert "bounds are by 100 held-out trips of the log, as they were driven" in line
+    solve.main([str(run), "--random", "3", "--device", "cpu"])
+    assert "90 % of trips within" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.run

@@ -63,6 +63,7 @@ def test_answers_of_a_world_are_expected_bounded_and_true(run, tmp_path, capsys)
     for row, coords in zip(answers(capsys, run, tmp_path / "own.npy"), field_test_coords(NODES, 3), strict=True):
         assert row["length"] == pytest.approx(lanes_cost(coords, row["tour"]))
         low, high = row["interval"]
+        assert row["interval_of"] == "chosen tours"
         assert low < row["expected"] < high and row["by_model"] and row["chosen_by"] == "exact search"
 
 
