@@ -18,7 +18,7 @@ from benchmarks import (
 from benchmarks.flags import CONFIGS
 from config import load
 from dreamer import Dreamer
-from envs.routing import TSPInstance
+from envs.routing import TSPInstance, TSPRules
 from guard import Guard
 from routing.instances import uniform_coords
 from tests.benchmark_scenes import small_agent
@@ -184,7 +184,10 @@ def test_folder_of_a_run_may_be_named_by_a_number(tmp_path, monkeypatch):
     assert str(unused_logdir(settings)) == "5"
 
 
-@pytest.mark.parametrize("arguments", [[], ["folder", "no such variant"], ["folder", "base", "third"], ["--roo", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["folder", "third"], ["folder", "--variant", "none such"], ["folder", "--seeds", "0"], ["--roo", "x"]],
+)
 def test_ablations_refuses_what_it_does_not_know(arguments: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         ablations.parse(arguments)
@@ -199,3 +202,10 @@ def test_soak_refuses_a_mistake_in_one_line(arguments: list[str], capsys: pytest
         faults.main(["soak", *arguments])
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and line.startswith(f"faults: {arguments[0]} ")
+
+
+def test_own_reward_of_the_ablations_is_minus_the_distance(instance: TSPInstance):
+    state = TSPRules.reset(instance, torch.tensor([0, 1, 2]))
+    action = torch.tensor([3, 4, 5])
+    expected = -TSPRules.cost(instance, state, action)
+    torch.testing.assert_close(ablations.own_reward(instance, state, action), expected)

@@ -220,11 +220,12 @@ def ablate(command: Command, place: Place) -> None:
     """All variants, small, in this process."""
     from benchmarks import ablations
 
+    variants = ablations.SETS["notes" if "notes" in command.arguments else "choices"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablations, "BASE", [*ablations.BASE, "--configs", "debug", *SHORT, "--train_ratio", "8"])
-        for name in ("base", "predicted mask"):
-            ablations.run(name, place.folder / command.arguments[0] / name.replace(" ", "_"))
-    assert len([*(place.folder / command.arguments[0]).iterdir()]) == 2
+        patch.setattr(ablations, "EVALUATIONS", ("--configs", "debug", *SHORT))
+        for name in (*variants,)[-1:]:
+            ablations.run(name, variants[name], ablations.folder_of(place.folder / command.arguments[0], name, 0))
+    assert len([*(place.folder / command.arguments[0]).iterdir()]) == 1
 
 
 def break_on_purpose(command: Command, place: Place) -> None:
