@@ -128,10 +128,10 @@ def doubt(player: Player, task: RoutingTask, instance: Instance, tours: Int[Tens
     # Each step of all tours together: a move of several per instance is nothing that cost worlds take.
     legs = zip(tours.unbind(-1), ends.unbind(-1), strict=True)
     true = torch.stack([costs.between(instance, begin, end) for begin, end in legs], -1)
-    moved = tours != ends
-    mean = float(true[moved].double().mean().abs())
-    spread = expected.std(0, correction=0)[moved].double().mean()
-    error = (expected.mean(0) - true).abs()[moved].double().mean()
+    # Whoever stays pays nothing and expects nothing else, so that the ratios are those of moves alone.
+    mean = float(true.double().mean().abs())
+    spread = expected.std(0, correction=0).double().mean()
+    error = (expected.mean(0) - true).abs().double().mean()
     return {
         name: 100 * float(each) / mean if mean else math.nan for name, each in (("spread", spread), ("error", error))
     }
