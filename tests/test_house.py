@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The rooms, top-level modules and packages, from the ground up: each imports from those before it alone.
 ORDER = (
-    *("system", "settings", "config", "checkpoint", "tools", "guard", "streets", "language", "routing", "envs"),
-    *("parts", "networks", "updates", "comparing", "training", "imagining", "planning", "soft", "groups"),
-    *("models", "solving", "dreamer", "sac", "grpo", "solve", "compare", "export"),
+    *("system", "settings", "config", "checkpoint", "tools", "logits", "guard", "monitors", "streets", "language"),
+    *("routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning", "soft"),
+    *("groups", "models", "solving", "dreamer", "sac", "grpo", "solve", "compare", "export"),
 )
 AGENTS = frozenset({"dreamer", "sac", "grpo"})
 
