@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 import logits
+from benchmarks.monitors import absolute_clipping
 from config import UserError
 from logits import StableLogitsProcessor, TemperatureLogitsWarper
 from tests.language_scenes import END, VOCABULARY, WILD, small_gpt2, spoil_logits
@@ -194,6 +195,39 @@ def test_module_asks_for_transformers_where_it_is_missing(monkeypatch: pytest.Mo
     assert "\n" not in str(caught.value) and "logits_alone" not in sys.modules
 
 
+def entropy(log_probs: Tensor) -> float:
+    """Mean over the rows, in nats."""
+    return float(-(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1).mean())
+
+
+def test_clipping_logits_where_they_stand_changes_them_and_a_shift_does_so_again():
+    # The figures of docs/language.md.
+    scores = 30 * torch.randn(8, 50_000)
+    assert entropy(torch.log_softmax(scores, -1)) == pytest.approx(0.26, abs=0.01)
+    assert entropy(process(scores)) == pytest.approx(0.26, abs=0.01)
+    assert entropy(absolute_clipping(scores)) == pytest.approx(9.08, abs=0.01)
+    assert entropy(absolute_clipping(scores + 100)) == pytest.approx(10.81, abs=0.01)
+
+
+@pytest.mark.parametrize(("shift", "share"), [(0.0, 0.0005), (-25.0, 0.82), (-40.0, 0.99998)])
+def test_a_floor_under_all_tokens_revives_banned_ones(shift: float, share: float):
+    # All but the best token are forbidden.
+    torch.manual_seed(0)
+    scores = torch.randn(8, 50_000) + shift
+    banned = scores < scores.amax(-1, keepdim=True)
+    scores = scores.masked_fill(banned, -INF)
+    revived = (absolute_clipping(scores).exp() * banned).sum(-1).mean()
+    assert float(revived) == pytest.approx(share, rel=0.05)
+    assert (process(scores).exp() * banned).sum() == 0
+
+
+def test_nan_that_becomes_a_number_is_floored_like_one():
+    scores = torch.randn(1, 100)
+    scores[0, 3] = NAN
+    assert float(absolute_clipping(scores)[0, 3].exp()) == pytest.approx(1e-8, rel=1e-3)
+    assert float(process(scores)[0, 3].exp()) == 0
+
+
 def generate(*processors: Any, **settings: Any) -> Tensor:
     """What comes after the prompts."""
     model = settings.pop("model", None) or small_gpt2()
@@ -224,6 +258,13 @@ def test_generate_dies_of_each_fault_without_the_processor(value: float):
     with pytest.raises(RuntimeError, match="probability tensor contains"):
         generate(model=model)
     assert generate(StableLogitsProcessor(), model=model).shape == (2, 12)
+
+
+@pytest.mark.parametrize("processors", [[], [StableLogitsProcessor()]], ids=["without", "with"])
+def test_generate_takes_a_finite_logit_at_its_word(processors: list[Any]):
+    model = small_gpt2()
+    spoil_logits(model, 0.0, 150.0, -150.0)
+    assert (generate(*processors, model=model) == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -143,6 +143,8 @@ class Optimizer:
         self.skips = torch.zeros((), device=guard.device)
         # Each stream of updates has a count of its own, since an update of one says nothing of another.
         self.in_row: dict[str, Tensor] = {}
+        # Each is told the names of the parameters and the norms of their gradients, before clipping: see monitors.py.
+        self.observers: list[Callable[[Sequence[str], Tensor], None]] = []
         self.rule = self._make_rule(betas, eps)
 
     def _make_rule(self, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
@@ -203,6 +205,8 @@ class Optimizer:
         norms = torch.stack(torch._foreach_norm(raw))
         norm = norms.norm()
         self.guard.watch(f"{self.name} gradient", names, norms)
+        for observe in self.observers:
+            observe(names, norms)
         values = torch.stack([loss.detach() for loss in losses])
         found_inf = (~(norm.isfinite() & values.isfinite().all())).float()
         if not self.guard.settings.enabled:
