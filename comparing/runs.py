@@ -25,7 +25,7 @@ CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 LOCK = "lock"
 EVENT_FILES = "*tfevents*"
-FINAL_EVALUATION = ("eval_return", "eval_gap", "eval_plan_gap", "eval_move_error")
+FINAL_EVALUATION = ("eval_return", "eval_gap", "eval_plan_gap", "eval_move_error", "eval_reward")
 # A seed as runs are commonly named after it: `-seed3`, a last folder `/3`, and `__3__` before a time stamp.
 SEEDS = (
     re.compile(r"[-_./]*seed[-_=]?(\d+)", re.IGNORECASE),
@@ -36,11 +36,12 @@ SEEDS = (
 # TensorBoard shows them by the alphabet and opens the first two: actor, which is a row of charts, and score.
 SECTIONS = (
     ("actor", r"actor_entropy.*"),
-    ("score", r"(valid|train|episode)_.*(return|gap|length|move_error).*"),
+    ("score", r"(valid|train|episode)_.*(return|gap|length|move_error|reward|exact).*"),
     ("test", r"eval_.*"),
     ("time", r"fps|updates|checkpoint_.*|env_restarts|bad_inputs"),
     ("training", r"(model|actor|critic|q|policy|alpha)_loss|actor_saturation|target_entropy|train/alpha"),
     ("training", r".*_grad_norm.*|(model|actor|critic|q|policy|alpha)_clip_rate|.*_skips_max|rollbacks_max"),
+    ("training", r"group_.*|ratio_clip_rate|reference_kl|sampling_error_max|logits_.*|completion_length"),
     ("value", r"(value|target|advantage|return)_.*|critic_error|train/q_(mean|std)"),
     ("view", r"(validation|test)_.*"),
     ("world_model", r".*"),

@@ -53,7 +53,9 @@ PLACEHOLDERS = {
 # Pages do not say where these come from, for they are not ours.
 FOREIGN_FILE = {".tsp": "town.tsp", ".vrp": "parcels.vrp"}
 # What changes nothing but how long a run takes; the section `debug` makes networks small, too.
-SHORT = ("--steps", "60", "--eval_every", "0", "--eval_instances", "4", "--eval_episodes", "2")
+SHORT = ("--steps", "60", "--eval_every", "0", "--eval_instances", "4")
+FEW_EPISODES = ("--eval_episodes", "2")
+AGENTS = ("dreamer.py", "sac.py", "grpo.py")
 SHORT_WITH_WEIGHTS = (
     *("--steps", "220", "--envs", "2", "--prefill", "200", "--eval_every", "0", "--eval_instances", "4"),
     *("--valid_instances", "4", "--batch_size", "2", "--imag_tours", "2"),
@@ -105,7 +107,7 @@ class Command(NamedTuple):
     def logdir(self) -> str | None:
         """The folder of the run that it makes."""
         arguments = self.arguments
-        if self.program not in ("dreamer.py", "sac.py") or {"--evaluate", "--help"} & set(arguments):
+        if self.program not in AGENTS or {"--evaluate", "--help"} & set(arguments):
             return None
         if "--logdir" in arguments:
             return value_of(arguments, "--logdir")
@@ -171,6 +173,8 @@ def train(command: Command, place: Place) -> None:
         # Where two commands would share a folder, the second has another one.
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
         small = SHORT_WITH_WEIGHTS if "--init" in arguments else ("--configs", "debug", *SHORT)
+        if command.program != "grpo.py":
+            small = (*small, *FEW_EPISODES)
         arguments += [*small, "--logdir", logdir]
         if "--trips" in arguments:
             arguments += ["--updates", "20"]
@@ -275,7 +279,7 @@ def module(name: str, *small: str, needs: str | None = None) -> Callable[[Comman
 
 
 PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
-    **dict.fromkeys(("dreamer.py", "sac.py"), train),
+    **dict.fromkeys(AGENTS, train),
     "solve.py": solve,
     "export.py": module("export", "--instances", "4", "--decode", "greedy"),
     "compare.py": module("compare"),
@@ -290,7 +294,9 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.intervals": hold_bounds,
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
-    "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
+    "-m benchmarks.sac_peer": module(
+        "benchmarks.sac_peer", "--configs", "debug", *SHORT, *FEW_EPISODES, needs="stable_baselines3"
+    ),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.speed": time_agent,
     "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),
