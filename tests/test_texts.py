@@ -10,6 +10,7 @@ from benchmarks.flags import CONFIGS
 from config import ConfigError, load
 from groups.texts import TextSampler
 from language.prompts import Example
+from logits import StableLogitsProcessor, TemperatureLogitsWarper
 from tests.group_scenes import trainer
 from training.setup import make_setup
 
@@ -94,6 +95,25 @@ def test_log_probabilities_are_those_of_a_row_without_padding(prompts):
         expected = sampler.distribution(alone[-steps - 1 : -1]).log_prob(samples.decisions.action.flatten(0, 1)[row])
         counts = samples.counted.flatten(0, 1)[row].bool()
         torch.testing.assert_close(log_prob[row][counts], expected[counts], rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_drawn_as_the_processors_would_have_generate_draw_them():
+    sampler = text_sampler(**{"language.temperature": 0.7, "language.min_prob": 1e-4})
+    logits = 20 * torch.randn(50, 12, generator=generator(3))
+    logits[0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    warper = TemperatureLogitsWarper(0.7)
+    nothing = torch.zeros(50, 1, dtype=torch.long)
+    processed = warper(nothing, StableLogitsProcessor(30.0, 1e-4)(nothing, logits))
+    torch.testing.assert_close(sampler.distribution(logits).probs, torch.softmax(processed, -1), rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_in_its_own_format_is_gone_on_with(tmp_path):
+    first = text_sampler()
+    first.save_pretrained(tmp_path / "model")
+    again = text_sampler(seed=5, **{"language.model": tmp_path / "model"})
+    assert all(torch.equal(value, again.weights()[name]) for name, value in first.weights().items())
+    example = [Example("dcba:", "abcd")]
+    assert first.complete(example) == again.complete(example)
 
 
 def test_temperature_divides_log_probabilities():
