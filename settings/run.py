@@ -187,3 +187,6 @@ class RunSettings(Section):
         if self.task.is_gym and self.loop.prefill_policy != "random":
             policy, task = self.loop.prefill_policy, self.task.task
             raise ConfigError(f"prefill_policy {policy} is for routing; {task} needs random")
+        if self.task.trips and self.loop.reward_scale != 1:
+            scale = self.loop.reward_scale
+            raise ConfigError(f"reward_scale is {scale:g}; a log of trips is learnt as it is, and needs it at 1")

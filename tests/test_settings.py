@@ -152,6 +152,13 @@ def test_dreamer_needs_rewards_as_they_are_where_it_simulates_them():
         DreamerSettings.of(debug_config(reward_scale=0.5, imag_reward="simulated"))
 
 
+@pytest.mark.parametrize("cost", ["euclidean", "lanes"])
+def test_run_needs_rewards_as_they_are_where_it_learns_from_a_log(cost: str):
+    RunSettings.of(debug_config(trips="trips.csv", cost=cost))
+    with pytest.raises(ConfigError, match=r"^reward_scale is 0.5; a log of trips is learnt as it is.* needs it at 1$"):
+        RunSettings.of(debug_config(trips="trips.csv", cost=cost, reward_scale=0.5))
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
