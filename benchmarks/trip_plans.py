@@ -21,21 +21,19 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from benchmarks.flags import CONFIGS, number
+from benchmarks.log_worlds import as_seen, draw_maps, known_log, named_world
 from benchmarks.trips import nearest_tours
 from config import ConfigError, one_line_errors, parse_command_line
 from dreamer import Dreamer
-from envs.routing import TSPRules
 from imagining.routing_model import RoutingModel
 from planning.planner import Planner
-from routing.costs import find_costs
-from routing.instances import MIN_REFERENCE_NODES, TEST_SEED, VALIDATION_SEED, tour_costs
-from routing.rules import Instance, single_precision
+from routing.instances import TEST_SEED, VALIDATION_SEED, reference_costs, tour_costs
+from routing.rules import Instance
 from settings.dreamer import ModelSettings
 from settings.planning import PlanSettings
 from system.terminal import show
 from training import devices, launch, loading
 from training.tours import percent_above
-from training.trips import frame_of
 
 ENTRY_KEYS = {
     "instances": "maps to plan on (default 200)",
@@ -105,32 +103,23 @@ def main(argv: list[str]) -> None:
         count = int(number(command.entry["instances"] or "200", "instances", least=1))
         if "cost" not in command.overrides:
             raise ConfigError("--cost is not given; say which world the log is of, whose true costs judge the plans")
-        world = find_costs(config.cost, streets=config.streets)
-        if config.task != "tsp" or world.hidden:
-            raise ConfigError("plans of a log are judged as tours (task: tsp) in a world that hides nothing")
-        if config.nodes < MIN_REFERENCE_NODES:
-            raise ConfigError(f"nodes is {config.nodes}; a tour takes {MIN_REFERENCE_NODES} at least")
-        rules = TSPRules.under(world)
-        drawn = rules.field_instances(count, config.nodes, seed=SEEDS[maps])
-        matrix = world.matrix(drawn).double().numpy()
-        best = rules.reference_costs(drawn, matrix)
+        if config.task != "tsp":
+            raise ConfigError("plans of a log are judged as tours (task: tsp)")
+        world = named_world(config.cost, streets=config.streets)
+        drawn, matrix = draw_maps(world, count, config.nodes, seed=SEEDS[maps])
+        best = reference_costs(matrix)
         device = devices.prepare_torch(config)
         show("| run | plan, % above best | drivers | saved, % | spread on their moves, % | on others |")
         show("|---|---|---|---|---|---|")
         for run in runs:
             loaded = loading.load_run(Path(run), make_agent=Dreamer, device=device, defaults=command.defaults)
-            frame = frame_of(loaded.log)
-            agent = loaded.agent
-            if frame is None or not isinstance(agent, Dreamer) or "plan" not in agent.players:
-                raise ConfigError(f"{run} has learnt from no log of a world that it does not know; give another run")
-            if len(frame.names) != world.num_places:
-                raise ConfigError(f"{run} knows {len(frame.names)} places, and {world.name} has {world.num_places}")
-            seen = drawn._replace(coords=torch.from_numpy(frame.inside(drawn.coords.numpy())))
+            agent, frame = known_log(loaded, Path(run))
+            seen = as_seen(drawn, world, frame, Path(run))
             planner = agent.players["plan"]
             assert isinstance(planner, Planner)
             planner.settings = PlanSettings.of(config)
             planner.settings.require_spread(ModelSettings.of(loaded.config).move_heads)
-            figures = judge(planner, single_precision(seen), matrix, best)
+            figures = judge(planner, seen, matrix, best)
             show(f"| {run} | {' | '.join(f'{round(figure, 2) + 0.0:.2f}' for figure in figures)} |")
 
 

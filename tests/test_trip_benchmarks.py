@@ -80,12 +80,33 @@ def test_trip_plans_judges_by_true_costs(tmp_path: Path, capsys: pytest.CaptureF
     assert seen > 0 and unseen > 0
 
 
+@pytest.mark.run
+@pytest.mark.parametrize(
+    ("positions", "cause"),
+    [
+        ("from_lon,from_lat,to_lon,to_lat", "a log in longitudes and latitudes, and lanes is no part of the earth"),
+        ("from_x,from_y,to_x,to_y", "and all of lanes lies in the unit square"),
+    ],
+)
+def test_trip_plans_refuses_a_log_of_elsewhere(
+    positions: str, cause: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    _, rows = trips.logged(routing("lanes").rules.costs, nodes=5, tours=40, drivers="random", seed=0)
+    moved = [[25 + 0.01 * float(str(value)) for value in row[:4]] + row[4:] for row in rows]
+    trips.write(tmp_path / "trips.csv", [*positions.split(","), "cost", "trip"], moved)
+    study(tmp_path / "run", tmp_path / "trips.csv", "--model.move_heads", "2", updates=2)
+    with pytest.raises(SystemExit):
+        trip_plans.main([str(tmp_path / "run"), "--cost", "lanes", "--nodes", "6", "--instances", "4"])
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("trip_plans: ") and cause in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
         (("--cost", "lanes", "--nodes", "6"), "has learnt from no log"),
         (("--nodes", "6"), "--cost is not given"),
-        (("--cost", "stretch"), "in a world that hides nothing"),
+        (("--cost", "stretch"), "name a world that hides nothing"),
         (("--cost", "lanes", "--task", "cvrp"), "as tours (task: tsp)"),
         (("--cost", "lanes", "--nodes", "1"), "a tour takes 3 at least"),
     ],
