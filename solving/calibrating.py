@@ -54,14 +54,26 @@ def outcomes(
         cases: what there is to solve; where costs are hidden, by what.
         method: of `Decoding`.
     """
-    rules = forecaster.model.rules
     instance = each_part(single_precision(cases.instance), lambda part: part.to(forecaster.device))
+    tours = chosen_tours(behavior, forecaster, instance, method)
+    return forecaster.tours(instance, tours), paid_costs(forecaster.model.rules, cases, tours)
+
+
+def chosen_tours(
+    behavior: ImagBehavior, forecaster: Forecaster, instance: Instance, method: str
+) -> Int64[np.ndarray, "I L"]:
+    """Closed tours that are chosen before any move, by what the model expects.
+
+    Args:
+        behavior: as for `calibrate`.
+        forecaster: as there.
+        instance: I of them as the model sees them, on its device.
+        method: of `Decoding`.
+    """
     matrices = forecaster.matrices(instance)
     if method == Decoding.PLAN:
-        tours = _planned(rules, instance, matrices, processes=forecaster.settings.processes)
-    else:
-        tours = _decoded(behavior, instance, matrices, Decoding(method=method))
-    return forecaster.tours(instance, tours), paid_costs(rules, cases, tours)
+        return _planned(forecaster.model.rules, instance, matrices, processes=forecaster.settings.processes)
+    return _decoded(behavior, instance, matrices, Decoding(method=method))
 
 
 def _decoded(

@@ -154,6 +154,12 @@ def all_commands() -> list[Command]:
 
 COMMANDS = all_commands()
 MAKERS = {logdir: command for command in reversed(COMMANDS) if (logdir := command.logdir)}
+# The commands that write logs of trips, by the file; a table of places lies beside it.
+LOGS = {
+    value_of(command.arguments, "--out"): command
+    for command in reversed(COMMANDS)
+    if command.program == "-m benchmarks.trips" and "--out" in command.arguments
+}
 
 
 def call(module: str, arguments: list[str]) -> None:
@@ -260,11 +266,19 @@ def time_agent(command: Command, place: Place) -> None:
 
 
 def hold_bounds(command: Command, place: Place) -> None:
-    """A small run of each folder has too few validation instances to know how wrong it is; so it is made with more."""
-    for path in command.arguments:
+    """A small run of each folder has too little to know how wrong it is by; so it is made with more of that."""
+    flags = [word for word in command.arguments if not word.startswith("logdir/")]
+    runs = [word for word in command.arguments if word.startswith("logdir/")]
+    for path in runs:
+        arguments = MAKERS[path].arguments
+        if "--trips" in arguments:
+            call(
+                "benchmarks.trips", [*LOGS[value_of(arguments, "--trips")].arguments, "--tours", "200", "--nodes", "6"]
+            )
+            arguments += ["--updates", "20"]
         small = ("--configs", "debug", *SHORT, "--valid_instances", "20", "--logdir", f"bounds/{path}")
-        call("dreamer", [*MAKERS[path].arguments, *small])
-    call("benchmarks.intervals", [*(f"bounds/{path}" for path in command.arguments), "--instances", "4"])
+        call("dreamer", [*arguments, *small])
+    call("benchmarks.intervals", [*(f"bounds/{path}" for path in runs), *flags, "--instances", "4"])
 
 
 def module(name: str, *small: str, needs: str | None = None) -> Callable[[Command, Place], None]:
@@ -330,6 +344,8 @@ class Place:
             path = word.rpartition("=")[2]
             if path.startswith("logdir/") and path != command.logdir and not (self.folder / path).exists():
                 self.make(path)
+            if path in LOGS and command != LOGS[path] and not (self.folder / path).exists():
+                self.run(LOGS[path])
         PROGRAMS[command.program](command, self)
 
     def make(self, pattern: str) -> None:

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import solve
-from benchmarks import intervals, trips
-from routing.costs import find_costs
-from routing.rules import single_precision
-from routing.tsp import TSPRules
+from benchmarks import intervals
 from solving.driven_trips import calibrate_by_trips
 from solving.intervals import Calibration, least_tours
-from tests.run_scenes import CPU, NODES
+from tests.run_scenes import CPU, NODES, ROOT
 from tests.trip_scenes import study, write_log
 
 TOURS = 1000
@@ -85,23 +81,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.run
-def test_bounds_of_a_log_hold_for_new_tours_of_its_drivers(run: Path):
+def test_bounds_of_a_log_hold_for_new_tours_of_its_drivers(run: Path, capsys: pytest.CaptureFixture[str]):
     agent = solve.load_agent(run, CPU)
     forecaster, calibration = agent.forecaster, agent.calibration["plan"]
     assert forecaster is not None and (calibration.nodes, calibration.driven) == (NODES, TOURS // 10)
-    world = find_costs("lanes")
-    instance = TSPRules.under(world).field_instances(300, NODES, seed=5)
-    tours = trips.random_tours(300, NODES, seed=5)
-    matrix = world.matrix(instance).double().numpy()
-    paid = matrix[np.arange(300)[:, None], tours, np.roll(tours, -1, axis=1)].sum(-1)
-    unit = solve.rules_of(agent).costs.unit
-    frame = solve.rules_of(agent).costs.frame  # type: ignore[attr-defined]
-    seen = instance._replace(coords=torch.from_numpy(frame.inside(instance.coords.numpy())))
-    forecasts = calibration.forecast(unit * forecaster.tours(single_precision(seen), tours))
-    low, high = np.array([(each.low, each.high) for each in forecasts]).T
-    assert 0.8 < np.mean((low <= paid) & (paid <= high)) < 0.98
+    capsys.readouterr()
+    intervals.main([str(run), "--cost", "lanes", "--instances", "300"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| run | tours by | costs within the bounds, % | mean width, %")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert {name for name, *_ in cells} == {str(run)}
+    shares = {by: [float(share) for share in found] for _, by, *found in cells}
+    assert [*shares] == ["random drivers", "nearest drivers", "plan"]
+    inside, width, bias = shares["random drivers"]
+    assert 80 < inside < 98 and abs(bias) < 2
     # They are of use, too.
-    assert np.mean((high - low) / paid) < 0.5
+    assert 0 < width < 50
 
 
 @pytest.mark.run
@@ -118,10 +113,33 @@ def test_answers_of_a_log_have_bounds_and_say_by_what(run: Path, capsys: pytest.
 
 
 @pytest.mark.run
-def test_bounds_of_a_log_are_judged_by_nobody(run: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (
+            (),
+            "knows a log alone, and nobody knows what its tours truly cost; if it is of a world with a name, add that",
+        ),
+        (("--streets", "helsinki"), "--streets is of a world that --cost names; give both"),
+        (("--cost", "stretch"), "costs of stretch depend on what no log shows"),
+        (("--cost", "streets", "--streets", "helsinki"), "knows 0 places, and streets has 36"),
+        (("--cost", "lanes", "--nodes", "2"), "--nodes is 2; a tour takes 3 at least"),
+    ],
+)
+def test_bounds_of_a_log_are_judged_in_the_world_that_it_is_of(
+    arguments: tuple[str, ...], cause: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit):
-        intervals.main([str(run), "--instances", "4"])
-    assert "knows a log alone, and nobody knows what its tours truly cost" in capsys.readouterr().err
+        intervals.main([str(run), "--instances", "4", *arguments])
+    told = capsys.readouterr()
+    assert cause in told.err and told.err.count("\n") == 1
+
+
+@pytest.mark.run
+def test_run_of_no_log_is_judged_in_its_own_world(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        intervals.main([str(ROOT / "checkpoints" / "tsp20.pt"), "--instances", "4", "--cost", "lanes"])
+    assert "has learnt from no log of a world that it does not know" in capsys.readouterr().err
 
 
 @pytest.mark.run
@@ -133,6 +151,9 @@ def test_log_that_says_nothing_of_trips_gives_no_bounds_and_says_why(
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     study(tmp_path / "run", path, "--model.move_heads", "2", updates=10)
     capsys.readouterr()
+    with pytest.raises(SystemExit):
+        intervals.main([str(tmp_path / "run"), "--instances", "4", "--cost", "lanes"])
+    assert "validation instances of a known world or held-out trips of a log" in capsys.readouterr().err
     solve.main([str(tmp_path / "run"), "--random", "1", "--json", "--device", "cpu"])
     told = capsys.readouterr()
     assert json.loads(told.out)["instances"][0]["interval"] == [None, None]

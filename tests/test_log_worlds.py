@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 import config
+from benchmarks import intervals
 from benchmarks.log_worlds import SAME_METRES, as_seen, draw_maps, known_log, named_world
+from benchmarks.trips import random_tours
 from config import ConfigError
 from dreamer import Dreamer
 from routing.cost_world import Costs
@@ -19,7 +22,7 @@ from routing.trips import Log, PlaceTable
 from streets.network import EARTH_METRES
 from tests.run_scenes import CPU, NODES
 from tests.scenes import CONFIG_PATH, place_costs
-from tests.trip_scenes import study, write_log
+from tests.trip_scenes import study, write_log, write_places
 from training import loading
 
 RUN = Path("run")
@@ -143,6 +146,26 @@ def test_maps_have_nodes_enough_for_a_tour():
 
 
 @pytest.mark.run
+def test_bounds_of_a_log_of_places_are_judged_in_its_own_unit(tmp_path: Path):
+    # A cost of 1 is a minute, and the log counts seconds; the model learns in units of two minutes.
+    plain = place_costs()
+    world = replace(plain, tables=2 * plain.tables, unit=60.0)
+    log, places = write_log(tmp_path, world, tours=1000), write_places(tmp_path, world.coords)
+    study(tmp_path / "run", log, "--places", str(places), "--model.move_heads", "2", updates=60)
+    defaults = config.load_defaults(CONFIG_PATH)
+    run = loading.load_run(tmp_path / "run", make_agent=Dreamer, device=CPU, defaults=defaults)
+    agent, frame = known_log(run, tmp_path)
+    assert frame.unit == pytest.approx(120, rel=0.1)
+    maps = draw_maps(world, 500, NODES, seed=5)
+    seen = as_seen(maps.drawn, world, frame, tmp_path)
+    found = intervals.log_coverage(agent, frame, world, maps, seen=seen)
+    assert found.keys() == {"random drivers", "nearest drivers", "plan"}
+    assert 0.8 < found["random drivers"].inside < 0.97 and abs(found["random drivers"].bias - 1) < 0.1
+    # Who always goes where it is cheapest pays less than the model expects that knows little.
+    assert found["nearest drivers"].bias < 0.95
+
+
+@pytest.mark.run
 def test_log_of_another_problem_is_judged_by_nobody(tmp_path: Path):
     study(
         tmp_path / "run",
@@ -159,3 +182,10 @@ def test_log_of_another_problem_is_judged_by_nobody(tmp_path: Path):
     run = loading.load_run(tmp_path / "run", make_agent=Dreamer, device=CPU, defaults=defaults)
     with pytest.raises(ConfigError, match="^run is of task cvrp, and a log's tours are judged as those of tsp"):
         known_log(run, RUN)
+
+
+def test_orders_of_drivers_are_not_made_of_what_maps_are_made_of():
+    drawn = draw_maps(find_costs("lanes"), 1, 20, seed=intervals.TEST_SEED).drawn
+    by_position = np.argsort(drawn.coords.flatten()[:19].numpy()) + 1
+    tour = random_tours(1, 20, seed=intervals.ORDER_SEED)[0, 1:]
+    assert not np.array_equal(tour, by_position)
