@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from groups.losses import Metrics, Scored
 from groups.sampler import Sampler, Samples
@@ -135,15 +136,30 @@ class TextSampler(Sampler):
         return Texts(tokens, attended, tokens[:, length:]), torch.stack(counted, 1), torch.stack(chosen, 1)
 
     def score(self, policy: nn.Module, decisions: Texts) -> Scored:
-        shape = decisions.action.shape
-        steps = shape[-1]
+        shape, action = decisions.action.shape, decisions.action.flatten(0, 1)
+        rows = (decisions.tokens, decisions.attended, action)
+        most = self.settings.rows_at_once
+        if most and most < len(action):
+            # What a part needs for its gradient is computed again when it is asked for, and not kept until then.
+            parts = [
+                checkpoint(self._score_rows, policy, *part, use_reentrant=False)
+                for part in zip(*(each.split(most) for each in rows), strict=True)
+            ]
+            log_prob, entropy = (torch.cat(each) for each in zip(*parts, strict=True))
+        else:
+            log_prob, entropy = self._score_rows(policy, *rows)
+        return Scored(log_prob.view(shape), entropy.view(shape), torch.zeros((), device=self.device))
+
+    def _score_rows(
+        self, policy: nn.Module, tokens: Int[Tensor, "R L"], attended: Int[Tensor, "R L"], action: Int[Tensor, "R T"]
+    ) -> tuple[Float[Tensor, "R T"], Float[Tensor, "R T"]]:
+        """Log-probabilities of tokens, and entropies of what they were drawn from."""
+        steps = action.shape[-1]
         options = {"logits_to_keep": steps + 1} if "logits_to_keep" in self.takes else {}
-        output = self._forward(policy, decisions.tokens, decisions.attended, use_cache=False, **options)
+        output = self._forward(policy, tokens, attended, use_cache=False, **options)
         # What stands at a token is about the next one.
         dist = self.distribution(output.logits[:, -steps - 1 : -1])
-        log_prob = dist.log_prob(decisions.action.flatten(0, 1))
-        nothing = torch.zeros((), device=self.device)
-        return Scored(log_prob.view(shape), dist.entropy().view(shape), nothing)
+        return dist.log_prob(action), dist.entropy()
 
     def _forward(self, policy: nn.Module, tokens: Tensor, attended: Tensor, **options: Any) -> Any:
         """A pass over the last tokens of rows; positions are counted from where a row's prompt begins."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from settings.sections import Between, Count, Layers, Section
+from settings.sections import Between, Count, Layers, NotNegative, Section
 from system.errors import ConfigError
 
 # The task whose instances are prompts.
@@ -22,6 +22,7 @@ class LanguageSettings(Section):
         held_out: share of the prompts that validate, and as large a share that tests.
         model: a folder or a hub's name; empty: a GPT-2 with random weights, of the sizes below.
         most_tokens: of an answer, the one that ends it included.
+        rows_at_once: samples that are learnt from at once, for memory's sake; 0: all of an update.
         temperature: that log-probabilities are divided by.
         clip: log-probabilities are within -2 times this of the largest.
         min_prob: the least probability of a legal token, before the temperature.
@@ -37,6 +38,7 @@ class LanguageSettings(Section):
     layers: Layers
     heads: Count
     most_tokens: Count
+    rows_at_once: NotNegative
     temperature: Annotated[float, Between(0.1)]
     clip: Annotated[float, Between(1)]
     min_prob: Annotated[float, Between(0, 1e-3)]

@@ -116,6 +116,19 @@ def test_a_model_in_its_own_format_is_gone_on_with(tmp_path):
     assert first.complete(example) == again.complete(example)
 
 
+def test_gradients_are_the_same_for_a_few_rows_at_once():
+    whole, parts = text_sampler(), text_sampler(**{"language.rows_at_once": 5})
+    parts.load_weights(whole.weights())
+    decisions = draw(whole).decisions
+    gradients = []
+    for sampler in (whole, parts):
+        scored = sampler.score(sampler.policy, decisions)
+        (scored.log_prob * torch.arange(24).view(6, 4, 1) + scored.entropy).sum().backward()
+        gradients.append({name: value.grad for name, value in sampler.weights().items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-3)
+
+
 def test_temperature_divides_log_probabilities():
     warm, cold = (text_sampler(**{"language.temperature": value}).distribution for value in (1.0, 0.5))
     logits = torch.randn(3, 12, generator=generator(3))
