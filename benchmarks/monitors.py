@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
     parser = Parser("monitors", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default 3)")
     parser.add_argument("--steps", type=int, default=100, help="steps of a round (default 100)")
-    parser.add_argument("--width", type=int, default=256, help="of the GPT-2 (default 256)")
+    parser.add_argument("--width", type=int, default=128, help="of the GPT-2 (default 128)")
     parser.add_argument("--layers", type=int, default=4, help="of the GPT-2 (default 4)")
     parser.add_argument("--small", action="store_true", help="the pointer of section debug, and small scores")
     given = parser.parse_args(argv)

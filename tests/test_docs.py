@@ -306,6 +306,9 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.faults": break_on_purpose,
     "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
     "-m benchmarks.intervals": hold_bounds,
+    "-m benchmarks.monitors": module(
+        "benchmarks.monitors", "--rounds", "1", "--steps", "1", "--width", "32", "--layers", "1", "--small"
+    ),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.sac_peer": module(
