@@ -20,6 +20,10 @@ LOGIT_FLOOR = -1e30
 # The exponential of anything less is no normal number of float32.
 LEAST_EXPONENT = -87.0
 
+# What stands for -infinity, NaN and +infinity where logits are compared: the least numbers of float32, of which only
+# the order matters.
+ILLEGAL_RANK, NAN_RANK, INF_RANK = (torch.finfo(torch.float32).min + rank * 2.0**104 for rank in range(3))
+
 # Distances count as no larger: the square stays finite in float32, and so does the sum of a hundred million squares.
 LARGEST_DISTANCE = 1e15
 
@@ -88,12 +92,12 @@ def _count(mask: Bool[Tensor, "*B N"]) -> Int[Tensor, "*B 1"]:
     return mask.sum(-1, keepdim=True, dtype=torch.int32)
 
 
-def mixed_with_legal(
-    probs: Float[Tensor, "*B N"], mask: Bool[Tensor, "*B N"], share: float | Float[Tensor, "*B 1"]
+def mixed(
+    probs: Float[Tensor, "*B N"], uniform: Float[Tensor, "*B N"] | Float[Tensor, "*B 1"], share: float | Tensor
 ) -> Float[Tensor, "*B N"]:
-    """`probs` with that share of them made uniform over the legal ones; what is illegal keeps probability 0."""
+    """That share of `uniform`, and the rest of `probs`."""
     # lerp is exact where both ends agree, so a lone legal action keeps probability 1.
-    return torch.lerp(probs, mask / _count(mask), share)
+    return torch.lerp(probs, uniform, share)
 
 
 class StableLogProbs(NamedTuple):
@@ -132,8 +136,8 @@ def stable_log_probs(
     A row with nothing legal is uniform over those that are NaN, or over all where the mask or -infinity forbids all;
     its gradient is 0.
 
-    `OneHotDist` shares `below_top` and `mixed_with_legal` with this, and not the rest: there a NaN has to come out
-    again, so that the guard sees it, and its rows, as short as a latent's classes, are slow in `torch.softmax`.
+    `OneHotDist` shares `below_top` and `mixed` with this, and not the rest: there a NaN has to come out again, so that
+    the guard sees it, and its rows, as short as a latent's classes, are slow in `torch.softmax`.
 
     Args:
         logits: unnormalised log-probabilities.
@@ -148,26 +152,23 @@ def stable_log_probs(
     if min_prob * logits.shape[-1] >= 1:
         raise UserError(f"min_prob {min_prob} for each of {logits.shape[-1]} is 1 or more; choose less than 1 by that")
     logits = logits.float() if mask is None else torch.where(mask, logits.float(), -math.inf)
-    nan, inf, allowed = logits.isnan(), logits.isposinf(), ~logits.isneginf()
-    legal = allowed & ~nan
-    empty = _count(legal) == 0
-    legal = torch.where(empty, allowed, legal)
-    legal = legal | (_count(legal) == 0)
-    # Illegal ones count as the least number, not as -infinity: in rows without any other, all are at the top then.
-    least = torch.finfo(torch.float32).min
-    top = logits.detach().nan_to_num(nan=least, posinf=least, neginf=least).amax(-1, keepdim=True)
-    finite = logits.nan_to_num(nan=least, posinf=math.inf, neginf=least).clamp(max=top)
-    distance = below_top(finite, None, lowest=-2 * clip)
-    clipped = _count(legal) - _count(legal & (distance > -2 * clip))
+    # The highest of three ranks is what a row is drawn from: logits, else NaN, else -infinity.
+    top = logits.detach().nan_to_num(nan=NAN_RANK, posinf=INF_RANK, neginf=ILLEGAL_RANK).amax(-1, keepdim=True)
+    ranked = logits.nan_to_num(nan=NAN_RANK, posinf=math.inf, neginf=ILLEGAL_RANK).clamp(max=top)
+    empty = top <= NAN_RANK
+    below = torch.where(empty, torch.where(top > ILLEGAL_RANK, ILLEGAL_RANK, -math.inf), NAN_RANK)
+    legal = ranked > below
+    count = _count(legal)
+    distance = below_top(ranked, None, lowest=-2 * clip)
+    clipped = count - _count(distance > -2 * clip)
     distance = torch.where(legal, distance, -math.inf)
     if min_prob:
-        probs = mixed_with_legal(torch.softmax(distance, -1), legal, min_prob * _count(legal))
-        # The logarithm's gradient is infinite at 0, where illegal ones are.
-        log_probs = probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+        log_probs = mixed(torch.softmax(distance, -1), 1 / count, min_prob * count).log()
     else:
         log_probs = torch.log_softmax(distance, -1)
     log_probs = torch.where(legal, log_probs, illegal)
-    return StableLogProbs(log_probs, _count(nan).sum(), _count(inf).sum(), clipped.sum(), empty.squeeze(-1))
+    nan, inf = _count(logits.isnan()), _count(logits.isposinf())
+    return StableLogProbs(log_probs, nan.sum(), inf.sum(), clipped.sum(), empty.squeeze(-1))
 
 
 class OneHotDist:
@@ -214,7 +215,7 @@ class OneHotDist:
             return probs
         if self.mask is None:
             return probs * (1 - self._unimix) + self._unimix / probs.shape[-1]
-        return mixed_with_legal(probs, self.mask, self._unimix)
+        return mixed(probs, self.mask / _count(self.mask), self._unimix)
 
     @computed_once
     def log_probs(self) -> Float[Tensor, "*B N"]:
