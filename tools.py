@@ -128,10 +128,11 @@ def stable_log_probs(
 ) -> StableLogProbs:
     """Log-probabilities of any logits whatever, in float32, with finite gradients.
 
-    Illegal is what the mask forbids, what is -infinity and what is NaN. +infinity counts as much as its row's largest
-    finite logit, or as anything where there is none. Logits count from the largest legal one of their row, so that a
-    number added to a whole row changes nothing, and none counts as further below than 2 `clip`. The floor takes from
-    all legal ones in proportion, and gives each the same: p becomes (1 - n `min_prob`) p + `min_prob` for n legal ones.
+    Illegal is what the mask forbids, what is NaN, and what is -infinity or float32's least number. +infinity counts as
+    much as its row's largest finite logit, or as anything where there is none. Logits count from the largest legal one
+    of their row, so that a number added to a whole row changes nothing, and none counts as further below than 2 `clip`.
+    The floor takes from all legal ones in proportion, and gives each the same: p becomes (1 - n `min_prob`) p +
+    `min_prob` for n legal ones.
 
     A row with nothing legal is uniform over those that are NaN, or over all where the mask or -infinity forbids all;
     its gradient is 0.

@@ -59,6 +59,12 @@ def test_stable_log_probs_clip_by_hand():
     assert int(found.clipped) == 2
 
 
+def test_what_is_illegal_takes_nothing_however_close_the_clip_is():
+    weights = [1.0, math.exp(-1.0)]
+    expected = [weights[0] / sum(weights), 0.0, 0.0, weights[1] / sum(weights)]
+    assert probs_of([0.0, -INF, NAN, -1.0], clip=0.5, min_prob=0.0) == pytest.approx(expected)
+
+
 def test_stable_log_probs_count_what_was_wrong():
     logits = torch.tensor([[NAN, INF, -INF, 0.0], [NAN, NAN, -70.0, 0.0], [NAN, NAN, NAN, NAN], [0.0, 0.0, 0.0, 0.0]])
     found = stable(logits)
