@@ -78,7 +78,8 @@ def read_examples(path: Path, faults: list[str]) -> list[Example]:
     except ValueError as error:
         raise ConfigError(f"language.prompts: {path} is no text in UTF-8, or too large ({error})") from error
     examples = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`: inside a text, JSON may have characters that this takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             example = _example(line)
             if isinstance(example, str):

@@ -49,6 +49,13 @@ def test_rows_of_a_file_are_read_and_bad_ones_are_told_by_their_number(tmp_path)
     ]
 
 
+def test_a_row_ends_where_its_line_does_and_nowhere_else(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "one\u2028two\x85", "answer": "\u2029"}, {"prompt": "three", "answer": ""}]
+    path.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert read_examples(path, []) == [Example("one\u2028two\x85", "\u2029"), Example("three", "")]
+
+
 def test_a_file_of_which_most_rows_are_bad_is_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", {"prompt": "a", "answer": "b"}, "no", "no")
     with pytest.raises(UserError, match=r"2 of 3 rows are no .*rows.jsonl:2: is no JSON"):
