@@ -68,6 +68,15 @@ def test_weights_do_not_decay_where_an_update_is_skipped(module: nn.Module, guar
     assert all(torch.equal(now, then) for now, then in zip(module.parameters(), before, strict=False))
 
 
+def test_weight_decay_leaves_embeddings_alone(guard: Guard):
+    table = nn.Embedding(4, 3)
+    before = table.weight.detach().clone()
+    ours = optimizer(table, guard, weight_decay=0.3)
+    ours.step(table(torch.tensor([1])).square().sum(), progress=0.0)
+    unmoved = torch.tensor([True, False, True, True])
+    assert torch.equal(table.weight[unmoved], before[unmoved])
+
+
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_optimizer_equals_torchs_adam_with_clipping(module: nn.Module, guard: Guard, scale: float):
     reference = copy.deepcopy(module)

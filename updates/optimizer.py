@@ -124,7 +124,8 @@ class Optimizer:
             agc: the largest norm of each parameter's gradient, as a share of the parameter's own norm (adaptive
                 gradient clipping, Brock et al. 2021); 0 for no limit. Where `clip` asks for less, that holds.
             weight_decay: times the learning rate, the share of every matrix that each update takes away (Loshchilov
-                and Hutter 2019); vectors, biases among them, keep theirs.
+                and Hutter 2019). Vectors, biases among them, keep theirs, and so do tables of embeddings, of which an
+                update teaches a few rows only.
             algorithm: adam or laprop.
             betas: how slowly the averages of gradients and of their squares forget.
             eps: added to the root of the squares; None for the algorithm's own.
@@ -137,6 +138,9 @@ class Optimizer:
         self.name, self.guard, self.algorithm = name, guard, algorithm
         self.names = [key for key, _ in named]
         self.parameters = [p for _, p in named]
+        children = [child for module in modules.values() for child in module.modules()]
+        tables = {id(child.weight) for child in children if isinstance(child, nn.Embedding)}
+        self._decayed = {id(p) for p in self.parameters if p.dim() > 1} - tables
         self.lr, self.clip, self.agc, self.weight_decay, self.warmup = lr, clip, agc, weight_decay, warmup
         self.decay_from, self.final_lr = decay_from, final_lr
         self.updates, self.recovering_until = 0, 0
@@ -223,10 +227,10 @@ class Optimizer:
         for group in self.rule.param_groups:
             group["lr"] = self.rate(progress)
         self.rule.found_inf = found_inf  # type: ignore[attr-defined]
-        if self.weight_decay:
+        if decayed := [p for p in parameters if self.weight_decay and id(p) in self._decayed]:
             kept = 1 - self.rate(progress) * self.weight_decay * (1 - found_inf)
             with torch.no_grad():
-                torch._foreach_mul_([parameter for parameter in parameters if parameter.dim() > 1], kept)
+                torch._foreach_mul_(decayed, kept)
         self.rule.step()
         self.updates += 1
         return 1 - found_inf, {
