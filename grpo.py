@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from config import Config, one_line_errors, parse_command_line
+from config import Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import RoutingTask
 from groups.losses import advantages, surrogate
 from groups.sampler import Sampler, Samples
@@ -85,6 +85,8 @@ class GRPO:
         self.reference = None
         if self.groups.kl:
             self.reference = copy.deepcopy(self.sampler.policy).requires_grad_(False)
+        # Whether an update on the latest samples was applied (1) or none was (0).
+        self._applied = torch.zeros((), device=device)
         self.learner = Learner(
             partial(self._make_optimizers, settings),
             modules={"policy": self.sampler.policy, "spread": self.spread},
@@ -132,8 +134,9 @@ class GRPO:
         }
 
     def _follow(self, applied: dict[str, Tensor]) -> None:
-        """Take back what an update that was skipped has told of returns."""
-        self.spread.revert_unless(applied["policy"])
+        """Take back what samples have told of returns, unless one update on them at least was applied."""
+        self._applied = torch.maximum(self._applied, applied["policy"])
+        self.spread.revert_unless(self._applied)
 
     def practise(self, *, progress: float) -> tuple[dict[str, Tensor], Float[Tensor, ""]]:
         """Draw groups of samples, and learn from them `groups.epochs` times.
@@ -151,6 +154,7 @@ class GRPO:
         named = samples.named()
         self.guard.watch_all("sampled", named)
         advantage, metrics = self._advantage(samples)
+        self._applied = torch.zeros((), device=self.device)
         before = samples.log_prob
         reference = None
         if self.reference is not None:
@@ -191,12 +195,12 @@ class GRPO:
             self.spread.update(reward)
             scale = self.spread.scale()
         advantage = advantages(reward, baseline=choice.baseline, scale=None if choice.scale == "deviation" else scale)
-        deviation = reward.std(-1)
+        equal = (reward == reward[:, :1]).all(-1)
         return advantage, {
             "train_return": reward.mean(),
-            "group_deviation": deviation.mean(),
+            "group_deviation": reward.std(-1).mean(),
             # Whose samples all earned the same teach nothing.
-            "group_equal_rate": (deviation == 0).float().mean(),
+            "group_equal_rate": equal.float().mean(),
         }
 
     def _entropy(self, progress: float) -> float:
@@ -206,13 +210,28 @@ class GRPO:
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimiser and counters; of the last good state where this one is not finite."""
         self.learner.mend()
-        state = {"policy": self.sampler.weights(), "spread": self.spread.state_dict(), **self.learner.state_dict()}
+        state = {
+            "policy": self.sampler.weights(),
+            "spread": self.spread.state_dict(),
+            **self.sampler.facts(),
+            **self.learner.state_dict(),
+        }
         if self.reference is not None:
             state["reference"] = self.sampler.weights(self.reference)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`.
+
+        Raises:
+            UserError: the run had no reference, or learnt from something else.
+        """
+        if self.reference is not None and "reference" not in state:
+            raise UserError(
+                f"groups.kl is {self.groups.kl:g}, and the run began without a policy to stay close to: go on with"
+                " groups.kl 0, or begin a run with --init"
+            )
+        self.sampler.require_same(state)
         self.sampler.load_weights(state["policy"])
         self.spread.load_state_dict(state["spread"])
         if self.reference is not None:
@@ -220,7 +239,12 @@ class GRPO:
         self.learner.load_state_dict(state)
 
     def load_weights(self, state: dict[str, Any]) -> None:
-        """Take the policy from `state_dict`; it is also what the new policy is to stay close to."""
+        """Take the policy from `state_dict`; it is also what the new policy is to stay close to.
+
+        Raises:
+            UserError: it is of another vocabulary.
+        """
+        self.sampler.require_fit(state)
         self.sampler.load_weights(state["policy"])
         if self.reference is not None:
             self.sampler.load_weights(state["policy"], self.reference)

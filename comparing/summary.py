@@ -172,6 +172,7 @@ def quantities(loaded: Sequence[Run], asked: Asked) -> list[Quantity]:
     by_gap = is_measured_by_gap(loaded)
     rows = [Quantity("env steps", ",.0f", lambda run: run.steps), Quantity("minutes", ".1f", lambda run: run.minutes)]
     rows += _results("return", ".4g", return_name, test="eval_return", best=np.max)
+    rows += _results("reward", ".4g", lambda _run: "valid_reward", test="eval_reward", best=np.max)
     rows += _results("gap, %", ".2f", lambda _run: GAP, test="eval_gap", best=np.min)
     rows += [_score_at("steps", mark, by_gap=by_gap) for mark in asked.at_steps]
     rows += [_score_at("minutes", mark, by_gap=by_gap) for mark in asked.at_minutes]

@@ -43,6 +43,8 @@ def advantages(
         baseline: the group's mean (Shao et al. 2024, GRPO), or the mean of the others (Kool et al. 2019).
         scale: what all are divided by; None: the standard deviation of each group, as GRPO has it.
     """
+    # From the first of its group on, equal rewards are exactly 0, whatever rounding would make of their mean.
+    reward = reward - reward[:, :1]
     others = leave_one_out(reward) if baseline == "leave_one_out" else reward.mean(-1, keepdim=True)
     if scale is None:
         return (reward - others) / (reward.std(-1, keepdim=True) + LEAST_DEVIATION)
@@ -118,7 +120,10 @@ def surrogate(
         entropy: weight of the entropy.
         kl: weight of the divergence from the reference.
     """
-    log_ratio = scored.log_prob - before
+    # Behind a sample's end anything may stand, and infinity times 0 would be NaN.
+    made = counted > 0
+    log_prob = torch.where(made, scored.log_prob, 0.0)
+    log_ratio = log_prob - torch.where(made, before, 0.0)
     objective = clipped_gain(log_ratio, advantage[..., None], clip=clip) + entropy * scored.entropy
 
     def mean(values: Float[Tensor, "B K T"]) -> Float[Tensor, ""]:
@@ -129,7 +134,7 @@ def surrogate(
         "ratio_clip_rate": mean(((log_ratio.exp() - 1).abs() > clip).float()),
     }
     if reference is not None:
-        apart = divergence(scored.log_prob, reference)
+        apart = divergence(log_prob, torch.where(made, reference, 0.0))
         objective = objective - kl * apart
         metrics["reference_kl"] = mean(apart)
     return scored.penalty - mean_over(objective, counted, length=length, longest=longest), metrics

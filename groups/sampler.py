@@ -82,6 +82,16 @@ class Sampler(nn.Module, ABC):
     def steps(self, samples: Samples) -> Float[Tensor, ""]:
         """What the samples count as on the run's clock."""
 
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint has to tell of what was learnt from."""
+        return {}
+
+    def require_same(self, state: Mapping[str, Any]) -> None:
+        """Raise a UserError where a checkpoint is of a run that learnt from something else."""
+
+    def require_fit(self, state: Mapping[str, Any]) -> None:
+        """Raise a UserError where weights cannot mean here what they meant where they were learnt."""
+
     def save_pretrained(self, folder: Path) -> None:
         """Write a policy whose library has a format of its own in that, too."""
 
@@ -91,7 +101,9 @@ class Sampler(nn.Module, ABC):
 
     def weights(self, policy: nn.Module | None = None) -> dict[str, Tensor]:
         """The weights of the policy, or of a copy of it; those that two modules share are there once."""
-        return dict((policy or self.policy).named_parameters())
+        named = (policy or self.policy).named_parameters()
+        # Without what a library may have noted on its parameters, which no checkpoint could be loaded with.
+        return {name: parameter.detach() for name, parameter in named}
 
     def load_weights(self, state: Mapping[str, Tensor], policy: nn.Module | None = None) -> None:
         """The inverse of `weights`.

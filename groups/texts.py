@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from config import UserError
 from groups.losses import Metrics, Scored
 from groups.sampler import Sampler, Samples
 from language.models import make_language
@@ -80,6 +82,27 @@ class TextSampler(Sampler):
         prompts = self.task.prompts
         held_out = len(prompts.validation) + len(prompts.test)
         return f"{len(prompts.training):,} prompts of {self.task.name}, and {held_out:,} more are held out"
+
+    def facts(self) -> dict[str, Any]:
+        prompts = self.task.prompts
+        examples = [prompts.training, prompts.validation, prompts.test]
+        words = sorted(self.tokenizer.get_vocab().items())
+        return {"prompts": zlib.crc32(repr(examples).encode()), "vocabulary": zlib.crc32(repr(words).encode())}
+
+    def require_same(self, state: Mapping[str, Any]) -> None:
+        self.require_fit(state)
+        if state["prompts"] != self.facts()["prompts"]:
+            raise UserError(
+                f"{self.task.name} holds other prompts than those that the run has learnt from, or holds out others;"
+                " begin another run, with --init for its weights"
+            )
+
+    def require_fit(self, state: Mapping[str, Any]) -> None:
+        if state["vocabulary"] != self.facts()["vocabulary"]:
+            raise UserError(
+                f"the weights are of another vocabulary than that of {self.task.name}; give --language.model with the"
+                " folder `model` of their run's logdir, which has both"
+            )
 
     @property
     def faults(self) -> tuple[str, ...]:

@@ -35,13 +35,20 @@ def make_language(settings: LanguageSettings, examples: Sequence[Example]) -> La
     """
     language = _loaded(settings.model) if settings.model else _fresh(settings, examples)
     language.model.eval()
-    longest = max(len(ids) for ids in language.tokenizer([example.prompt for example in examples])["input_ids"])
+    prompts = [example.prompt for example in examples]
+    lengths = [len(ids) for ids in language.tokenizer(prompts)["input_ids"]]
+    if not all(lengths):
+        silent = prompts[lengths.index(0)]
+        raise ConfigError(f"the prompt {silent[:60]!r} has no token in the model's vocabulary; leave it out")
+    longest = max(lengths)
     room = getattr(language.model.config, "max_position_embeddings", None)
     if room is not None and longest + settings.most_tokens > room:
         raise ConfigError(
             f"the longest prompt has {longest} tokens and language.most_tokens is {settings.most_tokens}, but the model"
             f" has room for {room}; give shorter prompts, or fewer tokens"
         )
+    if settings.model and language.model.device.type != "meta":
+        _require_generation(language, prompts)
     return language
 
 
@@ -73,25 +80,71 @@ def _fresh(settings: LanguageSettings, examples: Sequence[Example]) -> Language:
 
 
 def _loaded(name: str) -> Language:
-    """A causal model of a folder or a hub. Code that comes with it is never run."""
+    """A causal model of a folder or a hub. Code that comes with it is never run.
+
+    Raises:
+        ConfigError: there is none, it is damaged, or it cannot be learnt from here.
+    """
     transformers = import_transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, padding_side="left")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if "/" in str(getattr(config, "_attn_implementation", "")):
+            raise ValueError("its configuration asks for code of a hub")
+        maker, missing = transformers.AutoModelForCausalLM, set[str]()
         if torch.get_default_device().type == "meta":
             # Sizes alone are asked for.
-            config = transformers.AutoConfig.from_pretrained(name)
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = maker.from_config(config, dtype=torch.float32, trust_remote_code=False)
         else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
+            model, info = maker.from_pretrained(
+                name,
+                config=config,
+                use_safetensors=True,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            missing = set(info["missing_keys"])
+            if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+                raise ValueError("its weights are not finite")
     # The readers of a dozen formats raise whatever they like about what a folder holds.
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError) as error:
-        cause = " ".join(str(error).split())[:200]
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
             f"language.model is {name!r}, which cannot be loaded ({cause}); give a folder with a causal model in"
             " safetensors, as save_pretrained writes it, or a name on the hub"
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"language.model {name!r} has a tokeniser without an end token; answers would never end")
+    rows = model.get_input_embeddings().weight.shape[0]
+    problem = None
+    if missing:
+        problem = f"lacks weights ({min(missing)})"
+    elif len(tokenizer) > rows:
+        problem = f"knows {rows:,} tokens, and its tokeniser {len(tokenizer):,}"
+    elif tokenizer.eos_token_id is None:
+        problem = "has a tokeniser without an end token, so that answers would never end"
+    if problem is not None:
+        raise ConfigError(f"language.model {name!r} {problem}; give another one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return Language(model, tokenizer)
+
+
+def _require_generation(language: Language, prompts: list[str]) -> None:
+    """Check that the model gives logits, and keeps what it has computed for the tokens to come.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    encoded = language.tokenizer(prompts[:1], return_tensors="pt")
+    try:
+        with torch.no_grad():
+            output = language.model(input_ids=encoded["input_ids"], use_cache=True)
+        able = "logits" in output and bool({"cache", "past_key_values"} & set(output))
+    # Whatever a model of another kind raises.
+    except Exception:
+        able = False
+    if not able:
+        raise ConfigError(
+            f"language.model is a {type(language.model).__name__}, which does not go on with a text token by token from"
+            " what it keeps; give a causal model with a cache"
+        )

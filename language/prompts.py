@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from system import safe_files
 SORTED_LETTERS, ALPHABET, LETTERS, ASKS = "sorted_letters", "abcdefgh", 4, ":"
 # The most bytes of a file of prompts.
 MOST_BYTES = 2**30
+UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
 class Example(NamedTuple):
@@ -99,7 +101,7 @@ def read_examples(path: Path, faults: list[str]) -> list[Example]:
 def _example(line: str) -> Example | str:
     """What a row holds, or what is wrong with it."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return "is no JSON"
     if not isinstance(row, dict):
@@ -107,6 +109,8 @@ def _example(line: str) -> Example | str:
     for key in ("prompt", "answer"):
         if not isinstance(row.get(key), str):
             return f"has no text under {key!r}"
+    if any(UNPAIRED.search(row[key]) for key in ("prompt", "answer")):
+        return "has half of a pair of surrogates, which is no character"
     if not row["prompt"].strip():
         return "has an empty prompt"
     return Example(row["prompt"], row["answer"])

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from config import ConfigError, UserError, load_function
 
+# The largest reward whose square is a number of float32, too.
+LARGEST = 1e18
+
 Reward = Callable[[str, str, str], float]
 
 
@@ -16,8 +19,11 @@ def exact(prompt: str, completion: str, answer: str) -> float:
 
 
 def places(prompt: str, completion: str, answer: str) -> float:
-    """The share of characters that stand at their places, of the longer one of completion and answer."""
-    length = max(len(completion), len(answer), 1)
+    """The share of characters at their places, of the longer one of completion and answer, blanks around them aside."""
+    completion, answer = completion.strip(), answer.strip()
+    length = max(len(completion), len(answer))
+    if not length:
+        return 1.0
     return sum(one == other for one, other in zip(completion, answer, strict=False)) / length
 
 
@@ -47,9 +53,10 @@ def _own(name: str) -> Reward:
             value = float(earned)
         except (TypeError, ValueError):
             value = math.nan
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST:
             raise UserError(
-                f"language.reward {name} gave {earned!r} for the prompt {prompt[:60]!r}; it has to give a finite number"
+                f"language.reward {name} gave {earned!r} for the prompt {prompt[:60]!r}; it has to give a number of"
+                f" at most {LARGEST:g} in size"
             )
         return value
 

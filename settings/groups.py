@@ -18,7 +18,7 @@ class GroupSettings(Section):
     Attributes:
         prompts: or instances, of an update.
         samples: of each: the size of its group.
-        first: "any": tours of an instance begin at nodes spread over it; "stored": all at node 0.
+        first: the key imag_first. "any": tours of an instance begin at nodes spread over it; "stored": all at node 0.
         baseline: what a sample's reward is compared with: the mean of its group, or of the others in it.
         scale: what that is divided by: the group's standard deviation, the spread of returns over the run, or 1.
         epochs: updates on the same samples.

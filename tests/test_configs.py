@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 import config
 import dreamer
+import grpo
 import sac
 from config import Config
 from dreamer import Dreamer
@@ -33,6 +34,9 @@ SECTIONS = list(YAML(typ="safe", pure=True).load(CONFIG_PATH))
 NAMED = [name for name in SECTIONS if name not in ("defaults", "debug")]
 # Sections of the other agent, which have its base under them.
 SAC_SECTIONS = [name for name in NAMED if "sac" in name.split("_")]
+# Sections of a trainer that makes what it learns from, likewise.
+GROUP_SECTIONS = [name for name in NAMED if name == "grpo" or name.startswith(("grpo_", "ppo_", "reinforce_"))]
+COLLECTING = [name for name in NAMED if name not in GROUP_SECTIONS]
 # Sections that say how to play any gymnasium task, without naming one.
 ANY_GYM_TASK = [
     name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
@@ -51,6 +55,8 @@ def section(*names: str, **changes: Any) -> Config:
         task = {"task": "gym_Pendulum-v1"}
     if set(names) & set(SAC_SECTIONS):
         names = ("sac", *names)
+    if set(names) & set(GROUP_SECTIONS):
+        names = ("grpo", *names)
     return config.load(CONFIG_PATH, [name for name in names if name != "defaults"], task).replace(**changes)
 
 
@@ -113,19 +119,20 @@ def section_names(capsys: pytest.CaptureFixture[str], program: ModuleType) -> se
 
 
 def test_every_section_is_for_a_program(capsys: pytest.CaptureFixture[str]):
-    of_dreamer, of_sac = section_names(capsys, dreamer), section_names(capsys, sac)
-    assert of_sac - of_dreamer == set(SAC_SECTIONS) - {"sac"}
-    assert of_sac | of_dreamer | {"sac"} == set(NAMED)
+    of_dreamer, of_sac, of_grpo = (section_names(capsys, program) for program in (dreamer, sac, grpo))
+    assert of_sac - of_dreamer - of_grpo == set(SAC_SECTIONS) - {"sac"}
+    assert of_grpo - of_dreamer - of_sac == set(GROUP_SECTIONS)
+    assert of_sac | of_dreamer | of_grpo | {"sac", "grpo"} == set(NAMED)
 
 
-@pytest.mark.parametrize("program", [dreamer, sac], ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", [dreamer, sac, grpo], ids=lambda program: program.__name__)
 def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
     flat = section("defaults").flat()
     for key in program.FOREIGN_KEYS:
         assert any(f"{name}.".startswith(f"{key}.") for name in flat), key
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *SAC_SECTIONS]])
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS]])
 def test_section_acts_and_updates(name: str):
     chosen = section(name, **TINY)
     agent, metrics = act_and_update(chosen)
@@ -145,7 +152,22 @@ def test_section_of_sac_acts_and_updates(name: str):
     assert agent.learner.updates == 1
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize(
+    "names", [[name, *extra] for name in GROUP_SECTIONS for extra in ([], ["debug"])], ids="+".join
+)
+def test_section_of_groups_draws_and_learns(names: list[str]):
+    if "grpo_words" in names:
+        pytest.importorskip("transformers")
+    chosen = section(*names, **{"groups.prompts": 2})
+    guard, generators = Guard(CPU), devices.make_generators(0, CPU)
+    task = setup.make_setup(chosen, CPU).task
+    agent = grpo.GRPO.of(task, chosen, device=CPU, generators=generators, guard=guard)
+    metrics, steps = agent.practise(progress=0.5)
+    assert all(metric.isfinite() for metric in metrics.values()) and int(steps) > 0
+    assert guard.findings() == [] and agent.learner.updates == chosen.groups.epochs
+
+
+@pytest.mark.parametrize("name", COLLECTING)
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
     assert (chosen.nodes, chosen.envs) == (6, 4)
@@ -153,7 +175,11 @@ def test_debug_overlays_every_section(name: str):
     assert all(metric.isfinite() for metric in metrics.values())
 
 
-@pytest.mark.parametrize("names", [[name] for name in SECTIONS] + [[name, "debug"] for name in NAMED], ids="+".join)
+@pytest.mark.parametrize(
+    "names",
+    [[name] for name in ["defaults", "debug", *COLLECTING]] + [[name, "debug"] for name in COLLECTING],
+    ids="+".join,
+)
 def test_section_keeps_within_the_runs_ranges_and_prefills_what_is_sampled(names: list[str]):
     chosen = section(*names)
     settings = RunSettings.of(chosen)

@@ -15,6 +15,20 @@ def test_advantages_within_a_group_by_hand():
     assert found[0].tolist() == pytest.approx([-2 / deviation, -1 / deviation, 3 / deviation], rel=1e-4)
 
 
+@pytest.mark.parametrize(("value", "count"), [(12345.678, 8), (1e6 + 0.1, 7), (0.1, 7), (99.9, 7)])
+@pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
+def test_equal_rewards_of_any_size_have_no_advantage(baseline, value, count):
+    assert advantages(torch.full((1, count), value), baseline=baseline, scale=None).tolist() == [[0.0] * count]
+
+
+def test_what_stands_behind_the_end_changes_nothing():
+    log_prob = torch.tensor([[[-1.0, -0.5], [-2.0, -200.0]]], requires_grad=True)
+    reference = torch.tensor([[[-1.0, -1.0], [-1.0, 0.0]]])
+    loss, _ = losses(log_prob, reference=reference, kl=0.1, before=torch.zeros(1, 2, 2))
+    (gradient,) = torch.autograd.grad(loss, log_prob)
+    assert bool(loss.isfinite()) and bool(gradient.isfinite().all()) and float(gradient[0, 1, 1]) == 0
+
+
 def test_samples_that_all_earned_the_same_teach_nothing():
     assert advantages(REWARD, baseline="group", scale=None)[1].tolist() == [0.0, 0.0, 0.0]
     assert advantages(REWARD, baseline="leave_one_out", scale=None)[1].tolist() == [0.0, 0.0, 0.0]

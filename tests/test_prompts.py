@@ -36,7 +36,7 @@ def test_split_does_not_depend_on_the_order():
 
 def test_rows_of_a_file_are_read_and_bad_ones_are_told_by_their_number(tmp_path):
     good = [{"prompt": f"What is {number} + 1?", "answer": str(number + 1), "more": None} for number in range(4)]
-    bad = ["{", [1], {"prompt": "x"}, {"prompt": " ", "answer": ""}]
+    bad = ["{", [1], {"prompt": "x"}, {"prompt": "\ud800", "answer": ""}]
     path = write(tmp_path / "rows.jsonl", good[0], bad[0], "", good[1], bad[1], good[2], bad[2], good[3], bad[3])
     faults: list[str] = []
     examples = read_examples(path, faults)
@@ -45,8 +45,18 @@ def test_rows_of_a_file_are_read_and_bad_ones_are_told_by_their_number(tmp_path)
         f"{path}:2: is no JSON",
         f"{path}:5: is no mapping",
         f"{path}:7: has no text under 'answer'",
-        f"{path}:9: has an empty prompt",
+        f"{path}:9: has half of a pair of surrogates, which is no character",
     ]
+
+
+def test_an_empty_answer_can_be_given():
+    assert places("?", "", "") == exact("?", "", "") == 1
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}')
+    assert read_examples(path, []) == [Example("a", "b")]
 
 
 def test_a_row_ends_where_its_line_does_and_nowhere_else(tmp_path):
@@ -80,7 +90,7 @@ def test_too_few_prompts_to_hold_some_out_are_refused():
 
 @pytest.mark.parametrize(
     ("completion", "as_exact", "as_places"),
-    [("abcd", 1, 1), (" abcd\n", 1, 0), ("abdc", 0, 0.5), ("abc", 0, 0.75), ("abcdd", 0, 0.8), ("", 0, 0)],
+    [("abcd", 1, 1), (" abcd\n", 1, 1), ("abdc", 0, 0.5), ("abc", 0, 0.75), ("abcdd", 0, 0.8), ("", 0, 0)],
 )
 def test_rewards_by_hand(completion, as_exact, as_places):
     assert exact("?", completion, "abcd") == as_exact
@@ -92,7 +102,7 @@ def test_reward_may_be_a_function_of_the_users():
 
 
 def test_reward_that_is_no_number_is_refused_with_its_prompt():
-    with pytest.raises(UserError, match=r"gave nan for the prompt 'ask'; it has to give a finite number"):
+    with pytest.raises(UserError, match=r"gave nan for the prompt 'ask'; it has to give a number of at most 1e\+18"):
         find_reward("tests.test_prompts:nothing")("ask", "b", "c")
 
 

@@ -282,3 +282,111 @@ def test_a_run_learns_goes_on_exactly_and_leaves_a_model_in_its_own_format(tmp_p
     assert all(torch.equal(value, saved[name]) for name, value in weights[0].items())
     settings = load(CONFIGS, ["grpo", "grpo_words"], {"language.model": str(whole / "model")})
     assert make_setup(settings, CPU).task.name == "sorted_letters"
+
+
+def run(*options: str) -> None:
+    small = [part for key, value in SMALL.items() for part in (f"--{key}", str(value))]
+    grpo.main(["--configs", "grpo_words", "debug", *small, "--eval_every", "0", "--device", "cpu", *options])
+
+
+@pytest.mark.run
+def test_a_run_that_began_with_a_loaded_model_goes_on_and_is_evaluated(tmp_path, capsys):
+    text_sampler().save_pretrained(tmp_path / "model")
+    options = ("--language.model", str(tmp_path / "model"), "--logdir", str(tmp_path / "run"))
+    run(*options, "--steps", "48")
+    run(*options, "--steps", "96")
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 96
+    capsys.readouterr()
+    grpo.main(["--evaluate", str(tmp_path / "run")])
+    assert "held-out prompts, mean reward" in capsys.readouterr().out
+
+
+@pytest.mark.run
+def test_a_run_does_not_go_on_with_other_prompts(tmp_path, capsys):
+    run("--logdir", str(tmp_path), "--steps", "48")
+    with pytest.raises(SystemExit):
+        run("--logdir", str(tmp_path), "--steps", "96", "--language.held_out", "0.2")
+    assert "other prompts than those that the run has learnt from" in capsys.readouterr().err
+
+
+@pytest.mark.run
+def test_weights_of_another_vocabulary_are_refused(tmp_path, prompts, capsys):
+    run("--logdir", str(tmp_path / "one"), "--steps", "24")
+    with pytest.raises(SystemExit):
+        run("--init", str(tmp_path / "one/latest.pt"), "--language.prompts", prompts, "--logdir", str(tmp_path / "two"))
+    assert "the weights are of another vocabulary" in capsys.readouterr().err
+
+
+calls = 0
+
+
+def fails_late(prompt: str, completion: str, answer: str) -> float:
+    global calls
+    calls += 1
+    return 0.0 if calls < 100 else float("nan")
+
+
+@pytest.mark.run
+def test_what_was_learnt_is_not_lost_by_a_reward_that_fails(tmp_path, capsys):
+    options = ("--logdir", str(tmp_path), "--language.reward", "tests.test_texts:fails_late", "--steps", "480")
+    with pytest.raises(SystemExit):
+        run(*options, "--checkpoint_every", "100000")
+    assert "it has to give a number" in capsys.readouterr().err
+    assert torch.load(tmp_path / "latest.pt", weights_only=True)["state"]["step"] == 96
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("vocabulary", "and its tokeniser 12"),
+        ("missing", "lacks weights"),
+        ("cut", "which cannot be loaded"),
+        ("nan", "its weights are not finite"),
+        ("heads", "which cannot be loaded"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_line(damage, expected, tmp_path):
+    sampler = text_sampler()
+    model: Any = sampler.policy
+    if damage == "vocabulary":
+        model.resize_token_embeddings(7)
+    if damage == "nan":
+        model.transformer.wte.weight.data[0, 0] = float("nan")
+    folder = tmp_path / "model"
+    sampler.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    if damage == "missing":
+        safetensors = pytest.importorskip("safetensors.torch")
+        kept = {name: value for name, value in safetensors.load_file(weights).items() if "h.0.mlp" not in name}
+        safetensors.save_file(kept, weights, metadata={"format": "pt"})
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    if damage == "heads":
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, "n_head": 0}))
+    with pytest.raises(ConfigError, match=expected) as error:
+        text_sampler(**{"language.model": folder})
+    assert "\n" not in str(error.value)
+
+
+def test_models_that_complete_nothing_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    sampler = text_sampler()
+    sampler.save_pretrained(folder)
+    settings = transformers.BertConfig(
+        vocab_size=12, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, is_decoder=False
+    )
+    transformers.BertLMHeadModel(settings).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="which does not go on with a text token by token"):
+        text_sampler(**{"language.model": folder})
+
+
+def test_a_prompt_without_a_token_is_refused(tmp_path, prompts):
+    first = text_sampler()
+    first.save_pretrained(tmp_path / "model")
+    tokens = json.loads((tmp_path / "model/tokenizer.json").read_text())
+    tokens["model"]["unk_token"], tokens["pre_tokenizer"] = "<unknown>", {"type": "WhitespaceSplit"}
+    tokens["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    (tmp_path / "model/tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ConfigError, match=r"the prompt '.*' has no token in the model's vocabulary"):
+        text_sampler(**{"language.model": tmp_path / "model"})

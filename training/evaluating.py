@@ -27,6 +27,7 @@ from training.setup import (
 EVALUATION_KEYS = (
     *("eval_episodes", "eval_instances", "eval_by", "import"),
     *("plan.pessimism", "plan.optimism", "plan.thompson", "plan.processes"),
+    *("language.model", "language.prompts"),
     *("envs", "env_processes", "env_timeout", "env_restarts"),
 )
 MACHINE_KEYS = ("device", "threads", "deterministic")

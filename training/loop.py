@@ -30,6 +30,8 @@ WARN_ABOVE = {
     "mask_rules_wrong": 0.0,
     "value_outside_rate": 0.1,
     "actor_saturation": 0.5,
+    # Tokens are then drawn from something else than what learns.
+    "sampling_error_max": 0.1,
     "logits_nan_max": 0.0,
     "logits_inf_max": 0.0,
     **{f"{group}_clip_rate": 0.99 for group in ("model", "actor", "critic", "policy", "q")},

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guard import NonFinite
 from settings.run import LoopSettings
 from training.agent import Practitioner
 from training.loop import Loop
@@ -47,7 +48,15 @@ class Practice(Loop):
         self.updates_owed += 1
 
     def _update(self, *, progress: float) -> dict[str, Tensor]:
-        metrics, steps = self.agent.practise(progress=progress)
+        try:
+            metrics, steps = self.agent.practise(progress=progress)
+        except NonFinite:
+            raise
+        except Exception:
+            # What a reward of the user's raises, say; what was learnt before is not lost by it.
+            if self.updates:
+                self._save(emergency=True)
+            raise
         self.step += int(steps)
         return metrics
 
