@@ -47,7 +47,7 @@ def make_language(settings: LanguageSettings, examples: Sequence[Example]) -> La
             f"the longest prompt has {longest} tokens and language.most_tokens is {settings.most_tokens}, but the model"
             f" has room for {room}; give shorter prompts, or fewer tokens"
         )
-    if settings.model and language.model.device.type != "meta":
+    if settings.model and next(language.model.parameters()).device.type != "meta":
         _require_generation(language, prompts)
     return language
 
@@ -90,7 +90,7 @@ def _loaded(name: str) -> Language:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, padding_side="left", trust_remote_code=False)
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         if "/" in str(getattr(config, "_attn_implementation", "")):
-            raise ValueError("its configuration asks for code of a hub")
+            raise ConfigError("its configuration asks for code of a hub")
         maker, missing = transformers.AutoModelForCausalLM, set[str]()
         if torch.get_default_device().type == "meta":
             # Sizes alone are asked for.
@@ -106,7 +106,7 @@ def _loaded(name: str) -> Language:
             )
             missing = set(info["missing_keys"])
             if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-                raise ValueError("its weights are not finite")
+                raise ConfigError("its weights are not finite")
     # The readers of a dozen formats raise whatever they like about what a folder holds.
     except Exception as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
