@@ -306,6 +306,9 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.faults": break_on_purpose,
     "-m benchmarks.full_disk": module("benchmarks.full_disk", "--runs", "1"),
     "-m benchmarks.intervals": hold_bounds,
+    "-m benchmarks.logit_faults": module(
+        "benchmarks.logit_faults", "--updates", "2", "--seeds", "1", needs="transformers"
+    ),
     "-m benchmarks.monitors": module(
         "benchmarks.monitors", "--rounds", "1", "--steps", "1", "--width", "32", "--layers", "1", "--small"
     ),

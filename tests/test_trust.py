@@ -29,6 +29,7 @@ NAMED: dict[str, Any] = {
     "import": "payload",
     "cost": "payload:toll",
     "imag_reward": "payload:reward",
+    "language.reward": "payload:reward",
     "task": "gym_payload:Own-v0",
 }
 PAYLOAD = """
@@ -190,4 +191,4 @@ def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
             if isinstance(node, ast.Attribute) and node.attr == "import_module":
                 # These import functions by name, and modules that register environments: keys import and task.
                 assert path.name in ("named_code.py", "gym_tasks.py")
-    assert keys == {"cost", "imag_reward"} < CODE_KEYS.keys()
+    assert keys == {"cost", "imag_reward", "language.reward"} < CODE_KEYS.keys()
