@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,10 +29,15 @@ def step_of(path: Path) -> int:
 
 
 def damage(path: Path, how: str) -> None:
-    """Make a file empty, cut it in half, or flip a byte in its middle."""
+    """Make a file empty, cut it in half, or flip a byte of its largest tensor."""
     content = bytearray(path.read_bytes())
     if how == "corrupted":
-        content[len(content) // 2] ^= 0xFF
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        # Between entries there is padding, in which a byte more or less means nothing.
+        names = content[largest.header_offset + 26 : largest.header_offset + 30]
+        begin = largest.header_offset + 30 + sum(struct.unpack("<HH", names))
+        content[begin + largest.file_size // 2] ^= 0xFF
     path.write_bytes(content[: {"empty": 0, "truncated": len(content) // 2, "corrupted": len(content)}[how]])
 
 
