@@ -136,15 +136,15 @@ def _require_generation(language: Language, prompts: list[str]) -> None:
         ConfigError: it does not.
     """
     encoded = language.tokenizer(prompts[:1], return_tensors="pt")
+    refusal = (
+        f"language.model is a {type(language.model).__name__}, which does not go on with a text token by token from"
+        " what it keeps; give a causal model with a cache"
+    )
     try:
         with torch.no_grad():
             output = language.model(input_ids=encoded["input_ids"], use_cache=True)
-        able = "logits" in output and bool({"cache", "past_key_values"} & set(output))
-    # Whatever a model of another kind raises.
-    except Exception:
-        able = False
-    if not able:
-        raise ConfigError(
-            f"language.model is a {type(language.model).__name__}, which does not go on with a text token by token from"
-            " what it keeps; give a causal model with a cache"
-        )
+    # Models of other kinds raise whatever they like; what it was stands in the message.
+    except Exception as error:
+        raise ConfigError(f"{refusal} ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+    if "logits" not in output or not {"cache", "past_key_values"} & set(output):
+        raise ConfigError(refusal)

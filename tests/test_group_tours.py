@@ -79,16 +79,14 @@ def test_every_parameter_of_the_pointer_learns():
     before = {name: value.clone() for name, value in ours.sampler.weights().items()}
     ours.practise(progress=0.0)
     moved = {name: not torch.equal(value, before[name]) for name, value in ours.sampler.weights().items()}
-    # A key's shift moves all scores alike.
     assert [name for name, has_moved in moved.items() if not has_moved] == []
 
 
 def test_a_batch_is_learnt_from_as_often_as_asked():
     ours = trainer(**{"groups.epochs": 3})
-    metrics, steps = ours.practise(progress=0.0)
+    _, steps = ours.practise(progress=0.0)
     assert ours.learner.updates == 3 and int(steps) == 32 * 16 * NODES
-    # The policy has moved away from that of the samples.
-    assert ours.learner.optimizers["policy"].updates == 3 and metrics["ratio_clip_rate"] >= 0
+    assert ours.learner.optimizers["policy"].updates == 3
 
 
 def test_first_epoch_is_on_policy():

@@ -1,9 +1,11 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import language.rewards
+from benchmarks.flags import CONFIGS
 from config import UserError
 from language.prompts import Example, find_prompts, read_examples, sorted_letters, split
 from language.rewards import exact, find_reward, places
@@ -112,7 +114,8 @@ def test_reward_of_no_such_name_is_refused():
 
 
 def test_named_rewards_are_those_of_the_help_page():
-    assert list(language.rewards.NAMED) == ["exact", "places"]
+    comments = re.search(r"\n    reward: (.*?)\n    held_out", CONFIGS.read_text(), re.DOTALL)
+    assert comments is not None and language.rewards.NAMED.keys() == set(re.findall(r"(\w+): ", comments[1]))
 
 
 def half(prompt: str, completion: str, answer: str) -> float:

@@ -111,13 +111,15 @@ class Loop(ABC):
     # What a subclass says
 
     @property
-    @abstractmethod
     def _begun(self) -> bool:
         """Whether there is anything to go on from."""
+        return self.step > 0
 
-    @abstractmethod
     def _begin(self) -> None:
-        """What comes before the first step of a run that is not gone on with."""
+        """What comes before the first step of a run that is not gone on with: the first evaluation."""
+        if self.settings.eval_every:
+            self._evaluate()
+            self._show()
 
     @abstractmethod
     def _advance(self) -> None:

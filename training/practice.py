@@ -30,18 +30,8 @@ class Practice(Loop):
         super().__init__(agent, settings=settings, total=settings.steps, device=device, **shared)
 
     @property
-    def _begun(self) -> bool:
-        return self.step > 0
-
-    @property
     def _more(self) -> str:
         return "give more --steps to go on"
-
-    def _begin(self) -> None:
-        """The first evaluation."""
-        if self.settings.eval_every:
-            self._evaluate()
-            self._show()
 
     def _advance(self) -> None:
         # How many steps an update makes is known after it.

@@ -34,18 +34,8 @@ class Study(Loop):
         self.log = log
 
     @property
-    def _begun(self) -> bool:
-        return self.step > 0
-
-    @property
     def _more(self) -> str:
         return "give more --updates to go on"
-
-    def _begin(self) -> None:
-        """The first evaluation."""
-        if self.settings.eval_every:
-            self._evaluate()
-            self._show()
 
     def _advance(self) -> None:
         self.step += 1
