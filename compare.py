@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comparing import runs
+from comparing import published, runs
 from comparing.curves import draw
+from comparing.markdown import markdown
 from comparing.runs import Run, Series, UnreadableRunError
 from comparing.summary import Asked, Quantity, is_measured_by_gap, over_seeds, quantities, return_name, score_name
 from config import ConfigError, one_line_errors
@@ -55,6 +56,14 @@ class Group(NamedTuple):
     def return_names(self) -> list[str]:
         """The metrics that the runs' returns are taken from."""
         return sorted({name for run in self.runs if (name := return_name(run)) is not None})
+
+
+class Released(NamedTuple):
+    """Published figures beside which runs are shown."""
+
+    suite: str
+    task: str
+    scores: published.Scores
 
 
 class Member(NamedTuple):
@@ -210,13 +219,7 @@ def table(groups: Sequence[Group], rows: Sequence[Quantity], differences: dict[s
         cells = [_cell([row.of(run) for run in group.runs], row.form) for group in groups]
         if row.asked or set(cells) != {"-"}:
             lines.append([row.name, *cells])
-    lines = [[entry.replace("|", "\\|") for entry in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(entry.ljust(width) for entry, width in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    return markdown(lines)
 
 
 def as_json(groups: Sequence[Group], rows: Sequence[Quantity]) -> list[dict[str, Any]]:
@@ -234,7 +237,12 @@ def as_json(groups: Sequence[Group], rows: Sequence[Quantity]) -> list[dict[str,
     ]
 
 
-def _draw(groups: Sequence[Group], path: Path) -> None:
+def _draw(groups: Sequence[Group], path: Path, released: Released | None) -> None:
+    if released is not None:
+        drawn = {group.name: [curve for run in group.runs if (curve := published.curve_of(run))] for group in groups}
+        label = f"return of training episodes in {released.task}"
+        draw(drawn, path, label=label, log_scale=False, behind=(f"published {released.suite}", released.scores))
+        return
     by_gap = is_measured_by_gap([run for group in groups for run in group.runs])
     scores: dict[str, list[Series]] = {}
     for group in groups:
@@ -323,6 +331,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--phases", type=_count, default=3, metavar="N", help="equal parts of a run, with a mean of each (3)"
     )
     parser.add_argument(
+        "--published", choices=published.SUITES, help="also DreamerV3's released figures of the task, at the same steps"
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("comparison.png"), metavar="FILE", help="the picture (%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
@@ -351,20 +362,42 @@ def main(argv: list[str]) -> None:
         )
         rows = quantities([run for group in groups for run in group.runs], asked)
         differences, notes = config_differences(groups), remarks(groups)
+        released = None if arguments.published is None else _released(arguments.published, groups)
         if arguments.json:
-            _print_json(groups, rows, {"config_differences": differences, "left_out": left_out}, notes, arguments.out)
+            facts: dict[str, Any] = {"config_differences": differences, "left_out": left_out}
+            if released is not None:
+                facts["published"] = published.as_json(*released)
+            _print_json(groups, rows, facts, notes, arguments.out, released)
             return
         show(table(groups, rows, differences))
+        if released is not None:
+            by_group = {group.name: group.runs for group in groups}
+            show(f"\n{markdown(published.table(*released, by_group))}\nPublished: {published.SOURCE}.")
         if len(differences) > MOST_DIFFERENCES:
             notes.append(f"{len(differences) - MOST_DIFFERENCES} more config keys differ; --json lists them all")
         show("".join(f"\nNote: {note}." for note in notes))
         # The table is printed first, so that it is there even where the picture fails.
-        _draw(groups, arguments.out)
+        _draw(groups, arguments.out, released)
         show(f"Picture: {arguments.out}")
 
 
+def _released(suite: str, groups: Sequence[Group]) -> Released:
+    """What was released of the groups' task.
+
+    Raises:
+        ConfigError: they have several tasks, or nothing was.
+    """
+    task = published.task_of([run for group in groups for run in group.runs])
+    return Released(suite, task, published.scores_of(suite, task))
+
+
 def _print_json(
-    groups: Sequence[Group], rows: Sequence[Quantity], facts: dict[str, Any], notes: Sequence[str], out: Path
+    groups: Sequence[Group],
+    rows: Sequence[Quantity],
+    facts: dict[str, Any],
+    notes: Sequence[str],
+    out: Path,
+    released: Released | None,
 ) -> None:
     """Draw, and print the comparison as one object, which tells of a picture that could not be drawn.
 
@@ -373,7 +406,7 @@ def _print_json(
     """
     failure: ConfigError | OSError | None = None
     try:
-        _draw(groups, out)
+        _draw(groups, out, released)
     except (ConfigError, OSError) as error:
         failure, notes = error, [*notes, f"there is no picture: {error}"]
     picture = str(out) if failure is None else None

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
+from comparing.published import Scores
 from comparing.runs import Series
 from comparing.summary import interval
 from config import ConfigError
@@ -27,7 +28,14 @@ AXES = {"steps": "env steps", "minutes": "training time, minutes"}
 CAPTION = "thick: interquartile mean over seeds; band: its 95 % bootstrap interval; thin: each seed"
 
 
-def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_scale: bool) -> None:
+def draw(
+    groups: Mapping[str, Sequence[Series]],
+    path: Path,
+    *,
+    label: str,
+    log_scale: bool,
+    behind: tuple[str, Scores] | None = None,
+) -> None:
     """Write the picture.
 
     Args:
@@ -35,6 +43,7 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
         path: its suffix tells the format.
         label: what the values are, and their unit.
         log_scale: whether values, where all are positive, are on a logarithmic axis.
+        behind: what published figures are called, and the figures, at steps of the simulator like the groups' own.
 
     Raises:
         ConfigError: the suffix is of no picture, or values are too large for one.
@@ -50,6 +59,8 @@ def draw(groups: Mapping[str, Sequence[Series]], path: Path, *, label: str, log_
             if series:
                 _draw_group(axes, series, axis, name=name, index=index)
         _dress(axes, axis, [one for series in drawn.values() for one in series], log_scale=log_scale)
+    if behind is not None:
+        _draw_behind(figure.axes[0], *behind)
     figure.axes[0].set_ylabel(one_line(label), parse_math=False)
     handles, names = figure.axes[0].get_legend_handles_labels()
     if handles:
@@ -97,6 +108,17 @@ def _draw_group(axes: Axes, series: Sequence[Series], axis: str, *, name: str, i
     # Text between two dollars would be drawn as mathematics.
     label = one_line(f"{name} ({seeds})").replace("$", r"\$")
     axes.plot(grid, mean, color=color, linestyle=line, linewidth=1.8, label=label)
+
+
+def _draw_behind(axes: Axes, name: str, scores: Scores) -> None:
+    """Published means with a standard deviation to both sides, as far as the curves go and one figure further."""
+    end = axes.dataLim.x1
+    last = min(int(np.searchsorted(scores.steps, end)) + 1, len(scores.steps))
+    steps, mean, std = scores.steps[:last], scores.mean[:last], scores.std[:last]
+    axes.fill_between(steps, mean - std, mean + std, color="0.85", linewidth=0, zorder=0)
+    label = f"{name} ({scores.seeds} seeds; band: 1 standard deviation)"
+    axes.plot(steps, mean, color="0.45", marker="o", markersize=3, linewidth=1.2, zorder=1, label=label)
+    axes.set_xlabel("steps of the simulator")
 
 
 def _dress(axes: Axes, axis: str, series: Sequence[Series], *, log_scale: bool) -> None:

@@ -50,14 +50,12 @@ def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) ->
     feat_size = imagination.model.rssm.feat_size
     if settings.type == "tsp_pointer":
         if not imagination.node_features:
-            raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose mlp or masked")
+            raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose masked")
         sizes = {"state_features": imagination.state_features, "belief": imagination.belief_size}
         pointer = {**sizes, "moves": imagination.shows_moves, **asdict(settings.pointer)}
         return TSPPointerActor(feat_size, imagination.node_features, unimix=settings.unimix, **pointer)
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")
-    # `masked` and `mlp` differ in name only: the mask is an argument of the distribution, and given whenever the
-    # task has one.
     return MaskedActor(feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix)
 
 

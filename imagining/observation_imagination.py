@@ -54,6 +54,8 @@ class ObservationImagination(Imagination):
         """
         if not isinstance(settings.horizon, int) or settings.reward != "head":
             raise UserError("a task without rules needs imag_horizon as a number of steps and imag_reward: head")
+        if settings.target_clip == "auto":
+            raise UserError("target_clip auto is what rules allow; a task without rules needs none, or two numbers")
         knows_mask = model.mask_rules is not None or not model.task.actions.masked
         super().__init__(settings, knows_mask=knows_mask, model=model)
         self.model, self.mask_rules, self.masked = model, model.mask_rules, model.task.actions.masked

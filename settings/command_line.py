@@ -26,6 +26,7 @@ class CommandLine(NamedTuple):
         entry: the entry point's own flags; None for those not given.
         sections: the sections that it names, in order.
         overrides: the config keys that it gives values.
+        given: these, and those of sections that are of one program, with the place that each comes from.
     """
 
     config: Config
@@ -33,6 +34,7 @@ class CommandLine(NamedTuple):
     entry: dict[str, str | None]
     sections: list[str]
     overrides: list[str]
+    given: dict[str, str]
 
 
 def parse_command_line(
@@ -97,7 +99,20 @@ def parse_command_line(
     named = [name for name in names if name not in base]
     _require_own(named, overrides, path=config_path, entry_keys=entry_keys, foreign_keys=foreign_keys or {})
     settings = load(config_path, [*base, *names], overrides)
-    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides))
+    given = {**_set_by(named, config_path, defaults), **dict.fromkeys(overrides, COMMAND_LINE)}
+    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides), given=given)
+
+
+def _set_by(names: Sequence[str], path: Path, defaults: Config) -> dict[str, str]:
+    """The keys that named sections set, or those that they build on; overlays for every program set none."""
+    sections = read_sections(path)
+    return {
+        key: f"section {name}"
+        for name in names
+        for layer in layers(path, sections, [name])
+        if layer not in SHARED_SECTIONS
+        for key in flattened(sections[layer].values, defaults)
+    }
 
 
 def _show_help(

@@ -105,7 +105,7 @@ class ActorSettings(Section):
 
     PLACE = "actor"
 
-    type: Literal["tsp_pointer", "masked", "mlp"]
+    type: Literal["tsp_pointer", "masked"]
     pointer: PointerSettings
     units: Count
     layers: Layers

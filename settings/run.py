@@ -46,20 +46,10 @@ class TaskSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trips and self.is_gym:
-            raise ConfigError(f"trips is for routing; {self.task} needs none")
         if self.trips and self.curriculum:
             raise ConfigError("curriculum is for instances that are walked; a log of trips needs none")
         if self.places and not self.trips:
             raise ConfigError("places says where the places of a log lie: add --trips FILE")
-        if not self.is_gym and self.context != "none":
-            raise ConfigError(f"context {self.context} is for gymnasium environments; {self.task} needs none")
-        if self.is_gym and self.curriculum:
-            raise ConfigError(f"curriculum is for routing; {self.task} needs none")
-        if self.is_gym and self.cost != PLAIN_COST:
-            raise ConfigError(f"cost {self.cost} is for routing; {self.task} needs cost: {PLAIN_COST}")
-        if self.is_gym and self.streets:
-            raise ConfigError(f"streets is for routing; {self.task} needs none")
 
     @property
     def is_gym(self) -> bool:
@@ -182,11 +172,6 @@ class RunSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.task.is_gym and self.loop.log_regret:
-            raise ConfigError(f"log_regret is for routing; {self.task.task} needs it false")
-        if self.task.is_gym and self.loop.prefill_policy != "random":
-            policy, task = self.loop.prefill_policy, self.task.task
-            raise ConfigError(f"prefill_policy {policy} is for routing; {task} needs random")
         if self.task.trips and self.loop.reward_scale != 1:
             scale = self.loop.reward_scale
             raise ConfigError(f"reward_scale is {scale:g}; a log of trips is learnt as it is, and needs it at 1")

@@ -190,9 +190,7 @@ def test_section_keeps_within_the_runs_ranges_and_prefills_what_is_sampled(names
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"
 
 
-@pytest.mark.parametrize(
-    ("actor_type", "expected"), [("tsp_pointer", TSPPointerActor), ("masked", MaskedActor), ("mlp", MaskedActor)]
-)
+@pytest.mark.parametrize(("actor_type", "expected"), [("tsp_pointer", TSPPointerActor), ("masked", MaskedActor)])
 def test_every_actor_type_acts_and_updates(actor_type: str, expected: type):
     agent, metrics = act_and_update(section("debug", **{"actor.type": actor_type}))
     assert type(agent.behavior.actor) is expected

@@ -53,8 +53,7 @@ PLACEHOLDERS = {
 # Pages do not say where these come from, for they are not ours.
 FOREIGN_FILE = {".tsp": "town.tsp", ".vrp": "parcels.vrp"}
 # What changes nothing but how long a run takes; the section `debug` makes networks small, too.
-SHORT = ("--steps", "60", "--eval_every", "0", "--eval_instances", "4")
-FEW_EPISODES = ("--eval_episodes", "2")
+SHORT = ("--steps", "60", "--eval_every", "0")
 AGENTS = ("dreamer.py", "sac.py", "grpo.py")
 SHORT_WITH_WEIGHTS = (
     *("--steps", "220", "--envs", "2", "--prefill", "200", "--eval_every", "0", "--eval_instances", "4"),
@@ -179,8 +178,6 @@ def train(command: Command, place: Place) -> None:
         # Where two commands would share a folder, the second has another one.
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
         small = SHORT_WITH_WEIGHTS if "--init" in arguments else ("--configs", "debug", *SHORT)
-        if command.program != "grpo.py":
-            small = (*small, *FEW_EPISODES)
         arguments += [*small, "--logdir", logdir]
         if "--trips" in arguments:
             arguments += ["--updates", "20"]
@@ -315,7 +312,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.sac_peer": module(
-        "benchmarks.sac_peer", "--configs", "debug", *SHORT, *FEW_EPISODES, needs="stable_baselines3"
+        "benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"
     ),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.speed": time_agent,

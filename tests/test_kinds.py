@@ -102,7 +102,7 @@ class Market(Imagination):
 
 
 def test_candidates_that_change_with_every_state_are_imagined_and_learnt_from():
-    settings = debug_config("gym", imag_horizon="4", **{"actor.type": "mlp", "actor.advantage_scale": "none"})
+    settings = debug_config("gym", imag_horizon="4", **{"actor.type": "masked", "actor.advantage_scale": "none"})
     sections = DreamerSettings.of(settings)
     imagination = Market(ObservationModel(TASK, sections.model, discount=1.0), sections.imagination)
     behavior = make_behavior(TASK, imagination, settings=sections)

@@ -15,9 +15,7 @@ from tests.scenes import (
 )
 
 
-@pytest.mark.parametrize(
-    ("actor_type", "expected"), [("tsp_pointer", TSPPointerActor), ("masked", MaskedActor), ("mlp", MaskedActor)]
-)
+@pytest.mark.parametrize(("actor_type", "expected"), [("tsp_pointer", TSPPointerActor), ("masked", MaskedActor)])
 def test_make_actor_builds_every_type(actor_type: str, expected: type):
     assert (
         type(make_actor(ROUTING, Scene().imagination, ActorSettings.of(debug_config(**{"actor.type": actor_type}))))
@@ -26,7 +24,7 @@ def test_make_actor_builds_every_type(actor_type: str, expected: type):
 
 
 def test_make_actor_refuses_a_pointer_where_there_are_no_nodes():
-    with pytest.raises(ValueError, match="this task has none; choose mlp or masked"):
+    with pytest.raises(ValueError, match="this task has none; choose masked"):
         make_actor(SCRIPTED, Scene(SCRIPTED).imagination, ActorSettings.of(debug_config()))
 
 

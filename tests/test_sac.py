@@ -29,7 +29,6 @@ from training.agent import Agent
 from training.logger import METRICS
 
 SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
-SHORT += ["--valid_episodes", "1", "--eval_episodes", "1"]
 MONITORED = {f"train/{name}" for name in ("policy_grad_norm", "q_grad_norm", "q_mean", "q_std", "alpha")}
 
 Rows = list[dict[str, Any]]

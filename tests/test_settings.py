@@ -114,7 +114,6 @@ REFUSED: list[tuple[type[Section], str, Any, str]] = [
     (RunSettings, "env_timeout", -1.0, "at least 0"),
     (RunSettings, "prefill_policy", "farthest", "choose one of random, nearest"),
     (RunSettings, "context", "map", "choose one of none, dynamics_map"),
-    (RunSettings, "context", "dynamics_map", "tsp needs none"),
     (DreamerSettings, "batch_length", 1, "at least 2"),
     (DreamerSettings, "model.rssm.cell", "lstm", "choose one of block, dense"),
     (DreamerSettings, "model.rssm.unimix", 1.5, "between 0 and 1"),
@@ -122,7 +121,7 @@ REFUSED: list[tuple[type[Section], str, Any, str]] = [
     (DreamerSettings, "model.lr", 0.0, "above 0"),
     (DreamerSettings, "schedule.final_lr", -0.1, "between 0 and 1"),
     (DreamerSettings, "model.current_pos", "nod", "choose one of coords, node"),
-    (DreamerSettings, "actor.type", "transformer", "choose one of tsp_pointer, masked, mlp"),
+    (DreamerSettings, "actor.type", "transformer", "choose one of tsp_pointer, masked"),
     (DreamerSettings, "actor.pointer.clip", 0.0, "at least 0.001"),
     (DreamerSettings, "actor.advantage_scale", "median", "choose one of percentile"),
     (DreamerSettings, "critic.bins", 2, "at least 3"),
@@ -179,14 +178,6 @@ def test_dreamer_needs_an_ensemble_where_plans_go_by_its_spread(wanted: dict[str
 def test_dreamer_needs_a_reward_head_where_rewards_are_learned():
     with pytest.raises(ConfigError, match="model.loss_scales.reward above 0"):
         DreamerSettings.of(debug_config(**{"model.loss_scales.reward": 0.0}))
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("cost", "lanes"), ("curriculum", [[5, 10], [6, None]]), ("prefill_policy", "nearest")]
-)
-def test_run_refuses_what_is_for_routing_in_a_gymnasium_task(key: str, value: Any):
-    with pytest.raises(ConfigError, match=f"{key} .*is for routing; gym_CartPole-v1 needs"):
-        RunSettings.of(debug_config("cartpole", **{key: value}))
 
 
 def test_a_misspelt_key_is_seen_by_name():

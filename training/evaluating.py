@@ -7,6 +7,7 @@ from pathlib import Path
 
 from config import CODE_KEYS, CommandLine, Config, ConfigError
 from envs.tasks import ObservationTask
+from settings.families import require_read
 from settings.run import RunSettings
 from system.terminal import show, tell
 from training.agent import POLICY, AgentClass
@@ -62,6 +63,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         )
     settings = RunSettings.of(run.config)
     settings.evaluation.require_episodes()
+    require_read(settings.task.task, {key: command.given[key] for key in changes})
     require_players(settings, run.agent)
     if video and not isinstance(run.setup.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")

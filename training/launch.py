@@ -13,6 +13,7 @@ import torch
 import checkpoint
 from config import CommandLine, ConfigError, to_yaml
 from guard import Guard, NonFinite
+from settings.families import require_read
 from settings.run import EvaluationSettings, RunSettings
 from system.memory import is_exhausted
 from system.terminal import tell
@@ -79,6 +80,7 @@ def train(
         raise ConfigError("--video goes with --evaluate")
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
     settings = RunSettings.of(config)
+    require_read(config.task, command.given)
     device = prepare_torch(config)
     with telling_of_crashes():
         setup = make_setup(config, device)

@@ -1,0 +1,43 @@
+"""Which keys only one family of tasks reads: routing, or gymnasium environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from settings.language import TEXT
+from settings.run import GYM_PREFIX
+from system.errors import ConfigError
+
+# Keys, and sections of keys. Those that a section for both families may set are no mistake in either.
+ROUTING_KEYS = (
+    *("nodes", "curriculum", "cost", "cost_shown", "streets", "trips", "places", "log_regret", "prefill_policy"),
+    *("valid_instances", "eval_instances", "plan_instances", "reward_updates", "plan", "teacher"),
+    *("imag_teacher", "imag_start", "imag_generated", "imag_first", "imag_penalty", "imag_augment"),
+    *("model.encoder", "model.move_units", "model.move_layers", "model.move_heads", "model.move_waves"),
+    *("model.move_error", "model.place_units", "model.belief", "model.show_moves", "model.reward_latent"),
+    *("model.current_pos", "model.loss_scales.current_node", "model.loss_scales.current_pos"),
+    *("model.loss_scales.coords", "actor.pointer", "critic.latent", "critic.share"),
+)
+GYM_KEYS = (
+    *("import", "context", "env_processes", "env_timeout", "env_restarts", "valid_episodes", "eval_episodes"),
+    *("eval_env", "guard.zero_keys", "guard.drop_keys", "model.encode_keys", "model.decode_keys"),
+    "model.loss_scales.decoder",
+)
+
+
+def require_read(task: str, given: Mapping[str, str]) -> None:
+    """Check that a task reads the keys that are given for it.
+
+    Args:
+        task: the key `task`; prompts (`text`) have a program of their own, which refuses keys itself.
+        given: where each key comes from, such as `command line`.
+
+    Raises:
+        ConfigError: a key is for another family of tasks.
+    """
+    if task == TEXT:
+        return
+    others, family = (ROUTING_KEYS, "routing") if task.startswith(GYM_PREFIX) else (GYM_KEYS, "gymnasium environments")
+    for key, place in given.items():
+        if any(key == other or key.startswith(f"{other}.") for other in others):
+            raise ConfigError(f"{place}: {key} is for {family}, and {task} does not read it: leave it out")
