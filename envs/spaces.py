@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +15,14 @@ from gymnasium import Space, spaces
 from jaxtyping import UInt8
 
 from config import UserError, compiled
+from envs.pixels import Pixels
 from envs.tasks import ACTION_MASK, ActionSpec, ObservationKey
 
 # The key of an observation that is no dict.
 PLAIN_KEY = "observation"
 
-# The encoder and the decoder halve and double an image four times. What has fewer pixels a side is no image.
-IMAGE_MULTIPLE = 16
+# Whole numbers of an action's Box are choices; with more values than these they were meant as a quantity.
+MOST_LEVELS = 256
 # Regular expressions over the keys that are to be read, where a user leaves out none.
 ALL_KEYS = (".*",)
 READABLE = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these are"
@@ -54,18 +55,6 @@ class _Unreadable(NamedTuple):
     remedy: str = ""
 
 
-class _Pixels(NamedTuple):
-    """How an array becomes an image: its axes in the order [H, W, channels], the image, what 255 is divided by.
-
-    Stacked frames [K, ...] are an axis of their own right before the channels: the last channels are the last frame.
-    """
-
-    order: tuple[int, ...]
-    shape: tuple[int, int, int]
-    scale: float
-    note: str
-
-
 def observation_keys(space: Space, *, wanted: Sequence[str] = ALL_KEYS) -> dict[str, ObservationKey]:
     """How each part of an observation is read, by flat key; the top-level `action_mask` is left out.
 
@@ -73,8 +62,8 @@ def observation_keys(space: Space, *, wanted: Sequence[str] = ALL_KEYS) -> dict[
 
     - A `Box` is an image where it has three axes, the shorter one of the first and the last being the channels (the
       last, where they are equal), both others of 16 pixels at least, and its bounds are those of pixels: 0 and 255, or
-      0 and 1 of floats. With four axes the first one counts stacked frames. Bytes of two axes, both multiples of 16,
-      are a grey image.
+      0 and 1 of floats. With four axes the first one counts stacked frames. Bytes of two axes, both of 16 at least,
+      are a grey image. Sides that are no multiples of 16 get a black frame.
     - An array of floats [N, F] called "x" beside N flags called "x_mask" is a set, and the flags say which elements
       are real.
     - Any other `Box` is numbers, whole ones included, such as a grid of 7 x 7 cells.
@@ -121,7 +110,7 @@ def flattener(space: Space) -> Callable[[Any], dict[str, np.ndarray]]:
     unreadable = _unreadable(parts)
     leaves = {name: leaf for name, leaf in parts.items() if name not in unreadable}
     keys = {name: _key(name, leaves) for name in leaves}
-    images = {name: _pixels(leaf.space) for name, leaf in leaves.items() if keys[name].kind == "image"}
+    images = {name: Pixels.of(leaf.space) for name, leaf in leaves.items() if keys[name].kind == "image"}
     mask_space = _mask_space(space)
     mask = None if mask_space is None else _Leaf(mask_space, (ACTION_MASK,))
 
@@ -136,6 +125,9 @@ def flattener(space: Space) -> Callable[[Any], dict[str, np.ndarray]]:
 
 def action_spec(action_space: Space, observation_space: Space) -> ActionSpec:
     """What can be done; masked where observations hold an `action_mask` at the top.
+
+    One `Discrete` is a discrete action. Dicts and tuples are flattened: all their parts are choices (`Discrete`,
+    `MultiDiscrete`, `MultiBinary`, `Box` of whole numbers), or all of them are `Box` of floats.
 
     Raises:
         UserError: the actions are of an unsupported kind, or the mask does not fit them.
@@ -159,35 +151,88 @@ def to_env_action(space: Space, row: np.ndarray | np.generic) -> Any:
         row: one action, with the shape of the spec. Numbers are clipped to [-1, 1] and scaled to the bounds; one
             without two finite bounds is taken as it is, clipped at the finite one if any.
     """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return _composed(space, iter(np.split(row, np.cumsum([len(_choices(leaf)[0]) for leaf in _parts(space)])[:-1])))
     if isinstance(space, spaces.Discrete):
-        return space.start + np.int64(row)
+        return space.start + np.int64(row.reshape(()))
     if isinstance(space, spaces.MultiDiscrete):
-        return (space.start + row).astype(space.dtype)
+        return (space.start + row.reshape(space.shape)).astype(space.dtype)
     if isinstance(space, spaces.MultiBinary):
-        return row.astype(space.dtype)
+        return row.reshape(space.shape).astype(space.dtype)
     assert isinstance(space, spaces.Box)
+    if not np.issubdtype(space.dtype, np.floating):
+        return np.asarray(space.low + row.reshape(space.shape), space.dtype)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     row = row.astype(np.float64).reshape(space.shape)
     scaled = np.isfinite(low) & np.isfinite(high)
     share = (np.clip(row, -1, 1) + 1) / 2
     # The bounds are weighted, since their difference would overflow at the ends of the number range.
     inside = np.where(scaled, low, 0) * (1 - share) + np.where(scaled, high, 0) * share
-    return np.clip(np.where(scaled, inside, row), low, high).astype(space.dtype)
+    return np.asarray(np.clip(np.where(scaled, inside, row), low, high), space.dtype)
+
+
+def _composed(space: Space, rows: Iterator[np.ndarray]) -> Any:
+    """An action of a space with parts, from the rows of its parts without parts, in order."""
+    if isinstance(space, spaces.Dict):
+        return {name: _composed(part, rows) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_composed(part, rows) for part in space.spaces)
+    return to_env_action(space, next(rows))
+
+
+def _parts(space: Space) -> list[Space]:
+    """The parts of a space that have no parts themselves, in the order of `_composed`."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for part in space.values() for leaf in _parts(part)]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for part in space.spaces for leaf in _parts(part)]
+    return [space]
 
 
 def _unmasked_spec(space: Space) -> ActionSpec:
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", (int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return ActionSpec("multi_discrete", tuple(space.nvec.tolist()))
-    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
-        return ActionSpec("multi_discrete", (2,) * space.shape[0])
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and math.prod(space.shape) > 0:
-        return ActionSpec("continuous", (math.prod(space.shape),))
+    choices = [_choices(leaf) for leaf in _parts(space)]
+    sizes = tuple(size for part, _ in choices for size in part)
+    if not sizes:
+        raise UserError(f"the action space {space} holds no action")
+    kinds = {chosen for part, chosen in choices if part}
+    if kinds == {True}:
+        return ActionSpec("multi_discrete", sizes)
+    if kinds == {False}:
+        return ActionSpec("continuous", (len(sizes),))
     raise UserError(
-        f"the action space {space} is not supported; "
-        "Discrete, MultiDiscrete and MultiBinary of one dimension, and Box of floats are"
+        f"the action space {space} mixes choices and real numbers; one kind is needed: give the numbers a few levels to"
+        " choose from in a gymnasium.ActionWrapper, or take Box of floats throughout"
     )
+
+
+def _choices(space: Space) -> tuple[tuple[int, ...], bool]:
+    """How many values each entry of an action has (1 where it is a real number), and whether they are chosen from.
+
+    Raises:
+        UserError: no actor knows such actions. The message says which would do.
+    """
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),), True
+    if isinstance(space, spaces.MultiDiscrete):
+        return tuple(space.nvec.ravel().tolist()), True
+    if isinstance(space, spaces.MultiBinary):
+        return (2,) * math.prod(space.shape), True
+    if not isinstance(space, spaces.Box):
+        raise UserError(
+            f"the action space {space} is not supported; "
+            "Discrete, MultiDiscrete, MultiBinary, Box, and Dict and Tuple of these are"
+        )
+    if np.issubdtype(space.dtype, np.floating):
+        return (1,) * math.prod(space.shape), False
+    sizes = [int(high) - int(low) + 1 for low, high in zip(space.low.ravel(), space.high.ravel(), strict=True)]
+    if max(sizes, default=1) > MOST_LEVELS:
+        raise UserError(
+            f"the action space {space} has whole numbers of {max(sizes)} values, which are chosen among as far as"
+            f" {MOST_LEVELS}; declare narrower bounds, or take a Box of floats and round them in the environment"
+        )
+    return tuple(sizes), True
 
 
 def _mask_space(space: Space) -> Space | None:
@@ -225,33 +270,7 @@ def _unreadable(leaves: dict[str, _Leaf]) -> dict[str, _Unreadable]:
             found[name] = _Unreadable(f"has the space {space}, which is not supported ({READABLE})")
         elif math.prod(space.shape or ()) == 0:
             found[name] = _Unreadable(f"has the space {space}, which holds no number")
-        elif (pixels := _pixels(space)) is not None:
-            height, width, _ = pixels.shape
-            if height % IMAGE_MULTIPLE or width % IMAGE_MULTIPLE:
-                cause = f"is an image of {height} x {width}, and both must be multiples of {IMAGE_MULTIPLE}"
-                found[name] = _Unreadable(cause, _padding(leaf, pixels))
     return found
-
-
-def _padding(leaf: _Leaf, pixels: _Pixels) -> str:
-    """How to wrap an environment so that its images are as large as they need to be, with nothing to be installed."""
-    box = leaf.space
-    assert isinstance(box, spaces.Box)
-    pads = [(0, 0)] * len(box.shape)
-    for axis in pixels.order[:2]:
-        missing = -box.shape[axis] % IMAGE_MULTIPLE
-        pads[axis] = (missing // 2, missing - missing // 2)
-    shape = tuple(side + sum(pad) for side, pad in zip(box.shape, pads, strict=True))
-    space = f"gymnasium.spaces.Box(0, {box.high.flat[0]:g}, {shape}, numpy.{box.dtype})"
-    if len(leaf.path) > 1 or not all(isinstance(name, str) for name in leaf.path):
-        return f"pad it with numpy.pad(image, {tuple(pads)}) to {space}"
-    function = f"lambda image: numpy.pad(image, {tuple(pads)})"
-    if leaf.path:
-        (name,) = leaf.path
-        key = repr(name)
-        function = f"lambda obs: {{**obs, {key}: numpy.pad(obs[{key}], {tuple(pads)})}}"
-        space = f"gymnasium.spaces.Dict({{**env.observation_space, {key}: {space}}})"
-    return f"wrap the environment in gymnasium.wrappers.TransformObservation(env, {function}, {space})"
 
 
 def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
@@ -267,8 +286,8 @@ def _key(name: str, leaves: dict[str, _Leaf]) -> ObservationKey:
         return ObservationKey("classes", (size,), torch.int64, classes=tuple(space.nvec.ravel().tolist()))
     if isinstance(space, spaces.MultiBinary):
         return ObservationKey("classes", (size,), torch.int64, classes=(2,) * size)
-    if (pixels := _pixels(space)) is not None:
-        return ObservationKey("image", pixels.shape, torch.uint8, note=pixels.note)
+    if (pixels := Pixels.of(space)) is not None:
+        return ObservationKey("image", pixels.framed_shape, torch.uint8, note=pixels.note)
     if _is_validity(f"{name}_mask", leaves):
         return ObservationKey("set", shape, torch.float32, validity=f"{name}_mask")
     return ObservationKey("vector", (size,), torch.float32, note=f"of {list(shape)}" if len(shape) > 1 else "")
@@ -293,34 +312,6 @@ def _is_validity(name: str, leaves: dict[str, _Leaf]) -> bool:
     )
 
 
-def _pixels(space: Space) -> _Pixels | None:
-    """How a space is read as an image; None where it holds none."""
-    if not isinstance(space, spaces.Box):
-        return None
-    floats = np.issubdtype(space.dtype, np.floating)
-    if not (space.low == 0).all() or not ((space.high == 255).all() or (floats and (space.high == 1).all())):
-        return None
-    shape = space.shape
-    if len(shape) == 2 and space.dtype == np.uint8 and not any(side % IMAGE_MULTIPLE for side in shape):
-        return _Pixels((0, 1), (*shape, 1), 1.0, "")
-    if len(shape) not in (3, 4):
-        return None
-    frames, base = shape[0] if len(shape) == 4 else 1, len(shape) - 3
-    channels_first = shape[base] < shape[-1]
-    height, width, channels = (base + 1, base + 2, base) if channels_first else (base, base + 1, base + 2)
-    if min(shape[height], shape[width]) < IMAGE_MULTIPLE:
-        return None
-    scale = 255.0 if floats and space.high.flat[0] == 1 else 1.0
-    notes = [f"{frames} frames, the last one last"] if len(shape) == 4 else []
-    notes += [f"{space.dtype} of 0 to {space.high.flat[0]:g}, kept as bytes"] if space.dtype != np.uint8 else []
-    return _Pixels(
-        (height, width, *range(base), channels),
-        (shape[height], shape[width], frames * shape[channels]),
-        scale,
-        "; ".join(notes),
-    )
-
-
 def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
     try:
         part = functools.reduce(operator.getitem, leaf.path, obs)
@@ -339,7 +330,7 @@ def _value(name: str, leaf: _Leaf, obs: Any) -> np.ndarray:
     return value
 
 
-def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any, pixels: _Pixels | None) -> np.ndarray:
+def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any, pixels: Pixels | None) -> np.ndarray:
     value = _value(name, leaf, obs)
     if pixels is not None:
         return _image(name, leaf, pixels, value)
@@ -352,14 +343,14 @@ def _read(name: str, leaf: _Leaf, key: ObservationKey, obs: Any, pixels: _Pixels
     return value
 
 
-def _image(name: str, leaf: _Leaf, pixels: _Pixels, value: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
+def _image(name: str, leaf: _Leaf, pixels: Pixels, value: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
     """Bytes, from pixels of any type that the space may have."""
     if np.issubdtype(leaf.space.dtype, np.floating):
-        value = np.rint(value * pixels.scale)
+        value = pixels.scaled(value)
     # Numbers that do not fit a byte would wrap around, and NaN fits none.
     if value.dtype != np.uint8 and not ((value >= 0) & (value <= 255)).all():
         raise _outside(name, leaf)
-    return _cast(name, leaf, value, np.dtype(np.uint8)).transpose(pixels.order).reshape(pixels.shape)
+    return pixels.framed(pixels.arranged(_cast(name, leaf, value, np.dtype(np.uint8))))
 
 
 def _cast(name: str, leaf: _Leaf, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

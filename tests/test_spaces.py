@@ -1,7 +1,6 @@
 import shlex
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -44,7 +43,11 @@ def points(validity, *, low=-1.0):
         (spaces.Box(0, 255, (3, 32, 48), np.uint8), {"observation": image(32, 48, 3)}),
         (spaces.Box(0, 255, (16, 16, 12), np.uint8), {"observation": image(16, 16, 12)}),
         (spaces.Box(0, 255, (32, 48), np.uint8), {"observation": image(32, 48, 1)}),
-        (spaces.Box(0, 255, (32, 40), np.uint8), {"observation": vector(1280, "of [32, 40]")}),
+        (
+            spaces.Box(0, 255, (32, 40), np.uint8),
+            {"observation": image(32, 48, 1, note="32 x 40 in a black frame")},
+        ),
+        (spaces.Box(0, 255, (15, 40), np.uint8), {"observation": vector(600, "of [15, 40]")}),
         (spaces.Box(0, 9, (16, 16), np.uint8), {"observation": vector(256, "of [16, 16]")}),
         (spaces.Box(0, 255, (7, 7, 3), np.uint8), {"observation": vector(147, "of [7, 7, 3]")}),
         (spaces.Box(0, 9, (20, 20, 3), np.uint8), {"observation": vector(1200, "of [20, 20, 3]")}),
@@ -122,8 +125,6 @@ def test_observation_keys_sees_no_set_without_flags_that_fit(space, kinds):
         (spaces.Dict(reward=MOVES, is_last=MOVES), r"'reward' has a name .*replay.*rename"),
         (spaces.Dict(context_stoch=MOVES), "context_stoch"),
         (spaces.Dict(env=MOVES, column=MOVES), "'env' has a name .*replay"),
-        (spaces.Dict(eye=spaces.Box(0, 255, (84, 84, 3), np.uint8)), r"'eye' is an image of 84 x 84.*numpy.pad"),
-        (spaces.Box(0, 255, (1, 24, 64), np.uint8), r"image of 24 x 64, and both must be multiples of 16"),
         (spaces.Dict({"a/b": MOVES, "a": spaces.Dict(b=MOVES)}), "two observations are called 'a/b'"),
         (spaces.Dict(action_mask=spaces.MultiBinary(3)), "nothing to observe"),
         (spaces.Box(-1, 1, (0,)), "holds no number"),
@@ -137,7 +138,6 @@ def test_observation_keys_refuses_what_cannot_be_read(space, message):
 
 UNSUPPORTED = {
     "mission": spaces.Text(9),
-    "eye": spaces.Box(0, 255, (84, 84, 3), np.uint8),
     "none": spaces.Box(-1, 1, (0,)),
     "reward": MOVES,
 }
@@ -162,34 +162,22 @@ def test_observation_keys_refusal_is_followed_by_leaving_all_of_it_out():
     assert observation_keys(space, wanted=advice[1::2]) == {"speed": vector(2)}
 
 
-class Camera(gymnasium.Env):
-    """Shows one image, alone or in a dict."""
-
-    action_space = MOVES
-
-    def __init__(self, space):
-        self.observation_space = space
-
-    def reset(self, *, seed=None, options=None):
-        return self.observation_space.sample(), {}
-
-
-@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "padded"),
-    [((84, 84, 3), (96, 96, 3)), ((1, 24, 64), (32, 64, 1)), ((4, 84, 64, 3), (96, 64, 12))],
+    ("shape", "framed", "corner"),
+    [((84, 84, 3), (96, 96, 3), (6, 6)), ((1, 25, 64), (32, 64, 1), (3, 0)), ((4, 84, 64, 3), (96, 64, 12), (6, 0))],
 )
 @pytest.mark.parametrize(("high", "dtype"), [(255, np.uint8), (1, np.float32)])
-def test_observation_keys_advice_on_sizes_works(plain, shape, padded, high, dtype):
-    box = spaces.Box(0, high, shape, dtype)
-    env = Camera(box if plain else spaces.Dict(eye=box, speed=MOVES))
-    with pytest.raises(ValueError, match="multiples of 16") as refusal:
-        observation_keys(env.observation_space)
-    advice = str(refusal.value).partition("wrap the environment in ")[2].partition("; or leave")[0]
-    wrapped = eval(advice, {"gymnasium": gymnasium, "numpy": np, "env": env})
-    name = "observation" if plain else "eye"
-    assert observation_keys(wrapped.observation_space)[name].shape == padded
-    assert flattener(wrapped.observation_space)(wrapped.reset()[0])[name].shape == padded
+def test_images_of_any_size_get_a_black_frame(shape, framed, corner, high, dtype):
+    space = spaces.Dict(eye=spaces.Box(0, high, shape, dtype), speed=MOVES)
+    key = observation_keys(space)["eye"]
+    sides = shape[:2] if shape[-1] == 3 and len(shape) == 3 else shape[1:3]
+    assert (key.kind, key.shape) == ("image", framed) and f"{sides[0]} x {sides[1]} in a black frame" in key.note
+    white = flattener(space)({"eye": np.full(shape, high, dtype), "speed": 0})["eye"]
+    assert white.dtype == np.uint8 and white.shape == framed
+    (top, left), (height, width) = corner, sides
+    expected = np.zeros(framed, np.uint8)
+    expected[top : top + height, left : left + width] = 255
+    np.testing.assert_array_equal(white, expected)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +299,18 @@ def test_flattener_refuses_nan_where_there_are_no_fractions(space, obs):
         (spaces.MultiBinary(3), ActionSpec("multi_discrete", (2, 2, 2))),
         (spaces.Box(-2, 2, (2, 3)), ActionSpec("continuous", (6,))),
         (spaces.Box(-np.inf, np.inf, (), np.float64), ActionSpec("continuous", (1,))),
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), ActionSpec("multi_discrete", (2, 3, 4, 5))),
+        (spaces.MultiBinary((2, 2)), ActionSpec("multi_discrete", (2, 2, 2, 2))),
+        (spaces.Box(np.array([-1, 5]), np.array([3, 7]), dtype=np.int64), ActionSpec("multi_discrete", (5, 3))),
+        (spaces.Box(0, 255, (1,), np.uint8), ActionSpec("multi_discrete", (256,))),
+        (
+            spaces.Dict(move=MOVES, tools=spaces.Tuple((spaces.MultiBinary(2), spaces.Box(0, 4, (), np.int8)))),
+            ActionSpec("multi_discrete", (3, 2, 2, 5)),
+        ),
+        (
+            spaces.Tuple((spaces.Box(-1, 1, (2,)), spaces.Dict(grip=spaces.Box(0, 1, (1, 1))))),
+            ActionSpec("continuous", (3,)),
+        ),
     ],
 )
 def test_action_spec_reads_each_space(space, spec):
@@ -332,10 +332,13 @@ def test_action_spec_is_masked_by_a_mask_at_the_top(mask):
         (spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2), "cannot be masked"),
         (MOVES, spaces.MultiBinary(4), r"MultiBinary\(4\), but there are 3 actions"),
         (MOVES, MOVES, "but there are 3 actions"),
-        (spaces.MultiDiscrete(np.array([[2, 2]])), None, "not supported; Discrete, MultiDiscrete"),
-        (spaces.MultiBinary((2, 2)), None, "not supported"),
-        (spaces.Box(0, 3, (2,), np.int64), None, "not supported"),
-        (spaces.Dict(move=MOVES), None, "not supported"),
+        (spaces.Sequence(MOVES), None, "not supported; Discrete, MultiDiscrete.* and Dict and Tuple of these are$"),
+        (spaces.Dict(say=spaces.Text(3), move=MOVES), None, "the action space Text.* is not supported"),
+        (spaces.Dict(move=MOVES, force=spaces.Box(-1, 1, (2,))), None, "mixes choices and real numbers; .* levels"),
+        (spaces.Box(0, 256, (2,), np.int64), None, "whole numbers of 257 values.* 256; declare narrower bounds"),
+        (spaces.Box(-1, 1, (0,)), None, "holds no action"),
+        (spaces.Tuple(()), None, "holds no action"),
+        (spaces.Dict(a=MOVES), spaces.MultiBinary(3), "cannot be masked"),
     ],
 )
 def test_action_spec_refuses_what_no_actor_can_do(space, mask, message):
@@ -350,9 +353,13 @@ def test_action_spec_refuses_what_no_actor_can_do(space, mask, message):
         (spaces.Discrete(4, start=-2), np.array(3), 1),
         (spaces.MultiDiscrete([2, 5], start=[0, 10]), np.array([1, 4]), [1, 14]),
         (spaces.MultiBinary(3), np.array([1, 0, 1]), [1, 0, 1]),
+        (spaces.MultiDiscrete(np.array([[2, 3]])), np.array([1, 2]), [[1, 2]]),
+        (spaces.Box(np.array([-1, 5]), np.array([3, 7]), dtype=np.int64), np.array([0, 2]), [-1, 7]),
+        (spaces.Box(0, 255, (1,), np.uint8), np.array([200]), [200]),
         (spaces.Box(-2, 6, (3,)), np.array([-1, 0, 0.5], np.float32), [-2, 2, 4]),
         (spaces.Box(-2, 6, (2,)), np.array([-3, 1.5], np.float32), [-2, 6]),
         (spaces.Box(-2, 6, (2, 1), np.float64), np.array([1, 0], np.float32), [[6], [2]]),
+        (spaces.Box(-2, 6, ()), np.array([0.5], np.float32), 4),
         (spaces.Box(-np.inf, np.inf, (2,)), np.array([-3, 7.5], np.float32), [-3, 7.5]),
         (spaces.Box(0, np.inf, (2,)), np.array([-3, 7.5], np.float32), [0, 7.5]),
         (
@@ -368,6 +375,20 @@ def test_to_env_action_gives_the_action_worked_out_by_hand(space, row, action):
     found = to_env_action(space, row)
     assert found in space
     np.testing.assert_array_equal(found, action)
+
+
+def test_to_env_action_puts_dicts_and_tuples_together():
+    choices = spaces.Dict(
+        move=spaces.Discrete(3, start=4),
+        tools=spaces.Tuple((spaces.MultiBinary((1, 2)), spaces.Box(-2, 4, (), np.int8), spaces.MultiDiscrete([3]))),
+    )
+    action = to_env_action(choices, np.array([2, 1, 0, 5, 1]))
+    assert action in choices and action["move"] == 6
+    flags, level, choice = action["tools"]
+    assert (flags.tolist(), int(level), choice.tolist()) == ([[1, 0]], 3, [1])
+    numbers = spaces.Tuple((spaces.Box(-2, 6, (2,)), spaces.Dict(grip=spaces.Box(0, 1, (1, 1)))))
+    arm, hand = to_env_action(numbers, np.array([-1, 0.5, 0], np.float32))
+    assert (arm, hand) in numbers and arm.tolist() == [-2, 4] and hand["grip"].tolist() == [[0.5]]
 
 
 def test_to_env_action_keeps_to_the_bounds_for_any_row():
