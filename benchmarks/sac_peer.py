@@ -24,6 +24,7 @@ from benchmarks.flags import CONFIGS
 from config import Config, ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from routing.instances import TEST_SEED, VALIDATION_SEED
+from settings.environment import WrapperSettings
 from settings.run import RunSettings
 from settings.sac import SACSettings
 from settings.sections import Between, require_choice
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
         with ExitStack() as stack:
             # Nothing is written before the peer is there: a package may be missing.
-            make_env = make_gym(config.task, imports=config["import"], render_mode=None)
+            make_env = make_gym(config.task, imports=config["import"], settings=WrapperSettings.of(config))
             env, other = Returns(make_env()), make_env()
             stack.callback(env.close)
             stack.callback(other.close)

@@ -23,6 +23,7 @@ from config import ConfigError, one_line_errors, parse_command_line
 from envs.gym_tasks import make_gym
 from guard import Guard
 from sac import SAC
+from settings.environment import WrapperSettings
 from training import devices, launch, setup
 from training.replay import Replay
 
@@ -70,7 +71,7 @@ def our_updates(config: Any) -> Callable[[], None]:
 
 def their_updates(config: Any) -> Callable[[], None]:
     """What makes as many of stable-baselines3's."""
-    env = make_gym(config.task, imports=config["import"], render_mode=None)()
+    env = make_gym(config.task, imports=config["import"], settings=WrapperSettings.of(config))()
     agent = sac_peer.make_peer(config.replace(replay_capacity=ROWS), env)
     # The package is there: the peer has been made.
     from stable_baselines3.common.logger import Logger

@@ -134,6 +134,8 @@ class GymVectorEnv:
             self.actions = action_spec(self._action_space, space)
         except WorkerFailure as failure:
             self.close()
+            if failure.mistake is not None:
+                raise UserError(failure.mistake) from failure
             message = f"the environment cannot be made: {failure}"
             raise EnvironmentCrashed(message, Crash(0, failure.trace)) from failure
         except UserError:

@@ -44,7 +44,7 @@ class Pixels(NamedTuple):
         if min(shape[height], shape[width]) < LEAST_SIDE:
             return None
         scale = 255.0 if floats and space.high.flat[0] == 1 else 1.0
-        notes = (f"{frames} frames, the last one last",) if len(shape) == 4 else ()
+        notes: tuple[str, ...] = (f"{frames} frames, the last one last",) if len(shape) == 4 else ()
         if space.dtype != np.uint8:
             notes += (f"{space.dtype} of 0 to {space.high.flat[0]:g}, kept as bytes",)
         order = (height, width, *range(base), channels)

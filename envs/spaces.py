@@ -152,7 +152,9 @@ def to_env_action(space: Space, row: np.ndarray | np.generic) -> Any:
             without two finite bounds is taken as it is, clipped at the finite one if any.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return _composed(space, iter(np.split(row, np.cumsum([len(_choices(leaf)[0]) for leaf in _parts(space)])[:-1])))
+        return _composed(
+            space, iter(np.split(row, np.cumsum([len(_choices(leaf)[0]) for leaf in leaf_spaces(space)])[:-1]))
+        )
     if isinstance(space, spaces.Discrete):
         return space.start + np.int64(row.reshape(()))
     if isinstance(space, spaces.MultiDiscrete):
@@ -180,19 +182,19 @@ def _composed(space: Space, rows: Iterator[np.ndarray]) -> Any:
     return to_env_action(space, next(rows))
 
 
-def _parts(space: Space) -> list[Space]:
-    """The parts of a space that have no parts themselves, in the order of `_composed`."""
+def leaf_spaces(space: Space) -> list[Space]:
+    """The parts of a space that have no parts themselves, in its order."""
     if isinstance(space, spaces.Dict):
-        return [leaf for part in space.values() for leaf in _parts(part)]
+        return [leaf for part in space.values() for leaf in leaf_spaces(part)]
     if isinstance(space, spaces.Tuple):
-        return [leaf for part in space.spaces for leaf in _parts(part)]
+        return [leaf for part in space.spaces for leaf in leaf_spaces(part)]
     return [space]
 
 
 def _unmasked_spec(space: Space) -> ActionSpec:
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", (int(space.n),))
-    choices = [_choices(leaf) for leaf in _parts(space)]
+    choices = [_choices(leaf) for leaf in leaf_spaces(space)]
     sizes = tuple(size for part, _ in choices for size in part)
     if not sizes:
         raise UserError(f"the action space {space} holds no action")

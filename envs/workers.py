@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import UserError
 from envs.tasks import BAD_INPUT, NOTICE
 
 MakeEnv = Callable[[], gymnasium.Env]
@@ -43,11 +44,13 @@ class WorkerFailure(Exception):
 
     Attributes:
         trace: the environment's own traceback; the line, where its process left none.
+        mistake: the message, where the exception was about a mistake of the user's.
     """
 
-    def __init__(self, line: str, *, trace: str | None = None) -> None:
+    def __init__(self, line: str, *, trace: str | None = None, mistake: str | None = None) -> None:
         super().__init__(line)
         self.trace = f"{line}\n" if trace is None else trace
+        self.mistake = mistake
 
 
 class WrongAnswer(TypeError):
@@ -164,7 +167,8 @@ class LocalWorker(Worker):
         except BaseException as error:
             if _is_ctrl_c(error):
                 raise
-            raise WorkerFailure(_one_line(error), trace=traceback.format_exc()) from error
+            trace, mistake = traceback.format_exc(), _mistake(error)
+            raise WorkerFailure(_one_line(error), trace=trace, mistake=mistake) from error
 
     def close(self) -> None:
         # An environment may crash at the moment it is closed.
@@ -221,8 +225,10 @@ class ProcessWorker(Worker):
             self._process.join(CLOSE_SECONDS)
             raise WorkerFailure(f"its process died (exit code {self._process.exitcode})") from error
         if failed:
-            line, trace = answer
-            raise WorkerFailure(line, trace=trace) from RuntimeError(f"in the process of the environment:\n{trace}")
+            line, trace, mistake = answer
+            raise WorkerFailure(line, trace=trace, mistake=mistake) from RuntimeError(
+                f"in the process of the environment:\n{trace}"
+            )
         return answer
 
     def close(self) -> None:
@@ -254,7 +260,7 @@ def _serve(connection: Connection, make_env: bytes) -> None:
                 # Spaces and rules may be of classes that only this pickler takes.
                 reply = cloudpickle.dumps((False, getattr(host, method)(*arguments)))
             except BaseException as error:
-                reply = pickle.dumps((True, (_one_line(error), traceback.format_exc())))
+                reply = pickle.dumps((True, (_one_line(error), traceback.format_exc(), _mistake(error))))
             connection.send_bytes(reply)
     with contextlib.suppress(Exception, SystemExit):
         host.close()
@@ -292,6 +298,10 @@ def _is_ctrl_c(error: BaseException) -> bool:
         return False
     handler = getattr(signal.getsignal(signal.SIGINT), "__code__", None)
     return handler is None or any(frame.f_code is handler for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _mistake(error: BaseException) -> str | None:
+    return str(error) if isinstance(error, UserError) else None
 
 
 def _one_line(error: BaseException) -> str:

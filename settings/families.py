@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from settings.environment import TASK_PREFIXES
 from settings.language import TEXT
-from settings.run import GYM_PREFIX
 from system.errors import ConfigError
 
 # Keys, and sections of keys. Those that a section for both families may set are no mistake in either.
@@ -19,7 +19,7 @@ ROUTING_KEYS = (
     *("model.loss_scales.coords", "actor.pointer", "critic.latent", "critic.share"),
 )
 GYM_KEYS = (
-    *("import", "context", "env_processes", "env_timeout", "env_restarts", "valid_episodes", "eval_episodes"),
+    *("import", "context", "env", "env_processes", "env_timeout", "env_restarts", "valid_episodes", "eval_episodes"),
     *("eval_env", "guard.zero_keys", "guard.drop_keys", "model.encode_keys", "model.decode_keys"),
     "model.loss_scales.decoder",
 )
@@ -37,7 +37,9 @@ def require_read(task: str, given: Mapping[str, str]) -> None:
     """
     if task == TEXT:
         return
-    others, family = (ROUTING_KEYS, "routing") if task.startswith(GYM_PREFIX) else (GYM_KEYS, "gymnasium environments")
+    others, family = (
+        (ROUTING_KEYS, "routing") if task.startswith(TASK_PREFIXES) else (GYM_KEYS, "gymnasium environments")
+    )
     for key, place in given.items():
         if any(key == other or key.startswith(f"{other}.") for other in others):
             raise ConfigError(f"{place}: {key} is for {family}, and {task} does not read it: leave it out")

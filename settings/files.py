@@ -98,11 +98,25 @@ def _parsed(overrides: Mapping[str, str], defaults: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in overrides.items():
         is_text = isinstance(lookup(key, defaults, where=COMMAND_LINE), str)
-        try:
-            values[key] = text if is_text else _yaml().load(text)
-        except (YAMLError, ValueError, KeyError, RecursionError) as error:
-            raise ConfigError(f"{COMMAND_LINE}: cannot read {text!r} as a value of {key}") from error
+        values[key] = text if is_text else read_value(text, key=key, where=COMMAND_LINE)
     return values
+
+
+def read_value(text: str, *, key: str, where: str) -> Any:
+    """A scalar, list or mapping of YAML.
+
+    Args:
+        text: YAML, on one line or more.
+        key: that it is a value of, for the message.
+        where: it comes from, likewise.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    try:
+        return copy.deepcopy(_yaml().load(text))
+    except (YAMLError, ValueError, KeyError, RecursionError, safe_files.TooLargeError) as error:
+        raise ConfigError(f"{where}: cannot read {text!r} as a value of {key}") from error
 
 
 class FileSection(NamedTuple):

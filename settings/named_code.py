@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from settings.environment import holds_text
 from settings.mapping import Config
 from system.errors import ConfigError
 
@@ -21,13 +22,15 @@ def _names_function(value: object) -> bool:
 
 
 # Every key whose value can name code, with what tells whether it does: a module that is imported, or a function that is
-# called. `task: gym_module:Id` has gymnasium import the module.
+# called. `task: gym_module:Id` has gymnasium import the module; a text among the arguments of an environment may name a
+# file or a module, by whatever the environment makes of it.
 CODE_KEYS: dict[str, Callable[[object], bool]] = {
     "import": bool,
     "cost": _names_function,
     "imag_reward": _names_function,
     "language.reward": _names_function,
     "task": _names_function,
+    "env.kwargs": holds_text,
 }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from settings.environment import TASK_PREFIXES, WrapperSettings
 from settings.sections import Between, Count, NotNegative, Section, Weight
 from system.errors import ConfigError
 
-GYM_PREFIX = "gym_"
 # The cost of a move where nothing else is asked for.
 PLAIN_COST = "euclidean"
 # The field's test sets have 10,000.
@@ -53,8 +53,8 @@ class TaskSettings(Section):
 
     @property
     def is_gym(self) -> bool:
-        """Whether the task is a gymnasium environment."""
-        return self.task.startswith(GYM_PREFIX)
+        """Whether the task is a gymnasium environment, those of suites among them."""
+        return self.task.startswith(TASK_PREFIXES)
 
     @property
     def knows_costs(self) -> bool:
@@ -165,6 +165,7 @@ class RunSettings(Section):
     machine: MachineSettings
     task: TaskSettings
     environments: EnvironmentSettings
+    wrappers: WrapperSettings
     evaluation: EvaluationSettings
     observations: ObservationSettings
     loop: LoopSettings
@@ -172,6 +173,8 @@ class RunSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.wrappers.reward_clip and self.evaluation.eval_env != "own":
+            raise ConfigError("env.reward_clip is for training alone, and needs eval_env: own")
         if self.task.trips and self.loop.reward_scale != 1:
             scale = self.loop.reward_scale
             raise ConfigError(f"reward_scale is {scale:g}; a log of trips is learnt as it is, and needs it at 1")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,7 +20,7 @@ MODES = pytest.mark.parametrize("processes", [False, True], ids=["local", "proce
 class Scripted(gymnasium.Env):
     """Shows (seed, time); the reward for action a at time t is 10 t + a. Action 9 crashes it, 8 ends it by time."""
 
-    mask_rules = "rules"
+    mask_rules: Any = "rules"
     observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space: spaces.Space = spaces.Discrete(10)
 

@@ -25,6 +25,7 @@ from networks import MaskedActor, TSPPointerActor
 from parts.acting import Sight
 from sac import SAC
 from settings.run import RunSettings
+from tests.suite_scenes import marked, require_drawing, require_packages
 from training import devices, logdirs, replay_room, setup
 from training.replay import Replay
 
@@ -41,6 +42,8 @@ COLLECTING = [name for name in NAMED if name not in GROUP_SECTIONS]
 ANY_GYM_TASK = [
     name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
 ]
+# Sections whose observations take long to draw, and something that draws.
+DRAWN = ["dmc_vision"]
 # Sections whose networks take long for one update.
 LARGE = [name for name in NAMED if name.startswith("size") and name != "size1m"]
 
@@ -84,6 +87,9 @@ def random_actions(task: Task, obs: dict[str, torch.Tensor], count: int) -> torc
 
 def act_and_update(chosen: Config, make_agent: Any = Dreamer) -> tuple[Any, dict[str, torch.Tensor]]:
     """One greedy and one sampled action, then one update on a replay of random actions."""
+    require_packages(chosen.task)
+    if "vision: true" in chosen.env.kwargs:
+        require_drawing()
     guard, generators = Guard(CPU), devices.make_generators(0, CPU)
     task, env = make_setup(chosen, generators)
     agent = make_agent.of(task, chosen, device=CPU, generators=generators, guard=guard)
@@ -132,7 +138,14 @@ def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
         assert any(f"{name}.".startswith(f"{key}.") for name in flat), key
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        marked(name, marks=[pytest.mark.slow] if name in DRAWN else [])
+        for name in SECTIONS
+        if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS]
+    ],
+)
 def test_section_acts_and_updates(name: str):
     chosen = section(name, **TINY)
     agent, metrics = act_and_update(chosen)
@@ -167,7 +180,7 @@ def test_section_of_groups_draws_and_learns(names: list[str]):
     assert guard.findings() == [] and agent.learner.updates == chosen.groups.epochs
 
 
-@pytest.mark.parametrize("name", COLLECTING)
+@pytest.mark.parametrize("name", [marked(name) for name in COLLECTING])
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
     assert (chosen.nodes, chosen.envs) == (6, 4)

@@ -23,6 +23,7 @@ import pytest
 import checkpoint
 import config
 from tests.street_scenes import write_town
+from tests.suite_scenes import require_drawing, require_packages
 from tests.test_guard import REPORT
 from tests.trip_scenes import write_log
 from training import launch
@@ -69,6 +70,11 @@ SLOW = (
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     "python dreamer.py --configs tsp_few_steps tsp_stretch --cost",
     *("python dreamer.py --configs tsp_attn debug --steps", "python dreamer.py --configs tsp_few_steps tsp_dreamt"),
+    *(
+        "python dreamer.py --configs dmc_vision",
+        "python dreamer.py --configs atari",
+        "python dreamer.py --configs crafter",
+    ),
     *("python dreamer.py --task gym_Pendulum-v1", "python compare.py --group 'Dreamer="),
 )
 
@@ -174,6 +180,11 @@ def train(command: Command, place: Place) -> None:
     arguments = command.arguments
     if "sac_halfcheetah" in arguments:
         pytest.importorskip("mujoco")
+    names = [value_of(arguments, "--task")] if "--task" in arguments else values_of(arguments, "--configs")
+    for name in names:
+        require_packages(name if "_" in name else f"{name}_")
+    if "dmc_vision" in arguments:
+        require_drawing()
     if command.logdir is not None:
         # Where two commands would share a folder, the second has another one.
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
@@ -311,9 +322,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     ),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
-    "-m benchmarks.sac_peer": module(
-        "benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"
-    ),
+    "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.speed": time_agent,
     "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),

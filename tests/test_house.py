@@ -51,7 +51,7 @@ KIND_VALUES = frozenset({"rules", "context"})
 KIND_NAMES = frozenset({"RULES"})
 # Things that `hasattr` may be asked about: they are code by name, and sections of settings.
 NO_KINDS = frozenset({"module", ""})
-KIND_PREFIXES = frozenset({"GYM_PREFIX", "TASK_PREFIX"})
+KIND_PREFIXES = frozenset({"GYM_PREFIX", "SUITE_PREFIXES", "TASK_PREFIX", "TASK_PREFIXES"})
 MOST_KIND_QUESTIONS = 13
 
 UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
@@ -60,7 +60,7 @@ UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
 def library_sources() -> dict[str, str]:
     """The text of every top-level module and of every package's modules, by module name."""
     paths = [*ROOT.glob("*.py")]
-    for package in ROOT.glob("*/__init__.py"):
+    for package in {*ROOT.glob("*/__init__.py")} - {ROOT / "tests" / "__init__.py"}:
         paths += package.parent.rglob("*.py")
     sources = {}
     for path in paths:

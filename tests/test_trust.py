@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import resource
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ NAMED: dict[str, Any] = {
     "imag_reward": "payload:reward",
     "language.reward": "payload:reward",
     "task": "gym_payload:Own-v0",
+    "env.kwargs": "{reward: 'payload:reward'}",
 }
 PAYLOAD = """
 from pathlib import Path
@@ -100,7 +102,9 @@ def test_evaluate_runs_no_code_that_a_logdir_names(
 ) -> None:
     run = write_run(tmp_path / "friend", **{key: NAMED[key]})
     line = refusal(capsys, main, "--evaluate", run, "--device", "cpu")
-    assert f"{key} is {NAMED[key]!r}" in line and f"--{key} {NAMED[key]}" in line and "--trust true" in line
+    assert (
+        f"{key} is {NAMED[key]!r}" in line and f"--{key} {shlex.quote(NAMED[key])}" in line and "--trust true" in line
+    )
     assert not marker.exists()
 
 
@@ -183,7 +187,8 @@ def test_require_trust_shows_values_of_any_type_on_one_line() -> None:
 
 def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
     keys = set()
-    packages = [path for package in ROOT.glob("*/__init__.py") for path in package.parent.rglob("*.py")]
+    homes = {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "tests"}
+    packages = [path for home in homes for path in home.rglob("*.py")]
     for path in [*ROOT.glob("*.py"), *packages]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load_function":

@@ -56,7 +56,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
             device=device,
             defaults=command.defaults,
             # The environments that show what the task is are also those that the episodes are played in.
-            changes={**changes, "eval_env": TRAINING_ENV},
+            changes={**changes, "eval_env": TRAINING_ENV, "env.reward_clip": 0.0},
             given=command.config,
             trust=_trusts(command),
             to_play=True,
@@ -78,7 +78,8 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         # The film comes first, so that a fault in it shows before a hundred episodes are played. No other environment
         # exists meanwhile, since a simulator may allow only one.
         setup.close()
-        make_env, most_envs = make_one(settings.task, render_mode="rgb_array"), settings.environments.envs
+        make_env = make_one(settings.task, settings.wrappers, render_mode="rgb_array")
+        most_envs = settings.environments.envs
         reading = reading_of_observations(settings.observations)
         filmed = film(run.agent.players[POLICY], make_env, folder=folder, device=device, most_envs=most_envs, **reading)
         setup = make_setup(run.config, device)

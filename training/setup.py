@@ -28,8 +28,9 @@ from routing.logged_costs import logged_costs
 from routing.rules import MIN_NODES, Rules, single_precision
 from routing.street_costs import StreetCosts
 from settings.dreamer import LossScales
+from settings.environment import GYM_PREFIX, SUITE_PREFIXES, WrapperSettings
 from settings.language import TEXT, LanguageSettings
-from settings.run import GYM_PREFIX, EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
+from settings.run import EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
 from system.terminal import tell
 from training.agent import AgentClass, Trained
 from training.episodes import GymEvaluator
@@ -91,7 +92,8 @@ def make_setup(config: Config, device: torch.device, *, frame: Frame | None = No
         return _text_setup(settings, LanguageSettings.of(config))
     raise ConfigError(
         f"task is {task!r}; choose one of {', '.join(RULES)}, or {GYM_PREFIX}ID for a gymnasium environment"
-        f" such as {GYM_PREFIX}CartPole-v1; or {TEXT} for prompts (grpo.py)"
+        f" such as {GYM_PREFIX}CartPole-v1, or one of a suite ({', '.join(SUITE_PREFIXES)}: docs/suites.md);"
+        f" or {TEXT} for prompts (grpo.py)"
     )
 
 
@@ -244,7 +246,8 @@ def _curriculum(settings: TaskSettings) -> list[tuple[int, int | None]]:
 
 
 def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
-    make_env, environments, evaluation = make_one(settings.task), settings.environments, settings.evaluation
+    environments, evaluation = settings.environments, settings.evaluation
+    make_env = make_one(settings.task, settings.wrappers)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
     options = {
         "processes": environments.processes,
@@ -253,7 +256,8 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
         "restarts": Restarts(allowed=environments.restarts),
         **reading_of_observations(settings.observations),
     }
-    env = GymVectorEnv(make_env, num_envs=environments.envs, device=device, seed=settings.machine.seed, **options)
+    make_training = make_one(settings.task, settings.wrappers, training=True)
+    env = GymVectorEnv(make_training, num_envs=environments.envs, device=device, seed=settings.machine.seed, **options)
     _require_mask_rules(env)
     task = ObservationTask(
         actions=env.actions,
@@ -277,10 +281,14 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
     return Setup(task, lambda _generators: env, make_evaluator, close=env.close)
 
 
-def make_one(settings: TaskSettings, *, render_mode: str | None = None) -> Callable[[], gymnasium.Env]:
-    """What makes the task's gymnasium environment, with its context."""
-    make_plain = make_gym(settings.task, imports=settings.imports, render_mode=render_mode)
-    return make_plain if settings.context == "none" else lambda: DynamicsMapContext(make_plain())
+def make_one(
+    task: TaskSettings, wrappers: WrapperSettings, *, render_mode: str | None = None, training: bool = False
+) -> Callable[[], gymnasium.Env]:
+    """What makes the task's gymnasium environment, with its wrappers and its context."""
+    make_plain = make_gym(
+        task.task, imports=task.imports, render_mode=render_mode, settings=wrappers, training=training
+    )
+    return make_plain if task.context == "none" else lambda: DynamicsMapContext(make_plain())
 
 
 def reading_of_observations(settings: ObservationSettings) -> dict[str, Any]:
