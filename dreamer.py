@@ -81,7 +81,7 @@ class Dreamer:
         if settings.precision == "bfloat16":
             use_half_precision(self.model)
             use_half_precision(self.behavior)
-        groups = {"model": self.model, "actor": self.behavior.actor, "critic": self.behavior.critic}
+        groups = {"model": self.model, **self.behavior.groups}
         self.learner = Learner(
             partial(self._make_optimizers, groups, settings=settings),
             modules={"model": self.model, "behavior": self.behavior},

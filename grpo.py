@@ -43,7 +43,7 @@ _DREAMERS = (
     *("env", "envs", "env_processes", "env_timeout", "env_restarts", "eval_env", "valid_episodes", "eval_episodes"),
     *("prefill", "prefill_policy", "train_ratio", "replay_capacity", "replay_device", "replay_context"),
     *("reward_scale", "batch_size", "batch_length", "model_every", "reward_updates", "discount", "compile"),
-    *("model", "critic", "baseline", "return_lambda", "target_clip", "guard.zero_keys", "guard.drop_keys"),
+    *("explore", "model", "critic", "baseline", "return_lambda", "target_clip", "guard.zero_keys", "guard.drop_keys"),
     *("actor.type", "actor.units", "actor.layers", "actor.advantage_scale", "actor.pointer.latent"),
     *("imag_policy", "imag_teacher", "imag_start", "imag_generated", "imag_horizon", "imag_tours", "imag_mask"),
     *("imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),

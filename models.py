@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -11,6 +12,7 @@ from config import UserError
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from imagining.behavior import ImagBehavior
+from imagining.exploration import Explorer
 from imagining.imagination import Imagination
 from imagining.observation_imagination import ObservationImagination
 from imagining.observation_model import ObservationModel
@@ -54,12 +56,25 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
 
 
 def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSettings) -> ImagBehavior:
-    """Actor and critic as the settings describe them."""
+    """Actor, critic and explorer as the settings describe them.
+
+    Raises:
+        UserError: they do not fit the task.
+    """
+    explorer = None
+    if settings.explore.scale:
+        if not imagination.can_explore:
+            raise UserError(
+                f"explore.scale is {settings.explore.scale:g}, which is for gymnasium tasks; routing knows its doubt by"
+                " model.move_heads and plan.optimism: set explore.scale: 0"
+            )
+        explorer = Explorer(task.actions, imagination.model.rssm, settings.explore)
     return ImagBehavior(
         task,
         imagination,
         actor=settings.actor,
         critic=settings.critic,
+        explorer=explorer,
         norm=settings.model.norm,
         initialisation=settings.model.initialisation,
     )
@@ -101,10 +116,10 @@ def make_teacher(planners: Mapping[str, Planner], settings: TeacherSettings, *, 
 def make_optimizers(
     groups: Mapping[str, nn.Module], *, settings: DreamerSettings, guard: Guard
 ) -> dict[str, Optimizer]:
-    """An optimiser for each of `model`, `actor` and `critic`, with the rate and limit of its own section."""
+    """An optimiser for each of `model`, `actor`, `critic` and `explore`, with the rate and limit of its own section."""
     model, actor, critic = settings.model, settings.actor, settings.critic
-    rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr}
-    clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip}
+    rates = {"model": model.lr, "actor": actor.lr, "critic": critic.lr, "explore": settings.explore.lr}
+    clips = {"model": model.grad_clip, "actor": actor.grad_clip, "critic": critic.grad_clip, "explore": math.inf}
     decays = {"model": model.weight_decay}
     shared = {**asdict(settings.schedule), **asdict(settings.optimizer), "guard": guard}
     return {

@@ -37,7 +37,7 @@ SECTION = "sac"
 # Keys of the config that only the Dreamer reads.
 _DREAMERS = (
     *("trips", "places", "updates"),
-    *("model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
+    *("explore", "model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
     *("replay_context", "batch_length", "compile", "actor.type", "actor.units", "actor.layers", "actor.unimix"),
     *("actor.entropy", "actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr"),
     *("actor.grad_clip", "actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon"),

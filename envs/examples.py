@@ -41,7 +41,14 @@ class SwitchesEpisode(NamedTuple):
     pressed: list[bool]
 
 
-Episode = TypeVar("Episode", TMazeEpisode, PixelGridEpisode, SwitchesEpisode)
+class DeepSeaEpisode(NamedTuple):
+    """Where the diver is."""
+
+    row: int = 0
+    column: int = 0
+
+
+Episode = TypeVar("Episode", TMazeEpisode, PixelGridEpisode, SwitchesEpisode, DeepSeaEpisode)
 
 
 class ExampleEnv(gymnasium.Env, ABC, Generic[Episode]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from config import UserError
 from envs.tasks import Task
 from imagining.chances import chances_of, legal_actions
+from imagining.exploration import Explorer
 from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
@@ -89,6 +90,7 @@ class ImagBehavior(nn.Module):
         *,
         actor: ActorSettings,
         critic: CriticSettings,
+        explorer: Explorer | None = None,
         norm: str = "rms",
         initialisation: str = "torch",
     ) -> None:
@@ -99,6 +101,7 @@ class ImagBehavior(nn.Module):
             imagination: how to imagine, and in which model.
             actor: the config section of that name.
             critic: likewise.
+            explorer: adds what is new to what actions earn; None: the task alone counts.
             norm: "rms" or "layer".
             initialisation: "torch" or "published".
 
@@ -116,6 +119,7 @@ class ImagBehavior(nn.Module):
                 use_layer_norm(module)
             if initialisation == "published":
                 initialise(module)
+        self.explorer = explorer
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.slow_rate, self.slow_scale, self.critic_share = critic.slow_rate, critic.slow_scale, critic.share
         self.replay_scale = critic.replay_scale
@@ -128,6 +132,12 @@ class ImagBehavior(nn.Module):
             or self.differentiable
             or imagination.reads_latent
         )
+
+    @property
+    def groups(self) -> dict[str, nn.Module]:
+        """What learns by a loss of its own, by that loss's name."""
+        explorer = {} if self.explorer is None else {"explore": self.explorer}
+        return {"actor": self.actor, "critic": self.critic, **explorer}
 
     @property
     def starts_from_latents(self) -> bool:
@@ -156,7 +166,8 @@ class ImagBehavior(nn.Module):
                 graph that leads into the world model.
 
         Returns:
-            The losses `actor`, `critic` and, on request, `replay_value`; and metrics.
+            The losses `actor`, `critic`, `explore` where there is an explorer and, on request, `replay_value`; and
+            metrics.
         """
         latents = observed if self.starts_from_latents else None
         start = self.imagination.start(batch, latents, needs_latent=self.needs_latent, generator=generator)
@@ -164,7 +175,7 @@ class ImagBehavior(nn.Module):
         tables = self.actor.tables(nodes)
         noise = self._noise(start.weight.shape, generator)
         # Only the actor gets the gradient that flows through imagined dynamics.
-        with _frozen(self.imagination.model, self.critic) if self.differentiable else torch.no_grad():
+        with self._judging():
             trajectory = self._roll_out(start, tables, noise)
         entropy = self.entropy + (self.entropy_final - self.entropy) * progress
         # A tensor, since a compiler would take each other number for another program.
@@ -172,6 +183,11 @@ class ImagBehavior(nn.Module):
         losses, metrics, worth = self.losses_of(
             trajectory, tables, start=start, nodes=nodes, rewards=rewards, coefficient=coefficient
         )
+        if self.explorer is not None:
+            assert observed is not None, "an ensemble learns from replayed latents"
+            losses["explore"], explore_metrics = self.explorer.loss(batch, observed)
+            metrics |= explore_metrics
+            batch = self.explorer.rewarded(batch, observed)
         if replayed and self.replay_scale:
             assert observed is not None, "replayed rows are judged by their latents"
             losses["replay_value"] = self.replay_scale * self.replay_value_loss(batch, observed, worth.targets)
@@ -198,13 +214,20 @@ class ImagBehavior(nn.Module):
             rewards: the smallest and largest reward in replay, 0-d.
             coefficient: of the entropy.
         """
-        with _frozen(self.imagination.model, self.critic) if self.differentiable else torch.no_grad():
+        with self._judging():
             worth, metrics = self.worth(trajectory, start, nodes, rewards)
         actor_loss, actor_metrics = self._actor_loss(trajectory, tables, worth, coefficient)
         critic_loss, critic_metrics = self._critic_loss(trajectory, nodes, worth)
         metrics |= actor_metrics | critic_metrics
         metrics |= legality(trajectory, every_step=self.imagination.mask_from == "predicted")
         return {"actor": self.settings.policy * actor_loss, "critic": critic_loss}, metrics, worth
+
+    def _judging(self) -> AbstractContextManager[None]:
+        """Around what trains nothing but the actor, by the gradient that flows through imagined dynamics, if at all."""
+        if not self.differentiable:
+            return torch.no_grad()
+        judges = (self.imagination.model, self.critic, self.explorer)
+        return _frozen(*(judge for judge in judges if judge is not None))
 
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
@@ -218,7 +241,7 @@ class ImagBehavior(nn.Module):
         self, trajectory: Trajectory, start: Start, nodes: NodeSet | None, rewards: Bounds
     ) -> tuple[Worth, Metrics]:
         """What a trajectory's decisions are worth, and metrics of that."""
-        reward = self.imagination.reward(trajectory, start)
+        reward, metrics = self._earned(trajectory, start)
         value, expected = None, None
         if self.settings.baseline == "critic":
             # Without a gradient through the dynamics, the critic learns from the very same states.
@@ -226,7 +249,8 @@ class ImagBehavior(nn.Module):
                 expected = self._value(self.critic, trajectory, nodes, slice(None))
             with torch.set_grad_enabled(self.differentiable):
                 value = expected.mean()
-        targets, metrics = self.returns.targets(trajectory, start, reward, value=value, rewards=rewards)
+        targets, return_metrics = self.returns.targets(trajectory, start, reward, value=value, rewards=rewards)
+        metrics |= return_metrics
         detached = targets.detach()
         self.scale.update(detached[:, :, 0] if self.settings.horizon == "episode" else detached)
         scale = self.scale.scale()
@@ -235,6 +259,17 @@ class ImagBehavior(nn.Module):
         weight = trajectory.survival * self.imagination.discount**steps
         metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.survival)}
         return Worth(targets, advantage, weight, None if self.differentiable else expected), metrics
+
+    def _earned(self, trajectory: Trajectory, start: Start) -> tuple[Float[Tensor, "B Q H"], Metrics]:
+        """What imagined actions earn, for what is new in them, too; metrics."""
+        reward = self.imagination.reward(trajectory, start)
+        if self.explorer is None:
+            return reward, {}
+        feat = trajectory.feat(slice(0, -1))
+        assert feat is not None
+        bonus = self.explorer.bonus(feat, trajectory.action)
+        survival = trajectory.survival
+        return reward + bonus, {"intrinsic_reward": ((bonus * survival).sum() / survival.sum()).detach()}
 
     def _roll_out(self, start: Start, tables: Any, noise: Noise) -> Trajectory:
         # All decisions' gradients reach the tables in one pass afterwards.

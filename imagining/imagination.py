@@ -113,6 +113,7 @@ class Imagination(ABC):
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
         shows_moves: whether actors see what every move between nodes is expected to earn.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
+        can_explore: whether all that happens is predicted from latents, so that an ensemble knows what is new.
         reads_classes: whether heads, actors and critics of this kind take latents by classes, too.
         stops_early: whether to stop where `all_over` says so; what is compiled wants the same shapes each time.
     """
@@ -129,6 +130,7 @@ class Imagination(ABC):
     belief_size: int = 0
     shows_moves: bool = False
     can_plan: bool = False
+    can_explore: bool = False
     reads_classes: bool = False
     stops_early: bool = True
 

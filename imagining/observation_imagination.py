@@ -44,7 +44,7 @@ class ObservationImagination(Imagination):
     """Imagination that knows of a state no more than its latent, and perhaps its mask."""
 
     model: ObservationModel
-    reads_classes = True
+    can_explore = reads_classes = True
 
     def __init__(self, model: ObservationModel, settings: ImaginationSettings) -> None:
         """Take the model and the settings.

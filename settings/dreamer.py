@@ -137,6 +137,19 @@ class CriticSettings(Section):
 
 
 @dataclass(frozen=True)
+class ExploreSettings(Section):
+    """What is not known yet as a reward in imagination."""
+
+    PLACE = "explore"
+
+    scale: Weight
+    members: Annotated[int, Between(2, 100)]
+    units: Count
+    layers: Layers
+    lr: LearningRate
+
+
+@dataclass(frozen=True)
 class DreamerSettings(Section):
     """All that the Dreamer reads."""
 
@@ -156,6 +169,7 @@ class DreamerSettings(Section):
     model: ModelSettings
     actor: ActorSettings
     critic: CriticSettings
+    explore: ExploreSettings
 
     def __post_init__(self) -> None:
         super().__post_init__()
