@@ -68,7 +68,8 @@ def make_behavior(task: Task, imagination: Imagination, *, settings: DreamerSett
                 f"explore.scale is {settings.explore.scale:g}, which is for gymnasium tasks; routing knows its doubt by"
                 " model.move_heads and plan.optimism: set explore.scale: 0"
             )
-        explorer = Explorer(task.actions, imagination.model.rssm, settings.explore)
+        rssm = imagination.model.rssm
+        explorer = Explorer(rssm.deter_size, rssm.embed_size, settings.explore)
     return ImagBehavior(
         task,
         imagination,

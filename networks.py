@@ -73,7 +73,7 @@ class RSSM(nn.Module):
         """
         super().__init__()
         self.deter_size, self.stoch_size, self.classes, self.unimix = deter, stoch, classes, unimix
-        self.feat_size = deter + stoch * classes
+        self.feat_size, self.embed_size = deter + stoch * classes, embed_size
         self.cell: nn.Module
         if cell == "block":
             self.cell = BlockCell(deter, stoch * classes, action_size, hidden=hidden, blocks=blocks)

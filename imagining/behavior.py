@@ -136,7 +136,7 @@ class ImagBehavior(nn.Module):
     @property
     def groups(self) -> dict[str, nn.Module]:
         """What learns by a loss of its own, by that loss's name."""
-        explorer = {} if self.explorer is None else {"explore": self.explorer}
+        explorer = {} if self.explorer is None else {"explore": self.explorer.learnt}
         return {"actor": self.actor, "critic": self.critic, **explorer}
 
     @property
@@ -265,9 +265,9 @@ class ImagBehavior(nn.Module):
         reward = self.imagination.reward(trajectory, start)
         if self.explorer is None:
             return reward, {}
-        feat = trajectory.feat(slice(0, -1))
+        feat = trajectory.feat(slice(1, None))
         assert feat is not None
-        bonus = self.explorer.bonus(feat, trajectory.action)
+        bonus = self.explorer.bonus(feat)
         survival = trajectory.survival
         return reward + bonus, {"intrinsic_reward": ((bonus * survival).sum() / survival.sum()).detach()}
 

@@ -83,7 +83,7 @@ class ObservationModel(WorldModel):
         embed = self.encoder(batch)
         action = self.embed_action(batch["prev_action"], None)
         latents, posterior, prior = self.rssm.observe(embed, action, batch["is_first"], noise, self._recall(batch))
-        return Observed(latents, posterior, prior, None)
+        return Observed(latents, posterior, prior, None, embed)
 
     def memory(self, latent: Latent) -> dict[str, Tensor]:
         """A latent as replay keeps it; what is not finite is forgotten."""

@@ -28,12 +28,16 @@ RowMean = Callable[[Float[Tensor, "B T"]], Float[Tensor, ""]]
 
 
 class Observed(NamedTuple):
-    """Replayed sequences as the model sees them: latents [B, T] with their posterior and prior, and static context."""
+    """Replayed sequences as the model sees them: latents [B, T] with their posterior and prior, and static context.
+
+    `embed` is how the observations are encoded, where somebody may ask for that.
+    """
 
     latents: Latent
     posterior: OneHotDist
     prior: OneHotDist
     context: Any
+    embed: Float[Tensor, "B T E"] | None = None
 
 
 class WorldModel(nn.Module, ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +14,10 @@ import grpo
 import sac
 from config import UserError
 from envs.deep_sea import DeepSeaEnv
-from envs.tasks import ActionSpec
 from imagining.exploration import Explorer
 from networks import Latent
 from parts.latents import Chosen
-from tests.scenes import SCRIPTED, Scene, generator, random_rows, refusal, scripted_replay
+from tests.scenes import SCRIPTED, Scene, generator, refusal, scripted_replay
 
 ROWS = 3
 
@@ -38,68 +36,57 @@ def replayed(seed: int = 0) -> dict[str, Tensor]:
 
 
 def answering(explorer: Explorer, answers: list[float]) -> Explorer:
-    """Let member m expect the number m of `answers` for every class, whatever it is asked."""
-    nn.init.zeros_(explorer.output.weight)
-    each = torch.tensor(answers).repeat_interleave(explorer.variables * explorer.classes)
-    explorer.output.bias = nn.Parameter(each)
+    """Let member m expect the number m of `answers` in every place, whatever it is asked."""
+    for members in (explorer.learnt, explorer.prior):
+        nn.init.zeros_(members.output.weight)
+        nn.init.zeros_(members.output.bias)
+    each = torch.tensor(answers).repeat_interleave(len(explorer.learnt.output.bias) // len(answers))
+    explorer.learnt.output.bias = nn.Parameter(each)
     return explorer
 
 
-def test_disagreement_is_the_variance_between_members_over_the_classes_of_a_variable():
+def test_disagreement_is_the_variance_between_members():
     explorer = answering(explorer_of(exploring()), [0.0, 1.0, 5.0])
-    feat, action = torch.randn(2, ROWS, explorer.from_feat.in_features), torch.zeros(2, ROWS, dtype=torch.int64)
-    # The mean is 2, and (4 + 1 + 9) / 2 is 7 for each of 4 classes.
-    torch.testing.assert_close(explorer.disagreement(feat, action), torch.full((2, ROWS), 28.0))
-    torch.testing.assert_close(explorer.bonus(feat, action), torch.full((2, ROWS), 56.0))
+    deter = torch.randn(2, ROWS, explorer.learnt.first.in_features)
+    # The mean is 2, and (4 + 1 + 9) / 2 is 7.
+    torch.testing.assert_close(explorer.disagreement(deter), torch.full((2, ROWS), 7.0))
+    torch.testing.assert_close(explorer.bonus(torch.cat((deter, deter), -1)), torch.full((2, ROWS), 14.0))
 
 
-def test_loss_is_the_squared_error_of_the_next_rows_probabilities_within_an_episode():
+def test_loss_is_the_squared_error_of_what_follows_an_action():
     scene = exploring()
     batch, explorer = replayed(), answering(explorer_of(scene), [0.0, 0.0, 1.0])
     observed = scene.observe(batch)
-    probs, total, count = observed.posterior.probs.detach(), 0.0, 0
+    embed, total, count = scene.model.encoder(batch).detach(), 0.0, 0
     for row in range(8):
-        for step in range(11):
-            if not batch["is_last"][row, step]:
-                true = probs[row, step + 1]
-                errors = [((answer - true) ** 2).sum(-1).mean() for answer in (0.0, 0.0, 1.0)]
-                total, count = total + float(sum(errors)) / 3, count + 1
+        for step in range(12):
+            if not batch["is_first"][row, step]:
+                total += sum(float((answer - embed[row, step]).square().mean()) for answer in (0.0, 0.0, 1.0)) / 3
+                count += 1
     loss, metrics = explorer.loss(batch, observed)
-    assert 0 < count < 8 * 11
+    assert 0 < count < 8 * 12
     assert float(loss.detach()) == pytest.approx(total / count, rel=1e-5)
-    # The mean is 1/3, and (1/9 + 1/9 + 4/9) / 2 is 1/3 for each of 4 classes.
-    assert float(metrics["disagreement"]) == pytest.approx(4 / 3)
+    # The mean is 1/3, and (1/9 + 1/9 + 4/9) / 2 is 1/3.
+    assert float(metrics["disagreement"]) == pytest.approx(1 / 3)
 
 
 def test_members_do_not_see_one_another():
-    explorer = explorer_of(exploring())
-    feat, action = torch.randn(5, explorer.from_feat.in_features), torch.arange(5) % 3
-    predicted = explorer.predict(feat, action)
-    gradients = torch.autograd.grad(predicted[:, 1].square().sum(), list(explorer.parameters()))
-    for (name, parameter), gradient in zip(explorer.named_parameters(), gradients, strict=True):
-        parts = gradient if name.endswith("output.weight") or gradient.dim() == 3 else gradient.chunk(3)
+    learnt = explorer_of(exploring()).learnt
+    predicted = learnt(torch.randn(5, learnt.first.in_features))
+    gradients = torch.autograd.grad(predicted[:, 1].square().sum(), list(learnt.parameters()))
+    for (name, parameter), gradient in zip(learnt.named_parameters(), gradients, strict=True):
+        parts = gradient if gradient.dim() == 3 else gradient.chunk(3)
         assert len(parts) == 3, f"{name} {tuple(parameter.shape)} is not a part for each member"
         assert [bool(part.any()) for part in parts] == [False, True, False], name
 
 
-def test_latents_by_classes_are_predicted_from_as_those_by_one_hot_vectors():
+def test_latents_by_classes_are_worth_what_those_by_one_hot_vectors_are():
     scene = exploring()
     explorer, rssm = explorer_of(scene), scene.model.rssm
     classes = torch.randint(rssm.classes, (4, 5, rssm.stoch_size), generator=generator())
-    deter, action = torch.randn(4, 5, rssm.deter_size), torch.ones(4, 5, dtype=torch.int64)
+    deter = torch.randn(4, 5, rssm.deter_size)
     one_hot = nn.functional.one_hot(classes, rssm.classes).float()
-    torch.testing.assert_close(
-        explorer.disagreement(Chosen(deter, classes), action),
-        explorer.disagreement(Latent(deter, one_hot).feat(), action),
-    )
-
-
-def test_the_actions_of_continuous_and_combined_spaces_are_predicted_from():
-    for actions in (ActionSpec("continuous", (2,)), ActionSpec("multi_discrete", (3, 2))):
-        scene = Scene(replace(SCRIPTED, actions=actions), explore__scale=1.0)
-        batch = random_rows(scene.model.task)
-        losses, metrics = scene.losses(batch)
-        assert losses["explore"].isfinite() and metrics["intrinsic_reward"] > 0
+    torch.testing.assert_close(explorer.bonus(Chosen(deter, classes)), explorer.bonus(Latent(deter, one_hot).feat()))
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
@@ -112,11 +99,26 @@ def test_gradients_of_the_explorer_reach_it_alone_and_no_other_loss_reaches_it(g
     others = [p for part in everything for p in part.parameters() if id(p) not in own and p.requires_grad]
     assert {"actor", "critic", "explore", "replay_value"} == losses.keys()
     for name, loss in losses.items():
-        inside = torch.autograd.grad(loss, list(explorer.parameters()), retain_graph=True, allow_unused=True)
+        inside = torch.autograd.grad(loss, list(explorer.learnt.parameters()), retain_graph=True, allow_unused=True)
         outside = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
         assert any(part is not None and bool(part.any()) for part in inside) == (name == "explore"), name
         assert any(part is not None and bool(part.any()) for part in outside) == (name != "explore"), name
-    assert all(parameter.requires_grad for parameter in explorer.parameters())
+    assert all(parameter.requires_grad for parameter in explorer.learnt.parameters())
+    assert not any(parameter.requires_grad for parameter in explorer.prior.parameters())
+
+
+def test_dynamics_gradients_lead_the_actor_to_what_is_new():
+    scene = exploring(imag_gradient="dynamics", actor__entropy=0.0, actor__entropy_final=0.0)
+    start = scene.start(replayed())
+    for parameter in scene.model.parameters():
+        parameter.requires_grad_(False)
+    trajectory = scene.imagine(start, horizon=2, differentiable=True)
+    feat = trajectory.feat(slice(1, None))
+    assert isinstance(feat, Tensor)
+    gradients = torch.autograd.grad(
+        explorer_of(scene).bonus(feat).sum(), list(scene.behavior.actor.parameters()), allow_unused=True
+    )
+    assert any(part is not None and bool(part.any()) for part in gradients)
 
 
 def test_what_is_new_is_added_to_what_imagined_actions_earn():
@@ -124,11 +126,21 @@ def test_what_is_new_is_added_to_what_imagined_actions_earn():
     scene.behavior.load_state_dict({**scene.behavior.state_dict(), **plain.behavior.state_dict()})
     scene.model.load_state_dict(plain.model.state_dict())
     answering(explorer_of(scene), [0.0, 1.0, 5.0])
-    batch = replayed()
-    start, trajectory = scene.imagine_from(batch)
+    start, trajectory = scene.imagine_from(replayed())
     reward, metrics = scene.behavior._earned(trajectory, start)
-    torch.testing.assert_close(reward, plain.behavior._earned(trajectory, start)[0] + 56.0)
-    assert float(metrics["intrinsic_reward"]) == pytest.approx(56.0)
+    torch.testing.assert_close(reward, plain.behavior._earned(trajectory, start)[0] + 14.0)
+    assert float(metrics["intrinsic_reward"]) == pytest.approx(14.0)
+
+
+def test_an_imagined_action_is_worth_what_is_not_known_of_the_latent_after_it():
+    scene = exploring()
+    start, trajectory = scene.imagine_from(replayed())
+    reward, _ = scene.behavior._earned(trajectory, start)
+    feat = trajectory.feat(slice(None))
+    assert isinstance(feat, Tensor)
+    deter = feat[:, :, 1:, : scene.model.rssm.deter_size]
+    expected = scene.imagination.reward(trajectory, start) + 2 * explorer_of(scene).disagreement(deter)
+    torch.testing.assert_close(reward, expected)
 
 
 def test_replayed_rewards_have_what_the_action_before_was_worth_but_at_the_first_row_of_an_episode():
@@ -136,36 +148,30 @@ def test_replayed_rewards_have_what_the_action_before_was_worth_but_at_the_first
     before = copy.deepcopy(batch)
     observed = scene.observe(batch)
     rewarded = answering(explorer_of(scene), [0.0, 1.0, 5.0]).rewarded(batch, observed)
-    added = rewarded["reward"] - batch["reward"]
-    follows = ~batch["is_first"]
-    # What led to the first row of a window is not there.
-    follows[:, 0] = False
-    torch.testing.assert_close(added, 56.0 * follows.float())
+    torch.testing.assert_close(rewarded["reward"] - batch["reward"], 14.0 * (~batch["is_first"]).float())
     assert all(torch.equal(batch[name], before[name]) for name in before)
 
 
 def test_disagreement_falls_on_what_was_seen_and_stays_on_what_was_not():
-    torch.manual_seed(0)
     scene = exploring()
     explorer, batch = explorer_of(scene), replayed()
-    seen = {**batch, "action": torch.zeros_like(batch["action"])}
     with torch.no_grad():
         observed = scene.observe(batch)
-    feat, tried = observed.latents.feat()[:, :-1], seen["action"][:, :-1]
-    optimizer = torch.optim.Adam(explorer.parameters(), lr=3e-3)
+    seen = observed.latents.deter[~batch["is_first"]]
+    new = seen[:, torch.randperm(seen.shape[1], generator=generator())]
+    optimizer = torch.optim.Adam(explorer.learnt.parameters(), lr=3e-3)
 
-    def spread(action: Tensor) -> float:
-        return float(explorer.disagreement(feat, action).detach().mean())
+    def spread(deter: Tensor) -> float:
+        return float(explorer.disagreement(deter).detach().mean())
 
-    before = spread(tried)
+    before = spread(seen)
     for _ in range(150):
-        loss, _ = explorer.loss(seen, observed)
+        loss, _ = explorer.loss(batch, observed)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    known, new = spread(tried), spread(torch.full_like(tried, 2))
-    assert known < 0.02 * before
-    assert new > 5 * known
+    assert spread(seen) < 0.05 * before
+    assert spread(new) > 5 * spread(seen)
 
 
 def test_nothing_is_built_without_a_scale():
