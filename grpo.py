@@ -39,8 +39,9 @@ SECTION = "grpo"
 MODEL = "model"
 # Keys of the config that other programs read.
 _DREAMERS = (
-    *("trips", "places", "updates", "curriculum", "context", "act", "log_regret", "plan", "plan_instances", "teacher"),
-    *("env", "envs", "env_processes", "env_timeout", "env_restarts", "eval_env", "valid_episodes", "eval_episodes"),
+    *("trips", "places", "updates", "replay", "curriculum", "context", "act", "log_regret", "plan", "plan_instances"),
+    *("teacher", "env", "envs", "env_processes", "env_timeout", "env_restarts", "eval_env", "valid_episodes"),
+    "eval_episodes",
     *("prefill", "prefill_policy", "train_ratio", "replay_capacity", "replay_device", "replay_context"),
     *("reward_scale", "batch_size", "batch_length", "model_every", "reward_updates", "discount", "compile"),
     *("explore", "model", "critic", "baseline", "return_lambda", "target_clip", "guard.zero_keys", "guard.drop_keys"),

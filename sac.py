@@ -36,7 +36,7 @@ DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections 
 SECTION = "sac"
 # Keys of the config that only the Dreamer reads.
 _DREAMERS = (
-    *("trips", "places", "updates"),
+    *("trips", "places"),
     *("explore", "model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
     *("replay_context", "batch_length", "compile", "actor.type", "actor.units", "actor.layers", "actor.unimix"),
     *("actor.entropy", "actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -143,6 +144,14 @@ class Task(ABC):
         """Shape and dtype of all that replay stores of an observation, and of the action."""
 
     @abstractmethod
+    def fault(self, episode: Mapping[str, np.ndarray]) -> str | None:
+        """Why a recorded episode, whose arrays fit in shape, cannot be of this task, in words that follow its name.
+
+        Args:
+            episode: all that replay stores of it, [T, ...].
+        """
+
+    @abstractmethod
     def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> Task:
         """The same task as seen by somebody who reads only the keys of observations that are chosen."""
 
@@ -171,6 +180,12 @@ class RoutingTask(Task):
         obs, _ = env.reset()
         shown = {key: (tuple(value.shape[1:]), value.dtype) for key, value in obs.items()}
         return {**shown, "action": ((), torch.int64)}
+
+    def fault(self, episode: Mapping[str, np.ndarray]) -> str | None:
+        rows, longest = len(episode["reward"]), self.sequence(0)[0]
+        if rows > longest or (rows < longest and self.rules.fixed_length):
+            return f"has {rows} rows; an episode of this task has {longest}"
+        return None
 
     def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> RoutingTask:
         return self
@@ -213,6 +228,12 @@ class ObservationTask(Task):
 
     def stored(self, env: VectorEnv) -> Spaces:
         return self.spaces
+
+    def fault(self, episode: Mapping[str, np.ndarray]) -> str | None:
+        for name, key in self.observations.items():
+            if key.kind == "classes" and ((episode[name] < 0) | (episode[name] >= key.classes)).any():
+                return f"has a class in {name} that its space does not have"
+        return None
 
     def reading(self, choose: Callable[[dict[str, ObservationKey]], dict[str, ObservationKey]]) -> ObservationTask:
         return replace(self, observations=choose(self.observations))

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from envs.tasks import ACTION_MASK
+from envs.tasks import ACTION_MASK, ActionSpec
 from parts.actors import TSPPointerActor
 from parts.views import NodeSet, View
 from routing.rules import Instance, Rules, each_part
-from tools import uniform
+from tools import OneHotDist, uniform
 
 
 class Sight(NamedTuple):
@@ -33,6 +33,24 @@ class Sight(NamedTuple):
     def of(cls, obs: dict[str, Tensor], info: dict[str, Any]) -> Sight:
         """What a vector environment returned."""
         return cls(obs, info["is_first"], info["any_first"])
+
+
+def random_actions(
+    actions: ActionSpec, noise: Float[Tensor, "E *A"], mask: Bool[Tensor, "E N"] | None
+) -> Shaped[Tensor, "E *A"]:
+    """Actions drawn uniformly, of the legal ones where there is a mask.
+
+    Args:
+        actions: what can be done.
+        noise: uniform in [0, 1).
+        mask: True where an action is legal.
+    """
+    if actions.kind == "continuous":
+        return 2 * noise - 1
+    if actions.kind == "multi_discrete":
+        return (noise * torch.tensor(actions.sizes, device=noise.device)).long()
+    logits = torch.zeros((len(noise), actions.sizes[0]), device=noise.device)
+    return OneHotDist(logits, mask=mask).sample(noise)
 
 
 def encode_static(

@@ -122,8 +122,9 @@ class ObservationSettings(Section):
 class LoopSettings(Section):
     """What the training loop itself obeys."""
 
-    steps: Count
-    updates: Count
+    steps: NotNegative
+    updates: NotNegative
+    replay: str
     prefill: NotNegative
     prefill_policy: Literal["random", "nearest"]
     act: Literal["policy", "plan"]
@@ -135,6 +136,18 @@ class LoopSettings(Section):
     checkpoint_every: Count
     checkpoint_numbered: bool
     replay_capacity: Count
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.steps and not self.replay:
+            raise ConfigError("steps is 0; it must be at least 1, or add --replay FOLDER to learn from episodes alone")
+        if self.replay and not self.steps + self.updates:
+            raise ConfigError("steps and updates are both 0, and nothing would be done; give one of them")
+
+    @property
+    def offline(self) -> int:
+        """Updates on recorded episodes alone, before any env step."""
+        return self.updates if self.replay else 0
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,10 @@ class RunSettings(Section):
         super().__post_init__()
         if self.wrappers.reward_clip and self.evaluation.eval_env != "own":
             raise ConfigError("env.reward_clip is for training alone, and needs eval_env: own")
+        if self.task.trips and self.loop.replay:
+            raise ConfigError("trips and replay are two things to learn from; give one of them")
+        if self.task.trips and not self.loop.updates:
+            raise ConfigError("updates is 0; a log of trips is learnt from by 1 at least")
         if self.task.trips and self.loop.reward_scale != 1:
             scale = self.loop.reward_scale
             raise ConfigError(f"reward_scale is {scale:g}; a log of trips is learnt as it is, and needs it at 1")

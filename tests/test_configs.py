@@ -197,7 +197,7 @@ def test_section_keeps_within_the_runs_ranges_and_prefills_what_is_sampled(names
     chosen = section(*names)
     settings = RunSettings.of(chosen)
     if chosen.task in RULES:
-        setup._require_episodes(settings, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
+        replay_room.require_episodes(settings, RULES[chosen.task].episode_steps(chosen.nodes) + 1)
     else:
         replay_room.require_windows(settings, chosen.batch_length)
     assert chosen.prefill < chosen.steps, "a run that ends before its first update"

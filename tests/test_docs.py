@@ -159,11 +159,11 @@ def all_commands() -> list[Command]:
 
 COMMANDS = all_commands()
 MAKERS = {logdir: command for command in reversed(COMMANDS) if (logdir := command.logdir)}
-# The commands that write logs of trips, by the file; a table of places lies beside it.
+# The commands that write logs of trips, beside which lies a table of places, and episodes, by the file or folder.
 LOGS = {
     value_of(command.arguments, "--out"): command
     for command in reversed(COMMANDS)
-    if command.program == "-m benchmarks.trips" and "--out" in command.arguments
+    if command.program in ("-m benchmarks.trips", "record.py") and "--out" in command.arguments
 }
 
 
@@ -190,7 +190,7 @@ def train(command: Command, place: Place) -> None:
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
         small = SHORT_WITH_WEIGHTS if "--init" in arguments else ("--configs", "debug", *SHORT)
         arguments += [*small, "--logdir", logdir]
-        if "--trips" in arguments:
+        if {"--trips", "--replay"} & set(arguments):
             arguments += ["--updates", "20"]
         if "--curriculum" in arguments:
             arguments += ["--nodes", "20", "--prefill", "84", "--steps", "120"]
@@ -205,6 +205,12 @@ def solve(command: Command, place: Place) -> None:
             text = (ROOT / "examples" / example).read_text(encoding="utf-8")
             (place.folder / name).write_text(re.sub("(?m)^NAME:.*$", f"NAME: {Path(name).stem}", text))
     call("solve", [*arguments, *(("--random", "4") if "--random" in arguments else ())])
+
+
+def record(command: Command, place: Place) -> None:
+    """Few episodes; a run has its own config."""
+    small = () if "--policy" in command.arguments else ("--configs", "debug")
+    call("record", [*command.arguments, *small, "--episodes", "8"])
 
 
 def check_tests(command: Command, place: Place) -> None:
@@ -305,6 +311,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "solve.py": solve,
     "export.py": module("export", "--instances", "4", "--decode", "greedy"),
     "compare.py": module("compare"),
+    "record.py": record,
     "pytest": check_tests,
     "tensorboard": show_curves,
     "-m guard": read_report,

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     *("system", "settings", "config", "checkpoint", "tools", "logits", "guard", "monitors", "streets", "language"),
     *("routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning", "soft"),
-    *("groups", "models", "solving", "dreamer", "sac", "grpo", "solve", "compare", "export"),
+    *("groups", "models", "solving", "dreamer", "sac", "grpo", "solve", "compare", "export", "record"),
 )
 AGENTS = frozenset({"dreamer", "sac", "grpo"})
 

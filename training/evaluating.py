@@ -58,7 +58,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
             # The environments that show what the task is are also those that the episodes are played in.
             changes={**changes, "eval_env": TRAINING_ENV, "env.reward_clip": 0.0},
             given=command.config,
-            trust=_trusts(command),
+            trust=trusts(command),
             to_play=True,
         )
     settings = RunSettings.of(run.config)
@@ -97,7 +97,7 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         show(f"film: {filmed}")
 
 
-def _trusts(command: CommandLine) -> bool:
+def trusts(command: CommandLine) -> bool:
     """Whether the user trusts the files that are read.
 
     Raises:

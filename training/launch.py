@@ -23,7 +23,8 @@ from training.devices import make_generator, make_generators, prepare_torch
 from training.logdirs import claimed, default_logdir, writing_to
 from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
 from training.opening import opening
-from training.replay_room import make_replay, require_windows
+from training.recorded import read_record, require_columns
+from training.replay_room import make_replay, require_sequences
 from training.resuming import (
     WEIGHTS,
     Changes,
@@ -36,7 +37,7 @@ from training.resuming import (
     require_class,
 )
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
-from training.sources import Collected, Logged, Practised, Source
+from training.sources import Collected, Logged, Practised, Recorded, Source
 from training.trips import TripLog
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
@@ -153,12 +154,21 @@ def _source(
     assert isinstance(agent, Agent), "whoever collects keeps it in replay"
     env = setup.make_env(generators)
     stack.callback(env.close)
-    replay = make_replay(settings, setup.task.stored(env), memory=agent.memory_spaces, device=device)
+    spaces, record = setup.task.stored(env), None
+    if settings.loop.replay:
+        record = read_record(settings, task=setup.task, spaces=spaces)
+    else:
+        require_sequences(settings, setup.task, agent.batch_length)
+    recorded = 0 if record is None else env.num_envs * record.columns(env.num_envs)
+    replay = make_replay(settings, spaces, memory=agent.memory_spaces, device=device, recorded=recorded)
     if replay.device != device:
         # Rows are drawn where they are. The agent has the same dictionary.
         generators["replay"] = make_generator(settings.machine.seed, "replay", replay.device)
-    require_windows(settings, agent.batch_length)
-    return Collected(setup.task, env, replay)
+    if record is None:
+        return Collected(setup.task, env, replay)
+    require_columns(record, replay, agent.batch_length)
+    record.fill(replay, reward_scale=settings.loop.reward_scale)
+    return Recorded(setup.task, env, replay, record=record)
 
 
 def _log_of(setup: Setup) -> TripLog | None:

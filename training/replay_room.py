@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from config import ConfigError
+from envs.tasks import Task
 from settings.run import RunSettings
 from system.memory import free_memory, memory_at_hand, readable_bytes
 from training.host_replay import HostReplay
@@ -16,8 +17,17 @@ from training.setup import require_room
 MOST_OF_DEVICE = 0.5
 
 
-def make_replay(settings: RunSettings, spaces: Spaces, *, memory: Spaces, device: torch.device) -> Replay:
+def make_replay(
+    settings: RunSettings, spaces: Spaces, *, memory: Spaces, device: torch.device, recorded: int = 0
+) -> Replay:
     """Replay with room for what the settings keep of what the run will live through, where `replay_device` says.
+
+    Args:
+        settings: of the run.
+        spaces: as for `Replay`.
+        memory: likewise.
+        device: where the run learns.
+        recorded: rows that others have lived through, and that come first.
 
     Raises:
         ConfigError: memory would not hold it, or it is to be on a GPU that the run does not learn on.
@@ -26,14 +36,14 @@ def make_replay(settings: RunSettings, spaces: Spaces, *, memory: Spaces, device
     size = {
         "num_envs": settings.environments.envs,
         "capacity": settings.loop.replay_capacity,
-        "rows_to_come": 2 * (settings.loop.steps + settings.environments.envs),
+        "rows_to_come": recorded + 2 * (settings.loop.steps + settings.environments.envs),
     }
     replay: Replay
     if on_host(settings.machine.replay_device, device, needed=room(**size) * row_bytes(spaces, memory)):
         replay = HostReplay(spaces, learns_on=device, memory=memory, **size)
     else:
         replay = Replay(spaces, device=device, memory=memory, **size)
-    rows, free = rows_when_full(settings), memory_at_hand()
+    rows, free = rows_when_full(settings, recorded=recorded), memory_at_hand()
     # Any other device has allocated all of it already.
     if replay.device.type == "cpu" and free is not None and rows * replay.row_bytes > free:
         raise ConfigError(
@@ -66,9 +76,32 @@ def on_host(choice: str, device: torch.device, *, needed: int) -> bool:
     return free is not None and needed > MOST_OF_DEVICE * free
 
 
-def rows_when_full(settings: RunSettings) -> int:
-    """Rows that replay will hold in the end, but for the last rows of episodes."""
-    return min(settings.loop.replay_capacity, settings.loop.steps)
+def rows_when_full(settings: RunSettings, *, recorded: int = 0) -> int:
+    """Rows that replay will hold in the end, but for the last rows of episodes that are lived through."""
+    return min(settings.loop.replay_capacity, recorded + settings.loop.steps)
+
+
+def require_sequences(settings: RunSettings, task: Task, rows: int) -> None:
+    """Check that replay will hold sequences of so many rows, whole episodes or windows, at the first update and at all.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    if task.sequence(rows)[1]:
+        require_episodes(settings, rows)
+    else:
+        require_windows(settings, rows)
+
+
+def require_episodes(settings: RunSettings, rows: int) -> None:
+    """Check that replay will hold whole episodes when the first update samples them, and at all.
+
+    Raises:
+        ConfigError: prefill or capacity is too small.
+    """
+    envs = settings.environments.envs
+    least = {"prefill": envs * rows, "replay_capacity": envs * (2 * rows - 1)}
+    require_room(settings, least, what=f"whole episodes of {rows} rows each")
 
 
 def require_windows(settings: RunSettings, rows: int) -> None:

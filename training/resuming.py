@@ -23,7 +23,7 @@ from system import terminal
 from system.safe_files import read_text
 
 # A run whose replay holds another task cannot go on. Changes in how it is run are not reported.
-REPLAY_KEYS = ("task", "trips", "cost", "cost_shown", "context", "reward_scale", "envs")
+REPLAY_KEYS = ("task", "trips", "replay", "cost", "cost_shown", "context", "reward_scale", "envs")
 ROUTING_REPLAY_KEYS = ("nodes",)
 UNREPORTED_KEYS = (
     "updates",
@@ -126,6 +126,8 @@ RUN: dict[str, Any] = {
     "any_first": YES_OR_NO,
     "episode_return": TENSOR,
 }
+# Of one that begins with recorded episodes.
+RECORDED = {**RUN, "record": {"episodes": COUNT, "rows": COUNT, "checksum": COUNT}}
 STUDY = {**COMMON, "log": LOG}
 # Of a run that draws what it learns from anew each time there is nothing else.
 PRACTICE = COMMON

@@ -124,7 +124,6 @@ def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords:
         raise ConfigError("curriculum needs model.loss_scales.coords: 0; that head knows one number of nodes")
 
     def make_env(generators: dict[str, torch.Generator]) -> RoutingVectorEnv:
-        _require_episodes(settings, task.rules.episode_steps(nodes) + 1)
         return RoutingVectorEnv(
             task.rules,
             num_envs=settings.environments.envs,
@@ -313,17 +312,6 @@ def _require_mask_rules(env: GymVectorEnv) -> None:
     if missing or not env.actions.masked:
         env.close()
         raise ConfigError(f"the environment's mask_rules {problem}; docs/your-environment.md says what they need")
-
-
-def _require_episodes(settings: RunSettings, rows: int) -> None:
-    """Check that replay will hold whole episodes when the first update samples them, and at all.
-
-    Raises:
-        ConfigError: prefill or capacity is too small.
-    """
-    envs = settings.environments.envs
-    least = {"prefill": envs * rows, "replay_capacity": envs * (2 * rows - 1)}
-    require_room(settings, least, what=f"whole episodes of {rows} rows each")
 
 
 def require_room(settings: RunSettings, least: dict[str, int], *, what: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from envs.gym_vector import GymVectorEnv
@@ -16,10 +17,12 @@ from settings.run import RunSettings
 from system.memory import readable_bytes
 from training.agent import Agent, Practitioner
 from training.loop import Loop
+from training.offline import OfflineTrainer
 from training.practice import Practice
+from training.recorded import Record
 from training.replay import Replay
 from training.replay_room import rows_when_full
-from training.resuming import PRACTICE, RUN, STUDY
+from training.resuming import PRACTICE, RECORDED, RUN, STUDY
 from training.ring import REWARD_AND_ENDS
 from training.study import Study
 from training.trainer import REPLAY, Trainer
@@ -63,6 +66,8 @@ class Collected:
     """Environments that an agent acts in, and the replay that it fills."""
 
     needed: Mapping[str, Any] = RUN
+    # Rows that others have lived through.
+    recorded: int = 0
 
     def __init__(self, task: Task, env: RoutingVectorEnv | GymVectorEnv, replay: Replay) -> None:
         """Take both.
@@ -85,7 +90,7 @@ class Collected:
             shown = sorted({*replay.rows} - {*REWARD_AND_ENDS})
             seen = [f"{settings.task.task} of {settings.task.nodes} nodes: {', '.join(shown)}"]
         # Only a CPU gives memory as it is written to.
-        rows, taken = rows_when_full(settings), "when full, taken as it fills"
+        rows, taken = rows_when_full(settings, recorded=self.recorded), "when full, taken as it fills"
         if replay.device != device:
             taken += ", in the host's memory"
         if replay.device.type != "cpu":
@@ -105,6 +110,48 @@ class Collected:
 
     def loop(self, agent: Agent, **shared: Any) -> Trainer:
         return Trainer(agent, self.task, env=self.env, replay=self.replay, **shared)
+
+
+class Recorded(Collected):
+    """Episodes that others have recorded, in replay from the start, and the environments that a run may go on in."""
+
+    needed: Mapping[str, Any] = RECORDED
+
+    def __init__(self, task: Task, env: RoutingVectorEnv | GymVectorEnv, replay: Replay, *, record: Record) -> None:
+        """Take them.
+
+        Args:
+            task: what is to be solved.
+            env: where the agent acts afterwards.
+            replay: with the episodes in it.
+            record: what there is to know of them.
+        """
+        super().__init__(task, env, replay)
+        self.record, self.recorded = record, len(replay)
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        self.record.require_same(state["record"], path)
+        super().take(state, path)
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        record, returns = self.record, np.array(self.record.returns)
+        then = f"{settings.loop.steps:,} env steps follow" if settings.loop.steps else "no env step is made"
+        learnt = (
+            f"{len(record):,} episodes of {record.rows:,} rows in {record.episodes}, mean return {returns.mean():.4g},"
+            f" from {returns.min():.4g} to {returns.max():.4g}; {then}"
+        )
+        return {**super().facts(settings, device), "learns": [learnt]} | _bad(record.faults, what="episodes")
+
+    def ends(self, settings: RunSettings) -> str:
+        loop = settings.loop
+        then = f", then to step {loop.offline + loop.steps:,} in the environment" if loop.steps else ""
+        return f"to update {loop.offline:,}{then}"
+
+    def warnings(self, settings: RunSettings) -> list[str]:
+        return []
+
+    def loop(self, agent: Agent, **shared: Any) -> OfflineTrainer:
+        return OfflineTrainer(agent, self.task, env=self.env, replay=self.replay, record=self.record, **shared)
 
 
 class Logged:
@@ -163,10 +210,10 @@ class Practised:
         return Practice(agent, **shared)
 
 
-def _bad(faults: Sequence[str]) -> dict[str, list[str]]:
-    """The rows of a file that cannot be used: the first of them, and how many more there are."""
+def _bad(faults: Sequence[str], *, what: str = "rows") -> dict[str, list[str]]:
+    """What cannot be used: the first of it, and how much more there is."""
     if not faults:
         return {}
     told = list(faults[:MOST_FAULTS])
     rest = len(faults) - len(told)
-    return {"bad": told + ([f"and {rest:,} bad rows more, which are left out, too"] if rest else [])}
+    return {"bad": told + ([f"and {rest:,} bad {what} more, which are left out, too"] if rest else [])}

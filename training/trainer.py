@@ -16,11 +16,10 @@ from envs.crashes import Crash, EnvironmentCrashed
 from envs.gym_vector import GymVectorEnv
 from envs.tasks import ACTION_MASK, RoutingTask, Task
 from envs.vector import RoutingVectorEnv
-from parts.acting import Sight
+from parts.acting import Sight, random_actions
 from routing.rules import nearest_node
 from settings.run import LoopSettings
 from system import safe_files
-from tools import OneHotDist
 from training.agent import Agent
 from training.evaluation import Report
 from training.loop import REPORTS, Loop
@@ -50,6 +49,7 @@ class Trainer(Loop):
         env: RoutingVectorEnv | GymVectorEnv,
         replay: Replay,
         device: torch.device,
+        total: int | None = None,
         **shared: Any,
     ) -> None:
         """Take the parts together.
@@ -61,9 +61,11 @@ class Trainer(Loop):
             env: where the agent acts.
             replay: where that is stored.
             device: where the agent acts and learns.
+            total: steps of the run; the settings' env steps where there are no others.
             shared: the other arguments of `Loop`.
         """
-        super().__init__(agent, settings=settings, total=settings.steps, device=device, **shared)
+        total = settings.steps if total is None else total
+        super().__init__(agent, settings=settings, total=total, device=device, **shared)
         self.task, self.env, self.replay = task, env, replay
         self.player = agent.players[settings.act]
         self.row: dict[str, Tensor] = {}
@@ -93,12 +95,16 @@ class Trainer(Loop):
         # Training's first episodes come after it, since an evaluation in the same environments would end them.
         if self.settings.eval_every:
             self._evaluate()
+        self._meet()
+        if self.latest:
+            self._show()
+
+    def _meet(self) -> None:
+        """The first observations."""
         with self._saving():
             obs, info = self.env.reset()
         self.row = self._first_row(obs)
         self.any_first = info["any_first"]
-        if self.latest:
-            self._show()
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -144,7 +150,7 @@ class Trainer(Loop):
         # replay holds what it remembered.
         sight = Sight(obs, self.row["is_first"], self.any_first)
         action, acting = self.player.act(sight, self.acting, generator=self.generators["acting"])
-        if self.step < self.settings.prefill:
+        if self.step < self._updates_from:
             action = self._prefill_action(obs)
             if "action" in acting:
                 acting = {**acting, "action": action}
@@ -169,7 +175,7 @@ class Trainer(Loop):
         self.any_first = info["any_first"]
         self.step += info["decisions"]
         self._note_returns(reward, info)
-        if self.step >= self.settings.prefill:
+        if self.step >= self._updates_from:
             self.updates_owed += info["decisions"] * self.settings.train_ratio / self.agent.rows_per_update
 
     def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
@@ -204,14 +210,9 @@ class Trainer(Loop):
         if self.settings.prefill_policy == "nearest":
             assert isinstance(self.task, RoutingTask), "settings refuse it elsewhere"
             return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
-        actions, generator = self.task.actions, self.generators["acting"]
-        noise = torch.rand((self.env.num_envs, *actions.shape), generator=generator, device=self.device)
-        if actions.kind == "continuous":
-            return 2 * noise - 1
-        if actions.kind == "multi_discrete":
-            return (noise * torch.tensor(actions.sizes, device=self.device)).long()
-        logits = torch.zeros((self.env.num_envs, actions.sizes[0]), device=self.device)
-        return OneHotDist(logits, mask=obs.get(ACTION_MASK)).sample(noise)
+        count, generator = self.env.num_envs, self.generators["acting"]
+        noise = torch.rand((count, *self.task.actions.shape), generator=generator, device=self.device)
+        return random_actions(self.task.actions, noise, obs.get(ACTION_MASK))
 
     def _first_row(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         yes = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
@@ -254,7 +255,8 @@ class Trainer(Loop):
             "replay": self.replay.save_chunks(
                 self.logdir / REPLAY, emergency=emergency, numbered=self.settings.checkpoint_numbered
             ),
-            "env": self.env.state_dict(),
+            # Nothing is there before the first episode.
+            "env": self.env.state_dict() if self.row else {},
             "acting": self.acting,
             "row": self.row,
             "any_first": self.any_first,
@@ -274,8 +276,10 @@ class Trainer(Loop):
             raise
 
     def load(self, state: dict[str, Any], *, elsewhere: bool) -> None:
-        self._require_fit(state)
-        lost = self.env.load_state_dict(state["env"])
+        lost = None
+        if state["row"]:
+            self._require_fit(state)
+            lost = self.env.load_state_dict(state["env"])
         super().load(state, elsewhere=elsewhere)
         for name in ("acting", "row", "any_first", "episode_return"):
             setattr(self, name, state[name])
