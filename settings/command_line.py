@@ -99,8 +99,8 @@ def parse_command_line(
     named = [name for name in names if name not in base]
     _require_own(named, overrides, path=config_path, entry_keys=entry_keys, foreign_keys=foreign_keys or {})
     settings = load(config_path, [*base, *names], overrides)
-    given = {**_set_by(named, config_path, defaults), **dict.fromkeys(overrides, COMMAND_LINE)}
-    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides), given=given)
+    places = {**_set_by(named, config_path, defaults), **dict.fromkeys(overrides, COMMAND_LINE)}
+    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides), given=places)
 
 
 def _set_by(names: Sequence[str], path: Path, defaults: Config) -> dict[str, str]:

@@ -20,7 +20,7 @@ ROUTING_KEYS = (
 )
 GYM_KEYS = (
     *("import", "context", "env", "env_processes", "env_timeout", "env_restarts", "valid_episodes", "eval_episodes"),
-    *("eval_env", "guard.zero_keys", "guard.drop_keys", "model.encode_keys", "model.decode_keys"),
+    *("eval_env", "model.encode_keys", "model.decode_keys"),
     "model.loss_scales.decoder",
 )
 

@@ -12,13 +12,12 @@ import jaxtyping
 import pytest
 import torch
 
+from tests.library import ROOMS
+
 if TYPE_CHECKING:
     from tests.run_scenes import Reference
 
-ROOT = Path(__file__).resolve().parents[1]
-# Every top-level module and package. What is imported before this line is not checked, hence fixtures import inside.
-ROOMS = [path.stem for path in ROOT.glob("*.py")] + [path.parent.name for path in ROOT.glob("*/__init__.py")]
-ROOMS.remove("tests")
+# What of the library is imported before the hook is not checked, hence fixtures import inside.
 # Sections of settings have no tensors, and check their own values, in words for users.
 jaxtyping.install_import_hook([room for room in ROOMS if room != "settings"], "beartype.beartype")
 

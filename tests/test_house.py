@@ -10,15 +10,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 
 import tools
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.library import ROOT, library_paths
 
 # The rooms, top-level modules and packages, from the ground up: each imports from those before it alone.
 ORDER = (
@@ -59,11 +57,8 @@ UNFINISHED = re.compile(r"\b(?:TO[D]O|FIX[M]E)\b")
 
 def library_sources() -> dict[str, str]:
     """The text of every top-level module and of every package's modules, by module name."""
-    paths = [*ROOT.glob("*.py")]
-    for package in {*ROOT.glob("*/__init__.py")} - {ROOT / "tests" / "__init__.py"}:
-        paths += package.parent.rglob("*.py")
     sources = {}
-    for path in paths:
+    for path in library_paths():
         parts = path.relative_to(ROOT).with_suffix("").parts
         sources[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
     return sources

@@ -20,6 +20,7 @@ import sac
 import solve
 from config import CODE_KEYS, ConfigError, require_trust
 from guard import Guard
+from tests.library import library_paths
 from tests.scenes import debug_config
 from training import setup
 from training.devices import make_generators
@@ -187,9 +188,7 @@ def test_require_trust_shows_values_of_any_type_on_one_line() -> None:
 
 def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
     keys = set()
-    homes = {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "tests"}
-    packages = [path for home in homes for path in home.rglob("*.py")]
-    for path in [*ROOT.glob("*.py"), *packages]:
+    for path in library_paths():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load_function":
                 keys |= {ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg == "key"}
