@@ -28,10 +28,13 @@ from training.replay import Replay
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
 
-DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. For example:
+DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. It observes all that
+dreamer.py does, images and dicts too, and plays one discrete action or continuous ones, not several choices at once.
+For example:
   python sac.py --configs sac_pendulum
   python sac.py --configs tsp_sac
   python sac.py --task gym_HalfCheetah-v5
+  python sac.py --task minatar_breakout
   python sac.py --evaluate logdir/sac_pendulum-seed0"""
 SECTION = "sac"
 # Keys of the config that only the Dreamer reads.
@@ -43,7 +46,12 @@ _DREAMERS = (
     *("actor.grad_clip", "actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon"),
     *("imag_tours", "imag_mask", "imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
-FOREIGN_KEYS = {**dict.fromkeys(_DREAMERS, "dreamer.py"), "groups": "grpo.py", "language": "grpo.py"}
+FOREIGN_KEYS = {
+    **dict.fromkeys(_DREAMERS, "dreamer.py"),
+    **{"groups": "grpo.py", "language": "grpo.py"},
+    # The one key of that section which is read here, too.
+    "model.encode_keys": "",
+}
 
 
 class SAC:
@@ -80,7 +88,7 @@ class SAC:
         self.learner = Learner(
             partial(make_optimizers, self.soft, settings=settings, guard=guard),
             modules={"soft": self.soft},
-            watched={"q": self.soft.values, "policy": self.soft.policy},
+            watched={**self.soft.judging(), "policy": self.soft.policy},
             follow=self.soft.follow,
             generators=generators,
             guard=guard,
@@ -115,7 +123,10 @@ class SAC:
                 discount=settings.discount,
                 device=self.device,
             )
-        raise ConfigError(f"{settings.task} has {kind} actions; SAC plays discrete and continuous ones")
+        raise ConfigError(
+            f"{settings.task} has {kind} actions; SAC plays one discrete action or continuous ones:"
+            f" python dreamer.py --task {settings.task} plays it"
+        )
 
     def initial_state(self, num_envs: int) -> dict[str, Any]:
         """What `act` carries from step to step, before the first step."""
@@ -184,11 +195,11 @@ class SAC:
 def make_optimizers(soft: Soft, *, settings: SACSettings, guard: Guard) -> dict[str, Optimizer]:
     """An optimiser for each of `q`, `policy` and `alpha`."""
     shared = {**asdict(settings.schedule), **asdict(settings.optimizer)}
-    groups = {"q": soft.values, "policy": soft.policy, "alpha": soft.temperature}
+    groups = {"q": soft.judging(), "policy": {"policy": soft.policy}, "alpha": {"alpha": soft.temperature}}
     clips = {"q": settings.sac.max_grad_norm, "policy": settings.sac.max_grad_norm, "alpha": math.inf}
     return {
-        name: Optimizer(name, {name: module}, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
-        for name, module in groups.items()
+        name: Optimizer(name, modules, guard=guard, lr=settings.sac.lr, clip=clips[name], **shared)
+        for name, modules in groups.items()
     }
 
 

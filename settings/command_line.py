@@ -55,7 +55,8 @@ def parse_command_line(
         description: first lines of the help page.
         entry_keys: flag -> its line of help, for flags that are no config keys; each takes one value.
         base: sections that lie under those that are named.
-        foreign_keys: keys, or sections of keys, that another program reads and this one does not, with that program.
+        foreign_keys: keys, or sections of keys, that another program reads and this one does not, with that program; or
+            with none, a key of such a section that this one reads as well.
 
     Raises:
         ConfigError: as `load`; a flag without a value, or an argument that belongs to no flag; a key or a section that
@@ -191,6 +192,10 @@ def _other_owner(name: str, sections: Sections, foreign_keys: Mapping[str, str])
 
 def _other_reader(keys: Iterable[str], foreign_keys: Mapping[str, str]) -> str | None:
     """The program that reads one of the keys where this one does not, if any."""
-    # `a`, `a.b` and `a.b.c` of the key a.b.c.
-    parts = (part for key in keys for part in itertools.accumulate(key.split("."), "{}.{}".format))
-    return next((foreign_keys[part] for part in parts if part in foreign_keys), None)
+    for key in keys:
+        # `a`, `a.b` and `a.b.c` of the key a.b.c; the longest that is listed decides.
+        parts = [*itertools.accumulate(key.split("."), "{}.{}".format)]
+        owner = next((foreign_keys[part] for part in reversed(parts) if part in foreign_keys), "")
+        if owner:
+            return owner
+    return None

@@ -30,6 +30,7 @@ class SoftSettings(Section):
     critic: Literal["mse", "symlog_disc"]
     units: Count
     layers: Layers
+    depth: Count
     bins: Bins
     lr: LearningRate
     tau: Share

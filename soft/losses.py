@@ -46,6 +46,8 @@ class Soft(nn.Module, ABC):
 
     def __init__(self, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__()
+        # What reads observations, if anything does; as in Yarats et al. (2021), the loss of the Q functions trains it.
+        self.read: Any = nn.Module()
         self.discount, self.tau = discount, settings.tau
         self.temperature = Temperature(settings.alpha, device=device)
 
@@ -59,16 +61,21 @@ class Soft(nn.Module, ABC):
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Metrics]:
         """The losses `q`, `policy` and `alpha` of a batch of sequences [B, T], and metrics."""
 
+    def judging(self) -> dict[str, nn.Module]:
+        """What the loss of the Q functions trains, by the name that reports have for it."""
+        return {"q": self.values, **({"read": self.read} if [*self.read.parameters()] else {})}
+
     @torch.no_grad()
     def follow(self, applied: dict[str, Tensor]) -> None:
         """Let the slow Q functions follow an update that was applied (1) or skipped (0), by optimiser."""
-        weight = self.tau * applied["q"]
-        follow_slowly(list(self.target_values.parameters()), list(self.values.parameters()), weight)
+        slow = [*self.target_values.parameters(), *self.target_read.parameters()]
+        follow_slowly(slow, [*self.values.parameters(), *self.read.parameters()], self.tau * applied["q"])
 
     def _finish(self, device: torch.device) -> None:
         """Move everything to its device and make the slow copies."""
         self.to(device)
         self.target_values = copy.deepcopy(self.values).requires_grad_(False)
+        self.target_read = copy.deepcopy(self.read).requires_grad_(False)
 
     def _metrics(self, q: Float[Tensor, "2 *B"], weight: Float[Tensor, "*B"], entropy: Float[Tensor, ""]) -> Metrics:
         """Of the rows that count: `weight` sums to 1 over them."""
@@ -92,7 +99,7 @@ class ContinuousSoft(Soft):
 
     def __init__(self, task: ObservationTask, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
-        self.read = ObservationVector(task.observations)
+        self.read = ObservationVector(task.observations, units=settings.units, depth=settings.depth)
         (actions,) = task.actions.sizes
         sizes = {"units": settings.units, "layers": settings.layers}
         self.two_hot = settings.critic == "symlog_disc"
@@ -111,21 +118,23 @@ class ContinuousSoft(Soft):
         return dist.sample(_normal(dist.mean.shape, generator))[0], static
 
     def losses(self, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[dict[str, Tensor], Metrics]:
-        obs, next_obs = self.read(batch).unbind(1)
+        now, later = ({name: batch[name][:, row] for name in self.read.keys} for row in (0, 1))
+        obs = self.read(now)
         action = batch["action"][:, 0].clamp(-1, 1)
         weight = _share(~batch["is_first"][:, 1])
         noise = _normal((2, *action.shape), generator)
         alpha = self.temperature().detach()
         with torch.no_grad():
-            next_action, next_log_prob = self.policy(next_obs).sample(noise[0])
-            next_value = self.values.mean(self.target_values(next_obs, next_action)).amin(0)
+            next_action, next_log_prob = self.policy(self.read(later)).sample(noise[0])
+            next_value = self.values.mean(self.target_values(self.target_read(later), next_action)).amin(0)
             if not self.two_hot:
                 next_value = next_value - alpha * next_log_prob
             goes_on = (~batch["is_terminal"][:, 1]).float()
             target = batch["reward"][:, 1] + self.discount * goes_on * next_value
         outputs = self.values(obs, action)
-        chosen, log_prob = self.policy(obs).sample(noise[1])
-        chosen_value = self.values.mean(self.values(obs, chosen, frozen=True)).amin(0)
+        seen = obs.detach()
+        chosen, log_prob = self.policy(seen).sample(noise[1])
+        chosen_value = self.values.mean(self.values(seen, chosen, frozen=True)).amin(0)
         if self.two_hot:
             self.scale.update(chosen_value.detach())
         entropy = -(weight * log_prob).sum()
@@ -214,11 +223,11 @@ class DiscreteSoft(Soft):
 
 
 class VectorSoft(DiscreteSoft):
-    """SAC for a discrete action in any task that is observed as numbers and classes."""
+    """SAC for a discrete action in any task that is no routing."""
 
     def __init__(self, task: ObservationTask, settings: SoftSettings, *, discount: float, device: torch.device) -> None:
         super().__init__(settings, discount=discount, device=device)
-        self.read = ObservationVector(task.observations)
+        self.read = ObservationVector(task.observations, units=settings.units, depth=settings.depth)
         sizes = {"units": settings.units, "layers": settings.layers}
         self.policy = relu_mlp(self.read.size, task.num_actions, **sizes)
         self.values = TwinMLP(self.read.size, task.num_actions, **sizes)
@@ -232,12 +241,12 @@ class VectorSoft(DiscreteSoft):
 
     def judge(self, batch: dict[str, Tensor]) -> Judged:
         obs = self.read(batch)
-        logits = self.policy(obs)
+        logits = self.policy(obs.detach())
         mask = batch.get(ACTION_MASK, torch.ones_like(logits, dtype=torch.bool))
         flat = obs.flatten(0, 1)
         value = self.values(flat).unflatten(1, obs.shape[:2])
         with torch.no_grad():
-            slow_value = self.target_values(flat).unflatten(1, obs.shape[:2])
+            slow_value = self.target_values(self.target_read(batch).flatten(0, 1)).unflatten(1, obs.shape[:2])
         return Judged.over_legal(OneHotDist(logits, mask=mask), None, mask, value, slow_value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -11,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from config import UserError
 from envs.tasks import ObservationKey
 from parts.actors import TSPPointerActor
+from parts.observations import ObservationEncoder
 from parts.precision import rounded
 from parts.views import View
 from tools import SymexpTwoHot, symexp_bins
@@ -53,27 +52,33 @@ class TanhNormal:
 
 
 class ObservationVector(nn.Module):
-    """Reads an observation as one vector: numbers as they are, classes one-hot."""
+    """Reads an observation as one vector: numbers as they are, classes one-hot, images and sets encoded.
 
-    def __init__(self, keys: dict[str, ObservationKey]) -> None:
-        """Look at what is observed.
+    Attributes:
+        size: of the vector.
+        learns: whether there is an encoder, and so something to learn.
+    """
 
-        Raises:
-            UserError: there is an image or a set among it.
+    def __init__(self, keys: dict[str, ObservationKey], *, units: int, depth: int) -> None:
+        """Build what the keys ask for.
+
+        Args:
+            keys: what to read.
+            units: width of what is told of a set.
+            depth: multiplies the channels of image encoders.
         """
         super().__init__()
-        for name, key in keys.items():
-            if key.kind not in ("vector", "classes"):
-                raise UserError(
-                    f"observation '{name}' is of kind {key.kind}, and SAC reads vectors and classes only;"
-                    f" leave it out with --model.encode_keys '(?!{re.escape(name)}$).*'"
-                )
         self.keys = dict(sorted(keys.items()))
-        self.size = sum(sum(key.classes) if key.classes else key.shape[0] for key in keys.values())
+        self.flat = {name: key for name, key in self.keys.items() if key.kind in ("vector", "classes")}
+        encoded = {name: key for name, key in self.keys.items() if name not in self.flat}
+        self.learns = bool(encoded)
+        self.encoder = ObservationEncoder(encoded, units=units, layers=1, depth=depth) if encoded else None
+        self.size = sum(sum(key.classes) if key.classes else key.shape[0] for key in self.flat.values())
+        self.size += 0 if self.encoder is None else self.encoder.embed_size
 
     def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B F"]:
-        parts = []
-        for name, key in self.keys.items():
+        parts = [] if self.encoder is None else [self.encoder(obs)]
+        for name, key in self.flat.items():
             if key.classes:
                 values = zip(obs[name].long().unbind(-1), key.classes, strict=True)
                 parts += [functional.one_hot(value, size).float() for value, size in values]

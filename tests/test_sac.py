@@ -7,7 +7,6 @@ import copy
 import json
 import math
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 
 import checkpoint
+import config
 import sac
-from envs.tasks import ObservationKey, ObservationTask
+from config import ConfigError
+from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from guard import Guard
 from parts.acting import Sight
 from sac import SAC
-from tests.sac_scenes import CPU, pendulum_agent
+from tests.sac_scenes import CONFIG_PATH, CPU, pendulum_agent
 from tests.scenes import debug_config, without_times
 from training import devices
 from training.agent import Agent
@@ -303,7 +304,6 @@ def test_weights_of_a_dreamer_are_refused(tmp_path: Path, capsys: pytest.Capture
         (["--lr", "2"], "unknown key 'lr'; the nearest is 'sac.lr'"),
         (["--actor.entropy", "2"], "only dreamer.py reads actor.entropy"),
         (["--sac.tau", "2"], "sac.tau is 2; it must be between 0 and 1"),
-        (["--task", "gym_PixelGrid-v0"], "is of kind image, and SAC reads vectors and classes only"),
         (["--reward_scale", "0"], "reward_scale is 0; it must be between 1e-12 and 1e+12"),
         (["--context", "map"], "context is 'map'; choose one of none, dynamics_map"),
         (["--task", "tsp", "--context", "dynamics_map", "--prefill", "100"], "is for gymnasium environments"),
@@ -328,10 +328,33 @@ def test_sac_reads_the_keys_that_are_encoded_only():
     image = ObservationKey("image", (16, 16, 3), torch.uint8)
     assert isinstance(agent.task, ObservationTask)
     task = replace(agent.task, observations={**agent.task.observations, "eye": image})
-    settings = debug_config("sac", "sac_pendulum")
+    command = config.parse_command_line(
+        ["--configs", "sac_pendulum", "debug", "--model.encode_keys", "(?!eye$).*"],
+        config_path=CONFIG_PATH,
+        description="",
+        entry_keys={},
+        base=["sac"],
+        foreign_keys=sac.FOREIGN_KEYS,
+    )
     parts: dict[str, Any] = {"device": CPU, "generators": devices.make_generators(0, CPU), "guard": Guard(CPU)}
-    with pytest.raises(ValueError, match="'eye'") as refusal:
-        SAC.of(task, settings, **parts)
-    flag, pattern = shlex.split(str(refusal.value).partition("leave it out with ")[2])
-    assert flag == "--model.encode_keys"
-    assert SAC.of(task, settings.replace(**{"model.encode_keys": pattern}), **parts).task == agent.task
+    assert SAC.of(task, command.config, **parts).task == agent.task
+    assert SAC.of(task, debug_config("sac", "sac_pendulum"), **parts).task == task
+
+
+def test_sac_refuses_several_choices_at_once():
+    agent, _ = pendulum_agent()
+    task = replace(agent.task, actions=ActionSpec("multi_discrete", (2, 3)))
+    parts: dict[str, Any] = {"device": CPU, "generators": devices.make_generators(0, CPU), "guard": Guard(CPU)}
+    with pytest.raises(ConfigError, match="has multi_discrete actions; .*: python dreamer.py --task gym_Pendulum-v1"):
+        SAC.of(task, debug_config("sac", "sac_pendulum"), **parts)
+
+
+@pytest.mark.run(shapes=True)
+def test_sac_trains_on_images_and_resumes_exactly(tmp_path: Path):
+    arguments = ["--task", "gym_PixelGrid-v0", "--steps", "60", "--prefill", "20", "--batch_size", "4"]
+    arguments += ["--train_ratio", "4", "--sac.depth", "2", "--eval_episodes", "1", "--checkpoint_every", "40"]
+    rows = [row for row in train(tmp_path / "whole", "debug", *arguments) if "q_loss" in row]
+    assert math.isfinite(rows[-1]["q_loss"]) and rows[-1]["step"] >= 60
+    train(tmp_path / "half", "debug", *arguments, "--steps", "40")
+    again = [row for row in train(tmp_path / "half", "debug", *arguments) if "q_loss" in row]
+    assert again[-1]["q_loss"] == rows[-1]["q_loss"]

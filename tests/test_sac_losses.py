@@ -22,6 +22,7 @@ SETTINGS = SoftSettings(
     critic="mse",
     units=8,
     layers=1,
+    depth=2,
     bins=63,
     lr=1e-3,
     tau=0.5,
@@ -36,6 +37,63 @@ OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 def continuous(**changes: Any) -> ContinuousSoft:
     task = ObservationTask(actions=ActionSpec("continuous", (1,)), observations=OBSERVATIONS)
     return ContinuousSoft(task, replace(SETTINGS, **changes), discount=0.9, device=CPU)
+
+
+CAMERA = {
+    **OBSERVATIONS,
+    "eye": ObservationKey("image", (16, 16, 3), torch.uint8),
+    "points": ObservationKey("set", (4, 2), torch.float32, validity="points_mask"),
+    "points_mask": ObservationKey("validity", (4,), torch.bool),
+}
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_encoders_of_images_and_sets_are_trained_by_the_loss_of_the_q_functions_alone(kind):
+    make: Any = ContinuousSoft if kind == "continuous" else VectorSoft
+    actions = ActionSpec(kind, (3,))
+    soft = make(ObservationTask(actions=actions, observations=CAMERA), SETTINGS, discount=0.9, device=CPU)
+    no = torch.zeros(5, 2, dtype=torch.bool)
+    batch = {
+        "x": torch.randn(5, 2, 2),
+        "eye": torch.randint(0, 256, (5, 2, 16, 16, 3), dtype=torch.uint8),
+        "points": torch.randn(5, 2, 4, 2),
+        "points_mask": torch.rand(5, 2, 4) < 0.5,
+        "action": torch.zeros(5, 2, dtype=torch.int64) if kind == "discrete" else torch.rand(5, 2, 3),
+        "reward": torch.randn(5, 2),
+        **{name: no for name in ("is_first", "is_last", "is_terminal")},
+    }
+    losses, _ = soft.losses(batch, torch.Generator().manual_seed(0))
+    encoders = [*soft.read.parameters()]
+    for name in ("policy", "alpha"):
+        assert all(g is None for g in torch.autograd.grad(losses[name], encoders, retain_graph=True, allow_unused=True))
+    gradients = torch.autograd.grad(losses["q"], encoders, allow_unused=True)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    assert soft.judging() == {"q": soft.values, "read": soft.read}
+    # The slow copies of the encoders follow with those of the Q functions, by tau = 0.5.
+    with torch.no_grad():
+        encoders[0] += 1
+    soft.follow({"q": torch.ones(()), "policy": torch.ones(())})
+    torch.testing.assert_close(next(soft.target_read.parameters()), encoders[0] - 0.5)
+
+
+def test_target_is_read_by_the_slow_encoders():
+    soft: Any = ContinuousSoft(
+        ObservationTask(actions=ActionSpec("continuous", (1,)), observations={"eye": CAMERA["eye"]}),
+        SETTINGS,
+        discount=0.9,
+        device=CPU,
+    )
+    read: list[str] = []
+    for name, reader in (("fast", soft.read), ("slow", soft.target_read)):
+        reader.register_forward_hook(lambda _module, inputs, _output, name=name: read.append(name))
+    no = torch.zeros(2, 2, dtype=torch.bool)
+    batch = {
+        "eye": torch.zeros(2, 2, 16, 16, 3, dtype=torch.uint8),
+        **{"action": torch.zeros(2, 2, 1), "reward": torch.zeros(2, 2)},
+        **{name: no for name in ("is_first", "is_last", "is_terminal")},
+    }
+    soft.losses(batch, torch.Generator().manual_seed(0))
+    assert read == ["fast", "fast", "slow"]
 
 
 def test_temperature_begins_lower_where_values_are_divided_by_their_scale():

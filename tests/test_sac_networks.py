@@ -108,14 +108,29 @@ def test_observation_vector_reads_numbers_and_classes():
         "b": ObservationKey("vector", (2,), torch.float32),
         "a": ObservationKey("classes", (1,), torch.int64, classes=(3,)),
     }
-    read = ObservationVector(keys)
+    read = ObservationVector(keys, units=4, depth=2)
     row = read({"b": torch.tensor([[0.5, -7.0]]), "a": torch.tensor([[2]])})
     assert row.tolist() == [[0, 0, 1, 0.5, -7]] and read.size == 5
 
 
-def test_observation_vector_refuses_an_image():
-    with pytest.raises(ValueError, match="'pixels' is of kind image, and SAC reads vectors and classes only"):
-        ObservationVector({"pixels": ObservationKey("image", (16, 16, 3), torch.uint8)})
+def test_observation_vector_reads_images_and_sets_by_encoders():
+    keys = {
+        "pixels": ObservationKey("image", (16, 16, 3), torch.uint8),
+        "points": ObservationKey("set", (4, 2), torch.float32),
+        "b": ObservationKey("vector", (2,), torch.float32),
+    }
+    read = ObservationVector(keys, units=4, depth=2)
+    obs = {
+        "pixels": torch.randint(0, 256, (3, 5, 16, 16, 3), dtype=torch.uint8),
+        "points": torch.randn(3, 5, 4, 2),
+        "b": torch.randn(3, 5, 2),
+    }
+    row = read(obs)
+    # 4 * depth channels of the one pixel that is left, the units of the set, and the numbers as they are.
+    assert row.shape == (3, 5, read.size) and read.size == 8 + 4 + 2
+    assert row[..., -2:].equal(obs["b"])
+    torch.testing.assert_close(row[..., :-2], read.encoder({"pixels": obs["pixels"], "points": obs["points"]}))
+    assert not ObservationVector({"b": keys["b"]}, units=4, depth=2).learns
 
 
 def test_temperature_begins_at_one():
