@@ -65,7 +65,7 @@ NOT_RUN = ("pip", "git", "cd")
 # Commands that take longer than a second or two even so; and those that a page reports from, in running text.
 SLOW = (
     *("python -m benchmarks.faults", "python -m benchmarks.full_disk", "python -m benchmarks.ablations"),
-    *("python -m benchmarks.sac_", "python -m benchmarks.speed"),
+    *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.zoo"),
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     "python dreamer.py --configs tsp_few_steps tsp_stretch --cost",
@@ -336,6 +336,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),
     "-m benchmarks.trip_plans": module("benchmarks.trip_plans", "--instances", "4", "--nodes", "6"),
     "-m benchmarks.trips": module("benchmarks.trips", "--tours", "30", "--nodes", "6"),
+    "-m benchmarks.zoo": module("benchmarks.zoo", "ZooOneStep"),
     "-m benchmarks.worlds": module("benchmarks.worlds", "--instances", "4", "--nodes", "6"),
 }
 

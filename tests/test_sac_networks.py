@@ -129,6 +129,7 @@ def test_observation_vector_reads_images_and_sets_by_encoders():
     # 4 * depth channels of the one pixel that is left, the units of the set, and the numbers as they are.
     assert row.shape == (3, 5, read.size) and read.size == 8 + 4 + 2
     assert row[..., -2:].equal(obs["b"])
+    assert read.encoder is not None
     torch.testing.assert_close(row[..., :-2], read.encoder({"pixels": obs["pixels"], "points": obs["points"]}))
     assert not ObservationVector({"b": keys["b"]}, units=4, depth=2).learns
 
