@@ -169,14 +169,6 @@ def test_forbidden_actions_and_tours_that_are_none_are_told(tmp_path: Path):
     assert ROUTING.fault({"reward": np.zeros(NODES)}) == f"has {NODES} rows; an episode of this task has {NODES + 1}"
 
 
-def test_continuous_actions_lie_between_their_bounds(tmp_path: Path):
-    task = ObservationTask(PENDULUM.actions, {"seen": vector(1)})
-    good = {**episode(2), "action": np.array([[0.5], [-1], [0]], np.float32)}
-    bad = {**good, "action": np.array([[0.5], [-2], [0]], np.float32)}
-    log = record_of(tmp_path, good, bad, task=task, spaces=task.spaces)
-    assert log.faults == ["01.npz has an action of 2; all lie between -1 and 1, whatever the environment's bounds"]
-
-
 def test_nothing_is_learnt_where_most_episodes_are_bad(tmp_path: Path):
     with pytest.raises(UserError, match=r"2 of 3 episodes cannot be used, so that nothing is learnt; the first: 01"):
         record_of(tmp_path, episode(3), {}, {})
