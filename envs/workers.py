@@ -223,7 +223,9 @@ class ProcessWorker(Worker):
             failed, answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self._process.join(CLOSE_SECONDS)
-            raise WorkerFailure(f"its process died (exit code {self._process.exitcode})") from error
+            code = self._process.exitcode
+            cause = ", as where memory runs out" if code == -signal.SIGKILL else ""
+            raise WorkerFailure(f"its process died (exit code {code}){cause}") from error
         if failed:
             line, trace, mistake = answer
             raise WorkerFailure(line, trace=trace, mistake=mistake) from RuntimeError(
