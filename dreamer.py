@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from config import Config, UserError, one_line_errors, parse_command_line
+from config import Config, UserError, load_defaults, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
@@ -37,6 +37,10 @@ from updates.compiling import Part, compile_parts, compiled_parts
 from updates.learner import Computed, Learner, LossGroups
 from updates.optimizer import Optimizer
 
+if TYPE_CHECKING:
+    from training.playing import TrainedAgent
+
+CONFIGS = Path(__file__).with_name("configs.yaml")
 DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn
   python dreamer.py --task gym_CartPole-v1
@@ -460,6 +464,20 @@ def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings, logdir: Pat
         agent.calibration = {} if found is None else dict.fromkeys(methods, found)
 
 
+def load(run: str | Path, **options: Any) -> TrainedAgent:
+    """A trained agent for programs of one's own: `action, state = agent(obs, state)`.
+
+    `options` are those of `training.playing.load_trained`: env, sample, seed, device, trust.
+
+    Raises:
+        UserError, CheckpointError: as there.
+    """
+    # Whoever imports this module for its agent needs no environments.
+    from training.playing import load_trained
+
+    return load_trained(run, make_agent=Dreamer, defaults=load_defaults(CONFIGS), **options)
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     # Whoever imports this module for its agent needs neither a training loop nor its log.
@@ -468,7 +486,7 @@ def main(argv: list[str]) -> None:
     with one_line_errors("dreamer.py", *launch.USER_ERRORS):
         command = parse_command_line(
             argv,
-            config_path=Path(__file__).with_name("configs.yaml"),
+            config_path=CONFIGS,
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
             foreign_keys=FOREIGN_KEYS,

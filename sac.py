@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from config import Config, ConfigError, one_line_errors, parse_command_line
+from config import Config, ConfigError, load_defaults, one_line_errors, parse_command_line
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from parts.acting import Sight
@@ -28,6 +28,10 @@ from training.replay import Replay
 from updates.learner import Computed, Learner
 from updates.optimizer import Optimizer
 
+if TYPE_CHECKING:
+    from training.playing import TrainedAgent
+
+CONFIGS = Path(__file__).with_name("configs.yaml")
 DESCRIPTION = """Train SAC, or evaluate it. Section sac lies under the sections that are named. It observes all that
 dreamer.py does, images and dicts too, and plays one discrete action or continuous ones, not several choices at once.
 For example:
@@ -203,12 +207,24 @@ def make_optimizers(soft: Soft, *, settings: SACSettings, guard: Guard) -> dict[
     }
 
 
+def load(run: str | Path, **options: Any) -> TrainedAgent:
+    """A trained SAC for programs of one's own, as `dreamer.load` gives a Dreamer.
+
+    Raises:
+        UserError, CheckpointError: as there.
+    """
+    # Whoever imports this module for its agent needs no environments.
+    from training.playing import load_trained
+
+    return load_trained(run, make_agent=SAC, defaults=load_defaults(CONFIGS), **options)
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("sac.py", *launch.USER_ERRORS):
         command = parse_command_line(
             argv,
-            config_path=Path(__file__).with_name("configs.yaml"),
+            config_path=CONFIGS,
             description=DESCRIPTION,
             entry_keys=launch.ENTRY_KEYS,
             base=[SECTION],

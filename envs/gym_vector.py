@@ -70,6 +70,7 @@ class GymVectorEnv:
             matches the whole key, and left out otherwise.
 
     Attributes:
+        spaces: of observations and of actions, as the environments have them.
         observations: what is seen, by flat key, without the action mask.
         left_out: what is not, by flat key, each with the reason.
         actions: what can be done.
@@ -129,6 +130,7 @@ class GymVectorEnv:
             self._bad = BadInputs(
                 zero_keys=zero_keys, drop_keys=drop_keys, notice_once=self._notice_once, where=self._where
             )
+            self.spaces = space, self._action_space
             self.observations, self._flatten = observation_keys(space, wanted=wanted_keys), flattener(space)
             self.left_out = left_out(space)
             self.actions = action_spec(self._action_space, space)

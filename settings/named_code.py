@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +34,9 @@ CODE_KEYS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def require_trust(config: Config, source: Path, *, given: Config | None, trust: bool) -> None:
+def require_trust(
+    config: Config, source: Path, *, given: Config | None, trust: bool, unused: Collection[str] = ()
+) -> None:
     """Check that a config from a file names no code but what the user named too.
 
     Args:
@@ -42,12 +44,15 @@ def require_trust(config: Config, source: Path, *, given: Config | None, trust: 
         source: the file, or the folder with it.
         given: the config that the user's own command line makes.
         trust: whether the user trusts the file.
+        unused: keys whose value nobody will read.
 
     Raises:
         ConfigError: it names other code. Nothing has been imported or called.
     """
     values, own = config.flat(), {} if given is None else given.flat()
     for key, names_code in CODE_KEYS.items():
+        if key in unused:
+            continue
         value = values.get(key, "")
         if names_code(value) and not trust and own.get(key) != value:
             repeat = "" if given is None else f"repeat --{key} {shlex.quote(str(value))}, or "

@@ -20,7 +20,7 @@ from settings.run import RunSettings
 from training.agent import AgentClass, Trained
 from training.devices import make_generators
 from training.resuming import WEIGHTS, fitting, require, require_class, saved_config
-from training.setup import Setup, make_setup, require_task
+from training.setup import OneOrMany, Setup, make_setup, require_task
 from training.trips import frame_of
 
 # What loading a run may end with, beside a UserError, that is no defect.
@@ -28,6 +28,8 @@ USER_ERRORS = (CheckpointError, EnvironmentCrashed, DependencyNotInstalled)
 # How many times the bytes of its file an agent may need, and bytes that it may always need: weights for acting are in
 # half precision, and the size of the critic that they lack stands in the config only.
 MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
+# Keys that name code for making gymnasium environments, and for nothing else.
+ENVIRONMENT_KEYS = ("import", "task")
 
 
 class LoadedRun(NamedTuple):
@@ -58,6 +60,7 @@ def load_run(
     given: Config | None = None,
     trust: bool = False,
     to_play: bool = False,
+    env: OneOrMany | None = None,
 ) -> LoadedRun:
     """The agent of a run as its checkpoint has it, in its setup.
 
@@ -72,6 +75,7 @@ def load_run(
             the same.
         trust: run whatever code the run's config names.
         to_play: make as many gymnasium environments as the config says, and not one alone to learn what the task is.
+        env: tells what a gymnasium task is, so that none is made, and no module imported that would register one.
 
     Raises:
         ConfigError: there is no such run, or its config names code that the user has not named.
@@ -93,11 +97,11 @@ def load_run(
         config = saved_config(run if run.is_dir() else run.parent, state, defaults=defaults)
     require_class(state, make_agent, run)
     config = config.replace(**(changes or {}))
-    require_trust(config, run, given=given, trust=trust)
+    require_trust(config, run, given=given, trust=trust, unused=() if env is None else ENVIRONMENT_KEYS)
     RunSettings.of(config)
     alone = {"envs": 1, "env_processes": False} if config.task in RULES or not to_play else {}
     log = state.get("log")
-    setup = make_setup(config.replace(**alone), device, frame=frame_of(log))
+    setup = make_setup(config.replace(**alone), device, frame=frame_of(log), env=env)
     require_task(setup.task, make_agent, config)
     _require_fit(state["agent"], run, make_agent=make_agent, task=setup.task, config=config)
     # Kernels are for updates, of which there will be none.

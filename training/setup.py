@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import torch
+from gymnasium.vector import VectorEnv
 
 from config import Config, ConfigError
 from envs.crashes import EnvironmentCrashed, Restarts
@@ -16,7 +17,9 @@ from envs.dynamics_map import DynamicsMapContext
 from envs.gym_tasks import make_gym
 from envs.gym_vector import GymVectorEnv
 from envs.routing import RULES
+from envs.spaces import action_spec, left_out, observation_keys
 from envs.tasks import ObservationTask, RoutingTask
+from envs.translation import RoutingTranslation, SpacesTranslation, Translation
 from envs.vector import RoutingVectorEnv
 from language.task import TextTask
 from routing.cases import field_cases
@@ -41,6 +44,8 @@ from training.trips import TripEvaluator, TripLog, read_log
 
 # The value of eval_env that evaluates in the environments of training.
 TRAINING_ENV = "training"
+# An environment of somebody else's, or several that are stepped together.
+OneOrMany = gymnasium.Env | VectorEnv
 
 
 def make_evaluation(num_nodes: int, count: int, *, seed: int, rules: type[Rules] = RULES["tsp"]) -> Evaluation:
@@ -59,7 +64,8 @@ class Setup(NamedTuple):
     """A task of some kind, and what stands for it: environments to train in, and an evaluator once the agent is there.
 
     `close` ends the environments. Where a log of trips is learnt from, `read_log` reads it, and the environments are of
-    use only if their costs are known.
+    use only if their costs are known. `translation` stands between an environment of others and the agent; None where no
+    environment is.
     """
 
     task: Any
@@ -67,15 +73,19 @@ class Setup(NamedTuple):
     make_evaluator: Callable[[Any], Evaluator]
     close: Callable[[], None]
     read_log: Callable[[], TripLog] | None = None
+    translation: Translation | None = None
 
 
-def make_setup(config: Config, device: torch.device, *, frame: Frame | None = None) -> Setup:
+def make_setup(
+    config: Config, device: torch.device, *, frame: Frame | None = None, env: OneOrMany | None = None
+) -> Setup:
     """What the config's `task` names.
 
     Args:
         config: of a run.
         device: where it learns or plays.
         frame: between a log's units and the model's, of a run that has learnt from one; None for a new run.
+        env: an environment of a gymnasium task, whose spaces say all; none is made then, nor can be.
 
     Raises:
         UserError: there is no such task, or no agent can play it.
@@ -87,7 +97,7 @@ def make_setup(config: Config, device: torch.device, *, frame: Frame | None = No
             return _logged_setup(settings, device, frame=frame)
         return _routing_setup(settings, device, knows_coords=bool(LossScales.of(config).coords))
     if settings.task.is_gym:
-        return _gym_setup(settings, device)
+        return _gym_setup(settings, device) if env is None else _setup_by(settings, env)
     if task == TEXT:
         return _text_setup(settings, LanguageSettings.of(config))
     raise ConfigError(
@@ -136,7 +146,7 @@ def _routing_setup(settings: RunSettings, device: torch.device, *, knows_coords:
     def make_evaluator(pictures: Any) -> RoutingEvaluator:
         return _tour_evaluator(task, evaluation, device, pictures)
 
-    return Setup(task, make_env, make_evaluator, close=lambda: None)
+    return Setup(task, make_env, make_evaluator, close=lambda: None, translation=RoutingTranslation(task.rules))
 
 
 def _text_setup(settings: RunSettings, language: LanguageSettings) -> Setup:
@@ -217,7 +227,8 @@ def _logged_setup(settings: RunSettings, device: torch.device, *, frame: Frame |
         tours = None if world is None else _tour_evaluator(task, settings.evaluation, device, pictures)
         return TripEvaluator(log(), tours)
 
-    return Setup(task, make_env, make_evaluator, close=lambda: None, read_log=log)
+    translation = RoutingTranslation(task.rules)
+    return Setup(task, make_env, make_evaluator, close=lambda: None, read_log=log, translation=translation)
 
 
 def _curriculum(settings: TaskSettings) -> list[tuple[int, int | None]]:
@@ -277,7 +288,28 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
             **options,
         )
 
-    return Setup(task, lambda _generators: env, make_evaluator, close=env.close)
+    translation = SpacesTranslation(*env.spaces, zero_keys=settings.observations.zero_keys)
+    return Setup(task, lambda _generators: env, make_evaluator, close=env.close, translation=translation)
+
+
+def _setup_by(settings: RunSettings, env: OneOrMany) -> Setup:
+    """Of a task whose environment somebody else has made: what it shows and takes, and nothing to play in."""
+    # Of many at once, gymnasium tells the spaces of each under these names.
+    space = getattr(env, "single_observation_space", env.observation_space)
+    action_space = getattr(env, "single_action_space", env.action_space)
+    wanted = reading_of_observations(settings.observations)["wanted_keys"]
+    task = ObservationTask(
+        actions=action_spec(action_space, space),
+        observations=observation_keys(space, wanted=wanted),
+        mask_rules=_mask_rules(env),
+        left_out=tuple(left_out(space).items()),
+    )
+
+    def nowhere(_: Any) -> Any:
+        raise AssertionError("nothing is played in an environment that belongs to somebody else")
+
+    translation = SpacesTranslation(space, action_space, zero_keys=settings.observations.zero_keys)
+    return Setup(task, nowhere, nowhere, close=lambda: None, translation=translation)
 
 
 def make_one(
@@ -297,6 +329,15 @@ def reading_of_observations(settings: ObservationSettings) -> dict[str, Any]:
     """
     wanted = (settings.encode_keys, settings.decode_keys)
     return {"wanted_keys": wanted, "zero_keys": settings.zero_keys, "drop_keys": settings.drop_keys}
+
+
+def _mask_rules(env: OneOrMany) -> Any:
+    """The rules that an environment gives for its mask; None where it gives none."""
+    first = env
+    if isinstance(env, VectorEnv):
+        # Those in processes of their own keep theirs there.
+        first = getattr(env.unwrapped, "envs", [env])[0]
+    return getattr(first.unwrapped, "mask_rules", None)
 
 
 def _require_mask_rules(env: GymVectorEnv) -> None:
