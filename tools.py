@@ -254,6 +254,10 @@ class OneHotDist:
         hard = torch.zeros_like(self.probs).scatter_(-1, action[..., None], 1.0)
         return hard + (self.probs - self.probs.detach()) if self.probs.requires_grad else hard
 
+    def named(self) -> dict[str, Float[Tensor, "*B N"]]:
+        """What it is, for others to draw from: the logarithm of every probability."""
+        return {"logits": self.log_probs}
+
     def embed(self, action: Int[Tensor, "*B"]) -> Float[Tensor, "*B N"]:
         """What a world model sees of `action`, with a gradient: see `one_hot`."""
         return self.one_hot(action)

@@ -35,6 +35,10 @@ class MultiOneHot:
         pairs = zip(self.parts, noise.unbind(-1), strict=True)
         return torch.stack([part.sample(draw) for part, draw in pairs], -1)
 
+    def named(self) -> dict[str, Float[Tensor, "*B L"]]:
+        """What it is, for others to draw from: the logarithms of all choices' probabilities, one after another."""
+        return {"logits": torch.cat([part.log_probs for part in self.parts], -1)}
+
     def embed(self, action: Int[Tensor, "*B M"]) -> Float[Tensor, "*B L"]:
         """One-hot vectors of all choices, one after another, with straight-through gradients."""
         pairs = zip(self.parts, action.unbind(-1), strict=True)
@@ -73,6 +77,10 @@ class BoundedNormal:
         """An action drawn by inverting the cumulative distribution at noise that is uniform in [0, 1)."""
         tiny = torch.finfo(torch.float32).eps / 4
         return (self._mean + self._std * torch.special.ndtri(noise.float().clamp(tiny, 1 - 2 * tiny))).detach()
+
+    def named(self) -> dict[str, Float[Tensor, "*B A"]]:
+        """What it is, for others to draw from."""
+        return {"mean": self._mean, "std": self._std}
 
     def embed(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """`action` squashed into [-1, 1], with gradients to mean and standard deviation (reparameterised)."""

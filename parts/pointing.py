@@ -34,6 +34,10 @@ class Pointed(NamedTuple):
         """The scores that attention stands for."""
         return torch.bmm(attention.flatten(2).to(self.whole.dtype), self.whole)
 
+    def multiplied(self) -> Pointed:
+        """Itself."""
+        return self
+
     def backward(
         self, attention: Float[Tensor, "B Q A N"], gradient: Float[Tensor, "B Q N"], sums: Pointed
     ) -> Float[Tensor, "B Q A N"]:
@@ -54,6 +58,10 @@ class FactoredPointed(NamedTuple):
         glimpse, pointer = (each.transpose(1, 2).flatten(2) for each in (self._glimpse(attention), self.pointer))
         return torch.bmm(glimpse, pointer.transpose(1, 2))
 
+    def multiplied(self) -> Pointed:
+        """Both factors in one."""
+        return Pointed((self.value @ self.pointer.transpose(-1, -2)).flatten(1, 2))
+
     def backward(
         self, attention: Float[Tensor, "B Q A N"], gradient: Float[Tensor, "B Q N"], sums: FactoredPointed
     ) -> Float[Tensor, "B Q A N"]:
@@ -70,9 +78,8 @@ class FactoredPointed(NamedTuple):
 
 def pointed_by(value: Float[Tensor, "B A N D"], pointer: Float[Tensor, "B A N D"]) -> Pointed | FactoredPointed:
     """What a glimpse's values and the pointer's keys make together, in the form that is cheaper for so many nodes."""
-    if value.shape[2] > MOST_WHOLE:
-        return FactoredPointed(value, pointer)
-    return Pointed((value @ pointer.transpose(-1, -2)).flatten(1, 2))
+    factors = FactoredPointed(value, pointer)
+    return factors if value.shape[2] > MOST_WHOLE else factors.multiplied()
 
 
 class PointerTables(NamedTuple):
