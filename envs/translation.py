@@ -6,7 +6,7 @@ Whatever is shown may come alone or batched, as gymnasium's vector environments 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Shown(NamedTuple):
     alone: bool
 
     @property
-    def count(self) -> int:
+    def rows(self) -> int:
         """How many they are."""
         return len(next(iter(self.obs.values())))
 
@@ -75,7 +75,8 @@ class SpacesTranslation(Translation):
         taken = [to_env_action(self._action_space, action) for action in actions]
         if alone:
             return taken[0]
-        return concatenate(self._action_space, taken, create_empty_array(self._action_space, len(taken)))
+        empty: Any = create_empty_array(self._action_space, len(taken))
+        return concatenate(self._action_space, taken, empty)
 
     def _finite(self, name: str, values: Shaped[np.ndarray, "E *S"]) -> Shaped[np.ndarray, "E *S"]:
         bad = ~np.isfinite(values)
@@ -95,7 +96,7 @@ class RoutingTranslation(Translation):
         self._rules = rules
 
     def read(self, obs: Any) -> Shown:
-        if not isinstance(obs, Mapping) or np.ndim(obs.get("coords")) not in (2, 3):
+        if not isinstance(obs, Mapping) or "coords" not in obs or np.ndim(obs["coords"]) not in (2, 3):
             raise UserError(
                 f"an observation of {self._rules.name} is a dict with coords [N, 2], or [E, N, 2] of a batch, and the"
                 " rest of what the problem's environment shows (envs/routing.py)"
@@ -122,13 +123,15 @@ class RoutingTranslation(Translation):
 def _batch_size(space: Space, obs: Any) -> int | None:
     """How many observations of `space` these are; None where they are one, or do not fit it in either way."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        names = space.spaces.keys() if isinstance(space, spaces.Dict) else range(len(space.spaces))
-        for name in names:
+        parts: Iterable[tuple[Any, Space]] = (
+            space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        )
+        for name, part in parts:
             try:
-                part = obs[name]
+                count = _batch_size(part, obs[name])
             except (LookupError, TypeError):
                 return None
-            if (count := _batch_size(space[name], part)) is not None:
+            if count is not None:
                 return count
         return None
     try:

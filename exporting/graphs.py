@@ -1,11 +1,11 @@
-"""What an agent is exported as: graphs with named inputs and outputs, and how far their answers are from the agent's."""
+"""What an agent is exported as: graphs with named inputs and outputs, and how far they are from the agent."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class Export(ABC):
         beside: a file that is put beside the graphs; None where there is none.
     """
 
-    beside: ClassVar[Path | None] = None
+    beside: Path | None = None
 
     @property
     @abstractmethod

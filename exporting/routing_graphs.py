@@ -23,7 +23,15 @@ from routing.rules import Instance, State, expand_instance
 # Of the example by which graphs are made, all different, and other than what is fixed: instances, tours of each, nodes.
 INSTANCES, TOURS, NODES = 5, 3, 13
 # Axes whose size is the network's own, whatever it is.
-FIXED = {("coords", 2), ("nodes", 2), ("deter", 2), ("stoch", 2), ("stoch", 3), ("table_features", 1), ("table_latent", 1)}
+FIXED = {
+    ("coords", 2),
+    ("nodes", 2),
+    ("deter", 2),
+    ("stoch", 2),
+    ("stoch", 3),
+    ("table_features", 1),
+    ("table_latent", 1),
+}
 # Instances and tours of each, to compare with.
 COMPARED = ((1, 1), (3, 2))
 

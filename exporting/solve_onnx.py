@@ -7,26 +7,27 @@ to 100 first nodes; without it, node 1 is the first, and the square is as it is.
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 
-def load(name):
+def load(name: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     path = Path(__file__).with_name(f"{name}.onnx")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run(session, known):
+def run(session: Any, known: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     names = [output.name for output in session.get_outputs()]
     values = session.run(names, {each.name: known[each.name] for each in session.get_inputs()})
     # What one step calls next_current the following one takes as current.
-    return {name.removeprefix("next_"): value for name, value in zip(names, values)}
+    return {name.removeprefix("next_"): value for name, value in zip(names, values, strict=True)}
 
 
-def tours(encode, step, coords, start):
+def tours(encode: Any, step: Any, coords: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Greedy tours [B, Q, N] of instances in the unit square [B, N, 2] that begin at nodes `start` [B, Q]."""
     start = start.astype(np.int64)
     known = run(encode, {"coords": coords.astype(np.float32), "start": start})
@@ -40,7 +41,7 @@ def tours(encode, step, coords, start):
     return np.stack(found, -1)
 
 
-def best_tour(encode, step, nodes, augment):
+def best_tour(encode: Any, step: Any, nodes: np.ndarray, *, augment: bool) -> np.ndarray:
     """The shortest tour found of nodes [N, 2], by unrounded distances."""
     square = (nodes - nodes.min(0)) / (np.ptp(nodes, axis=0).max() or 1.0)
     flipped = [np.stack((x, y), -1) for x in (square[:, 0], 1 - square[:, 0]) for y in (square[:, 1], 1 - square[:, 1])]
@@ -51,13 +52,16 @@ def best_tour(encode, step, nodes, augment):
     return found[np.linalg.norm(nodes[found] - nodes[np.roll(found, -1, -1)], axis=-1).sum(-1).argmin()]
 
 
-def read(path):
-    """Positions of a TSPLIB file with EUC_2D distances, or of a file that has x and y in each line."""
-    head, _, body = Path(path).read_text().rpartition("NODE_COORD_SECTION")
-    if head and "EUC_2D" not in head:
-        sys.exit(f"{path} has other distances than EUC_2D; solve.py reads them")
-    rows = [line.split()[-2:] for line in body.split("EOF")[0].splitlines() if line.strip()]
-    return np.array(rows, float)
+def read(path: str | Path) -> np.ndarray:
+    """Positions of a TSPLIB file with EUC_2D distances."""
+    try:
+        head, _, body = Path(path).read_text().partition("NODE_COORD_SECTION")
+        nodes = np.array([line.split() for line in body.split("EOF")[0].splitlines() if line.strip()], float)[:, 1:]
+        if "EUC_2D" not in head or nodes.shape[1] != 2 or len(nodes) < 3 or not np.isfinite(nodes).all():
+            raise ValueError("it needs EUC_2D distances and three nodes or more")
+    except (OSError, ValueError, IndexError) as error:
+        sys.exit(f"solve_onnx.py: {path} cannot be solved: {error}")
+    return nodes
 
 
 if __name__ == "__main__":
@@ -68,6 +72,6 @@ if __name__ == "__main__":
     encode, step = load("encode"), load("step")
     for path in arguments.files:
         nodes = read(path)
-        tour = best_tour(encode, step, nodes, arguments.augment)
+        tour = best_tour(encode, step, nodes, augment=arguments.augment)
         legs = np.linalg.norm(nodes[tour] - nodes[np.roll(tour, -1)], axis=-1)
         print(f"{path}: length {(legs + 0.5).astype(int).sum()}, tour {' '.join(map(str, tour + 1))}")

@@ -26,7 +26,7 @@ from training.episodes import play
 from training.setup import make_setup
 
 CPU = torch.device("cpu")
-SMALL = {"model__units": 16, "model__rssm__deter": 16, "model__rssm__hidden": 16}
+SMALL: dict[str, Any] = {"model__units": 16, "model__rssm__deter": 16, "model__rssm__hidden": 16}
 
 
 def make_weights(path: Path, section: str = "gym", *, agent: Any = dreamer.Dreamer, **changes: Any) -> Path:
@@ -72,7 +72,8 @@ def episode(agent: Any, env: gymnasium.Env, seed: int) -> list[Any]:
 
 def evaluated(path: Path, task: str) -> list[list[Any]]:
     """The seed and the actions of an episode that the trainer's evaluation plays with these weights."""
-    state, notes = checkpoint.load(path, CPU), []
+    state = checkpoint.load(path, CPU)
+    notes: list[list[Any]] = []
     settings = config.Config(state["config"])
     setup = make_setup(settings, CPU)
     agent = dreamer.Dreamer.of(setup.task, settings, device=CPU, generators=make_generators(0, CPU), guard=Guard(CPU))
@@ -121,7 +122,8 @@ def test_loaded_agent_answers_a_batch_as_it_answers_each(task: str, tmp_path: Pa
     many = gymnasium.make_vec(task, num_envs=3, vectorization_mode="sync")
     agent = load(path, env=many, device="cpu")
     obs, _ = many.reset(seed=0)
-    state, states, is_first = None, [None] * 3, None
+    state, is_first = None, None
+    states: list[Any] = [None] * 3
     for step in range(4):
         action, state = agent(obs, state, is_first=is_first)
         assert many.action_space.contains(action)

@@ -29,7 +29,7 @@ USER_ERRORS = (CheckpointError, EnvironmentCrashed, DependencyNotInstalled)
 # half precision, and the size of the critic that they lack stands in the config only.
 MOST_GROWTH, ALWAYS_ROOM = 16, 2**28
 # Keys that name code for making gymnasium environments, and for nothing else.
-ENVIRONMENT_KEYS = ("import", "task")
+ENVIRONMENT_KEYS = ("import", "task", "env.kwargs")
 
 
 class LoadedRun(NamedTuple):

@@ -55,14 +55,14 @@ class TrainedAgent:
             UserError: the observation is not of the task, or not of as many environments as the state.
         """
         shown = self._translation.read(obs)
-        first = torch.full((shown.count,), state is None)
+        first = torch.full((shown.rows,), state is None)
         if is_first is not None:
             first = first | torch.as_tensor(is_first).bool().reshape(-1)
         if state is None:
-            state = {**self._player.initial_state(shown.count), "count": shown.count}
-        if len(first) != shown.count or state["count"] != shown.count:
+            state = {**self._player.initial_state(shown.rows), "count": shown.rows}
+        if len(first) != shown.rows or state["count"] != shown.rows:
             raise UserError(
-                f"there are {shown.count} observations, and state or is_first is of another number: begin with"
+                f"there are {shown.rows} observations, and state or is_first is of another number: begin with"
                 " agent(obs), and go on with the state that it returns"
             )
         sight = Sight(
@@ -71,7 +71,7 @@ class TrainedAgent:
             bool(first.any()),
         )
         action, state = self._player.act(sight, state, generator=self._generator)
-        return self._translation.write(action.cpu().numpy(), alone=shown.alone), {**state, "count": shown.count}
+        return self._translation.write(action.cpu().numpy(), alone=shown.alone), {**state, "count": shown.rows}
 
 
 def load_trained(

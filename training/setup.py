@@ -64,8 +64,8 @@ class Setup(NamedTuple):
     """A task of some kind, and what stands for it: environments to train in, and an evaluator once the agent is there.
 
     `close` ends the environments. Where a log of trips is learnt from, `read_log` reads it, and the environments are of
-    use only if their costs are known. `translation` stands between an environment of others and the agent; None where no
-    environment is.
+    use only if their costs are known. `translation` stands between an environment of others and the agent; None where
+    there is no environment.
     """
 
     task: Any
