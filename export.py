@@ -29,7 +29,6 @@ import solve
 from comparing.runs import CONFIG_FILE, METRICS, MOST_FACTS, MOST_LOG, RUN_FILE
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
-from envs.tasks import RoutingTask
 from exporting import files as onnx_files
 from routing.instances import TEST_SEED
 from solving.command_line import TRUST_HELP, positive
@@ -213,7 +212,7 @@ def _weights_and_facts(arguments: argparse.Namespace, path: Path) -> str:
     device = devices.choose_device(arguments.device)
     agent = None
     # A run whose gaps cannot be measured is refused here, before anything is written.
-    if isinstance(_loaded(run, trust=trust)[1].task, RoutingTask):
+    if _loaded(run, trust=trust)[1].task.has_references:
         agent = solve.load_agent(run, device, trust=trust)
     weights_file(run, path, trust=trust)
     state = checkpoint.load(path, torch.device("cpu"))

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -124,8 +124,11 @@ class Task(ABC):
     """The shape of a task.
 
     Attributes:
+        has_references: whether it is known how well it can be done, so that an agent is measured by gaps.
         actions: what can be done.
     """
+
+    has_references: ClassVar[bool] = False
 
     actions: ActionSpec
 
@@ -164,6 +167,8 @@ class RoutingTask(Task):
         actions: the nodes of a training instance, masked.
         rules: the problem's batched rules.
     """
+
+    has_references: ClassVar[bool] = True
 
     rules: type[Rules]
 

@@ -5,6 +5,7 @@ to 100 first nodes; without it, node 1 is the first, and the square is as it is.
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,12 @@ def best_tour(encode: Any, step: Any, nodes: np.ndarray, *, augment: bool) -> np
 
 def read(path: str | Path) -> np.ndarray:
     """Positions of a TSPLIB file with EUC_2D distances."""
-    try:
+    head, nodes = "", np.empty((0, 2))
+    with contextlib.suppress(OSError, ValueError, IndexError):
         head, _, body = Path(path).read_text().partition("NODE_COORD_SECTION")
         nodes = np.array([line.split() for line in body.split("EOF")[0].splitlines() if line.strip()], float)[:, 1:]
-        if "EUC_2D" not in head or nodes.shape[1] != 2 or len(nodes) < 3 or not np.isfinite(nodes).all():
-            raise ValueError("it needs EUC_2D distances and three nodes or more")
-    except (OSError, ValueError, IndexError) as error:
-        sys.exit(f"solve_onnx.py: {path} cannot be solved: {error}")
+    if "EUC_2D" not in head or len(nodes) < 3 or nodes.shape[1] != 2 or not np.isfinite(nodes).all():
+        sys.exit(f"solve_onnx.py: {path} is no TSPLIB file of three nodes or more with EUC_2D distances; give another")
     return nodes
 
 

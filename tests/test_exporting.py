@@ -147,7 +147,9 @@ def test_solve_onnx_refuses_files_in_one_line(text: str | None, tsp: Path, tmp_p
         path.write_text(text)
     with pytest.raises(SystemExit) as refused:
         without_torch(tsp)["read"](path)
-    assert str(refused.value).startswith(f"solve_onnx.py: {path} cannot be solved: ") and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(
+        f"solve_onnx.py: {path} is no TSPLIB file of three nodes or more"
+    ) and "\n" not in str(refused.value)
 
 
 THROUGH = pytest.mark.parametrize("through", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])

@@ -55,9 +55,9 @@ class TrainedAgent:
             UserError: the observation is not of the task, or not of as many environments as the state.
         """
         shown = self._translation.read(obs)
-        first = torch.full((shown.rows,), state is None)
+        first = torch.full((shown.rows,), state is None, device=torch.device("cpu"))
         if is_first is not None:
-            first = first | torch.as_tensor(is_first).bool().reshape(-1)
+            first = first | torch.as_tensor(is_first, device=first.device).bool().reshape(-1)
         if state is None:
             state = {**self._player.initial_state(shown.rows), "count": shown.rows}
         if len(first) != shown.rows or state["count"] != shown.rows:
