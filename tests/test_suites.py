@@ -100,6 +100,17 @@ def test_bsuite_terminates_where_nothing_comes_after(vector_env):
         assert (terminated.item(), truncated.item()) == (step == 9, False)
 
 
+def test_bsuite_episode_follows_from_its_seed_in_wrapped_experiments_too():
+    require_packages("bsuite_any")
+    env: Any = make_gym("bsuite_catch_noise/3")()
+
+    def rewards():
+        env.reset(seed=3)
+        return [env.step(1)[1] for _ in range(9)]
+
+    assert rewards() == rewards() and len({*rewards()}) == 9
+
+
 def test_bsuite_takes_arguments_of_the_experiment(vector_env):
     assert made(vector_env, "bsuite_deep_sea/0", kwargs="{size: 4}").observations["observation"].shape == (16,)
 

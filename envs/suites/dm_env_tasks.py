@@ -65,8 +65,8 @@ class DmEnvTask(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action."""
         step = self._env.step(action)
-        ended = step.last()
-        return self._observe(step.observation), float(step.reward), ended and step.discount == 0, ended, {}
+        terminated, truncated = (step.last() and over for over in (step.discount == 0, step.discount != 0))
+        return self._observe(step.observation), float(step.reward), bool(terminated), bool(truncated), {}
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
         """What a person sees."""
