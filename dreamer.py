@@ -98,7 +98,7 @@ class Dreamer:
         self._compile = partial(compile_parts, mode=settings.compile, device=device, tell=tell)
         if settings.compile != "none" and self._compile(self.parts()):
             self.compiled, self.imagination.stops_early = settings.compile, False
-        self.batch_size = settings.batch_size
+        self.batch_size, self.online = settings.batch_size, settings.replay_online
         self.model_every = settings.model_every
         self.practises = settings.imagination.policy > 0
         if not self.practises and not self.model.separate_reward:
@@ -408,7 +408,11 @@ class Dreamer:
 
     def _sample(self, replay: Replay) -> dict[str, Tensor]:
         batch = replay.sample(
-            self.batch_size, self.batch_length, whole_episodes=self.whole_episodes, generator=self.generators["replay"]
+            self.batch_size,
+            self.batch_length,
+            whole_episodes=self.whole_episodes,
+            online=self.online,
+            generator=self.generators["replay"],
         )
         self.guard.watch_all("replayed", batch)
         return batch

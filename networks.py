@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parts.actors import MaskedActor, TSPPointerActor
 from parts.latents import Chosen
-from parts.layers import MLP, BlockCell, DenseCell, Normed
+from parts.layers import MLP, BlockCell, DenseCell, JointCell, Normed
 from parts.sets import SetEncoder
 from parts.views import View, summarise
 from tools import OneHotDist
@@ -47,7 +47,7 @@ class RSSM(nn.Module):
         action_size: int,
         embed_size: int,
         *,
-        cell: Literal["block", "dense"] = "block",
+        cell: Literal["block", "joint", "dense"] = "block",
         deter: int,
         stoch: int,
         classes: int,
@@ -60,7 +60,7 @@ class RSSM(nn.Module):
         Args:
             action_size: numbers in an embedded action.
             embed_size: numbers in an embedded observation.
-            cell: "block" (2025) or "dense" (2023).
+            cell: "joint" (DreamerV3 of 2025), "block" (the same, its first layer in two parts) or "dense" (2023).
             deter: size of the deterministic state.
             stoch: categorical variables in the stochastic state.
             classes: of each of them.
@@ -75,10 +75,11 @@ class RSSM(nn.Module):
         self.deter_size, self.stoch_size, self.classes, self.unimix = deter, stoch, classes, unimix
         self.feat_size, self.embed_size = deter + stoch * classes, embed_size
         self.cell: nn.Module
-        if cell == "block":
-            self.cell = BlockCell(deter, stoch * classes, action_size, hidden=hidden, blocks=blocks)
-        else:
+        if cell == "dense":
             self.cell = DenseCell(deter, stoch * classes, action_size, hidden=hidden)
+        else:
+            kind = JointCell if cell == "joint" else BlockCell
+            self.cell = kind(deter, stoch * classes, action_size, hidden=hidden, blocks=blocks)
         self.prior = nn.Sequential(Normed(deter, hidden), Normed(hidden, hidden), nn.Linear(hidden, stoch * classes))
         self.posterior = nn.Sequential(Normed(deter + embed_size, hidden), nn.Linear(hidden, stoch * classes))
 

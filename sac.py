@@ -45,8 +45,9 @@ SECTION = "sac"
 _DREAMERS = (
     *("trips", "places"),
     *("explore", "model", "critic", "baseline", "return_lambda", "target_clip", "model_every", "reward_updates"),
-    *("replay_context", "batch_length", "compile", "actor.type", "actor.units", "actor.layers", "actor.unimix"),
-    *("actor.entropy", "actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr"),
+    *("replay_context", "replay_online", "batch_length", "compile"),
+    *("actor.type", "actor.units", "actor.layers", "actor.unimix", "actor.entropy"),
+    *("actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr"),
     *("actor.grad_clip", "actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon"),
     *("imag_tours", "imag_mask", "imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )

@@ -326,8 +326,12 @@ class SymlogGaussian:
 
     def log_prob(self, value: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
         """Minus half the squared distance in symlog space, summed over the last dimension."""
+        return -0.5 * self.squared_error(value)
+
+    def squared_error(self, value: Float[Tensor, "*B F"]) -> Float[Tensor, "*B"]:
+        """The squared distance in symlog space, summed over the last dimension."""
         distance = self.symlog_mean - symlog(value.detach().float())
-        return -0.5 * distance.clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE).square().sum(-1)
+        return distance.clamp(-LARGEST_DISTANCE, LARGEST_DISTANCE).square().sum(-1)
 
 
 class BernoulliDist:

@@ -307,7 +307,7 @@ class ImagBehavior(nn.Module):
         elif choice.gradient == "both":
             through = worth.targets / self.scale.scale()
             objective = (1 - choice.gradient_mix) * objective + choice.gradient_mix * through
-        loss = -((objective + coefficient * entropy) * worth.weight).sum() / worth.weight.sum() + penalty
+        loss = -self.imagination.average(objective + coefficient * entropy, worth.weight) + penalty
         metrics |= self._entropy_metrics(entropy.detach(), trajectory, worth.weight)
         return loss, metrics | {"actor_loss": loss.detach()}
 
@@ -375,7 +375,7 @@ class ImagBehavior(nn.Module):
         weight: Float[Tensor, "*B"],
     ) -> Float[Tensor, ""]:
         loss = -dist.log_prob(targets) - self.slow_scale * dist.log_prob(slow)
-        return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
+        return self.imagination.average(loss, weight)
 
     def _value(
         self, critic: Critic, trajectory: Trajectory, nodes: NodeSet | None, steps: slice, *, detach: bool = False

@@ -208,6 +208,13 @@ class Imagination(ABC):
             actor: who is going to read it.
         """
 
+    def average(self, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B"]) -> Float[Tensor, ""]:
+        """The mean of values that count by their weights, by which losses are averaged: their sum over that of weights.
+
+        Rows of whole episodes that end apart count nothing, however many there are.
+        """
+        return (values * weight).sum() / weight.sum().clamp(min=1e-8)
+
     def require_study(self, *, practises: bool, needs_latent: bool) -> None:
         """Check that a log of moves is all that is needed to learn from.
 

@@ -68,13 +68,20 @@ class ObservationImagination(Imagination):
     def start(
         self, batch: dict[str, Tensor], observed: Observed | None, *, needs_latent: bool, generator: torch.Generator
     ) -> Start:
-        """Every row of replayed sequences but the terminal ones."""
+        """Every row of replayed sequences, as much as the episode is expected to go on from there.
+
+        Where it does not, the `cont` head has been shown so: the row counts next to nothing (DreamerV3, as released).
+        """
         assert observed is not None, "imagination starts from replayed latents here"
         tours = self.settings.tours
         rules_state = None if self.mask_rules is None else self.mask_rules.restore(batch)
         legality = Legality(rules_state, batch[ACTION_MASK] if self.masked else None)
-        weight = (~batch["is_terminal"]).float().repeat_interleave(tours, 1)
-        return Start(repeated(observed.latents, tours), _repeated(legality, tours), None, weight)
+        latents = repeated(observed.latents, tours)
+        return Start(latents, _repeated(legality, tours), None, self.model.predict_cont(latents.feat()))
+
+    def average(self, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B"]) -> Float[Tensor, ""]:
+        """The mean of weighted values, as DreamerV3's losses are released: near an episode's end all count less."""
+        return (values * weight).mean()
 
     def view(self, feat: Feat | None, state: Legality, context: None) -> Moment:
         assert feat is not None, "a task without routing rules is imagined in latents"

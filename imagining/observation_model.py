@@ -24,6 +24,24 @@ from tools import BernoulliDist, SymexpTwoHot
 ROUTING_HEADS = ("current_node", "current_pos", "coords")
 
 
+def make_decoder(task: ObservationTask, settings: ModelSettings) -> ObservationDecoder:
+    """What predicts the observations of a task from latents, as the config section `model` describes it.
+
+    Raises:
+        UserError: nothing is to be decoded, or the sizes do not fit.
+    """
+    rssm = settings.rssm
+    return ObservationDecoder(
+        select(task.observations, settings.decode_keys),
+        deter=rssm.deter,
+        stoch_size=rssm.stoch * rssm.classes,
+        units=settings.units,
+        layers=settings.layers,
+        depth=settings.depth,
+        blocks=rssm.blocks,
+    )
+
+
 class ObservationModel(WorldModel):
     """A world model whose context is empty: all that it knows of an episode is in its latents."""
 
@@ -54,8 +72,8 @@ class ObservationModel(WorldModel):
         feat_size = self.rssm.feat_size
         self.decoder: ObservationDecoder | None = None
         if "decoder" in self.loss_scales:
-            decoded = select(task.observations, settings.decode_keys)
-            self.decoder = ObservationDecoder(decoded, feat_size, units=units, layers=layers, depth=settings.depth)
+            self.decoder = make_decoder(task, settings)
+            self.decoder_scales = asdict(settings.decoder_scales)
         heads: dict[str, nn.Module] = {}
         if "reward" in self.loss_scales:
             heads["reward"] = MLP(feat_size, settings.bins, units=units, layers=1, zero_output=True)
@@ -140,7 +158,8 @@ class ObservationModel(WorldModel):
             losses["cont"] = self._cont_loss(batch, feat, mean, discount=self.discount)
         if self.decoder is not None:
             per_key = {name: mean(loss) for name, loss in self.decoder.losses(feat, batch).items()}
-            losses["decoder"] = torch.stack(list(per_key.values())).sum()
+            scaled = [self.decoder_scales[self.decoder.keys[name].kind] * loss for name, loss in per_key.items()]
+            losses["decoder"] = torch.stack(scaled).sum()
             metrics |= {f"decoder_{name}_loss": loss.detach() for name, loss in per_key.items()}
         if "mask" in self.heads:
             dist = BernoulliDist(self.heads["mask"](feat))

@@ -96,9 +96,10 @@ def embed_actions(actions: ActionSpec, action: Tensor) -> Float[Tensor, "*B A"]:
 
 
 class BlockCell(nn.Module):
-    """The recurrent cell of DreamerV3 (Nature 2025): a GRU whose matrices are block-diagonal.
+    """A GRU whose matrices are block-diagonal, as DreamerV3's; its first layer is in two parts.
 
-    Every block sees all inputs, and its own part of the state. `stoch` comes as one-hot vectors or as their classes.
+    Every block sees all inputs, and its own part of the state. Inputs and state have a matrix each, with an initial
+    variance and a limit of gradients of its own. `stoch` comes as one-hot vectors or as their classes.
     """
 
     def __init__(self, deter: int, stoch_size: int, action_size: int, *, hidden: int, blocks: int) -> None:
@@ -107,10 +108,16 @@ class BlockCell(nn.Module):
         self.from_deter = Normed(deter, hidden)
         self.from_stoch = Normed(stoch_size, hidden)
         self.from_action = Normed(action_size, hidden)
-        self.mix_inputs = nn.Linear(3 * hidden, deter)
-        self.mix_deter = BlockLinear(deter, deter, blocks=blocks)
+        self._make_mix(3 * hidden, deter)
         self.mix_norm = nn.RMSNorm(deter, eps=1e-4)
         self.gates = BlockLinear(deter, 3 * deter, blocks=blocks)
+
+    def _make_mix(self, inputs: int, deter: int) -> None:
+        self.mix_inputs = nn.Linear(inputs, deter)
+        self.mix_deter = BlockLinear(deter, deter, blocks=self.blocks)
+
+    def _mix(self, inputs: Float[Tensor, "B I"], deter: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.mix_inputs(inputs) + self.mix_deter(deter)
 
     def forward(
         self,
@@ -119,10 +126,22 @@ class BlockCell(nn.Module):
         action: Float[Tensor, "B A"],
     ) -> Float[Tensor, "B D"]:
         inputs = torch.cat((self.from_deter(deter), self.from_stoch(stoch), self.from_action(action)), -1)
-        mixed = functional.silu(self.mix_norm(self.mix_inputs(inputs) + self.mix_deter(deter)))
+        mixed = functional.silu(self.mix_norm(self._mix(inputs, deter)))
         gates = self.gates(mixed).view(deter.shape[0], self.blocks, 3, -1)
         reset, candidate, update = (part.flatten(1) for part in gates.unbind(2))
         return gated(deter, reset, candidate, update)
+
+
+class JointCell(BlockCell):
+    """The recurrent cell of DreamerV3 (Nature 2025): its first layer has one matrix for inputs and state together."""
+
+    def _make_mix(self, inputs: int, deter: int) -> None:
+        self.mix = BlockLinear(deter + self.blocks * inputs, deter, blocks=self.blocks)
+
+    def _mix(self, inputs: Float[Tensor, "B I"], deter: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        own = deter.to(inputs.dtype).unflatten(-1, (self.blocks, -1))
+        shared = inputs[:, None].expand(-1, self.blocks, -1)
+        return self.mix(torch.cat((own, shared), -1).flatten(1))
 
 
 class DenseCell(nn.Module):

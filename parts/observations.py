@@ -5,21 +5,17 @@ from __future__ import annotations
 import itertools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError, compiled
 from envs.tasks import ACTION_MASK, ObservationKey, ObservationTask
+from parts.images import ImageDecoder, ImageEncoder
 from parts.layers import MLP, Normed
 from parts.sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
 
-# Channels of each stage of the image networks, in units of `depth`; each stage halves or doubles the resolution.
-STAGES = (2, 3, 4, 4)
-KERNEL = 5
-# A decoder's convolution works at half the resolution that it fills, where 3x3 reach as far.
-DECODER_KERNEL = 3
 # These are for a set of observed elements: routing's encoders have settings of their own.
 SET_LAYERS, SET_HEADS = 1, 4
 
@@ -138,15 +134,30 @@ class ObservationEncoder(nn.Module):
 class ObservationDecoder(nn.Module):
     """Predicts each key of an observation from a latent: what the world model's latents must not forget."""
 
-    def __init__(self, keys: dict[str, ObservationKey], feat_size: int, *, units: int, layers: int, depth: int) -> None:
+    def __init__(
+        self,
+        keys: dict[str, ObservationKey],
+        *,
+        deter: int,
+        stoch_size: int,
+        units: int,
+        layers: int,
+        depth: int,
+        blocks: int,
+    ) -> None:
         """Build a trunk with an output for every key that is no image, and a decoder for each image.
 
         Args:
             keys: what to decode.
-            feat_size: size of the latent.
+            deter: size of the latent's deterministic state.
+            stoch_size: numbers of its stochastic state.
             units: width of the trunk.
             layers: of the trunk.
             depth: multiplies the channels of the convolutions.
+            blocks: of the layer by which an image's decoder reads the deterministic state.
+
+        Raises:
+            UserError: sizes that the blocks do not divide.
         """
         super().__init__()
         self.keys = dict(sorted(keys.items()))
@@ -154,12 +165,17 @@ class ObservationDecoder(nn.Module):
         self.sizes = {name: _outputs(key) for name, key in self.keys.items() if name not in images}
         self.trunk: MLP | None = None
         if self.sizes:
-            self.trunk = MLP(feat_size, sum(self.sizes.values()), units=units, layers=layers, exact_output=True)
+            outputs = sum(self.sizes.values())
+            self.trunk = MLP(deter + stoch_size, outputs, units=units, layers=layers, exact_output=True)
         self.image_names = list(images)
-        self.images = nn.ModuleList(ImageDecoder(feat_size, key.shape, depth=depth) for key in images.values())
+        sizes = {"deter": deter, "stoch_size": stoch_size, "units": units, "depth": depth, "blocks": blocks}
+        self.images = nn.ModuleList(ImageDecoder(key.shape, **sizes) for key in images.values())
 
     def losses(self, feat: Float[Tensor, "*B F"], obs: dict[str, Tensor]) -> dict[str, Float[Tensor, "*B"]]:
-        """Minus the log-likelihood of each key, summed over its entries."""
+        """The loss of each key, summed over its entries (DreamerV3, eq. 4).
+
+        Squared errors of numbers, in symlog space, and of pixels; minus the log-likelihood of classes and validities.
+        """
         outputs, losses = self._outputs(feat), {}
         for name, key in self.keys.items():
             output, target = outputs[name], obs[name]
@@ -176,9 +192,9 @@ class ObservationDecoder(nn.Module):
                     # Both are filled before the error is taken: 0 times a NaN in the padding would be a NaN gradient.
                     padding = ~obs[key.validity][..., None]
                     elements, target = elements.masked_fill(padding, 0.0), target.masked_fill(padding, 0.0)
-                losses[name] = -SymlogGaussian(elements).log_prob(target).sum(-1)
+                losses[name] = SymlogGaussian(elements).squared_error(target).sum(-1)
             else:
-                losses[name] = -SymlogGaussian(output).log_prob(target)
+                losses[name] = SymlogGaussian(output).squared_error(target)
         return losses
 
     def predict(self, feat: Float[Tensor, "*B F"]) -> dict[str, Tensor]:
@@ -207,60 +223,3 @@ class ObservationDecoder(nn.Module):
 
 def _outputs(key: ObservationKey) -> int:
     return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
-
-
-class ConvStage(nn.Module):
-    """A convolution, RMSNorm over the channels of each pixel, and SiLU."""
-
-    def __init__(self, channels_in: int, channels_out: int, *, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2)
-        self.norm = nn.RMSNorm(channels_out, eps=1e-4)
-
-    def forward(self, x: Float[Tensor, "B I H W"]) -> Float[Tensor, "B O h w"]:
-        return functional.silu(self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-
-
-class ImageEncoder(nn.Module):
-    """Convolutions of stride 2, for images whose sides are multiples of 16.
-
-    DreamerV3 pools after convolutions at full resolution, which takes three times as long on a CPU.
-    """
-
-    def __init__(self, shape: tuple[int, ...], *, depth: int) -> None:
-        super().__init__()
-        height, width, channels = shape
-        sizes = [channels] + [depth * factor for factor in STAGES]
-        self.stages = nn.Sequential(*(ConvStage(a, b, kernel=KERNEL, stride=2) for a, b in itertools.pairwise(sizes)))
-        shrink = 2 ** len(STAGES)
-        self.embed_size = sizes[-1] * (height // shrink) * (width // shrink)
-
-    def forward(self, image: UInt8[Tensor, "*B H W C"]) -> Float[Tensor, "*B U"]:
-        # Images stay in memory with their channels last, as they come, which is faster on a CPU.
-        x = image.flatten(0, -4).permute(0, 3, 1, 2).float() / 255 - 0.5
-        return self.stages(x).flatten(1).view(*image.shape[:-3], -1)
-
-
-class ImageDecoder(nn.Module):
-    """From a latent to the pixels of an image, each in [0, 1]: the encoder's stages backwards.
-
-    A stage has four times the channels that it hands on, and lays them out as twice the resolution.
-    """
-
-    def __init__(self, feat_size: int, shape: tuple[int, ...], *, depth: int) -> None:
-        super().__init__()
-        height, width, channels = shape
-        shrink = 2 ** len(STAGES)
-        sizes = [depth * factor for factor in reversed(STAGES)]
-        self.start = (sizes[0], height // shrink, width // shrink)
-        self.from_feat = Normed(feat_size, torch.Size(self.start).numel())
-        stages: list[nn.Module] = []
-        for a, b in itertools.pairwise(sizes):
-            stages += [ConvStage(a, 4 * b, kernel=DECODER_KERNEL), nn.PixelShuffle(2)]
-        self.stages = nn.Sequential(*stages)
-        self.pixels = nn.Conv2d(sizes[-1], 4 * channels, DECODER_KERNEL, padding=DECODER_KERNEL // 2)
-
-    def forward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B H W C"]:
-        x = self.from_feat(feat.flatten(0, -2)).unflatten(-1, self.start)
-        x = torch.sigmoid(functional.pixel_shuffle(self.pixels(self.stages(x)).float(), 2))
-        return x.permute(0, 2, 3, 1).unflatten(0, feat.shape[:-1])

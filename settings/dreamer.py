@@ -29,7 +29,7 @@ class RSSMSettings(Section):
 
     PLACE = "model.rssm"
 
-    cell: Literal["block", "dense"]
+    cell: Literal["block", "joint", "dense"]
     deter: Count
     stoch: Count
     classes: Count
@@ -67,6 +67,19 @@ class LossScales(Section):
 
 
 @dataclass(frozen=True)
+class DecoderScales(Section):
+    """How much the decoder's loss of a key counts in `loss_scales.decoder`, by the kind of the key."""
+
+    PLACE = "model.decoder_scales"
+
+    vector: Weight
+    set: Weight
+    image: Weight
+    classes: Weight
+    validity: Weight
+
+
+@dataclass(frozen=True)
 class ModelSettings(Section):
     """The world model."""
 
@@ -94,6 +107,7 @@ class ModelSettings(Section):
     free_nats: Weight
     current_pos: Literal["coords", "node"]
     loss_scales: LossScales
+    decoder_scales: DecoderScales
     lr: LearningRate
     weight_decay: Weight
     grad_clip: GradientLimit
@@ -159,6 +173,7 @@ class DreamerSettings(Section):
     reward_updates: NotNegative
     reward_scale: float
     replay_context: bool
+    replay_online: bool
     precision: Precision
     compile: Compilation
     schedule: ScheduleSettings

@@ -337,11 +337,12 @@ def test_replay_value_loss_by_hand():
     worth, reward = targets[0, ::2, 0], batch["reward"][0]
     loss = behavior.replay_value_loss(batch, observed, targets)
     expected = torch.zeros(())
+    # The mean is over all three rows that have a successor.
     for row in (0, 2):
         feat = latents.feat()[:, row]
         dist, slow = behavior.critic(feat, None, View(None)), behavior.slow_critic(feat, None, View(None)).mean()
         target = reward[row + 1] + 0.5 * worth[row + 1]
-        expected = expected - (dist.log_prob(target[None]) + 0.5 * dist.log_prob(slow.detach())).sum() / 2
+        expected = expected - (dist.log_prob(target[None]) + 0.5 * dist.log_prob(slow.detach())).sum() / 3
     torch.testing.assert_close(loss, expected)
     (gradient,) = torch.autograd.grad(loss, deter)
     # Behind an episode's last row another begins, and the last row of all has no successor.

@@ -39,9 +39,7 @@ SAC_SECTIONS = [name for name in NAMED if "sac" in name.split("_")]
 GROUP_SECTIONS = [name for name in NAMED if name == "grpo" or name.startswith(("grpo_", "ppo_", "reinforce_"))]
 COLLECTING = [name for name in NAMED if name not in GROUP_SECTIONS]
 # Sections that say how to play any gymnasium task, without naming one.
-ANY_GYM_TASK = [
-    name for name in NAMED if name in ("gym", "v3_2023", "sac", "sac_conservative") or name.startswith("size")
-]
+ANY_GYM_TASK = [name for name in NAMED if name in ("gym", "sac", "sac_conservative") or name.startswith("size")]
 # Sections whose observations take long to draw, and something that draws.
 DRAWN = ["dmc_vision"]
 # Sections whose networks take long for one update.

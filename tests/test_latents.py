@@ -69,7 +69,7 @@ def test_gradients_of_many_rows_in_half_precision_add_up_in_float32() -> None:
     assert weight.grad is not None and weight.grad.tolist() == [[rows, 0]]
 
 
-@pytest.mark.parametrize("cell", ["block", "dense"])
+@pytest.mark.parametrize("cell", ["block", "joint", "dense"])
 def test_rssm_imagines_the_same_by_classes(cell: Any) -> None:
     model = RSSM(5, 6, cell=cell, deter=DETER, stoch=STOCH, classes=CLASSES, hidden=6, blocks=2, unimix=0.01)
     latent = Latent(torch.randn(7, DETER), one_hot(classes(7)).unflatten(-1, (STOCH, CLASSES)))
@@ -95,7 +95,8 @@ def learnt(monkeypatch: pytest.MonkeyPatch, *, gathers: bool, **changes: Any) ->
 
 def test_losses_and_gradients_by_classes_are_those_by_one_hot_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     (ours, metrics), (theirs, expected) = (learnt(monkeypatch, gathers=gathers) for gathers in (True, False))
-    torch.testing.assert_close(metrics, expected, rtol=1e-5, atol=1e-5)
+    # Sums of float32 in another order.
+    torch.testing.assert_close(metrics, expected, rtol=3e-5, atol=1e-5)
     trained = 0
     for module in ("model", "behavior"):
         pairs = zip(*(dict(getattr(scene, module).named_parameters()).items() for scene in (ours, theirs)), strict=True)

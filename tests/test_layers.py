@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from envs.tasks import ActionSpec
-from parts.layers import MLP, BlockCell, BlockLinear, DenseCell, embed_actions
+from parts.layers import MLP, BlockCell, BlockLinear, DenseCell, JointCell, embed_actions, initialise
 from tests.scenes import assert_gradient_reaches, without_zero_outputs
 
 BATCH, ACTIONS, STOCH, CLASSES = 3, 4, 3, 4
@@ -52,6 +52,30 @@ def test_block_cell_by_hand() -> None:
     expected = share * torch.tanh(torch.sigmoid(reset.flatten()) * candidate.flatten()) + (1 - share) * deter
     actual = cell(deter, torch.randn(BATCH, STOCH * CLASSES), torch.randn(BATCH, ACTIONS))
     torch.testing.assert_close(actual, expected)
+
+
+def test_joint_cell_equals_a_block_cell_whose_matrices_are_its_own() -> None:
+    torch.manual_seed(0)
+    split = BlockCell(8, STOCH * CLASSES, ACTIONS, hidden=6, blocks=2)
+    joint = JointCell(8, STOCH * CLASSES, ACTIONS, hidden=6, blocks=2)
+    own, shared = joint.mix.weight.detach().split((4, 18), 1)
+    state = {name: value for name, value in joint.state_dict().items() if not name.startswith("mix.")}
+    state |= {"mix_deter.weight": own, "mix_inputs.weight": shared.transpose(1, 2).flatten(0, 1)}
+    state |= {"mix_deter.bias": joint.mix.bias.detach(), "mix_inputs.bias": torch.zeros(8)}
+    split.load_state_dict(state)
+    inputs = torch.randn(BATCH, 8), torch.randn(BATCH, STOCH * CLASSES), torch.randn(BATCH, ACTIONS)
+    torch.testing.assert_close(joint(*inputs), split(*inputs))
+
+
+def test_joint_cell_starts_with_one_variance_for_state_and_inputs() -> None:
+    torch.manual_seed(0)
+    cell = JointCell(512, 128, 4, hidden=64, blocks=8)
+    initialise(cell)
+    assert cell.mix.weight.shape == (8, 64 + 3 * 64, 64)
+    parts = cell.mix.weight.split((64, 3 * 64), 1)
+    # All that the matrix reads counts, its zeros included: 512 numbers of the state, and 8 times 192 inputs.
+    for part in parts:
+        assert float(part.detach().var()) == pytest.approx(1 / (512 + 8 * 192), rel=0.05)
 
 
 def sigmoid(x: float) -> float:

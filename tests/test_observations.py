@@ -7,22 +7,15 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional
 
 from envs.spaces import left_out, observation_keys
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
-from parts.observations import (
-    ConvStage,
-    ImageDecoder,
-    ImageEncoder,
-    ObservationDecoder,
-    ObservationEncoder,
-    readings,
-    select,
-)
+from parts.images import ImageDecoder
+from parts.observations import ObservationDecoder, ObservationEncoder, readings, select
 from tools import symlog
 
-UNITS, LAYERS, DEPTH, FEAT = 16, 2, 2, 12
+UNITS, LAYERS, DEPTH, DETER, STOCH = 16, 2, 2, 8, 4
+FEAT = DETER + STOCH
 ELEMENTS = 5
 
 
@@ -69,7 +62,8 @@ def make_encoder(keys: dict[str, ObservationKey]) -> ObservationEncoder:
 
 def make_decoder(keys: dict[str, ObservationKey]) -> ObservationDecoder:
     torch.manual_seed(0)
-    return ObservationDecoder(keys, FEAT, units=UNITS, layers=LAYERS, depth=DEPTH)
+    sizes = {"deter": DETER, "stoch_size": STOCH, "units": UNITS, "layers": LAYERS, "depth": DEPTH, "blocks": 4}
+    return ObservationDecoder(keys, **sizes)
 
 
 def constant_decoder(keys: dict[str, ObservationKey], outputs: list[float]) -> ObservationDecoder:
@@ -163,40 +157,6 @@ def test_encoder_refuses_a_validity_without_its_set():
         make_encoder({"cards_mask": CARDS["cards_mask"]})
 
 
-def test_image_encoder_scales_bytes_around_0():
-    encoder = ImageEncoder((32, 16, 3), depth=DEPTH)
-    seen: list[Tensor] = []
-    encoder.stages.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    pixels = torch.zeros(2, 32, 16, 3, dtype=torch.uint8)
-    pixels[1, 20, 5] = torch.tensor([255, 0, 51], dtype=torch.uint8)
-    encoder(pixels)
-    (scaled,) = seen
-    assert scaled.shape == (2, 3, 32, 16)
-    assert (scaled[0] == -0.5).all()
-    torch.testing.assert_close(scaled[1, :, 20, 5], torch.tensor([0.5, -0.5, -0.3]))
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (16, 16), (32, 48)])
-def test_image_networks_shrink_and_grow_by_16(height: int, width: int):
-    encoder = ImageEncoder((height, width, 3), depth=DEPTH)
-    assert encoder.embed_size == (height // 16) * (width // 16) * 4 * DEPTH
-    assert encoder(torch.zeros(1, height, width, 3, dtype=torch.uint8)).shape == (1, encoder.embed_size)
-    pixels = ImageDecoder(FEAT, (height, width, 3), depth=DEPTH)(torch.randn(2, 1, FEAT))
-    assert pixels.shape == (2, 1, height, width, 3)
-    assert (pixels > 0).all() and (pixels < 1).all()
-
-
-def test_image_stage_normalises_the_channels_of_each_pixel():
-    stage = ConvStage(3, 4, kernel=5)
-    with torch.no_grad():
-        stage.norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
-    x = torch.randn(2, 3, 8, 8)
-    convolved = stage.conv(x)
-    size = (convolved.square().mean(1, keepdim=True) + 1e-4).sqrt()
-    expected = functional.silu(convolved / size * stage.norm.weight.view(4, 1, 1))
-    torch.testing.assert_close(stage(x), expected)
-
-
 def test_encoder_sees_a_set_in_no_order():
     encoder, obs = make_encoder(CARDS), random_obs(CARDS, 8)
     order = torch.tensor([3, 0, 4, 2, 1])
@@ -249,8 +209,8 @@ def test_encoder_of_a_set_without_padding_takes_all_of_it():
 def test_decoder_vector_by_hand():
     decoder = constant_decoder({"speed": vector(2)}, [1.0, -2.0])
     feat, obs = torch.randn(1, FEAT), {"speed": torch.tensor([[math.e**3 - 1, 0.0]])}
-    # Half the squares of 1 - 3 and -2 - 0.
-    assert decoder.losses(feat, obs)["speed"].item() == pytest.approx(4.0, rel=1e-5)
+    # The squares of 1 - 3 and -2 - 0.
+    assert decoder.losses(feat, obs)["speed"].item() == pytest.approx(8.0, rel=1e-5)
     torch.testing.assert_close(decoder.predict(feat)["speed"], torch.tensor([[math.e - 1, 1 - math.e**2]]))
 
 
@@ -268,8 +228,8 @@ def test_decoder_set_by_hand():
     decoder = constant_decoder(CARDS, [*elements.flatten().tolist(), 2.0, 1.0, -1.0, -2.0, -3.0])
     feat, obs = torch.randn(1, FEAT), {"cards": torch.zeros(1, ELEMENTS, 3), "cards_mask": torch.tensor([present])}
     losses = decoder.losses(feat, obs)
-    # Half the squares of elements 1 and 4; what is predicted for the padding costs nothing.
-    assert losses["cards"].item() == pytest.approx(1.0, rel=1e-5)
+    # The squares of elements 1 and 4; what is predicted for the padding costs nothing.
+    assert losses["cards"].item() == pytest.approx(2.0, rel=1e-5)
     surprises = [-2.0, -1.0, -1.0, -2.0, 3.0]
     expected = sum(math.log1p(math.exp(surprise)) for surprise in surprises)
     assert losses["cards_mask"].item() == pytest.approx(expected, rel=1e-5)

@@ -87,6 +87,11 @@ def test_an_episode_that_fills_up_is_cut_as_by_a_time_limit(tmp_path: Path):
     assert replay.rows["is_terminal"][1, :7].tolist() == [False, False, False, True, False, False, False]
 
 
+def test_recorded_rows_do_not_come_first_as_fresh_ones_do(tmp_path: Path):
+    replay = filled(record_of(tmp_path, episode(6, number=0)), 1)
+    assert replay.total == 7 and replay.fresh.take(9, 2, oldest=0, total=replay.total + 2) == (1, 7, 0)
+
+
 def test_rewards_are_scaled_and_their_range_is_known(tmp_path: Path):
     replay = Replay(TASK.spaces, num_envs=1, capacity=100, device=CPU)
     record_of(tmp_path, episode(4)).fill(replay, reward_scale=0.5)

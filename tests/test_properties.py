@@ -331,7 +331,8 @@ def test_observation_encoder_and_decoder_hold_for_every_magnitude(
     keys, obs = drawn
     torch.manual_seed(0)
     encoder = ObservationEncoder(keys, units=8, layers=1, depth=1)
-    decoder = ObservationDecoder(keys, encoder.embed_size, units=8, layers=1, depth=1)
+    parts = {"deter": 2, "stoch_size": encoder.embed_size - 2, "blocks": 2}
+    decoder = ObservationDecoder(keys, units=8, layers=1, depth=1, **parts)
     with precision(autocast):
         embedded = encoder(obs)
         losses = decoder.losses(embedded, obs)

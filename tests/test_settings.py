@@ -115,7 +115,7 @@ REFUSED: list[tuple[type[Section], str, Any, str]] = [
     (RunSettings, "prefill_policy", "farthest", "choose one of random, nearest"),
     (RunSettings, "context", "map", "choose one of none, dynamics_map"),
     (DreamerSettings, "batch_length", 1, "at least 2"),
-    (DreamerSettings, "model.rssm.cell", "lstm", "choose one of block, dense"),
+    (DreamerSettings, "model.rssm.cell", "lstm", "choose one of block, joint, dense"),
     (DreamerSettings, "model.rssm.unimix", 1.5, "between 0 and 1"),
     (DreamerSettings, "model.layers", 1001, "between 1 and 1000"),
     (DreamerSettings, "model.lr", 0.0, "above 0"),

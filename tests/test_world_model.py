@@ -181,7 +181,8 @@ def test_begin_equals_observing_the_first_row():
     model = make_world_model(ROUTING)
     batch = routing_replay().sample_episodes(4, NODES + 1, generator=generator())
     noise = torch.rand(4, NODES + 1, model.rssm.stoch_size)
-    latents, _, _, context = model.observe(batch, noise)
+    observed = model.observe(batch, noise)
+    latents, context = observed.latents, observed.context
     assert context is not None
     state = TSPRules.reset(TSPInstance(batch["coords"][:, :1]))
     begun = model.begin(context, state, noise[:, :1])

@@ -136,7 +136,10 @@ class Record:
         return sum(piece.rows for piece in self.streams(num_envs)[0])
 
     def fill(self, replay: Replay, *, reward_scale: float) -> None:
-        """Add all of them to an empty replay, rewards multiplied by `reward_scale`; of latents there is nothing yet."""
+        """Add all of them to an empty replay, rewards multiplied by `reward_scale`; of latents there is nothing yet.
+
+        They are drawn from, and not learnt from in their order first, as rows are that a run lives through.
+        """
         blocks = [self._blocks(stream) for stream in self.streams(replay.num_envs)]
         memory = {name: torch.zeros_like(rows[:, 0]) for name, rows in replay.memory.items()}
         for parts in zip(*blocks, strict=True):
@@ -145,6 +148,7 @@ class Record:
             block = {name: torch.from_numpy(value).to(replay.device) for name, value in stacked.items()}
             for column in range(block["reward"].shape[1]):
                 replay.add({**{name: value[:, column] for name, value in block.items()}, **memory})
+        replay.fresh.skip(replay.total)
 
     def _repeated(self) -> Iterator[tuple[int, int]]:
         while True:

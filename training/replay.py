@@ -101,6 +101,8 @@ class Replay(Ring):
             "chunks": [dict(chunk) for chunk in self._chunks],
             "memory_chunks": [dict(chunk) for chunk in self._memory_chunks],
             "replaced": [list(names) for names in self._replaced],
+            "fresh_column": self.fresh.column,
+            "fresh_env": self.fresh.env,
             "reward_min": self.reward_min.cpu(),
             "reward_max": self.reward_max.cpu(),
         }
@@ -202,6 +204,8 @@ class Replay(Ring):
             self._load_memory(manifest["memory"], length)
         else:
             self._load_memory_chunks(folder, manifest["memory_chunks"], oldest)
+        # Of what older runs have lived through nothing is fresh.
+        self.fresh.column, self.fresh.env = manifest.get("fresh_column", total), manifest.get("fresh_env", 0)
         self.reward_min = manifest["reward_min"].to(self.device)
         self.reward_max = manifest["reward_max"].to(self.device)
         self._chunks = [dict(chunk) for chunk in manifest["chunks"]]

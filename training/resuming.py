@@ -119,6 +119,8 @@ RUN: dict[str, Any] = {
         "memory?": TENSORS,
         "memory_chunks?": [CHUNK],
         "replaced?": FILE_NAMES,
+        "fresh_column?": COUNT,
+        "fresh_env?": COUNT,
     },
     "env": MAPPING,
     "acting": MAPPING,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from config import UserError
 from tools import Bounds
+from training.fresh_windows import FreshWindows
 
 # Shape and dtype of what is stored of each row, by its name.
 Spaces = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -41,6 +42,7 @@ class Ring:
         row_bytes: memory that one row takes.
         episode_start: the column in which each stored row's episode began.
         memory: what an agent keeps of each row beside it, and may rewrite: its latent state, say.
+        fresh: which rows no window that was drawn `online` has held yet.
         reward_min, reward_max: 0-d, over every finite reward ever added but those at `is_first`; +inf and -inf before.
     """
 
@@ -76,6 +78,7 @@ class Ring:
         self.num_envs = num_envs
         self.device = device
         self.total = self.oldest = 0
+        self.fresh = FreshWindows(num_envs=num_envs)
         self._capacity = capacity
         self._spaces = _all_spaces(spaces, memory or {})
         self.row_bytes = row_bytes(spaces, memory or {})
@@ -148,17 +151,23 @@ class Ring:
         """The smallest and the largest reward, 0-d, over every finite one ever added but those at `is_first`."""
         return Bounds(self.reward_min, self.reward_max)
 
-    def sample(self, batch: int, length: int, *, whole_episodes: bool, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample(
+        self, batch: int, length: int, *, whole_episodes: bool, online: bool = False, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """As `sample_episodes` or else `sample_windows`."""
-        draw = self.sample_episodes if whole_episodes else self.sample_windows
-        return draw(batch, length, generator=generator)
+        if whole_episodes:
+            return self.sample_episodes(batch, length, generator=generator)
+        return self.sample_windows(batch, length, online=online, generator=generator)
 
-    def sample_windows(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
+    def sample_windows(
+        self, batch: int, length: int, *, online: bool = False, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Windows drawn uniformly among all that are stored; they may cross the ends of episodes.
 
         Args:
             batch: windows to draw, B.
             length: rows in a window, T.
+            online: begin with the windows that are `fresh`, each of which comes once, and draw the rest.
             generator: on replay's device.
 
         Returns:
@@ -173,7 +182,21 @@ class Ring:
         self._require_columns(length)
         start = self._draw(self.oldest, self.total - length + 1, batch, generator)
         env = self._draw(0, self.num_envs, batch, generator)
+        if online:
+            env, start = self._fresh_first(env, start, length)
+        else:
+            self.fresh.skip(self.total)
         return self._windows(env, start, length)
+
+    def _fresh_first(
+        self, env: Int[Tensor, " B"], start: Int[Tensor, " B"], length: int
+    ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+        """Environment and start of each window, the first ones fresh; the work is the same however many these are."""
+        count, column, first = self.fresh.take(len(env), length, oldest=self.oldest, total=self.total)
+        index = torch.arange(len(env), device=self.device)
+        number, is_fresh = index + first, index < count
+        starts = column + number // self.num_envs * length
+        return torch.where(is_fresh, number % self.num_envs, env), torch.where(is_fresh, starts, start)
 
     def sample_episodes(self, batch: int, length: int, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Windows that start at an episode's first row: the episodes of rows drawn uniformly.
