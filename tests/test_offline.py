@@ -69,15 +69,13 @@ def filled(record: Record, num_envs: int, **choices: Any) -> Replay:
 
 
 def test_episodes_lie_in_replay_one_after_the_other_for_each_environment(tmp_path: Path):
-    lengths = [3, 5, 2, 4]
+    lengths = [5, 1, 1, 2]
     replay = filled(record_of(tmp_path, *(episode(count, number=k) for k, count in enumerate(lengths))), 2)
-    # Rows: 4 and 6; then 3 to the first, which has fewer; then 5 to the second: 7 and 11, of 6 + 5. The first goes on
-    # with episode 0 a second time.
+    # The first has 6 rows, so that the others of 2, 2 and 3 go to the second; then it lacks one.
     seen = replay.rows["seen"][:, : replay.total, 0].tolist()
-    starts = replay.rows["is_first"][:, : replay.total].sum(-1).tolist()
-    assert replay.total == 11 and starts == [3, 2]
-    assert seen == [[0, 1, 2, 3, 200, 201, 202, 0, 1, 2, 3], [100, 101, 102, 103, 104, 105, 300, 301, 302, 303, 304]]
-    assert replay.episode_start[0, :11].tolist() == [0] * 4 + [4] * 3 + [7] * 4
+    assert seen == [[0, 1, 2, 3, 4, 5, 0], [100, 101, 200, 201, 300, 301, 302]]
+    assert replay.rows["is_first"][:, : replay.total].sum(-1).tolist() == [2, 3]
+    assert replay.episode_start[1, :7].tolist() == [0] * 2 + [2] * 2 + [4] * 3
 
 
 def test_an_episode_that_fills_up_is_cut_as_by_a_time_limit(tmp_path: Path):
