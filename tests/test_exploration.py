@@ -152,6 +152,23 @@ def test_replayed_rewards_have_what_the_action_before_was_worth_but_at_the_first
     assert all(torch.equal(batch[name], before[name]) for name in before)
 
 
+def test_critic_learns_from_replayed_rewards_with_what_was_new_in_them(monkeypatch: pytest.MonkeyPatch):
+    scene, batch, seen = exploring(), replayed(), []
+    observed = scene.observe(batch)
+    answering(explorer_of(scene), [0.0, 1.0, 5.0])
+    plain = scene.behavior.replay_value_loss
+
+    def watched(batch: dict[str, Tensor], *others: object) -> Tensor:
+        seen.append(batch["reward"])
+        return plain(batch, *others)
+
+    monkeypatch.setattr(scene.behavior, "replay_value_loss", watched)
+    scene.losses(batch, observed)
+    (reward,) = seen
+    torch.testing.assert_close(reward, explorer_of(scene).rewarded(batch, observed)["reward"])
+    assert not torch.equal(reward, batch["reward"])
+
+
 def test_disagreement_falls_on_what_was_seen_and_stays_on_what_was_not():
     scene = exploring()
     explorer, batch = explorer_of(scene), replayed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,16 @@ def test_a_run_that_was_stopped_among_the_episodes_ends_with_the_same_numbers(po
     theirs = [row for row in without_times(metrics(tmp_path / "parts")) if row["step"] > 5]
     ours = [row for row in without_times(whole) if row["step"] > 5]
     assert len(ours) > 2 and [row.get("model_loss") for row in theirs] == [row.get("model_loss") for row in ours]
+
+
+@pytest.mark.run
+def test_a_run_does_not_go_on_with_other_episodes(poles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(poles, tmp_path / "poles")
+    offline(tmp_path / "poles", tmp_path / "run", "--steps", "0", "--updates", "2", "--eval_episodes", "0")
+    (tmp_path / "poles" / "episode_000000.npz").unlink()
+    command = [*DEBUG, "--task", "gym_CartPole-v1", "--replay", str(tmp_path / "poles"), "--steps", "0"]
+    line = refusal(capsys, *command, "--updates", "4", "--logdir", str(tmp_path / "run"))
+    assert "has learnt from other episodes, 12 of" in line
 
 
 @pytest.mark.run
