@@ -13,12 +13,15 @@ from jaxtyping import Float
 from comparing.runs import Run, Series
 from comparing.summary import TRAIN_RETURNS
 from config import ConfigError
+from settings.environment import read_arguments
 
 FILE = Path(__file__).with_name("published.csv")
 SUITES = ("atari100k", "dmc_proprio", "dmc_vision")
 SOURCE = "github.com/danijar/dreamerv3, commit e3f0224"
 # A run's score at a mark is the mean of the training episodes in the last part of the way there.
 WINDOW = 0.1
+# Frames of a decision in Atari, where `env.kwargs` does not say otherwise.
+FRAMES = 4
 # Points of a run's curve.
 BINS = 50
 
@@ -70,9 +73,12 @@ def task_of(runs: Sequence[Run]) -> str:
 
 
 def simulator_steps(run: Run) -> int:
-    """Steps of the simulator that one env step, a decision, takes."""
+    """Steps of the simulator that one env step, a decision, takes; of Atari, frames."""
     config = {} if run.config is None else run.config.flat()
-    return int(config.get("env.repeat", 1))
+    repeat = int(config.get("env.repeat", 1))
+    if not str(config.get("task")).startswith("atari_"):
+        return repeat
+    return repeat * int(read_arguments(str(config.get("env.kwargs", ""))).get("frames", FRAMES))
 
 
 def score_at(run: Run, mark: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -12,15 +13,18 @@ import config
 from comparing import published
 from comparing.runs import CONFIG_FILE
 from config import Config, ConfigError
+from envs.suites.atari import Atari
 from training.logger import Logger
 
 SWINGUP = "dmc_cartpole_swingup"
 
 
-def write(logdir: Path, returns: dict[int, float], *, seed: int = 0, task: str = SWINGUP, repeat: int = 2) -> Path:
+def write(
+    logdir: Path, returns: dict[int, float], *, seed: int = 0, task: str = SWINGUP, repeat: int = 2, kwargs: str = ""
+) -> Path:
     """A run with the returns of training episodes by the env step that they ended at."""
     logdir.mkdir(parents=True)
-    settings = {"seed": seed, "logdir": str(logdir), "task": task, "env": {"repeat": repeat}}
+    settings = {"seed": seed, "logdir": str(logdir), "task": task, "env": {"repeat": repeat, "kwargs": kwargs}}
     config.save(Config(settings), logdir / CONFIG_FILE)
     logger = Logger(logdir)
     for step, value in returns.items():
@@ -59,6 +63,13 @@ def test_curve_has_means_at_simulator_steps(tmp_path):
     assert curve is not None and len(curve.steps) == published.BINS
     # The first of 50 parts has steps 10 to 100: 55 on average, and twice that in the simulator.
     assert (curve.steps[0], curve.values[0]) == (110.0, 55.0)
+
+
+@pytest.mark.parametrize(("kwargs", "frames"), [("", 4), ("{frames: 2}", 2)])
+def test_decision_of_atari_is_as_many_frames_as_its_suite_takes(kwargs, frames, tmp_path):
+    run = loaded(write(tmp_path / "a", {1: 1.0}, task="atari_pong", repeat=1, kwargs=kwargs))
+    assert published.simulator_steps(run) == frames
+    assert inspect.signature(Atari.make).parameters["frames"].default == published.FRAMES
 
 
 def test_compare_prints_released_figures_beside_each_group(tmp_path, capsys):
