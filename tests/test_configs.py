@@ -178,7 +178,9 @@ def test_section_of_groups_draws_and_learns(names: list[str]):
     assert guard.findings() == [] and agent.learner.updates == chosen.groups.epochs
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in COLLECTING])
+@pytest.mark.parametrize(
+    "name", [marked(name, marks=[pytest.mark.slow] if name in [*DRAWN, "crafter"] else []) for name in COLLECTING]
+)
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
     assert (chosen.nodes, chosen.envs) == (6, 4)

@@ -142,7 +142,7 @@ def test_process_that_the_system_kills_is_told_as_such(vector_env):
     assert "its process died (exit code -9), as where memory runs out" in env.notices[0]
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_run_that_its_environment_ends_goes_on_from_its_last_checkpoint(tmp_path):
     (tmp_path / "exiting.py").write_text(
         textwrap.dedent(
