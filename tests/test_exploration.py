@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_critic_learns_from_replayed_rewards_with_what_was_new_in_them(monkeypat
     answering(explorer_of(scene), [0.0, 1.0, 5.0])
     plain = scene.behavior.replay_value_loss
 
-    def watched(batch: dict[str, Tensor], *others: object) -> Tensor:
+    def watched(batch: dict[str, Tensor], *others: Any) -> Tensor:
         seen.append(batch["reward"])
         return plain(batch, *others)
 
