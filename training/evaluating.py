@@ -63,10 +63,10 @@ def evaluate_run(command: CommandLine, *, make_agent: AgentClass) -> None:
         )
     settings = RunSettings.of(run.config)
     settings.evaluation.require_episodes()
-    require_read(settings.task.task, {key: command.given[key] for key in changes})
     require_players(settings, run.agent)
     if video and not isinstance(run.setup.task, ObservationTask):
         raise ConfigError("--video films gymnasium tasks; python solve.py draws tours")
+    require_read(settings.task.task, {key: command.given[key] for key in changes})
     others = [f"--{key}" for key in ("init", "resume") if command.entry[key]]
     obeyed = (STREETS, *EVALUATION_KEYS, *MACHINE_KEYS, *_repeated(run.config, command.config))
     others += [f"--{key}" for key in command.overrides if key not in obeyed]

@@ -81,10 +81,10 @@ def train(
         raise ConfigError("--video goes with --evaluate")
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
     settings = RunSettings.of(config)
-    require_read(config.task, command.given)
     device = prepare_torch(config)
     with telling_of_crashes():
         setup = make_setup(config, device)
+    require_read(config.task, command.given)
     require_task(setup.task, make_agent, config)
     generators = make_generators(config.seed, device)
     guard = Guard(device, settings.guard)
