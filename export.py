@@ -55,7 +55,7 @@ def weights_file(run: Path, path: Path, *, trust: bool = False) -> None:
     """
     loaded, agent = _loaded(run, trust=trust)
     # The run's own folder and device are of no use to others.
-    settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto"}
+    settings = {**loaded.config.to_dict(), "logdir": None, "device": "auto", "logger": "tensorboard"}
     state = {"config": settings, "agent": agent.acting_weights(), "step": loaded.step}
     if loaded.log is not None:
         state["log"] = loaded.log

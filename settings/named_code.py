@@ -29,6 +29,7 @@ CODE_KEYS: dict[str, Callable[[object], bool]] = {
     "cost": _names_function,
     "imag_reward": _names_function,
     "language.reward": _names_function,
+    "logger": _names_function,
     "task": _names_function,
     "env.kwargs": holds_text,
 }

@@ -130,6 +130,7 @@ class LoopSettings(Section):
     act: Literal["policy", "plan"]
     train_ratio: Weight
     reward_scale: Annotated[float, Between(1e-12, 1e12)]
+    logger: str
     log_every: Count
     log_regret: bool
     eval_every: NotNegative

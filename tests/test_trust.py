@@ -32,6 +32,7 @@ NAMED: dict[str, Any] = {
     "cost": "payload:toll",
     "imag_reward": "payload:reward",
     "language.reward": "payload:reward",
+    "logger": "tensorboard,payload:reward",
     "task": "gym_payload:Own-v0",
     "env.kwargs": "{reward: 'payload:reward'}",
 }
@@ -195,4 +196,4 @@ def test_every_key_whose_value_is_loaded_as_code_is_listed() -> None:
             if isinstance(node, ast.Attribute) and node.attr == "import_module":
                 # These import functions by name, and modules that register environments: keys import and task.
                 assert path.name in ("named_code.py", "gym_tasks.py")
-    assert keys == {"cost", "imag_reward", "language.reward"} < CODE_KEYS.keys()
+    assert keys == {"cost", "imag_reward", "language.reward", "logger"} < CODE_KEYS.keys()

@@ -37,6 +37,7 @@ from training.resuming import (
     require_class,
 )
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
+from training.sinks import find_sinks
 from training.sources import Collected, Logged, Practised, Recorded, Source
 from training.trips import TripLog
 
@@ -81,6 +82,7 @@ def train(
         raise ConfigError("--video goes with --evaluate")
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
     settings = RunSettings.of(config)
+    sinks = find_sinks(settings.loop.logger)
     device = prepare_torch(config)
     with telling_of_crashes():
         setup = make_setup(config, device)
@@ -102,7 +104,7 @@ def train(
         evaluator = setup.make_evaluator(None if make_pictures is None else make_pictures(agent))
         step = None if state is None else state["step"]
         with writing_to(logdir):
-            logger = Logger(logdir, resume_step=step)
+            logger = Logger(logdir, resume_step=step, sinks=sinks, config=config.to_dict())
         stack.callback(logger.close)
         loop = source.loop(
             agent,

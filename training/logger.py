@@ -1,4 +1,4 @@
-"""What a run tells the world: TensorBoard, metrics.jsonl, the progress bar, and the facts in its logdir."""
+"""What a run tells the world: metrics.jsonl and other sinks, the progress bar, and the facts in its logdir."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 import config
-from comparing import runs
 from comparing.runs import CONFIG_FILE, LOCK, METRICS, RUN_FILE
 from config import Config
 from system import safe_files, terminal
-from training.records import EventFile, MetricsFile
+from training.records import MetricsFile
+from training.sinks import MakeSink, Sink, TensorBoardSink
 
 # The most characters of a process id in a lock.
 LONGEST_ID = 20
@@ -47,52 +46,63 @@ class LogdirInUseError(RuntimeError):
 
 
 class Logger:
-    """Scalars to TensorBoard and to metrics.jsonl, pictures and text to TensorBoard; x is env steps everywhere.
-
-    TensorBoard has scalars and pictures in sections, as `score/valid_gap`; metrics.jsonl has the names alone.
+    """Scalars to metrics.jsonl and to sinks, pictures and text to sinks; x is env steps everywhere.
 
     Each row of metrics.jsonl is on its way to the disk before `scalars` returns. `state_dict` marks a place in the
     file and `load_state_dict` cuts it there, so that a resumed run repeats no row. What cannot be written is no reason
     to stop: `notices` say so.
     """
 
-    def __init__(self, logdir: Path, *, resume_step: int | None = None) -> None:
-        """Open the files of `logdir`.
+    def __init__(
+        self,
+        logdir: Path,
+        *,
+        resume_step: int | None = None,
+        sinks: Sequence[MakeSink] = (TensorBoardSink,),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the files of `logdir`, and the sinks.
 
         Args:
             logdir: an existing folder.
             resume_step: the step of the checkpoint that the run goes on from: `load_state_dict` is to follow. None
                 for a run that begins: what an earlier process logged there, without reaching a checkpoint, is kept
                 aside.
+            sinks: what makes them, in their order.
+            config: the run's, for those who show it.
 
         Raises:
             OSError: they cannot be written.
+            UserError: a sink cannot begin.
         """
-        # TensorBoard hides what a killed process logged at purge_step or later.
-        self._events = EventFile(logdir, purge_step=0 if resume_step is None else resume_step + 1)
+        self._sinks: list[Sink] = [make(logdir, resume_step=resume_step, config=config or {}) for make in sinks]
         self._metrics = MetricsFile(logdir / METRICS, resume_step=resume_step)
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
         """Log one row. A value that is not finite is null in metrics.jsonl, since JSON has no word for it."""
         row: dict[str, float | int | None] = {"step": step, "seconds": round(seconds, 3)}
         assert not row.keys() & values.keys()
-        for name, value in values.items():
-            row[name] = value if math.isfinite(value) else None
-            self._events.add(summary.scalar(runs.tag(name), value), step)
+        row |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for sink in self._sinks:
+            sink.scalars(step, round(seconds, 3), values)
         self._metrics.add(json.dumps(row, allow_nan=False).encode())
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log a picture, uint8 `[height, width, 3]`."""
-        self._events.add(summary.image(runs.tag(name), image, dataformats="HWC"), step)
+        for sink in self._sinks:
+            sink.image(step, name, image)
 
     def text(self, name: str, markdown: str, *, step: int | None = None) -> None:
-        """Show a page in TensorBoard's text tab; with `step`, a line of a diary."""
-        self._events.add(summary.text(name, markdown), step)
+        """Log a page; with `step`, a line of a diary."""
+        for sink in self._sinks:
+            sink.text(name, markdown, step=step)
 
     def notices(self) -> list[str]:
-        """What the user should read about the files, a line each, and not said before."""
-        lines = [*self._events.notices, *self._metrics.notices]
-        self._events.notices, self._metrics.notices = [], []
+        """What the user should read about files and sinks, a line each, and not said before."""
+        lines: list[str] = []
+        for notices in (*(sink.notices for sink in self._sinks), self._metrics.notices):
+            lines += notices
+            notices.clear()
         return lines
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,9 +122,10 @@ class Logger:
         self._metrics.load_state_dict(state, elsewhere=elsewhere)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close files and sinks."""
         self._metrics.close()
-        self._events.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class MetricAverages:

@@ -30,8 +30,10 @@ def opening(
         "logdir": [f"{logdir} ({begins}, {source.ends(settings)})"],
         "device": [f"{device}{threads}"],
         **source.facts(settings, device),
-        "curves": [f"tensorboard --logdir {shlex.quote(str(logdir.parent))}"],
+        "curves": [settings.loop.logger or "metrics.jsonl"],
     }
+    if "tensorboard" in settings.loop.logger:
+        facts["curves"] = [f"tensorboard --logdir {shlex.quote(str(logdir.parent))}"]
     if warnings := source.warnings(settings):
         facts["warning"] = warnings
     return [

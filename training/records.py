@@ -284,7 +284,7 @@ class EventFile:
     def _begin(self) -> GrowingFile:
         # Readers take the files of a folder in the order of their names. The end of the name is random, so that no link
         # can be put there beforehand.
-        process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}.{uuid.uuid4().hex[:12]}"
+        process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers):09d}.{uuid.uuid4().hex[:12]}"
         file = GrowingFile(self._logdir / f"events.out.tfevents.{int(time.time()):010d}.{process}")
         _append(file, Event(file_version=EVENT_FORMAT))
         return file
