@@ -12,8 +12,10 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +70,7 @@ SLOW = (
     *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.zoo"),
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
-    "python dreamer.py --configs tsp_few_steps tsp_stretch --cost",
+    *("python dreamer.py --configs tsp_few_steps tsp_stretch --cost", "python -m benchmarks.onnx_agreement"),
     *("python dreamer.py --configs tsp_attn debug --steps", "python dreamer.py --configs tsp_few_steps tsp_dreamt"),
     *(
         "python dreamer.py --configs dmc_vision",
@@ -178,6 +180,8 @@ def call(module: str, arguments: list[str]) -> None:
 
 def train(command: Command, place: Place) -> None:
     arguments = command.arguments
+    if "--logger" in arguments and "wandb" in value_of(arguments, "--logger"):
+        pytest.importorskip("wandb")
     if "sac_halfcheetah" in arguments:
         pytest.importorskip("mujoco")
     names = [value_of(arguments, "--task")] if "--task" in arguments else values_of(arguments, "--configs")
@@ -238,6 +242,13 @@ def fetch_streets(command: Command, place: Place) -> None:
 def read_report(command: Command, place: Place) -> None:
     checkpoint.save(place.folder / "report.pt", REPORT)
     call("guard", command.arguments)
+
+
+def solve_without_torch(command: Command, place: Place) -> None:
+    """By the program that lies beside graphs, which the command before it has written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [command.program, *command.arguments])
+        runpy.run_path(command.program, run_name="__main__")
 
 
 def ablate(command: Command, place: Place) -> None:
@@ -328,6 +339,8 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
         "benchmarks.monitors", "--rounds", "1", "--steps", "1", "--width", "32", "--layers", "1", "--small"
     ),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
+    "-m benchmarks.onnx_agreement": module("benchmarks.onnx_agreement", "--count", "20", needs="onnxscript"),
+    "tsp50-onnx/solve_onnx.py": solve_without_torch,
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
@@ -404,6 +417,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def test_command_of_a_page_runs(command: Command, place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place.folder)
     monkeypatch.syspath_prepend(place.folder)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     assert command.program in PROGRAMS, f"{command.page} has a command that tests/test_docs.py does not know"
     place.run(command)
 
@@ -443,8 +457,12 @@ def python_blocks() -> list[Any]:
 
 @pytest.mark.run
 @pytest.mark.parametrize("code", python_blocks())
-def test_snippet_of_a_page_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_snippet_of_a_page_runs(code: str, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    if runs := re.findall(r'"(logdir/[^"]+)"', code):
+        monkeypatch.chdir(place.folder)
+        for run in runs:
+            place.make(run)
     names: dict[str, Any] = {}
     exec(compile(code, "snippet", "exec"), names)
     # A snippet that shows nothing is none.

@@ -75,8 +75,13 @@ class Logger:
             OSError: they cannot be written.
             UserError: a sink cannot begin.
         """
-        self._sinks: list[Sink] = [make(logdir, resume_step=resume_step, config=config or {}) for make in sinks]
-        self._metrics = MetricsFile(logdir / METRICS, resume_step=resume_step)
+        self._sinks: list[Sink] = []
+        with contextlib.ExitStack() as begun:
+            for make in sinks:
+                self._sinks.append(make(logdir, resume_step=resume_step, config=config or {}))
+                begun.callback(self._sinks[-1].close)
+            self._metrics = MetricsFile(logdir / METRICS, resume_step=resume_step)
+            begun.pop_all()
 
     def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
         """Log one row. A value that is not finite is null in metrics.jsonl, since JSON has no word for it."""
