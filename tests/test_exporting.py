@@ -117,6 +117,21 @@ def test_graphs_begin_tours_where_they_are_told_to(tsp: Path):
     assert (np.sort(tours, -1) == np.arange(8)).all()
 
 
+def test_graphs_pass_over_what_stands_before_a_first_step(tsp: Path):
+    run, start = graphs(tsp, "encode", "step"), np.zeros((2, 1), np.int64)
+    coords = np.random.default_rng(0).uniform(size=(2, 8, 2)).astype(np.float32)
+    known = {
+        name.removeprefix("next_"): part for name, part in run["encode"]({"coords": coords, "start": start}).items()
+    }
+    for is_first, same in ((True, True), (False, False)):
+        begun, other = (
+            run["step"]({**known, "prev_action": start + node, "is_first": np.full_like(start, is_first, np.bool_)})
+            for node in (0, 5)
+        )
+        assert (begun["logits"] == other["logits"]).all() == same
+        assert (other["next_visited"].sum(-1) == (1 if is_first else 2)).all()
+
+
 @pytest.mark.parametrize("method", ["greedy", "augment"])
 def test_solve_onnx_finds_what_solve_finds_in_a_file_without_torch(method: str, tsp: Path):
     flags = ["--augment"] if method == "augment" else []
@@ -205,7 +220,9 @@ def test_graph_of_a_gymnasium_task_acts_as_the_loaded_agent(task: str, through: 
         known |= {"deter": told["next_deter"], "stoch": told["next_stoch"], "prev_action": told["action"]}
         known["is_first"] = np.zeros(1, np.bool_)
         np.testing.assert_allclose(told["next_deter"], state["deter"], atol=1e-5)
-        obs, *_ = env.step(action)
+        obs, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            break
     assert task == "PixelGrid-v0" or len({str(action) for action in actions}) > 1
 
 

@@ -186,7 +186,7 @@ def test_wandb_has_each_figure_once_though_a_run_was_killed(tmp_path: Path, monk
     logger.scalars(10, 1.1, {"valid_gap": 9.0})
     state = logger.state_dict()
     # What comes beyond the checkpoint is what a killed process has told.
-    logger.scalars(20, 2.0, {"train_return": -4.0})
+    logger.scalars(20, 2.0, {"train_return": -4.0, "valid_gap": 5.0})
     logger.image(20, "view", PICTURE)
     logger.close()
     resumed = Logger(tmp_path, resume_step=10, sinks=made, config={"seed": 3})
