@@ -49,7 +49,7 @@ class Agreement(NamedTuple):
 
     Attributes:
         steps: decisions compared.
-        logits: the largest difference, or of continuous actions that of mean and standard deviation.
+        logits: the largest difference, or of continuous actions that of action and standard deviation.
         actions: decisions that differ.
         ties: decisions in which a latent's likeliest class was another, and which count neither way.
     """

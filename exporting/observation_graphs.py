@@ -65,7 +65,8 @@ class ObservationExport(Export):
                 inputs = {**self._observed(rows, seed=step), **known}
                 ours = module(inputs)
                 theirs = runs["act"]({name: part.numpy() for name, part in inputs.items()})
-                told = [name for name in ("logits", "mean", "std") if name in ours]
+                # The mean of continuous actions is the likeliest one.
+                told = ["logits"] if "logits" in ours else ["action", "std"]
                 found.append(compared(ours, theirs, told=told, latent=[f"{NEXT}stoch"]))
                 known = {name: ours[f"{NEXT}{name}"] for name in ("deter", "stoch")}
                 known |= {"prev_action": ours["action"], "is_first": torch.zeros_like(inputs["is_first"])}

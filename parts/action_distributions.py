@@ -79,8 +79,8 @@ class BoundedNormal:
         return (self._mean + self._std * torch.special.ndtri(noise.float().clamp(tiny, 1 - 2 * tiny))).detach()
 
     def named(self) -> dict[str, Float[Tensor, "*B A"]]:
-        """What it is, for others to draw from."""
-        return {"mean": self._mean, "std": self._std}
+        """What it is beside its mode, for others to draw from."""
+        return {"std": self._std}
 
     def embed(self, action: Float[Tensor, "*B A"]) -> Float[Tensor, "*B A"]:
         """`action` squashed into [-1, 1], with gradients to mean and standard deviation (reparameterised)."""
