@@ -15,9 +15,14 @@ CARTPOLE = "gym_CartPole-v1"
 NAMES = [name for name in read_sections(CONFIG_PATH) if name not in SHARED_SECTIONS]
 
 
-def require(*argv: str) -> None:
+def refusal(*argv: str) -> str | None:
+    """How a command line is refused; None where it is not."""
     command = parse_command_line(argv, config_path=CONFIG_PATH, description="", entry_keys={})
-    require_read(command.config.task, command.given)
+    try:
+        require_read(command.config.task, command.given)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize(
@@ -39,26 +44,27 @@ def require(*argv: str) -> None:
     ids=" ".join,
 )
 def test_gymnasium_task_refuses_what_routing_alone_reads(argv: list[str]):
-    with pytest.raises(ConfigError, match=f"{argv[0][2:]} is for routing, and {CARTPOLE} does not read it: leave it"):
-        require("--task", CARTPOLE, *argv)
-    require("--task", "tsp", *argv)
+    line = f"command line: {argv[0][2:]} is for routing, and {CARTPOLE} does not read it: leave it out"
+    assert refusal("--task", CARTPOLE, *argv) == line
+    assert refusal("--task", "tsp", *argv) is None
 
 
 @pytest.mark.parametrize("argv", [["--valid_episodes", "3"], ["--env_timeout", "3"]], ids=" ".join)
 def test_routing_refuses_what_gymnasium_environments_alone_read(argv: list[str]):
-    with pytest.raises(ConfigError, match=f"{argv[0][2:]} is for gymnasium environments, and tsp does not read it"):
-        require(*argv)
-    require("--task", CARTPOLE, *argv)
+    line = f"command line: {argv[0][2:]} is for gymnasium environments, and tsp does not read it: leave it out"
+    assert refusal(*argv) == line
+    assert refusal("--task", CARTPOLE, *argv) is None
 
 
 def test_section_of_the_other_family_is_refused_by_its_name():
-    with pytest.raises(ConfigError, match=r"section tsp_attn: [a-z_.]+ is for routing, and gym_CartPole-v1"):
-        require("--configs", "tsp_attn", "--task", CARTPOLE)
+    line = refusal("--configs", "tsp_attn", "--task", CARTPOLE)
+    assert line is not None
+    assert line.startswith("section tsp_attn: ") and f"is for routing, and {CARTPOLE} does not read it" in line
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_section_sets_nothing_that_its_task_does_not_read(name: str):
-    require("--configs", name)
+    assert refusal("--configs", name) is None
 
 
 @pytest.mark.parametrize("key", [*ROUTING_KEYS, *GYM_KEYS])
