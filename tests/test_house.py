@@ -21,8 +21,9 @@ from tests.library import ROOT, library_paths
 # The rooms, top-level modules and packages, from the ground up: each imports from those before it alone.
 ORDER = (
     *("system", "settings", "config", "checkpoint", "tools", "logits", "guard", "monitors", "streets", "language"),
-    *("routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning", "soft"),
-    *("groups", "models", "solving", "dreamer", "sac", "grpo", "exporting", "solve", "compare", "export", "record"),
+    *("driving", "routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning"),
+    *("soft", "groups", "models", "solving"),
+    *("dreamer", "sac", "grpo", "exporting", "solve", "compare", "export", "record"),
 )
 AGENTS = frozenset({"dreamer", "sac", "grpo"})
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from config import UserError
-from system import safe_files
-from system.memory import memory_at_hand, readable_bytes
+from system import arrays
 
 # The version of the layout, which every file tells under this name.
 LAYOUT, LAYOUT_KEY = 1, "layout"
@@ -63,14 +59,7 @@ def write(path: Path, episode: Episode) -> None:
     """
     if LAYOUT_KEY in episode:
         raise UserError(f"an observation is called '{LAYOUT_KEY}', which files of episodes use themselves; rename it")
-    with safe_files.replacing(path) as temporary, temporary.open("wb") as file:
-        # Names may be any text here, where keywords of a function may not.
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in {LAYOUT_KEY: np.array(LAYOUT), **episode}.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    arrays.write(path, {LAYOUT_KEY: np.array(LAYOUT), **episode})
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -80,37 +69,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
         EpisodeFault: it cannot be read, or is of another layout.
     """
     try:
-        with safe_files.open_to_read(path) as file, zipfile.ZipFile(file) as archive:
-            _require_room(archive)
-            arrays = {member.removesuffix(".npy"): _array(archive, member) for member in archive.namelist()}
-    except EpisodeFault:
-        raise
-    except OSError as error:
-        raise EpisodeFault(f"cannot be read ({error.strerror or error})") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise EpisodeFault("is damaged, or no .npz file") from error
-    # Of other compressions, passwords, arrays of objects and headers that are none.
-    except (ValueError, LookupError, TypeError, NotImplementedError, RuntimeError, MemoryError, SyntaxError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EpisodeFault(f"holds what is no array of plain values ({cause})") from error
-    layout = arrays.pop(LAYOUT_KEY, None)
+        episode = arrays.read(path)
+    except arrays.ArraysFault as fault:
+        raise EpisodeFault(str(fault)) from fault
+    layout = episode.pop(LAYOUT_KEY, None)
     if layout is None:
         raise EpisodeFault(f"does not say its {LAYOUT_KEY}, which is {LAYOUT}")
     if layout.shape or layout != LAYOUT:
         raise EpisodeFault(f"has the {LAYOUT_KEY} {layout.tolist()}; this program reads {LAYOUT}")
-    return arrays
-
-
-def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    with archive.open(member) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        # The checksum is compared where a member ends.
-        if file.read(1):
-            raise EpisodeFault(f"holds more under {member} than its array")
-    return array
-
-
-def _require_room(archive: zipfile.ZipFile) -> None:
-    size, free = sum(member.file_size for member in archive.infolist()), memory_at_hand()
-    if free is not None and size > free:
-        raise EpisodeFault(f"would take {readable_bytes(size)} of memory, and {readable_bytes(free)} are free")
+    return episode
