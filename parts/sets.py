@@ -13,7 +13,7 @@ from config import UserError
 from parts.precision import ExactLinear
 
 
-def scrub(members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N E"]:
+def scrub(members: Float[Tensor, "*B N E"], valid: Bool[Tensor, "*B N"] | None) -> Float[Tensor, "*B N E"]:
     """0 with gradient 0 for members that are padding, whatever stands there; without `valid` there is no padding."""
     # The padding is filled, since a product with 0 would let a NaN pass.
     return members if valid is None else members.masked_fill(~valid[..., None], 0.0)
@@ -39,6 +39,31 @@ def masked_share(values: Bool[Tensor, "B *Q N"], valid: Bool[Tensor, "B N"] | No
         return values.float().mean(-1)
     valid = valid.view(valid.shape[0], *[1] * (values.ndim - 2), valid.shape[-1])
     return (values & valid).sum(-1) / valid.sum(-1).clamp(min=1)
+
+
+def attend(
+    query: Float[Tensor, "B A Q D"],
+    key: Float[Tensor, "B A N D"],
+    value: Float[Tensor, "B A N D"],
+    valid: Bool[Tensor, "B N"] | None,
+) -> Float[Tensor, "B Q E"]:
+    """What each query gathers from the values of A heads, side by side; padding has to have values of exactly 0."""
+    mask = None
+    if valid is not None:
+        # A set without members attends to its padding, whose values are exactly 0 as projections have no bias;
+        # what attention to nothing gives depends on the device, and may be NaN.
+        mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None]
+    if query.device.type == "cpu":
+        # A CPU's attention in half precision is ten times slower on its way back.
+        query, key, value = query.float(), key.float(), value.float()
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(-2)
+
+
+def require_heads(width: int, heads: int) -> None:
+    """Raise a UserError where a width cannot be shared out among heads."""
+    if width % heads:
+        raise UserError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
 
 
 class SetNorm(nn.Module):
@@ -77,8 +102,7 @@ class SetLayer(nn.Module):
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()
-        if width % heads:
-            raise UserError(f"a set encoder's width must be a multiple of its heads, got width {width}, heads {heads}")
+        require_heads(width, heads)
         self.heads = heads
         # There are no biases here, since the norm over the set that follows would take them out again.
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
@@ -93,16 +117,8 @@ class SetLayer(nn.Module):
     ) -> Float[Tensor, "B N E"]:
         projected = self.query_key_value(members).unflatten(-1, (3, self.heads, -1))
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None
-        if valid is not None:
-            # A set without members attends to its padding, whose values are exactly 0 as projections have no bias;
-            # what attention to nothing gives depends on the device, and may be NaN.
-            mask = (valid | ~valid.any(-1, keepdim=True))[:, None, None]
-        if projected.device.type == "cpu":
-            # A CPU's attention in half precision is ten times slower on its way back.
-            query, key, value = query.float(), key.float(), value.float()
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        members = self.attention_norm(members + self.attention_out(attended.transpose(1, 2).flatten(-2)), valid)
+        attended = attend(query, key, value, valid)
+        members = self.attention_norm(members + self.attention_out(attended), valid)
         return self.hidden_norm(members + self.hidden_out(functional.relu(self.hidden(members))), valid)
 
 
@@ -130,6 +146,37 @@ class SetEncoder(nn.Module):
         for layer in self.layers:
             embedded = layer(embedded, valid)
         return embedded
+
+
+class CrossAttention(nn.Module):
+    """What each query gathers from the members of a set, in no order; exactly 0 where that has no valid member.
+
+    Members may be queries themselves, and gather from one another then. Padding among members changes nothing; queries
+    that are padding gather as the others do. There are no biases, so that nothing comes of nothing.
+    """
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        require_heads(width, heads)
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "*B Q E"],
+        members: Float[Tensor, "*B N E"],
+        valid: Bool[Tensor, "*B N"] | None = None,
+    ) -> Float[Tensor, "*B Q E"]:
+        lead = queries.shape[:-2]
+        # Queries, members and their mask are laid out in one order, so that no row meets another's mask.
+        query = self.query(queries).reshape(-1, *queries.shape[-2:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        members = scrub(members, valid).reshape(-1, *members.shape[-2:])
+        projected = self.key_value(members).unflatten(-1, (2, self.heads, -1))
+        key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        rows = None if valid is None else valid.reshape(-1, valid.shape[-1])
+        return self.out(attend(query, key, value, rows)).view(*lead, *queries.shape[-2:])
 
 
 class PointsEncoder(nn.Module):
