@@ -15,6 +15,7 @@ import torch
 from tests.library import ROOMS
 
 if TYPE_CHECKING:
+    from driving.scene import Log
     from tests.run_scenes import Reference
 
 # What of the library is imported before the hook is not checked, hence fixtures import inside.
@@ -95,6 +96,15 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def helsinki_is_a_town(town: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`streets: helsinki` is a small town, so that no test needs what is fetched."""
     monkeypatch.setattr("streets.travel.stored_extract", lambda: town)
+
+
+@pytest.fixture(scope="session")
+def ingolstadt() -> Log:
+    """Half a minute of SUMO's traffic; what needs it is left out where SUMO is not installed."""
+    pytest.importorskip("libsumo")
+    from driving.simulator import record
+
+    return record("ingolstadt", 1, 30.0, start=100.0)
 
 
 @pytest.fixture

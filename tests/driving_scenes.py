@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from driving.scene import COLUMNS, Kind, Lane, Light, Log, RoadMap
+from driving.roads import Lane, RoadMap
+from driving.scene import COLUMNS, Kind, Light, Log
 
 LIMIT = 10.0
 # Indices of the lanes below.

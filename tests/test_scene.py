@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from driving.scene import PIECE_METRES, Lane, Light, Log, RoadMap
+from driving.roads import PIECE_METRES, Lane, RoadMap
+from driving.scene import Light, Log
 from system import arrays
 from system.errors import UserError
 from tests.driving_scenes import AHEAD, AWAY, BESIDE, NORTH, TURN, WEST, crossing, line, log_of, straight

@@ -1,0 +1,300 @@
+"""SUMO as a library: traffic on its maps, recorded as logs, and one vehicle of it driven from outside."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from driving import maps
+from driving.packages import import_libsumo, maps_folder
+from driving.roads import RoadMap
+from driving.scene import COLUMNS, LIGHT_COLUMNS, STEP, Kind, Light, Log
+from system.errors import UserError
+
+# Seconds of a step of the simulation, and how many of them a frame of a log is.
+TICK = 0.1
+TICKS = round(STEP / TICK)
+# Seconds that go by before anything is recorded: a map begins empty.
+WARM_UP = 60.0
+# Classes of SUMO's that are no cars, and the length that a car has at most, in metres.
+LONGEST_CAR = 7.0
+KINDS = {
+    **dict.fromkeys(("bicycle", "moped", "motorcycle", "scooter"), Kind.BICYCLE),
+    "pedestrian": Kind.PEDESTRIAN,
+}
+LIGHTS = {"r": Light.RED, "R": Light.RED, "u": Light.RED, "y": Light.AMBER, "Y": Light.AMBER}
+# Vehicles go where they are put, whatever lane, street or junction that is.
+ANYWHERE = 2
+# In SUMO's answers: no such thing, as of a vehicle that is not on the road.
+NOWHERE = ""
+
+
+class Frame(NamedTuple):
+    """One moment of a log: the columns of its tables, without `first` and `light_first`."""
+
+    agents: dict[str, np.ndarray]
+    lights: dict[str, np.ndarray]
+
+
+class Simulation:
+    """Traffic on a map from a moment of its demand on. There is one in a process: SUMO keeps it in global variables.
+
+    The same map, seed and moment give the same traffic.
+
+    Attributes:
+        road_map: its lanes.
+        start: the second of the demand that the first frame is of.
+    """
+
+    _running: weakref.ref[Simulation] | None = None
+
+    def __init__(self, map_name: str, *, seed: int, start: float | None = None) -> None:
+        """Begin, and let `WARM_UP` seconds go by.
+
+        Args:
+            map_name: one of `maps.MAPS`.
+            seed: of the drivers, and of what is drawn here.
+            start: second of the map's demand, from 0; drawn, if None.
+
+        Raises:
+            UserError: there is no such map, SUMO is not installed, or another simulation runs in this process.
+        """
+        source = maps.source_of(map_name)
+        opens, closes = source.opens
+        last = closes - opens - WARM_UP
+        if start is None:
+            start = float(np.random.default_rng(seed).uniform(0, max(last, 0.0)))
+        if not 0 <= start < closes - opens:
+            raise UserError(
+                f"traffic of {map_name} begins at 0 and ends after {closes - opens:g} s, and not at {start:g}"
+            )
+        self.road_map: RoadMap = maps.road_map(map_name)
+        self.start = start
+        self._sumo = import_libsumo()
+        other = Simulation._running and Simulation._running()
+        if other is not None:
+            raise UserError(
+                "SUMO simulates once in a process: close the other environment first, or give each a process of its"
+                " own (--env_processes true)"
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="driving-")
+        Simulation._running = weakref.ref(self)
+        try:
+            # What begins less than the warm-up after the demand does begins with an empty map.
+            begin = opens + max(0.0, start - WARM_UP)
+            self._sumo.start(["sumo", *self._options(map_name, source, begin, seed)])
+            self._lanes = {lane.name: index for index, lane in enumerate(self.road_map.lanes)}
+            self._links = self._controlled_lanes()
+            self._numbers: dict[str, int] = {}
+            self._sizes: dict[str, tuple[Kind, float, float]] = {}
+            # At the frame before, and at the one that is being made.
+            self._speeds: dict[str, float] = {}
+            self._now: dict[str, float] = {}
+            self._persons: set[str] = set()
+            while self.second < opens + start - TICK / 2:
+                self.tick()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def second(self) -> float:
+        """Of the day."""
+        return float(self._sumo.simulation.getTime())
+
+    def close(self) -> None:
+        """End it, so that another can begin in this process."""
+        running = Simulation._running
+        if running is not None and running() is self:
+            Simulation._running = None
+            self._sumo.close()
+        self._folder.cleanup()
+
+    def __del__(self) -> None:
+        # One that is dropped without `close` leaves the library running; the next start would fail.
+        running = Simulation._running
+        if hasattr(self, "_folder") and running is not None and running() in (None, self):
+            Simulation._running = None
+            self._sumo.close()
+
+    def tick(self) -> None:
+        """Let `TICK` seconds go by."""
+        self._sumo.simulationStep()
+        self._persons.update(self._sumo.simulation.getDepartedPersonIDList())
+        self._persons.difference_update(self._sumo.simulation.getArrivedPersonIDList())
+
+    def frame(self) -> Frame:
+        """Who is where now. To be called once every `STEP` seconds: accelerations are over the time between calls."""
+        vehicle, person = self._sumo.vehicle, self._sumo.person
+        rows = [self._row(vehicle, name) for name in vehicle.getIDList()]
+        rows += [self._row(person, name) for name in self._persons if person.getRoadID(name) != NOWHERE]
+        rows.sort()
+        # Those that have left are forgotten.
+        self._speeds, self._now = self._now, {}
+        names = ("id", "kind", "x", "y", "heading", "speed", "acceleration", "length", "width", "lane")
+        table = np.array(rows, np.float64).reshape(-1, len(names))
+        agents = {name: table[:, column].astype(COLUMNS[name]) for column, name in enumerate(names)}
+        return Frame(agents, self._lights())
+
+    def agent(self, name: str) -> int:
+        """The number of a vehicle in logs, by its name in the simulation."""
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def vehicles(self) -> list[str]:
+        """The names of the cars that are on lanes of the map."""
+        vehicle = self._sumo.vehicle
+        return [
+            name
+            for name in sorted(vehicle.getIDList())
+            if self._size(vehicle, name)[0] == Kind.CAR and vehicle.getLaneID(name) in self._lanes
+        ]
+
+    def is_driving(self, name: str) -> bool:
+        """Whether a vehicle is still on the map."""
+        return name in self._sumo.vehicle.getIDList()
+
+    def metres_left(self, name: str) -> float:
+        """How far it is along its route to the beginning of the last street."""
+        edges = self._sumo.vehicle.getRoute(name)
+        metres = self._sumo.vehicle.getDrivingDistance(name, edges[-1], 0.0)
+        # SUMO gives a large negative number where there is no way.
+        return max(0.0, float(metres))
+
+    def move(self, name: str, x: float, y: float, heading: float) -> None:
+        """Put a vehicle somewhere in the next tick, whatever its own driver would do.
+
+        Args:
+            name: of the vehicle.
+            x: of the middle of its footprint, metres.
+            y: likewise.
+            heading: radians, counter-clockwise from the x axis.
+        """
+        length = self._size(self._sumo.vehicle, name)[1]
+        front = x + length / 2 * math.cos(heading), y + length / 2 * math.sin(heading)
+        angle = (90 - math.degrees(heading)) % 360
+        self._sumo.vehicle.moveToXY(name, "", -1, *front, angle=angle, keepRoute=ANYWHERE)
+
+    def _options(self, map_name: str, source: maps.Source, begin: float, seed: int) -> list[str]:
+        folder = maps_folder()
+        own = Path(self._folder.name)
+        demand = [folder / name for name in source.demand] + maps.write_once(map_name, own)
+        if not demand:
+            demand = [own / "trips.rou.xml"]
+            maps.write_trips(map_name, demand[0], seed=seed)
+        options = {
+            "net-file": str(folder / source.network),
+            "route-files": ",".join(map(str, demand)),
+            "begin": str(begin),
+            # SUMO's seeds are of 32 bits with a sign.
+            "seed": str(seed % 2**31),
+            "step-length": str(TICK),
+            "time-to-teleport": "-1",
+            "collision.action": "none",
+            # Without a duration a change of lanes is a jump to the side.
+            "lanechange.duration": "3",
+            "xml-validation": "never",
+            "no-step-log": "true",
+            "no-warnings": "true",
+            **source.options,
+        }
+        if source.additional:
+            options["additional-files"] = ",".join(str(folder / name) for name in source.additional)
+        return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+    def _controlled_lanes(self) -> dict[str, list[list[int]]]:
+        """For each traffic light, and each letter of its state, the lanes in the junction that it opens and closes."""
+        lights = self._sumo.trafficlight
+        return {
+            name: [
+                [self._lanes[via] for _, _, via in links if via in self._lanes]
+                for links in lights.getControlledLinks(name)
+            ]
+            for name in lights.getIDList()
+        }
+
+    def _lights(self) -> dict[str, np.ndarray]:
+        rows = []
+        for name, lanes in self._links.items():
+            state = self._sumo.trafficlight.getRedYellowGreenState(name)
+            for letter, closed in zip(state, lanes, strict=True):
+                rows += [(lane, LIGHTS[letter]) for lane in closed if letter in LIGHTS]
+        table = np.array(sorted(rows), np.int64).reshape(-1, 2)
+        return {
+            "light_lane": table[:, 0].astype(LIGHT_COLUMNS["light_lane"]),
+            "light": table[:, 1].astype(LIGHT_COLUMNS["light"]),
+        }
+
+    def _row(self, domain: Any, name: str) -> tuple[int | float, ...]:
+        """The columns of an agent in a frame."""
+        kind, length, width = self._size(domain, name)
+        x, y = domain.getPosition(name)
+        heading = math.radians(90 - domain.getAngle(name))
+        heading = math.atan2(math.sin(heading), math.cos(heading))
+        speed = domain.getSpeed(name)
+        before = self._speeds.get(name, speed)
+        self._now[name] = speed
+        # SUMO's position is that of the front bumper.
+        x, y = x - length / 2 * math.cos(heading), y - length / 2 * math.sin(heading)
+        lane = self._lanes.get(domain.getLaneID(name), -1)
+        return self.agent(name), kind, x, y, heading, speed, (speed - before) / STEP, length, width, lane
+
+    def _class(self, domain: Any, name: str) -> str:
+        return "pedestrian" if domain is self._sumo.person else domain.getVehicleClass(name)
+
+    def _size(self, domain: Any, name: str) -> tuple[Kind, float, float]:
+        if name not in self._sizes:
+            length, width = float(domain.getLength(name)), float(domain.getWidth(name))
+            kind = KINDS.get(self._class(domain, name), Kind.HEAVY if length > LONGEST_CAR else Kind.CAR)
+            self._sizes[name] = kind, length, width
+        return self._sizes[name]
+
+
+def assemble(name: str, map_name: str, frames: Sequence[Frame]) -> Log:
+    """A log of consecutive frames."""
+    columns = {key: np.concatenate([frame.agents[key] for frame in frames]) for key in COLUMNS if key != "first"}
+    lights = {
+        key: np.concatenate([frame.lights[key] for frame in frames]) for key in LIGHT_COLUMNS if key != "light_first"
+    }
+    return Log(
+        name,
+        map_name,
+        first=_first(len(frame.agents["id"]) for frame in frames),
+        light_first=_first(len(frame.lights["light"]) for frame in frames),
+        **columns,
+        **lights,
+    )
+
+
+def record(map_name: str, seed: int, seconds: float, *, start: float | None = None) -> Log:
+    """Let traffic go on for some time, and keep what happens.
+
+    Args:
+        map_name: one of `maps.MAPS`.
+        seed: of the drivers, and of the moment where none is given.
+        seconds: how long; the log has a frame every `STEP` seconds, the first and the last moment included.
+        start: second of the map's demand, from 0; drawn, if None.
+
+    Raises:
+        UserError: there is no such map, SUMO is not installed, or another simulation runs in this process.
+    """
+    simulation = Simulation(map_name, seed=seed, start=start)
+    try:
+        frames = [simulation.frame()]
+        for _ in range(int(seconds / STEP)):
+            for _ in range(TICKS):
+                simulation.tick()
+            frames.append(simulation.frame())
+    finally:
+        simulation.close()
+    return assemble(f"{map_name}_{seed}_{simulation.start:.0f}", map_name, frames)
+
+
+def _first(counts: Iterable[int]) -> np.ndarray:
+    """The row that each frame begins with, and the number of rows at the end."""
+    return np.cumsum([0, *counts]).astype(np.int64)
