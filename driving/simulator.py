@@ -53,6 +53,7 @@ class Simulation:
     """
 
     _running: weakref.ref[Simulation] | None = None
+    _begun = False
 
     def __init__(self, map_name: str, *, seed: int, start: float | None = None) -> None:
         """Begin, and let `WARM_UP` seconds go by.
@@ -85,6 +86,7 @@ class Simulation:
             )
         self._folder = tempfile.TemporaryDirectory(prefix="driving-")
         Simulation._running = weakref.ref(self)
+        self._begun = True
         try:
             # What begins less than the warm-up after the demand does begins with an empty map.
             begin = opens + max(0.0, start - WARM_UP)
@@ -119,7 +121,7 @@ class Simulation:
     def __del__(self) -> None:
         # One that is dropped without `close` leaves the library running; the next start would fail.
         running = Simulation._running
-        if hasattr(self, "_folder") and running is not None and running() in (None, self):
+        if self._begun and running is not None and running() in (None, self):
             Simulation._running = None
             self._sumo.close()
 
