@@ -26,6 +26,7 @@ from planning.teacher import Lesson, imitation
 from settings.dreamer import DreamerSettings
 from settings.learning import Compilation
 from settings.run import EvaluationSettings
+from settings.scenarios import SCENARIO_SECTIONS
 from solving.forecasts import Forecaster
 from solving.intervals import Calibration
 from system.terminal import tell
@@ -46,7 +47,10 @@ DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --task gym_CartPole-v1
   python dreamer.py --evaluate logdir/cartpole-seed0
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
-FOREIGN_KEYS = {"sac": "sac.py", "groups": "grpo.py", "language": "grpo.py"}
+FOREIGN_KEYS = {
+    **{"sac": "sac.py", "groups": "grpo.py", "language": "grpo.py"},
+    **dict.fromkeys(SCENARIO_SECTIONS, "planner.py"),
+}
 
 
 class Dreamer:

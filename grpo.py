@@ -23,6 +23,7 @@ from language.task import TextTask
 from parts.precision import use_half_precision
 from settings.groups import SamplingSettings
 from settings.run import EvaluationSettings
+from settings.scenarios import SCENARIO_SECTIONS
 from tools import ReturnScale
 from training import evaluating, launch
 from training.trips import TripLog
@@ -50,7 +51,11 @@ _DREAMERS = (
     *("imag_policy", "imag_teacher", "imag_start", "imag_generated", "imag_horizon", "imag_tours", "imag_mask"),
     *("imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
-FOREIGN_KEYS = {**dict.fromkeys(_DREAMERS, "dreamer.py"), "sac": "sac.py"}
+FOREIGN_KEYS = {
+    **dict.fromkeys(_DREAMERS, "dreamer.py"),
+    "sac": "sac.py",
+    **dict.fromkeys(SCENARIO_SECTIONS, "planner.py"),
+}
 
 
 class GRPO:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ from jaxtyping import Float64, Int64
 from routing.instances import HELD_KARP_MAX_NODES, LKH_RUNS, MIN_REFERENCE_NODES, held_karp_tours, reference_tour
 from routing.leftovers import Problem
 from routing.pyvrp_reference import cheapest_plan
+from system.processes import leave_interrupts
 
 # Problems that a process is handed at a time: few, so that all processes end at about the same time.
 PIECE = 32
@@ -112,8 +112,3 @@ def not_below_zero(costs: Float64[np.ndarray, "N N"], *, is_tour: bool) -> Float
     # A tour has as many moves as nodes, so that it stays the best one where each costs as much more.
     least = costs.min(initial=0.0)
     return costs - least * ~np.eye(len(costs), dtype=bool) if least < 0 else costs
-
-
-def leave_interrupts() -> None:
-    """Ctrl-C in a terminal reaches every process there; the one that started the others answers for them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

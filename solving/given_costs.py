@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 
@@ -19,9 +17,9 @@ from routing.files import RoutingInstance
 from routing.instances import HELD_KARP_MAX_NODES, LKH_UNITS, reference_tour, whole_already
 from routing.pyvrp_reference import PYVRP_UNITS, pyvrp_solution
 from routing.solutions import check_solution
-from routing.solvers import leave_interrupts
 from solving.answers import Solution
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
+from system.processes import pool_of
 from system.terminal import one_line
 
 # The solver that the field compares with, by problem as in `envs.routing.RULES`.
@@ -149,17 +147,10 @@ def _too_large() -> UserError:
 def _beside_each_other(
     instances: Sequence[RoutingInstance], processes: int
 ) -> Generator[Solution | UserError, None, None]:
-    before = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(min(len(instances), processes), mp_context=context, initializer=leave_interrupts)
-    try:
+    with pool_of(min(len(instances), processes)) as pool:
         for future in [pool.submit(_solve, instance) for instance in instances]:
             try:
                 yield future.result()
             except BrokenProcessPool:
                 # The system ends a process that takes the last of its memory, and the pool is gone with it.
                 yield _too_large()
-    finally:
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)

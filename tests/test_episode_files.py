@@ -72,6 +72,15 @@ def test_files_that_are_still_being_written_are_no_episodes(tmp_path: Path):
     assert EpisodeFolder(tmp_path).names == ["a.npz", "b.npz"]
 
 
+def test_folders_in_a_folder_hold_episodes_too(tmp_path: Path):
+    for place in ("b/c", "a", ".hidden/a"):
+        (tmp_path / place).mkdir(parents=True)
+        episode_files.write(tmp_path / place / "one.npz", EPISODE)
+    folder = EpisodeFolder(tmp_path)
+    assert folder.names == ["a/one.npz", "b/c/one.npz"]
+    assert folder.read(1)["action"].tolist() == EPISODE["action"].tolist()
+
+
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
 def test_a_folder_without_episodes_is_refused(place: str, tmp_path: Path):
     (tmp_path / "file").write_text("")

@@ -22,7 +22,7 @@ from tests.library import ROOT, library_paths
 ORDER = (
     *("system", "settings", "config", "checkpoint", "tools", "logits", "guard", "monitors", "streets", "language"),
     *("driving", "routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning"),
-    *("soft", "groups", "models", "solving", "imitation"),
+    *("scenarios", "soft", "groups", "models", "solving", "imitation"),
     *("dreamer", "sac", "grpo", "exporting", "solve", "compare", "export", "record"),
 )
 AGENTS = frozenset({"dreamer", "sac", "grpo"})

@@ -15,11 +15,12 @@ from settings.dreamer import DreamerSettings, ModelSettings
 from settings.groups import SamplingSettings
 from settings.run import RunSettings
 from settings.sac import SACSettings
+from settings.scenarios import ScenarioSettings
 from settings.sections import Between, Count, GradientLimit, LearningRate, Section, Share
 from tests.scenes import debug_config
 
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
-ROOTS = (RunSettings, DreamerSettings, SACSettings, SamplingSettings)
+ROOTS = (RunSettings, DreamerSettings, SACSettings, SamplingSettings, ScenarioSettings)
 
 
 @dataclass(frozen=True)

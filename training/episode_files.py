@@ -23,10 +23,10 @@ class EpisodeFault(UserError):
 
 
 class EpisodeFolder:
-    """The episodes in a folder, by their files' names."""
+    """The episodes in a folder and in those that it holds, by their files' paths within it."""
 
     def __init__(self, folder: Path) -> None:
-        """List the files; those whose names begin with a dot are still being written.
+        """List the files. Names that begin with a dot are of files that are still being written, and of no episodes.
 
         Raises:
             UserError: there is no such folder, or no such file in it.
@@ -34,7 +34,8 @@ class EpisodeFolder:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give one with an episode in each {SUFFIX} file (docs/offline.md)")
         self.folder = folder
-        self.names = sorted(path.name for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+        paths = (path.relative_to(folder) for path in folder.rglob(f"*{SUFFIX}"))
+        self.names = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
         if not self.names:
             raise UserError(f"{folder} has no {SUFFIX} files; python record.py makes some (docs/offline.md)")
 
