@@ -77,6 +77,7 @@ class RoadMap:
         pieces: (x, y, cos, sin of the heading, limit) of each point.
         piece_lane: the lane that each piece belongs to.
         piece_arc: metres from the lane's beginning to the piece's.
+        middles: of the pieces.
     """
 
     def __init__(self, name: str, lanes: Sequence[Lane]) -> None:
@@ -104,7 +105,7 @@ class RoadMap:
         self._piece_metres = (self.lengths / counts)[self.piece_lane].astype(np.float32)
         self.piece_arc = (number * self._piece_metres).astype(np.float32)
         self.pieces = self._cut()
-        self._middles = self.pieces[:, :, :2].mean(1)
+        self.middles = self.pieces[:, :, :2].mean(1)
 
     def along(self, lane: int, arcs: Float[np.ndarray, " K"]) -> Float32[np.ndarray, "K 4"]:
         """Points of a lane's centre line, and its heading there: (x, y, cos, sin).
@@ -136,7 +137,7 @@ class RoadMap:
             within: no lane is near that is farther away than so many metres.
             least_cosine: of the angle between the way that a lane leads and the heading; -1: any way will do.
         """
-        apart = ((points[:, None] - self._middles) ** 2).sum(-1)
+        apart = ((points[:, None] - self.middles) ** 2).sum(-1)
         some = min(NEAR_PIECES, apart.shape[1])
         chosen = np.argpartition(apart, some - 1, axis=1)[:, :some]
         pieces = self.pieces[chosen]
