@@ -51,7 +51,7 @@ class Cache:
         for folder in (path.parents[1], path.parent):
             safe_files.make_folder(folder)
         stamps = tuple(part.stamp for part in parts)
-        episode_files.write(path, {PARTS: np.array(stamps), **samples})
+        episode_files.write(path, {PARTS: np.array(stamps), **samples}, lasting=False)
         return Entry(scenario, stamps, path.stat().st_size)
 
     def read(self, scenario: Scenario, parts: Sequence[Part]) -> Samples:
@@ -94,8 +94,8 @@ class Cache:
     def refusal(self, scenario: Scenario, fault: str) -> str:
         """A line about a scenario that cannot be used, and what would do."""
         return (
-            f"scenario {scenario.token} ({scenario.path(self.folder)}) {fault}; have it computed:"
-            " --mode cache, without cache.only"
+            f"scenario {scenario.token} ({scenario.path(self.folder)}) {fault}; remove that file, if there is one, and"
+            " have it computed again: --mode cache, without cache.only"
         )
 
     def log_entries(self, log: str) -> dict[str, Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from driving.features import features
 from driving.roads import RoadMap
 from driving.scene import Log
 from settings.mapping import nearest
@@ -30,6 +32,11 @@ class Scene:
     road_map: RoadMap
     agents: Int64[np.ndarray, " E"]
     frame: int
+
+    @functools.cached_property
+    def observed(self) -> dict[str, np.ndarray]:
+        """All features and targets of `driving.features`, computed once for all parts that are of them."""
+        return features(self.log, self.road_map, self.agents, self.frame)
 
 
 class Spec(NamedTuple):

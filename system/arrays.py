@@ -14,25 +14,35 @@ from system import safe_files
 from system.errors import UserError
 from system.memory import memory_at_hand, readable_bytes
 
+# The level of compression that takes the least time.
+QUICK = 1
+
 
 class ArraysFault(UserError):
     """A file cannot be used. The message goes on after its name."""
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write(path: Path, arrays: Mapping[str, np.ndarray], *, lasting: bool = True) -> None:
     """Write arrays; a reader meets all of them or nothing. The same arrays give the same bytes.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        lasting: whether to wait until they are on the disk, and to spend time on making them small. What can be
+            computed again needs neither: where the power fails, its file may be damaged, which is noticed.
 
     Raises:
         OSError: the file cannot be written.
     """
     with safe_files.replacing(path) as temporary, temporary.open("wb") as file:
         # Names may be any text here, where keywords of a function may not.
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=None if lasting else QUICK) as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -69,6 +69,16 @@ def filled(record: Record, num_envs: int, **choices: Any) -> Replay:
 # In replay
 
 
+def test_numbers_of_any_shape_are_read_in_a_row(tmp_path: Path):
+    task = ObservationTask(ActionSpec("discrete", (3,)), {"seen": vector(6)})
+    wide = {**episode(2), "seen": np.arange(18, dtype=np.float32).reshape(3, 2, 3)}
+    record = record_of(tmp_path, wide, task=task, spaces=task.spaces)
+    assert record._read(0)["seen"].tolist() == np.arange(18.0).reshape(3, 6).tolist()
+    other = {**episode(2), "seen": np.zeros((3, 2, 4), np.float32)}
+    with pytest.raises(UserError, match=r"has seen of shape \[3, 2, 4\], where \[3, 6\] is needed"):
+        record_of(tmp_path, other, task=task, spaces=task.spaces)
+
+
 def test_episodes_lie_in_replay_one_after_the_other_for_each_environment(tmp_path: Path):
     lengths = [5, 1, 1, 2]
     replay = filled(record_of(tmp_path, *(episode(count, number=k) for k, count in enumerate(lengths))), 2)

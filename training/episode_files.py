@@ -51,8 +51,13 @@ class EpisodeFolder:
         return read(self.folder / self.names[index])
 
 
-def write(path: Path, episode: Episode) -> None:
+def write(path: Path, episode: Episode, *, lasting: bool = True) -> None:
     """Write an episode; a reader meets all of it or nothing.
+
+    Args:
+        path: the file.
+        episode: its arrays.
+        lasting: see `arrays.write`.
 
     Raises:
         OSError: it cannot be written.
@@ -60,7 +65,7 @@ def write(path: Path, episode: Episode) -> None:
     """
     if LAYOUT_KEY in episode:
         raise UserError(f"an observation is called '{LAYOUT_KEY}', which files of episodes use themselves; rename it")
-    arrays.write(path, {LAYOUT_KEY: np.array(LAYOUT), **episode})
+    arrays.write(path, {LAYOUT_KEY: np.array(LAYOUT), **episode}, lasting=lasting)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

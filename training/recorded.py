@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -226,11 +227,13 @@ def _joined(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
 
 
 def _fitted(name: str, array: np.ndarray, rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> np.ndarray:
-    """An array of its own in the type that replay stores.
+    """An array of its own in the type that replay stores. Numbers of any shape are a row of them to an agent.
 
     Raises:
         EpisodeFault: it has another shape or kind of numbers, or one that is not finite.
     """
+    if len(shape) == 1 and array.ndim > 2 and array.shape[0] == rows and math.prod(array.shape[1:]) == shape[0]:
+        array = array.reshape(rows, -1)
     if array.shape != (rows, *shape):
         raise EpisodeFault(f"has {name} of shape {list(array.shape)}, where {[rows, *shape]} is needed")
     wanted = torch.empty(0, dtype=dtype, device="cpu").numpy().dtype

@@ -227,7 +227,10 @@ def test_cache_alone_needs_no_logs(filled: Path):
 
 def test_cache_alone_names_what_a_scenario_lacks(filled: Path):
     token = Cache(filled / "cache").manifest()[0].scenario.token
-    with pytest.raises(UserError, match=rf"^scenario {token} \(.*{token}\.npz\) lacks places; have it computed"):
+    with pytest.raises(
+        UserError,
+        match=rf"^scenario {token} \(.*{token}\.npz\) lacks places; remove that file, if there is one, and have it",
+    ):
         fill(filled, WIDER, cache__only=True)
 
 
