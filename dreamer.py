@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from config import Config, UserError, load_defaults, one_line_errors, parse_command_line
+from config import CommandLine, Config, UserError, load_defaults, one_line_errors, parse_command_line
 from envs.tasks import Task
 from guard import Guard
 from imagining.imagination import Look
@@ -486,19 +486,31 @@ def load(run: str | Path, **options: Any) -> TrainedAgent:
     return load_trained(run, make_agent=Dreamer, defaults=load_defaults(CONFIGS), **options)
 
 
+def read_command(argv: list[str]) -> CommandLine:
+    """What a command line of this program asks for.
+
+    Raises:
+        ConfigError: as `parse_command_line`.
+    """
+    # As in `main`.
+    from training import launch
+
+    return parse_command_line(
+        argv,
+        config_path=CONFIGS,
+        description=DESCRIPTION,
+        entry_keys=launch.ENTRY_KEYS,
+        foreign_keys=FOREIGN_KEYS,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     # Whoever imports this module for its agent needs neither a training loop nor its log.
     from training import evaluating, launch
 
     with one_line_errors("dreamer.py", *launch.USER_ERRORS):
-        command = parse_command_line(
-            argv,
-            config_path=CONFIGS,
-            description=DESCRIPTION,
-            entry_keys=launch.ENTRY_KEYS,
-            foreign_keys=FOREIGN_KEYS,
-        )
+        command = read_command(argv)
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=Dreamer)
         else:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from config import Config, UserError, one_line_errors, parse_command_line
+from config import CommandLine, Config, UserError, one_line_errors, parse_command_line
 from envs.tasks import RoutingTask
 from groups.losses import advantages, surrogate
 from groups.sampler import Sampler, Samples
@@ -279,17 +279,26 @@ def save_model(agent: GRPO, evaluation: EvaluationSettings, logdir: Path, log: T
     agent.sampler.save_pretrained(logdir / MODEL)
 
 
+def read_command(argv: list[str]) -> CommandLine:
+    """What a command line of this program asks for.
+
+    Raises:
+        ConfigError: as `parse_command_line`.
+    """
+    return parse_command_line(
+        argv,
+        config_path=Path(__file__).with_name("configs.yaml"),
+        description=DESCRIPTION,
+        entry_keys=launch.ENTRY_KEYS,
+        base=[SECTION],
+        foreign_keys=FOREIGN_KEYS,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("grpo.py", *launch.USER_ERRORS):
-        command = parse_command_line(
-            argv,
-            config_path=Path(__file__).with_name("configs.yaml"),
-            description=DESCRIPTION,
-            entry_keys=launch.ENTRY_KEYS,
-            base=[SECTION],
-            foreign_keys=FOREIGN_KEYS,
-        )
+        command = read_command(argv)
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=GRPO)
         else:

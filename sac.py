@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from config import Config, ConfigError, load_defaults, one_line_errors, parse_command_line
+from config import CommandLine, Config, ConfigError, load_defaults, one_line_errors, parse_command_line
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from parts.acting import Sight
@@ -222,17 +222,26 @@ def load(run: str | Path, **options: Any) -> TrainedAgent:
     return load_trained(run, make_agent=SAC, defaults=load_defaults(CONFIGS), **options)
 
 
+def read_command(argv: list[str]) -> CommandLine:
+    """What a command line of this program asks for.
+
+    Raises:
+        ConfigError: as `parse_command_line`.
+    """
+    return parse_command_line(
+        argv,
+        config_path=CONFIGS,
+        description=DESCRIPTION,
+        entry_keys=launch.ENTRY_KEYS,
+        base=[SECTION],
+        foreign_keys=FOREIGN_KEYS,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Read the command line; train, or evaluate a logdir."""
     with one_line_errors("sac.py", *launch.USER_ERRORS):
-        command = parse_command_line(
-            argv,
-            config_path=CONFIGS,
-            description=DESCRIPTION,
-            entry_keys=launch.ENTRY_KEYS,
-            base=[SECTION],
-            foreign_keys=FOREIGN_KEYS,
-        )
+        command = read_command(argv)
         if command.entry["evaluate"]:
             evaluating.evaluate_run(command, make_agent=SAC)
         else:

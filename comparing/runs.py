@@ -204,10 +204,10 @@ def _has_run(path: Path) -> bool:
 def _status(path: Path, last: dict[str, Any]) -> str:
     if any(name in last for name in FINAL_EVALUATION):
         return "finished"
-    return "running" if _is_locked(path / LOCK) else "stopped"
+    return "running" if is_locked(path / LOCK) else "stopped"
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock. The process id in it may be another's by now, or of another container."""
     try:
         with safe_files.open_to_read(path) as file:

@@ -72,6 +72,27 @@ def parse_command_line(
             foreign_keys=foreign_keys or {},
         )
         raise SystemExit(0)
+    names, overrides, entry = read_flags(argv, entry_keys)
+    defaults = load(config_path, [], {})
+    named = [name for name in names if name not in base]
+    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, foreign_keys=foreign_keys or {})
+    settings = load(config_path, [*base, *names], overrides)
+    places = {**_set_by(named, config_path, defaults), **dict.fromkeys(overrides, COMMAND_LINE)}
+    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides), given=places)
+
+
+def read_flags(
+    argv: Sequence[str], entry_keys: Iterable[str]
+) -> tuple[list[str], dict[str, str], dict[str, str | None]]:
+    """The sections that `--configs` names, the values of config keys, and those of a program's own flags, as texts.
+
+    Args:
+        argv: the arguments, without the program's name.
+        entry_keys: the program's own flags, of one value each; what is not given is None.
+
+    Raises:
+        ConfigError: a flag without a value, or an argument that belongs to no flag.
+    """
     names: list[str] = []
     overrides: dict[str, str] = {}
     entry: dict[str, str | None] = dict.fromkeys(entry_keys)
@@ -96,12 +117,7 @@ def parse_command_line(
             entry[key] = given[0]
         else:
             overrides[key] = given[0]
-    defaults = load(config_path, [], {})
-    named = [name for name in names if name not in base]
-    _require_own(named, overrides, path=config_path, entry_keys=entry_keys, foreign_keys=foreign_keys or {})
-    settings = load(config_path, [*base, *names], overrides)
-    places = {**_set_by(named, config_path, defaults), **dict.fromkeys(overrides, COMMAND_LINE)}
-    return CommandLine(settings, defaults, entry, sections=names, overrides=list(overrides), given=places)
+    return names, overrides, entry
 
 
 def _set_by(names: Sequence[str], path: Path, defaults: Config) -> dict[str, str]:

@@ -217,6 +217,20 @@ def record(command: Command, place: Place) -> None:
     call("record", [*command.arguments, *small, "--episodes", "8"])
 
 
+def sweep_first(command: Command, place: Place) -> None:
+    """The first run alone, small, where the sweep has it; all others are checked."""
+    if "--search" in command.arguments:
+        pytest.importorskip("optuna")
+    sweep = importlib.import_module("sweep")
+    request = sweep.read_request(command.arguments)
+    folder = Path(request.flags["logdir"]).absolute()
+    sweep.require_commands(request, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = sweep.make_plan(request, folder).next()
+    program = request.flags["program"].removesuffix(".py")
+    call(program, [*trial.runs[0].arguments, "--configs", "debug", *SHORT])
+
+
 def check_tests(command: Command, place: Place) -> None:
     """Tests are not run by a test: what is asked for is there."""
     paths = [word for word in command.arguments if word.startswith("tests")]
@@ -323,6 +337,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "export.py": module("export", "--instances", "4", "--decode", "greedy"),
     "compare.py": module("compare"),
     "record.py": record,
+    "sweep.py": sweep_first,
     "pytest": check_tests,
     "tensorboard": show_curves,
     "-m guard": read_report,

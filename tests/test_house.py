@@ -24,6 +24,7 @@ ORDER = (
     *("driving", "routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning"),
     *("scenarios", "soft", "groups", "models", "solving", "imitation"),
     *("dreamer", "sac", "grpo", "exporting", "solve", "compare", "export", "record"),
+    *("sweeping", "sweep"),
 )
 AGENTS = frozenset({"dreamer", "sac", "grpo"})
 
