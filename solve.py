@@ -13,9 +13,10 @@ For example:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,34 +29,30 @@ from envs.routing import CVRPInstance
 from envs.tasks import RoutingTask
 from routing.cvrp import FIELD_INSTANCES, CVRPRules
 from routing.files import InstanceError, RoutingInstance, read_instances
-from routing.metrics import EXACT, GIVEN, is_paid
+from routing.metrics import EXACT, GIVEN
 from routing.rules import Rules
-from routing.solutions import check_solution, known_length, route_counts
+from routing.solutions import known_length
 from solving import answers, writing
 from solving.answers import Solution
 from solving.command_line import NO_RUN, make_parser, require_effect
-from solving.decoding import (
-    WORKING_NUMBERS,
-    Decoding,
-    best_tours,
-    imagined_tours,
-    nearest_neighbour_lengths,
-    refuse_other_sizes,
-    require_room,
-)
+from solving.decoding import WORKING_NUMBERS, Decoding, is_far, refuse_other_sizes, require_room
 from solving.expectations import with_forecasts
-from solving.given_costs import SOLVERS, long_work, solve_given
-from solving.plans import planned
+from solving.given_costs import SOLVERS
+from solving.patience import Patience
+from solving.polishing import suited_seconds
+from solving.reconstruction import why_no_parts
 from solving.references import with_references
+from solving.ways import ByModel, ByParts, ByPolicy, BySolver, Way, polish
 from solving.worlds import at_home, costs_distances, in_world, require_positions
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.terminal import show, tell
 from training import devices, loading
+from training.stopping import StopRequests
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 PLAN = Decoding.PLAN
-# The groups of instances that a solver answers, by their own costs or by those of a model.
-BY_SOLVER, BY_MODEL = "solver", "model"
+# Names of the ways to solve instances.
+BY_SOLVER, BY_MODEL, BY_POLICY, BY_PARTS = "solver", "model", "policy", "parts"
 # Bytes, by measurement and rounded up: of a random instance and its solution, and of each of its nodes.
 INSTANCE_BYTES, NODE_BYTES = 3000, 80
 
@@ -133,6 +130,8 @@ def solve(
     *,
     imagine: bool = False,
     processes: int | None = None,
+    requests: StopRequests | None = None,
+    by_size: bool = False,
 ) -> list[Solution | UserError]:
     """A checked solution of each instance, in order, or why it cannot be solved; a progress bar shows long work.
 
@@ -143,31 +142,26 @@ def solve(
         decoding: how to look.
         imagine: also show the tour that the model imagines.
         processes: that solvers look in; see `solve_given`.
+        requests: asks to end the work with the best so far.
+        by_size: whether to solve those in parts that have many more nodes than the agent was trained on.
 
     Raises:
         IllegalSolution: a tour breaks the rules, which is a defect.
     """
     taken, outcomes = _taken(agent, instances)
-    groups: dict[tuple[str, int, str], list[int]] = {}
+    ways = _ways(agent, decoding, imagine=imagine, processes=processes, requests=requests)
+    groups: dict[tuple[Way, Hashable], list[int]] = {}
     for index, instance in taken.items():
-        groups.setdefault(_group(agent, instance, decoding), []).append(index)
-    total = sum(_decisions(agent, instance, decoding) for instance in taken.values())
-    unit = "node" if agent is None or decoding.method == PLAN else "decision"
-    with tqdm(total=total, desc="solving", unit=unit, unit_scale=True, delay=1, disable=None, leave=False) as bar:
-        for (kind, _, _), members in groups.items():
+        way = ways[_which(agent, instance, decoding, by_size=by_size)]
+        groups.setdefault((way, way.kind(instance)), []).append(index)
+    total = sum(len(instance.coords) for instance in taken.values())
+    with tqdm(total=total, desc="solving", unit="node", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+        for (way, _), members in groups.items():
             group = [taken[index] for index in members]
+            for line in way.long_work(group):
+                tell(f"solve.py: {line}")
             try:
-                if kind in (BY_SOLVER, BY_MODEL):
-                    for line in long_work(group):
-                        tell(f"solve.py: {line}")
-                if kind == BY_SOLVER:
-                    found = solve_given(group, processes=processes, progress=bar.update)
-                elif kind == BY_MODEL:
-                    assert agent is not None, "without an agent, a solver solves everything"
-                    found = _plan_group(agent, group, processes=processes, progress=bar.update)
-                else:
-                    assert agent is not None, "without an agent, a solver solves everything"
-                    found = _solve_group(agent, group, decoding, imagine=imagine, progress=bar.update)
+                found = way.solve(group, progress=bar.update)
             except UserError as error:
                 outcomes |= dict.fromkeys(members, error)
             except (MemoryError, RuntimeError) as error:
@@ -178,6 +172,42 @@ def solve(
             else:
                 outcomes |= dict(zip(members, found, strict=True))
     return [outcomes[index] for index in range(len(instances))]
+
+
+def _ways(
+    agent: Dreamer | None,
+    decoding: Decoding,
+    *,
+    imagine: bool,
+    processes: int | None,
+    requests: StopRequests | None,
+) -> dict[str, Way]:
+    """The ways that there are to solve instances, by the names of `_which`."""
+    ways: dict[str, Way] = {BY_SOLVER: BySolver(processes)}
+    if agent is not None:
+        behavior, patience = agent.behavior, Patience(decoding.seconds or math.inf, requests=requests)
+        ways[BY_MODEL] = ByModel(rules_of(agent), agent.forecaster, processes)
+        ways[BY_POLICY] = ByPolicy(behavior, decoding, agent.reward_scale, imagine, patience)
+        ways[BY_PARTS] = ByParts(behavior, decoding, patience)
+    return ways
+
+
+def _which(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding, *, by_size: bool) -> str:
+    """The name of the way to solve an instance."""
+    if agent is None or (instance.metric == GIVEN and decoding.method == PLAN):
+        return BY_SOLVER
+    if decoding.method == PLAN:
+        return BY_MODEL
+    if decoding.method == Decoding.PARTS or (by_size and _takes_parts(agent, instance)):
+        return BY_PARTS
+    return BY_POLICY
+
+
+def _takes_parts(agent: Dreamer, instance: RoutingInstance) -> bool:
+    """Whether an instance is so large that parts of it are better solved than all of it, where that can be done."""
+    if instance.problem != rules_of(agent).name or not is_far(len(instance.coords), agent.task.num_actions):
+        return False
+    return why_no_parts(agent.behavior, instance) is None
 
 
 def _taken(
@@ -199,95 +229,20 @@ def _taken(
     return taken, refused
 
 
-def _group(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding) -> tuple[str, int, str]:
-    """What an instance shares with those that are solved together with it."""
-    # Solvers take instances of any sizes beside each other.
-    if agent is None or (instance.metric == GIVEN and decoding.method == PLAN):
-        return (BY_SOLVER, 0, "")
-    if decoding.method == PLAN:
-        return (BY_MODEL, 0, instance.problem)
-    return (instance.problem, len(instance.coords), instance.metric)
-
-
-def _decisions(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding) -> int:
-    """What an instance counts as in the progress bar."""
-    count = len(instance.coords)
-    return count if agent is None or decoding.method == PLAN else decoding.decisions(rules_of(agent), count)
-
-
-def _plan_group(
-    agent: Dreamer,
-    group: Sequence[RoutingInstance],
-    *,
-    processes: int | None,
-    progress: Callable[[int], object],
-) -> list[Solution | UserError]:
-    """The same by a solver in the agent's model, for instances of one problem."""
-    rules, forecaster = rules_of(agent), agent.forecaster
-    _refuse_other_problems(rules, group[0])
-    if forecaster is None:
-        raise UserError(
-            f"cannot be planned: the run's model does not tell what moves cost, which takes model.loss_scales.reward"
-            f" above 0 and model.reward_latent: false; leave --decode {PLAN} out"
-        )
-    found = planned(forecaster, group, processes=processes, progress=progress)
-    return [_looked_at(rules, each) if isinstance(each, Solution) else each for each in found]
-
-
-def _refuse_other_problems(rules: type[Rules], instance: RoutingInstance) -> None:
-    if instance.problem != rules.name:
-        raise UserError(f"is a {instance.problem} instance, and the run was trained on {rules.name}")
-
-
-def _looked_at(rules: type[Rules], solution: Solution) -> Solution:
-    """A solution beside what a simple rule finds, where positions tell what moves cost."""
-    if is_paid(solution.instance.metric):
-        return solution
-    (nearest,) = nearest_neighbour_lengths(rules, [solution.instance]).tolist()
-    return solution._replace(nearest=nearest)
-
-
-def _solve_group(
-    agent: Dreamer,
-    group: Sequence[RoutingInstance],
-    decoding: Decoding,
-    *,
-    imagine: bool,
-    progress: Callable[[int], object],
-) -> list[Solution | UserError]:
-    """The same by the agent's policy, for instances of one problem, size and metric."""
-    rules, first = rules_of(agent), group[0]
-    if first.metric == GIVEN:
-        raise UserError(f"is a matrix of costs, which no network reads; --decode {PLAN} has a solver answer")
-    _refuse_other_problems(rules, first)
-    begin = time.perf_counter()
-    tours = best_tours(agent.behavior, group, decoding, progress=progress)
-    seconds = (time.perf_counter() - begin) / len(group)
-    pictured = imagined_tours(agent.behavior, group) if imagine else [None] * len(group)
-    known = [None] * len(group) if is_paid(first.metric) else nearest_neighbour_lengths(rules, group).tolist()
-    found: list[Solution | UserError] = []
-    for instance, tour, picture, simple in zip(group, tours, pictured, known, strict=True):
-        if picture is not None:
-            # The model knows rewards as they were stored.
-            picture = picture._replace(length=picture.length / agent.reward_scale)
-        check_solution(instance, tour)
-        length = instance.tour_length(tour) if instance.is_priced else None
-        solution = Solution(instance, tour, length, seconds, imagined=picture, nearest=simple)
-        found.append(_too_many_routes(solution) or solution)
+def _polished(
+    agent: Dreamer, solutions: Sequence[Solution], seconds: float | None, *, patience: Patience
+) -> list[Solution]:
+    """Solutions after local search: `seconds` of each, or what those need that were solved in parts."""
+    found = []
+    for solution in tqdm(solutions, desc="polishing", delay=1, disable=None, leave=False):
+        given = seconds
+        if given is None:
+            in_parts = solution.chosen_by == answers.NETWORK_IN_PARTS
+            given = suited_seconds(len(solution.instance.coords)) if in_parts else 0.0
+        if given and not patience.is_stopped:
+            solution = polish(rules_of(agent), solution, seconds=given)
+        found.append(solution)
     return found
-
-
-def _too_many_routes(solution: Solution) -> UserError | None:
-    instance = solution.instance
-    if instance.vehicles is None:
-        return None
-    (routes,) = route_counts(solution.tour[None]).tolist()
-    if routes <= instance.vehicles:
-        return None
-    return UserError(
-        f"may use {instance.vehicles} vehicles, and the best plan found has {routes} routes; look longer, with --decode"
-        " sample --samples 1000, or raise VEHICLES"
-    )
 
 
 def _read(paths: Sequence[Path], *, with_known: bool) -> tuple[list[Case], int]:
@@ -362,7 +317,7 @@ def main(argv: list[str]) -> None:
         parser.error("give either files or --random COUNT")
     require_effect(parser, arguments)
     with one_line_errors("solve.py", *loading.USER_ERRORS):
-        agent = None
+        agent, by_size = None, arguments.decode is None
         if arguments.run != NO_RUN:
             agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
             _require_policy(agent, arguments)
@@ -370,7 +325,7 @@ def main(argv: list[str]) -> None:
             if arguments.reference in ("lkh", "pyvrp") and not rules_of(agent).costs.known:
                 reference = arguments.reference
                 raise ConfigError(f"--reference {reference} is by true costs, and {arguments.run} knows a log alone")
-        decoding = Decoding(method=arguments.decode, samples=arguments.samples, seed=arguments.seed)
+        decoding = Decoding(arguments.decode, arguments.samples, arguments.seed, arguments.seconds)
         found, failures = _cases(arguments, agent)
         if agent is None:
             _require_reference(arguments.reference, {instance.problem for _, instance, _ in found})
@@ -379,7 +334,22 @@ def main(argv: list[str]) -> None:
         solutions: list[Solution] = []
         told: set[str] = set()
         instances = [instance for _, instance, _ in found]
-        outcomes = solve(agent, instances, decoding, imagine=arguments.imagine, processes=arguments.processes)
+        requests = StopRequests()
+        in_parts = agent is not None and any(
+            _which(agent, each, decoding, by_size=by_size) == BY_PARTS for each in instances
+        )
+        # Where there is a best so far at any time, Ctrl-C asks for it; elsewhere it ends the program.
+        timed = in_parts or decoding.seconds is not None
+        with requests.taken() if timed else contextlib.nullcontext():
+            outcomes = solve(
+                agent,
+                instances,
+                decoding,
+                imagine=arguments.imagine,
+                processes=arguments.processes,
+                requests=requests,
+                by_size=by_size,
+            )
         for (path, _, known), outcome in zip(found, outcomes, strict=True):
             if isinstance(outcome, Solution):
                 solutions.append(outcome._replace(reference=known))
@@ -390,6 +360,9 @@ def main(argv: list[str]) -> None:
                 told.add(line)
                 tell(line)
         if agent is not None:
+            unasked = None if by_size else 0.0
+            seconds = unasked if arguments.polish is None else arguments.polish
+            solutions = _polished(agent, solutions, seconds, patience=Patience(requests=requests))
             solutions = with_forecasts(agent.forecaster, solutions, agent.calibration.get(decoding.method))
         if arguments.reference in ("lkh", "pyvrp") and solutions:
             solutions = with_references(solutions, arguments.reference)

@@ -17,7 +17,7 @@ from config import UserError
 from routing.files import RoutingInstance
 from routing.instances import LKH_UNITS, cached_lengths, tour_costs, whole_distances
 from routing.metrics import EXACT, distance_matrix
-from routing.solutions import join_routes
+from routing.solutions import join_routes, split_routes
 
 # Part of the name of every cache file: to be raised when plans change.
 REFERENCE_VERSION = "pyvrp-0.14-2"
@@ -61,14 +61,17 @@ def cheapest_plan(
     vehicles: int | None = None,
     name: str = "a random instance",
     iterations: int | None = None,
+    begin: Int64[np.ndarray, " L"] | None = None,
+    seconds: float | None = None,
 ) -> Int64[np.ndarray, " L"]:
     """The same by the costs of moves from each node (row) to each (column); a tour where there is no demand.
 
-    `vehicles` is the number of routes that there may be; any number where not given.
+    `vehicles` is the number of routes that there may be; any number where not given. The search begins with the plan
+    `begin`, if there is one, and takes so many `seconds` in place of iterations, if they are given.
     """
     # Few programs ask for a reference that is not in the cache.
     import pyvrp
-    from pyvrp.stop import MaxIterations
+    from pyvrp.stop import MaxIterations, MaxRuntime
 
     count = len(costs)
     if count < 3:
@@ -90,10 +93,18 @@ def cheapest_plan(
     )
     if iterations is None:
         iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
-    best = pyvrp.solve(data, MaxIterations(iterations), seed=0, collect_stats=False).best
+    stop, limit = (
+        (MaxIterations(iterations), f"{iterations} iterations")
+        if seconds is None
+        else (MaxRuntime(seconds), f"{seconds:g} seconds")
+    )
+    first = None
+    if begin is not None:
+        # Clients are counted from 0, and node 0 is the depot.
+        first = pyvrp.Solution(data, [(route - 1).tolist() for route in split_routes(begin) if len(route)])
+    best = pyvrp.solve(data, stop, seed=0, collect_stats=False, initial_solution=first).best
     if not best.is_feasible():
-        raise UserError(f"PyVRP found no solution of {name} within {iterations} iterations")
-    # Clients are counted from 0, and node 0 is the depot.
+        raise UserError(f"PyVRP found no solution of {name} within {limit}")
     return join_routes([[visit.idx + 1 for visit in route if visit.is_client()] for route in best.routes()])
 
 

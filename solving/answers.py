@@ -13,19 +13,17 @@ from jaxtyping import Int64
 from routing.files import RoutingInstance
 from routing.metrics import unit
 from routing.solutions import split_routes
-from solving.decoding import Decoding, Imagined
+from solving.decoding import FARTHEST_SIZE, Decoding, Imagined, is_far
 from solving.intervals import SHARE, Forecast, least_tours
 from system.terminal import one_line
 
 # More tours than this do not fit a screen: the means are printed before the rows.
 MOST_SHOWN = 20
-# At more than so many times the nodes trained on, tours were no better than those of simple rules.
-FARTHEST_SIZE = 3
 # Percent by which a tour may be shorter than its reference, which is near-optimal at times.
 DOUBTFUL_GAP = 5.0
 NAMES_SHOWN = 3
 # Who chooses tours, where no solver does.
-NETWORK = "network"
+NETWORK, NETWORK_IN_PARTS = "network", "network, in parts"
 
 
 class Solution(NamedTuple):
@@ -39,12 +37,13 @@ class Solution(NamedTuple):
         tour: as in `routing.solutions`.
         length: of the closed tour.
         seconds: what decoding took; instances that were solved together share it.
-        chosen_by: `NETWORK`, or the name of a solver.
+        chosen_by: `NETWORK`, `NETWORK_IN_PARTS`, or the name of a solver.
         by_model: whether a trained model had a part in it.
         forecast: what the model expects it to cost; None where positions tell, or no model does.
         reference: length to compare with; None where it is neither known nor asked for.
         imagined: the tour that the model imagines, and the length it expects; None where it was not asked for.
         nearest: length of the tour that always goes to the nearest node; None where it was not computed.
+        polished_by: the library whose local search went on from there; None where none did, or it found nothing.
     """
 
     instance: RoutingInstance
@@ -57,12 +56,15 @@ class Solution(NamedTuple):
     chosen_by: str = NETWORK
     by_model: bool = True
     forecast: Forecast | None = None
+    polished_by: str | None = None
 
     @property
     def chooser(self) -> str:
         """Who chose the tour, and by whose costs where a solver did."""
-        if self.chosen_by == NETWORK:
-            return NETWORK
+        if self.polished_by is not None:
+            return f"{self.chosen_by}, then {self.polished_by}"
+        if self.chosen_by in (NETWORK, NETWORK_IN_PARTS):
+            return self.chosen_by
         return f"{self.chosen_by} by the model's costs" if self.by_model else f"{self.chosen_by}, no model"
 
     @property
@@ -122,6 +124,7 @@ def as_json(solutions: Sequence[Solution]) -> str:
             "gap_percent": solution.gap,
             "chosen_by": solution.chosen_by,
             "by_model": solution.by_model,
+            "polished_by": solution.polished_by,
             "seconds": solution.seconds,
             "tour": solution.tour.tolist(),
         }
@@ -296,12 +299,13 @@ def warnings(solutions: Sequence[Solution], decoding: Decoding, *, trained_on: i
         )
     lines += _of_bounds(solutions)
     by_network = [each for each in solutions if each.chosen_by == NETWORK]
-    far = [each for each in by_network if len(each.instance.coords) > FARTHEST_SIZE * trained_on]
+    far = [each for each in by_network if is_far(len(each.instance.coords), trained_on)]
     if far:
         named = [f"{one_line(each.instance.name)} ({len(each.instance.coords)} nodes)" for each in far[:NAMES_SHOWN]]
         lines.append(
             f"{len(far)} of {len(solutions)} with more than {FARTHEST_SIZE} times the {trained_on} nodes trained on:"
-            f" {_listed(named, len(far))}; tours of such sizes are far from short: train a run with more --nodes"
+            f" {_listed(named, len(far))}; tours of such sizes are far from short: --decode {Decoding.PARTS} solves"
+            " parts of the size trained on"
         )
     return lines
 

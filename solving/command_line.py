@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
-from solving.decoding import Decoding
+from solving.decoding import FARTHEST_SIZE, Decoding
+from solving.reconstruction import SECONDS
 from system.terminal import Parser
 
 # In place of a run: no model, and a solver for everything.
@@ -33,6 +35,16 @@ def _seed(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return number
+
+
 def make_parser(description: str | None) -> Parser:
     """The options, each with its help."""
     parser = Parser("solve.py", description=description)
@@ -44,11 +56,16 @@ def make_parser(description: str | None) -> Parser:
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, help="of the random instances and of --decode sample (default 0)")
     decode_help = (
-        f"how to look for tours (default greedy); {PLAN}: a solver, by the costs that the model expects or a file gives"
-        " (default of none, and of runs that train no policy)"
+        f"how to look for tours (default greedy; {Decoding.PARTS}, which solves parts again and again, and --polish for"
+        f" instances of more than {FARTHEST_SIZE} times the nodes trained on); {PLAN}: a solver, by the costs that the"
+        " model expects or a file gives (default of none, and of runs that train no policy)"
     )
-    add("--decode", choices=(*Decoding.METHODS, PLAN), help=decode_help)
+    add("--decode", choices=(*Decoding.METHODS, Decoding.PARTS, PLAN), help=decode_help)
     add("--samples", type=positive, metavar="K", help="tours that sample draws (default 128)")
+    seconds_help = f"for each instance, then the best so far is taken (default of {Decoding.PARTS}: {SECONDS:g})"
+    add("--seconds", type=_seconds, metavar="S", help=seconds_help)
+    polish_help = "so many seconds of local search after that, by fast-tsp or PyVRP; 0: none"
+    add("--polish", type=_seconds, metavar="S", help=polish_help)
     processes_help = "solvers that look at the same time (default 1; from 200 nodes on, as many as there are cores)"
     add("--processes", type=positive, metavar="P", help=processes_help)
     add("--imagine", action="store_true", help="show the tour that the model imagines, and the length it expects")
@@ -67,12 +84,24 @@ def require_effect(parser: Parser, arguments: argparse.Namespace) -> None:
     draws = arguments.decode == "sample"
     if arguments.samples is not None and not draws:
         parser.error(f"--samples is of --decode sample, and --decode is {arguments.decode or Decoding.method}")
+    if arguments.seconds is not None and arguments.decode in (PLAN, Decoding.method, None):
+        parser.error(
+            f"--seconds is of --decode sample, augment and {Decoding.PARTS}; --decode is"
+            f" {arguments.decode or Decoding.method}, which has an end of its own"
+        )
+    if arguments.seconds == 0:
+        parser.error("--seconds is 0; looking takes more than none")
+    if arguments.samples is not None and arguments.seconds is not None:
+        parser.error("--samples and --seconds both say when to end; give one of them")
     if arguments.nodes is not None and not arguments.random:
         parser.error("--nodes is of --random instances; files have nodes of their own")
-    if arguments.seed is not None and not (draws or arguments.random):
-        parser.error("--seed is of --random and of --decode sample; nothing is drawn here")
-    if arguments.imagine and arguments.decode == PLAN:
-        parser.error(f"--imagine shows what a policy imagines, and --decode {PLAN} asks none; leave one out")
+    if arguments.seed is not None and not (draws or arguments.random or arguments.decode == Decoding.PARTS):
+        parser.error(f"--seed is of --random and of --decode sample and {Decoding.PARTS}; nothing is drawn here")
+    if arguments.imagine and arguments.decode in (PLAN, Decoding.PARTS):
+        parser.error(
+            f"--imagine shows what a policy imagines of whole instances, and --decode {arguments.decode} does not ask"
+            " for that; leave one out"
+        )
     arguments.samples = arguments.samples or Decoding.samples
     arguments.seed = arguments.seed or 0
 

@@ -24,14 +24,20 @@ from routing.solutions import route_counts
 from settings.planning import PlanSettings
 from solving.forecasts import WORKING_NUMBERS, Forecaster
 from solving.frames import as_instance, pose
+from solving.patience import Patience
 from system.memory import require_memory
 from tools import uniform
 
+# At more than so many times the nodes trained on, tours of whole instances were no better than those of simple rules.
+FARTHEST_SIZE = 3
 # Starts that `augment` tries in each symmetric image: more would cost more than they find.
 MOST_STARTS = 100
 SYMMETRIES = 8
 # For one instance; so many take hours.
 MOST_SAMPLES = 10**7
+# Tours of each instance that are looked for between two looks at the clock.
+WATCHED_STARTS = 64
+ENDLESS = Patience()
 # More than a move costs by a model's reckoning, where nobody knows what it truly costs.
 DEAREST_MOVE = 1e6
 
@@ -43,9 +49,12 @@ class Decoding:
     Attributes:
         method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
             the best greedy tour over the 8 symmetries of the square and up to 100 first nodes (of a plan that
-            begins at its depot, first customers). `plan` asks no network: a solver looks, by what moves cost.
+            begins at its depot, first customers). `reconstruct` solves parts of a solution again, as long as there is
+            time. `plan` asks no network: a solver looks, by what moves cost.
         samples: tours drawn of each instance.
         seed: of the draws.
+        seconds: for each instance, after which the best so far is taken; None where the method has an end of its own,
+            or for `reconstruct`, which takes 20.
 
     Raises:
         UserError: there is no such method, or nothing to draw, or more than anybody waits for.
@@ -54,14 +63,19 @@ class Decoding:
     method: str = "greedy"
     samples: int = 128
     seed: int = 0
+    seconds: float | None = None
 
-    # Those of networks, and the one that takes none.
+    # Those of networks on whole instances, the one on parts of them, and the one that takes no network.
     METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+    PARTS: ClassVar[str] = "reconstruct"
     PLAN: ClassVar[str] = "plan"
 
     def __post_init__(self) -> None:
-        if self.method not in (*self.METHODS, self.PLAN):
-            raise UserError(f"decode is {self.method!r}; choose one of {', '.join((*self.METHODS, self.PLAN))}")
+        every = (*self.METHODS, self.PARTS, self.PLAN)
+        if self.method not in every:
+            raise UserError(f"decode is {self.method!r}; choose one of {', '.join(every)}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise UserError(f"seconds is {self.seconds:g}; looking takes more than none")
         if self.samples < 1:
             raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
         if self.samples > MOST_SAMPLES:
@@ -74,6 +88,8 @@ class Decoding:
 
     def starts(self, num_nodes: int) -> int:
         """Tours of one image."""
+        if self.method == "sample" and self.seconds is not None:
+            return MOST_SAMPLES
         return {"sample": self.samples, "augment": min(num_nodes, MOST_STARTS)}.get(self.method, 1)
 
     def first_nodes(self, rules: type[Rules], num_nodes: int, columns: slice = slice(None)) -> list[int]:
@@ -92,6 +108,11 @@ class Decoding:
         return self.symmetries * self.starts(num_nodes) * rules.episode_steps(num_nodes)
 
 
+def is_far(num_nodes: int, trained_on: int) -> bool:
+    """Whether an instance has many more nodes than those trained on, so that a policy does badly on it as a whole."""
+    return num_nodes > FARTHEST_SIZE * trained_on
+
+
 # Tells what Q tours of each of B instances cost; the least is taken.
 Judge = Callable[[Int64[np.ndarray, "B Q L"]], Float64[np.ndarray, "B Q"]]
 
@@ -108,6 +129,7 @@ def best_tours(
     instances: Sequence[RoutingInstance],
     decoding: Decoding,
     *,
+    patience: Patience = ENDLESS,
     progress: Callable[[int], object] = lambda decisions: None,
 ) -> list[Int64[np.ndarray, " L"]]:
     """The best tour found of each instance, as in `routing.solutions`.
@@ -119,13 +141,14 @@ def best_tours(
         behavior: its actor decides.
         instances: all of the model's problem, of one size and one metric.
         decoding: how to look.
+        patience: when to take the best so far; its clock is set.
         progress: called with the decisions just taken.
 
     Raises:
         UserError: the actor is made for another number of nodes, memory is too small for one instance, or nothing says
             which tour is the best.
     """
-    rules, num_nodes = _routing(behavior).rules, len(instances[0].coords)
+    rules, num_nodes = routing_of(behavior).rules, len(instances[0].coords)
     if decoding.symmetries > 1 and not rules.costs.symmetric:
         raise UserError(
             f"costs of {rules.costs.name} have no symmetries that --decode {decoding.method} could turn to; choose"
@@ -142,7 +165,7 @@ def best_tours(
     for rows in pieces(behavior, len(instances), num_nodes):
         posed = pose(instances[rows], next(behavior.actor.parameters()).device).instance
         judge = _judge(behavior, instances[rows], posed, decoding)
-        best = best_by(behavior, posed, decoding, judge, generator=generator, progress=progress)
+        best = best_by(behavior, posed, decoding, judge, generator=generator, patience=patience, progress=progress)
         found += [_without_waiting(tour) for tour in best]
     return found
 
@@ -161,6 +184,7 @@ def best_by(
     judge: Judge,
     *,
     generator: torch.Generator | None,
+    patience: Patience = ENDLESS,
     progress: Callable[[int], object] = lambda decisions: None,
 ) -> Int64[np.ndarray, "B S"]:
     """The tour of each instance that a judge finds the cheapest; it waits at its first node where others are longer.
@@ -171,18 +195,24 @@ def best_by(
         decoding: how to look.
         judge: says what tours cost.
         generator: from `sampling`.
+        patience: as in `best_tours`.
         progress: as in `best_tours`.
     """
     count, num_nodes = posed.coords.shape[:2]
-    rules = _routing(behavior).rules
+    rules = routing_of(behavior).rules
     best = np.zeros((count, rules.episode_steps(num_nodes)), dtype=np.int64)
     lowest = np.full(count, np.inf)
+    each_state = _numbers_per_state(behavior, num_nodes)
+    # Whoever watches the clock has to look at it in time.
+    most = WATCHED_STARTS if decoding.seconds is not None else None
     for image in range(decoding.symmetries):
         instance = posed._replace(coords=symmetric(posed.coords, image))
         # Tables are the expensive part, so all the tours of an image share them.
         with torch.no_grad():
-            context, tables = _static(behavior, instance)
-        for columns in _chunks(decoding.starts(num_nodes), count * _numbers_per_state(behavior, num_nodes)):
+            context, tables = static(behavior, instance)
+        for columns in _chunks(decoding.starts(num_nodes), count * each_state, most=most):
+            if patience.is_over and np.isfinite(lowest).all():
+                return best
             first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=posed.coords.device)
             found = roll_out(
                 behavior,
@@ -215,7 +245,7 @@ def _judge(behavior: ImagBehavior, instances: Sequence[RoutingInstance], posed: 
     Raises:
         UserError: positions do not tell costs, and the model knows none apart from latents.
     """
-    metric, imagination = instances[0].metric, _routing(behavior)
+    metric, imagination = instances[0].metric, routing_of(behavior)
     if not is_paid(metric):
         coords = np.stack([instance.coords for instance in instances])
         return lambda tours: tour_lengths(coords, tours, metric) + _penalties(instances, tours)
@@ -231,36 +261,38 @@ def _judge(behavior: ImagBehavior, instances: Sequence[RoutingInstance], posed: 
     return lambda tours: expected(tours) + _penalties(instances, tours)
 
 
-def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
-    """Lengths of the tours that go to the nearest legal node each time, a vehicle home only when it has to.
+def nearest_neighbour_tours(rules: type[Rules], instances: Sequence[RoutingInstance]) -> list[Int64[np.ndarray, " L"]]:
+    """The tours that go to the nearest legal node each time, a vehicle home only when it has to.
 
     Args:
         rules: of the instances' problem.
         instances: all of one size and one metric.
     """
     num_nodes, metric = len(instances[0].coords), instances[0].metric
-    found = []
+    found: list[Int64[np.ndarray, " L"]] = []
     for rows in _chunks(len(instances), 16 * num_nodes):
         coords = np.stack([instance.coords for instance in instances[rows]])
         # Rules ask for the number of nodes, not where they are.
         state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
-        length = np.zeros(len(coords))
+        visited = [state.current.numpy()]
         for _ in range(rules.episode_steps(num_nodes)):
-            current = state.current.numpy()
-            here = coords[np.arange(len(coords)), current][:, None]
+            here = coords[np.arange(len(coords)), visited[-1]][:, None]
             legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
-            blocked = ~rules.action_mask(state).numpy()
             # A tour ends at its first node, which is closed until no other is left.
-            legs = np.where(blocked, np.inf, legs)
-            last = legs[:, 0].copy()
-            legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, last)
-            chosen = legs.argmin(1)
-            length += np.where(chosen == current, 0.0, legs[np.arange(len(coords)), chosen])
-            state, finished = rules.step(state, torch.from_numpy(chosen))
+            legs = np.where(rules.action_mask(state).numpy(), legs, np.inf)
+            legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, legs[:, 0])
+            visited.append(legs.argmin(1))
+            state, finished = rules.step(state, torch.from_numpy(visited[-1]))
             if bool(finished.all()):
                 break
-        found.append(length)
-    return np.concatenate(found)
+        found += [_without_waiting(tour) for tour in np.stack(visited, -1)]
+    return found
+
+
+def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
+    """Lengths of these tours."""
+    tours = nearest_neighbour_tours(rules, instances)
+    return np.array([each.tour_length(tour) for each, tour in zip(instances, tours, strict=True)], dtype=np.float64)
 
 
 def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
@@ -288,7 +320,7 @@ def roll_out(
         generator: draws the actions; None takes the likeliest.
         progress: as in `best_tours`.
     """
-    model, actor = _routing(behavior).model, behavior.actor
+    model, actor = routing_of(behavior).model, behavior.actor
     rules = model.rules
     instance = expand_instance(context.instance, first.shape)
     state = rules.reset(instance, first if rules.starts_anywhere else None)
@@ -341,15 +373,16 @@ def imagined_tours(behavior: ImagBehavior, instances: Sequence[RoutingInstance])
     device = next(behavior.actor.parameters()).device
     found: list[Imagined | None] = []
     for rows in pieces(behavior, len(instances), num_nodes):
-        posed, units = pose(instances[rows], device, unit=_routing(behavior).rules.costs.unit)
-        greedy = _routing(behavior).imagine_greedily(behavior.actor, posed, needs_latent=behavior.needs_latent)
+        posed, units = pose(instances[rows], device, unit=routing_of(behavior).rules.costs.unit)
+        greedy = routing_of(behavior).imagine_greedily(behavior.actor, posed, needs_latent=behavior.needs_latent)
         lengths = -greedy.reward.double().sum(-1).cpu().numpy() * units
         pairs = zip(map(_without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
         found += [Imagined(tour, length) for tour, length in pairs]
     return found
 
 
-def _routing(behavior: ImagBehavior) -> RoutingImagination:
+def routing_of(behavior: ImagBehavior) -> RoutingImagination:
+    """How an agent of routing imagines."""
     assert isinstance(behavior.imagination, RoutingImagination), "tours are of routing"
     return behavior.imagination
 
@@ -393,9 +426,9 @@ def _penalties(instances: Sequence[RoutingInstance], tours: Int64[np.ndarray, "B
     return penalties
 
 
-def _static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
+def static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, Any]:
     """What the networks need of B instances, encoded once."""
-    model = _routing(behavior).model
+    model = routing_of(behavior).model
     # Where the actor reads no latent, the world model's own embeddings are not needed.
     context = model.context(instance, embedded=bool(behavior.actor.latent_size))
     # Where costs are hidden, all tours are planned by what is believed before the first move.
@@ -417,7 +450,7 @@ def _numbers_per_state(behavior: ImagBehavior, num_nodes: int) -> int:
     return 8 * behavior.actor.heads * num_nodes
 
 
-def _chunks(count: int, numbers_each: int) -> Iterator[slice]:
-    """Slices of `count` rows that fit the working memory, at least one row each."""
-    size = max(1, WORKING_NUMBERS // numbers_each)
+def _chunks(count: int, numbers_each: int, *, most: int | None = None) -> Iterator[slice]:
+    """Slices of `count` rows that fit the working memory, at least one row each and at `most` so many."""
+    size = min(max(1, WORKING_NUMBERS // numbers_each), most or count)
     return (slice(begin, begin + size) for begin in range(0, count, size))

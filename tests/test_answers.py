@@ -114,4 +114,4 @@ def test_warnings_tell_of_references_that_cannot_be():
 def test_warnings_tell_of_sizes_far_from_those_trained_on():
     assert told(solution(nodes=60, nearest=9.0)) == []
     (line,) = told(solution(nodes=61, nearest=9.0))
-    assert "own (61 nodes)" in line and "20 nodes trained on" in line and "--nodes" in line
+    assert "own (61 nodes)" in line and "20 nodes trained on" in line and "--decode reconstruct" in line

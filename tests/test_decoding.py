@@ -218,7 +218,7 @@ def test_best_tours_of_cvrp_keep_the_rules_in_instances_of_any_size(method, num_
 def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
     agent, (case,) = make_cvrp_agent(), cvrp_instances(1)
     scaled = torch.from_numpy(case.coords)[None].float()
-    context, tables = decoding._static(agent.behavior, decoding.as_instance([case], scaled))
+    context, tables = decoding.static(agent.behavior, decoding.as_instance([case], scaled))
     first = torch.tensor([Decoding(method="augment").first_nodes(CVRPRules, NODES)])
     plans = decoding.roll_out(agent.behavior, context=context, tables=tables, first=first, generator=None)
     assert plans[0, 1:, 1].tolist() == list(range(1, NODES))

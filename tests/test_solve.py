@@ -21,7 +21,7 @@ from routing.files import RoutingInstance
 from routing.instances import field_test_coords
 from routing.metrics import EXACT, tour_length
 from routing.solutions import IllegalSolution, check_solution
-from solving import given_costs, writing
+from solving import given_costs, ways, writing
 from solving.decoding import Decoding
 from training import setup
 from training.devices import make_generators
@@ -183,6 +183,10 @@ def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
         *([], ["a.tsp", "--random", "3"], ["--random", "0"], ["--random", "1", "--seed", "-1"]),
         # Options that change nothing, and abbreviated options.
         *(["a.tsp", "--samples", "8"], ["a.tsp", "--decode", "augment", "--samples", "8"], ["a.tsp", "--nodes", "8"]),
+        *(["a.tsp", "--seconds", "2"], ["a.tsp", "--decode", "plan", "--seconds", "2"]),
+        *(["a.tsp", "--decode", "augment", "--seconds", "0"], ["a.tsp", "--polish", "-1"]),
+        *(["a.tsp", "--decode", "sample", "--seconds", "2", "--samples", "8"], ["a.tsp", "--polish", "often"]),
+        ["a.tsp", "--decode", "reconstruct", "--imagine"],
         *(["a.tsp", "--seed", "8"], ["--rand", "3"], ["--random", "3", "--dec", "sample"]),
     ],
 )
@@ -195,7 +199,7 @@ def test_solve_refuses_a_command_line_that_says_too_much_or_too_little(arguments
 
 def test_solve_checks_every_solution_against_the_rules(run, monkeypatch):
     agent, case = make_agent(), RoutingInstance("own", "tsp", TRIANGLE.astype(float), "EUC_2D")
-    monkeypatch.setattr(solve, "best_tours", lambda *arguments, **_: [np.array([0, 1, 1])])
+    monkeypatch.setattr(ways, "best_tours", lambda *arguments, **_: [np.array([0, 1, 1])])
     with pytest.raises(IllegalSolution, match="exactly once"):
         solve.solve(agent, [case], Decoding())
 
@@ -323,14 +327,14 @@ def test_solve_keeps_the_answers_of_others_where_one_is_too_large(run, tmp_path,
 
 
 def test_solve_keeps_the_answers_of_others_where_memory_runs_out(run, tmp_path, capsys, monkeypatch):
-    whole = solve.best_tours
+    whole = ways.best_tours
 
     def short(behavior, group, decoding, **keywords):
         if len(group[0].coords) == 5:
             raise MemoryError
         return whole(behavior, group, decoding, **keywords)
 
-    monkeypatch.setattr(solve, "best_tours", short)
+    monkeypatch.setattr(ways, "best_tours", short)
     files = [write_tsp(tmp_path, "large", field_test_coords(5, 1)[0]), write_tsp(tmp_path, "own", TRIANGLE)]
     with pytest.raises(SystemExit) as stopped:
         solve_files(run, tmp_path, *files)
@@ -431,7 +435,7 @@ CVRPLIB = Path(solve.__file__).parents[1] / "shared" / "data" / "cvrplib"
 def test_solve_takes_every_file_of_the_library(cvrp_run, capsys):
     # A line of this one is damaged.
     files = [path for path in sorted(CVRPLIB.glob("*.vrp")) if path.stem != "A-n80-k10"]
-    rows = solve_json(capsys, cvrp_run, *files)["instances"]
+    rows = solve_json(capsys, cvrp_run, *files, "--decode", "greedy")["instances"]
     assert [row["name"] for row in rows] == [path.stem for path in files]
     assert all(row["gap_percent"] > 0 for row in rows)
 
