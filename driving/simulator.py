@@ -135,7 +135,7 @@ class Simulation:
         """Who is where now. To be called once every `STEP` seconds: accelerations are over the time between calls."""
         vehicle, person = self._sumo.vehicle, self._sumo.person
         rows = [self._row(vehicle, name) for name in vehicle.getIDList()]
-        rows += [self._row(person, name) for name in self._persons if person.getRoadID(name) != NOWHERE]
+        rows += [self._row(person, name) for name in sorted(self._persons) if person.getRoadID(name) != NOWHERE]
         rows.sort()
         # Those that have left are forgotten.
         self._speeds, self._now = self._now, {}

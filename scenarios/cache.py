@@ -16,6 +16,7 @@ from scenarios.manifest import Entry
 from scenarios.parts import Part
 from scenarios.samples import FLAGS, Samples
 from scenarios.scenario import Scenario
+from scenarios.splits import Split
 from settings.scenarios import LOG_NAME, SCENARIO_TYPES, TOKEN
 from system import safe_files
 from system.errors import UserError
@@ -155,7 +156,8 @@ class Cache:
         for folder in (self.folder / LOGS / MAPS, self.folder / LOGS):
             _remove(folder.glob("*.npz"), LOG_NAME)
             _remove_folder(folder)
-        (self.folder / manifest.FILE_NAME).unlink(missing_ok=True)
+        for name in (manifest.FILE_NAME, *(f"{each}.txt" for each in Split._fields)):
+            (self.folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -18,9 +18,11 @@ from scenarios.cache import Cache, lacking
 from scenarios.logs import LogFolder, prepared
 from scenarios.manifest import Entry
 from scenarios.parts import Needs, Part, chosen
+from scenarios.profiling import profiled
 from scenarios.report import Report
 from scenarios.samples import compute
 from scenarios.scenario import Scenario
+from scenarios.splits import write_lists
 from scenarios.work import Workers, workers_of
 from settings.scenarios import FilterSettings, ScenarioSettings
 from system import safe_files
@@ -52,12 +54,18 @@ def fill(settings: ScenarioSettings, needs: Needs, known: Sequence[Part], *, see
     if settings.cache.only:
         return look_up(cache, settings.filter, parts, seed=seed)
     try:
-        with cache.locked(), workers_of(settings.cache.workers) as workers:
+        with (
+            cache.locked(),
+            workers_of(settings.cache.workers) as workers,
+            profiled(wanted=settings.cache.profile),
+        ):
             if settings.cache.clean:
                 cache.clear()
             logs, names = prepared(settings.logs, cache.logs, workers)
             filling = _Filling(cache, logs, workers, parts=parts, known=known)
-            return filling.run(names, settings.filter, seed=seed, force=settings.cache.force)
+            report = filling.run(names, settings.filter, seed=seed, force=settings.cache.force)
+            write_lists(cache.folder, report.entries, settings.split)
+            return report
     except OSError as error:
         raise UserError(f"{cache.folder} cannot be filled ({error.strerror}); {safe_files.remedy(error)}") from error
 

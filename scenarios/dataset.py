@@ -20,6 +20,9 @@ from settings.scenarios import SCENARIO_TYPES, ScenarioWeights
 from system.errors import UserError
 from system.memory import require_memory
 
+# The array that says how much of each row's future is known.
+KNOWN = "future_valid"
+
 
 class Rows:
     """Samples of N rows.
@@ -82,7 +85,7 @@ class Draws:
 
 
 def load(cache: Cache, entries: Sequence[Entry], parts: Sequence[Part], *, what: str) -> Rows:
-    """The rows of some scenarios, one after the other.
+    """The rows of some scenarios, one after the other, without those of which no future is known.
 
     Args:
         cache: that they are in.
@@ -106,9 +109,11 @@ def load(cache: Cache, entries: Sequence[Entry], parts: Sequence[Part], *, what:
     row = 0
     for entry in tqdm(entries, desc=f"samples to {what}", delay=2, disable=None):
         samples = cache.read(entry.scenario, parts)
-        end = row + entry.scenario.rows
+        # The last row of a log has nothing to be compared with.
+        known = samples[KNOWN].any(-1) if KNOWN in specs else np.ones(entry.scenario.rows, bool)
+        end = row + int(known.sum())
         for name, values in arrays.items():
-            values[row:end] = samples[name]
+            values[row:end] = samples[name][known]
         types[row:end] = SCENARIO_TYPES.index(entry.scenario.type)
         row = end
-    return Rows(arrays, types)
+    return Rows({name: values[:row] for name, values in arrays.items()}, types[:row])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from scenarios.manifest import Entry
 from settings.scenarios import SplitSettings
+from system import safe_files
 from system.errors import UserError
 
 
@@ -33,13 +35,29 @@ def split(entries: Sequence[Entry], settings: SplitSettings) -> Split:
     Raises:
         UserError: nothing is left to train on.
     """
-    sets = log_sets(((entry.scenario.log, entry.scenario.map) for entry in entries), settings)
-    split = Split([], [], [], [])
-    for entry in entries:
-        getattr(split, sets[entry.scenario.log]).append(entry)
-    if entries and not split.train:
+    found = _split(entries, settings)
+    if entries and not found.train:
         raise UserError("no log is left to train on; give more logs, or hold out less (split)")
-    return split
+    return found
+
+
+def write_lists(folder: Path, entries: Sequence[Entry], settings: SplitSettings) -> None:
+    """Name the files of each set in a text of its own beside them, which --replay reads.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for name, those in _split(entries, settings)._asdict().items():
+        paths = (entry.scenario.path(folder).relative_to(folder) for entry in those)
+        safe_files.write_text(folder / f"{name}.txt", "".join(f"{path}\n" for path in paths))
+
+
+def _split(entries: Sequence[Entry], settings: SplitSettings) -> Split:
+    sets = log_sets(((entry.scenario.log, entry.scenario.map) for entry in entries), settings)
+    found = Split([], [], [], [])
+    for entry in entries:
+        getattr(found, sets[entry.scenario.log]).append(entry)
+    return found
 
 
 def log_sets(logs: Iterable[tuple[str, str]], settings: SplitSettings) -> dict[str, str]:

@@ -68,6 +68,7 @@ NOT_RUN = ("pip", "git", "cd")
 SLOW = (
     *("python -m benchmarks.faults", "python -m benchmarks.full_disk", "python -m benchmarks.ablations"),
     *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.zoo"),
+    "python -m benchmarks.scenario_cache",
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     *("python dreamer.py --configs tsp_few_steps tsp_stretch --cost", "python -m benchmarks.onnx_agreement"),
@@ -359,6 +360,9 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
+    "-m benchmarks.scenario_cache": module(
+        "benchmarks.scenario_cache", "--maps", "ingolstadt", "--seconds", "20", "--kills", "1", needs="libsumo"
+    ),
     "-m benchmarks.speed": time_agent,
     "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),

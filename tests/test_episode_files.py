@@ -15,7 +15,7 @@ import pytest
 from config import UserError
 from system import arrays
 from training import episode_files
-from training.episode_files import EpisodeFault, EpisodeFolder
+from training.episode_files import EpisodeFault, EpisodeFolder, EpisodeList
 
 EPISODE = {
     "a/0": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -87,6 +87,35 @@ def test_a_folder_without_episodes_is_refused(place: str, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"{place} (is no folder|has no .npz files)"):
         EpisodeFolder(tmp_path / place)
+
+
+def test_a_list_names_the_episodes_beside_it(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/one.npz", "two.npz", "three.npz"):
+        episode_files.write(tmp_path / name, EPISODE)
+    (tmp_path / "some.txt").write_text("two.npz\na/one.npz\n")
+    episodes = EpisodeList(tmp_path / "some.txt")
+    assert episodes.names == ["two.npz", "a/one.npz"] and str(episodes) == str(tmp_path / "some.txt")
+    assert episodes.read(1)["action"].tolist() == EPISODE["action"].tolist()
+    (tmp_path / "two.npz").unlink()
+    with pytest.raises(EpisodeFault, match="cannot be read"):
+        episodes.read(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"", "names no episode"),
+        (b"../other.npz\n", r"names '\.\./other\.npz'; each line is the path of a \.npz file beside it"),
+        (b"/etc/passwd.npz\n", "names '/etc/passwd.npz'"),
+        (b"notes.txt\n", "names 'notes.txt'"),
+        (b"PK\x03\x04\xff", "is no text with the path of an episode in each line"),
+    ],
+)
+def test_a_list_that_names_something_else_is_refused(text: bytes, fault: str, tmp_path: Path):
+    (tmp_path / "some.txt").write_bytes(text)
+    with pytest.raises(UserError, match=fault):
+        EpisodeList(tmp_path / "some.txt")
 
 
 class Touch:

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from config import UserError
-from system import arrays
+from system import arrays, safe_files
+from system.terminal import one_line
 
 # The version of the layout, which every file tells under this name.
 LAYOUT, LAYOUT_KEY = 1, "layout"
 SUFFIX = ".npz"
+# Of a list of episodes: a hundred for each of a million.
+MOST_LIST_BYTES = 10**8
 
 # Arrays by name, each with a row for every observation: the first one's and, at the end, the one nothing follows.
 Episode = Mapping[str, np.ndarray]
@@ -22,8 +25,39 @@ class EpisodeFault(UserError):
     """An episode cannot be used. The message goes on after its name."""
 
 
-class EpisodeFolder:
-    """The episodes in a folder and in those that it holds, by their files' paths within it."""
+class EpisodeSources:
+    """Files with an episode each.
+
+    Attributes:
+        folder: that their paths begin in.
+        names: their paths.
+    """
+
+    def __init__(self, place: Path, *, folder: Path, names: list[str]) -> None:
+        """Know them.
+
+        Args:
+            place: what a user calls them by.
+            folder: that their paths begin in.
+            names: their paths.
+        """
+        self.folder, self.names = folder, names
+        self._place = place
+
+    def __str__(self) -> str:
+        return str(self._place)
+
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """One of the episodes.
+
+        Raises:
+            EpisodeFault: it cannot be read.
+        """
+        return read(self.folder / self.names[index])
+
+
+class EpisodeFolder(EpisodeSources):
+    """The episodes in a folder and in those that it holds."""
 
     def __init__(self, folder: Path) -> None:
         """List the files. Names that begin with a dot are of files that are still being written, and of no episodes.
@@ -33,22 +67,37 @@ class EpisodeFolder:
         """
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give one with an episode in each {SUFFIX} file (docs/offline.md)")
-        self.folder = folder
         paths = (path.relative_to(folder) for path in folder.rglob(f"*{SUFFIX}"))
-        self.names = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
-        if not self.names:
+        names = sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+        if not names:
             raise UserError(f"{folder} has no {SUFFIX} files; python record.py makes some (docs/offline.md)")
+        super().__init__(folder, folder=folder, names=names)
 
-    def __str__(self) -> str:
-        return str(self.folder)
 
-    def read(self, index: int) -> dict[str, np.ndarray]:
-        """One of the episodes.
+class EpisodeList(EpisodeSources):
+    """The episodes that a text names: a path in each line, which begins in the folder of the text."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the text; whether the files are there shows when they are read.
 
         Raises:
-            EpisodeFault: it cannot be read.
+            UserError: it cannot be read, is empty, or names what lies outside its folder.
         """
-        return read(self.folder / self.names[index])
+        try:
+            lines = safe_files.read_text(path, most=MOST_LIST_BYTES).splitlines()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no text with the path of an episode in each line (docs/offline.md)") from error
+        names = [line for line in lines if line]
+        for name in names:
+            if not name.endswith(SUFFIX) or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise UserError(
+                    f"{path} names '{one_line(name)[:80]}'; each line is the path of a {SUFFIX} file beside it"
+                )
+        if not names:
+            raise UserError(f"{path} names no episode")
+        super().__init__(path, folder=path.parent, names=names)
 
 
 def write(path: Path, episode: Episode, *, lasting: bool = True) -> None:

@@ -15,7 +15,7 @@ from checkpoint import CheckpointError
 from config import ConfigError, UserError
 from envs.tasks import ACTION_MASK, ActionSpec, Task
 from settings.run import RunSettings
-from training.episode_files import Episode, EpisodeFault, EpisodeFolder
+from training.episode_files import Episode, EpisodeFault, EpisodeFolder, EpisodeList
 from training.minari_sets import PREFIX, MinariSet
 from training.replay import Replay
 from training.ring import REWARD_AND_ENDS, Spaces
@@ -212,14 +212,15 @@ def read_record(settings: RunSettings, *, task: Task, spaces: Spaces) -> Record:
 
 
 def episode_set(place: str) -> EpisodeSet:
-    """The episodes that a place names: a folder, or a data set of Minari.
+    """The episodes that a place names: a folder, a list of files, or a data set of Minari.
 
     Raises:
         UserError: there is nothing there.
     """
     if place.startswith(PREFIX):
         return MinariSet(place.removeprefix(PREFIX))
-    return EpisodeFolder(Path(place))
+    path = Path(place)
+    return EpisodeList(path) if path.is_file() else EpisodeFolder(path)
 
 
 def _joined(episodes: Sequence[Episode]) -> dict[str, np.ndarray]:

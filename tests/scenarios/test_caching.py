@@ -28,6 +28,7 @@ from scenarios.samples import fault_of
 from tests.library import ROOT
 from tests.scenario_scenes import CHOICES, KNOWN, NEEDS, PLACES, SPEEDS, scenario, scenario_settings, write_logs
 from training import episode_files
+from training.episode_files import EpisodeList
 
 LOGS = ("a-0-00000", "a-0-00060")
 WIDER = Needs(("ego", "place"), ("action",))
@@ -72,6 +73,17 @@ def test_file_holds_the_rows_of_its_ego(filled: Path):
     assert samples["is_last"].tolist() == [False] * 20 + [True]
     assert not samples["is_terminal"].any()
     assert samples["parts"].tolist() == ["speeds:1", "choices:1"]
+
+
+def test_sets_are_lists_of_files_that_replay_reads(tmp_path: Path):
+    write_logs(tmp_path, *(f"a-0-{60 * number:05d}" for number in range(3)))
+    fill(tmp_path)
+    train = EpisodeList(tmp_path / "cache" / "train.txt")
+    assert len(train.names) == 4 and {name.split("/")[0] for name in train.names} == {"a-0-00000"}
+    assert train.read(0)["ego"].shape[1:] == (6,)
+    for name, log in (("valid", "a-0-00060"), ("test", "a-0-00120")):
+        assert {path.split("/")[0] for path in EpisodeList(tmp_path / "cache" / f"{name}.txt").names} == {log}
+    assert (tmp_path / "cache" / "held_out.txt").read_text() == ""
 
 
 def test_second_call_computes_nothing(filled: Path, monkeypatch: pytest.MonkeyPatch):
