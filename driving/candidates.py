@@ -23,8 +23,9 @@ ACTIONS = LINES * MODES + 1
 FREE = ACTIONS - 1
 # m/s^2: to gain speed, to lose it, to stop in mode 0, and without a line; and across the way, in bends.
 FASTER, SLOWER, HARD, GENTLE, ACROSS = 2.0, 2.0, 4.5, 1.5, 4.0
-# An ego comes to its line over so many metres, or over what it drives in so many seconds.
-MERGE_METRES, MERGE_SECONDS = 12.0, 3.0
+# An ego comes to its line over so many metres at least; over what it drives in the first number of seconds where it is
+# close to it, and in both together where it is so many metres away.
+MERGE_METRES, MERGE_SECONDS, LANE = 10.0, (1.0, 2.0), 3.0
 # The steepest way to a line, as a tangent.
 STEEPEST = 1.0
 # The bend at a point of a line is measured over so many points before it and behind it: the lines of junctions are
@@ -74,9 +75,30 @@ def candidates(
     Returns:
         Zeros where there is no such line.
     """
+    found = np.zeros((len(ego), ACTIONS, STEPS, 3), np.float32)
+    found[:, :FREE] = along(lines, lines_valid, ego, _arcs(lines, ego)).reshape(len(ego), FREE, STEPS, 3)
+    found[:, FREE, :, 0] = _braking(ego[:, SPEED])
+    return found
+
+
+def along(
+    lines: Float[np.ndarray, "N R K F"],
+    lines_valid: Bool[np.ndarray, "N R K"],
+    ego: Float[np.ndarray, "N E"],
+    arcs: Float[np.ndarray, "N R M T"],
+) -> Float32[np.ndarray, "N R M T 3"]:
+    """Trajectories along lines, whatever speeds they are driven at: (x, y, heading) in the ego's frame.
+
+    Args:
+        lines: reference lines (`lines.Lines`).
+        lines_valid: which of their points there are.
+        ego: what the ego knows of itself (`features.EGO`).
+        arcs: metres along the line from where the ego is, at each moment.
+
+    Returns:
+        Zeros where there is no such line.
+    """
     there = lines_valid.any(-1).reshape(-1, LINES, 1, 1, 1)
-    arcs = _arcs(lines, ego)
-    count = len(ego)
     ends = SPACING * np.maximum(lines_valid.sum(-1) - 1, 0)[:, :, None, None]
     within = np.minimum(arcs, ends)
     low = np.minimum((within / SPACING).astype(np.int64), POINTS - 2)
@@ -89,11 +111,7 @@ def candidates(
     side = np.stack((-direction[..., 1], direction[..., 0]), -1)
     points = place[..., :2] + (arcs - within)[..., None] * direction + offset[..., None] * side
     heading = np.arctan2(direction[..., 1], direction[..., 0]) + np.arctan(slope)
-    along = np.concatenate((points, heading[..., None]), -1) * there
-    found = np.zeros((count, ACTIONS, STEPS, 3), np.float32)
-    found[:, :FREE] = along.reshape(count, FREE, STEPS, 3)
-    found[:, FREE, :, 0] = _braking(ego[:, SPEED])
-    return found
+    return (np.concatenate((points, heading[..., None]), -1) * there).astype(np.float32)
 
 
 def label(
@@ -148,7 +166,7 @@ def _last(valid: Bool[np.ndarray, "*S T"]) -> Int64[np.ndarray, "*S"]:
 
 def _arcs(lines: Float[np.ndarray, "N R K F"], ego: Float[np.ndarray, "N E"]) -> Float32[np.ndarray, "N R M T"]:
     """Metres along its line that each mode has driven after each step."""
-    fastest = _bend_speeds(lines)
+    fastest = bend_speeds(lines)
     count = len(ego)
     shape = (count, LINES, MODES)
     targets = ego[:, LIMIT, None, None] * np.arange(MODES, dtype=np.float32) / (MODES - 1)
@@ -170,7 +188,7 @@ def _arcs(lines: Float[np.ndarray, "N R K F"], ego: Float[np.ndarray, "N E"]) ->
     return arcs
 
 
-def _bend_speeds(lines: Float[np.ndarray, "N R K F"]) -> Float32[np.ndarray, "N R K"]:
+def bend_speeds(lines: Float[np.ndarray, "N R K F"]) -> Float32[np.ndarray, "N R K"]:
     """The speeds, in m/s, at which a line's bends are comfortable, and can be braked to in time."""
     cos, sin = lines[..., 2], lines[..., 3]
     one, other = slice(None, -2 * BEND), slice(2 * BEND, None)
@@ -195,7 +213,9 @@ def _merge(
     x, y, cos, sin = (lines[:, :, 0, column] for column in range(4))
     offset = (sin * x - cos * y)[..., None, None]
     slope = np.clip(-sin / np.maximum(cos, 1e-3), -STEEPEST, STEEPEST)[..., None, None]
-    metres = np.maximum(MERGE_METRES, MERGE_SECONDS * ego[:, SPEED])[:, None, None, None]
+    close, far = MERGE_SECONDS
+    seconds = close + far * np.minimum(np.abs(offset) / LANE, 1)
+    metres = np.maximum(MERGE_METRES, seconds * ego[:, SPEED, None, None, None])
     share = np.minimum(arcs / metres, 1)
     beside = offset * (1 - 3 * share**2 + 2 * share**3) + metres * slope * (share - 2 * share**2 + share**3)
     steep = offset * (6 * share**2 - 6 * share) / metres + slope * (1 - 4 * share + 3 * share**2)

@@ -124,6 +124,7 @@ class Simulation:
         if self._begun and running is not None and running() in (None, self):
             Simulation._running = None
             self._sumo.close()
+            self._folder.cleanup()
 
     def tick(self) -> None:
         """Let `TICK` seconds go by."""
@@ -148,27 +149,40 @@ class Simulation:
         """The number of a vehicle in logs, by its name in the simulation."""
         return self._numbers.setdefault(name, len(self._numbers))
 
-    def vehicles(self) -> list[str]:
-        """The names of the cars that are on lanes of the map."""
+    def cars(self) -> list[tuple[str, int, float]]:
+        """The cars on lanes of the map: name here, number in logs, and metres to the last street of the route."""
         vehicle = self._sumo.vehicle
         return [
-            name
+            (name, self.agent(name), self._metres_left(name))
             for name in sorted(vehicle.getIDList())
             if self._size(vehicle, name)[0] == Kind.CAR and vehicle.getLaneID(name) in self._lanes
         ]
 
-    def is_driving(self, name: str) -> bool:
-        """Whether a vehicle is still on the map."""
-        return name in self._sumo.vehicle.getIDList()
+    def advance(self) -> Frame:
+        """Let `STEP` seconds go by, and see who is where then."""
+        for _ in range(TICKS):
+            self.tick()
+        return self.frame()
 
-    def metres_left(self, name: str) -> float:
-        """How far it is along its route to the beginning of the last street."""
-        edges = self._sumo.vehicle.getRoute(name)
-        metres = self._sumo.vehicle.getDrivingDistance(name, edges[-1], 0.0)
-        # SUMO gives a large negative number where there is no way.
-        return max(0.0, float(metres))
+    def drive(self, name: str, poses: Sequence[tuple[float, float, float, float]] = ()) -> Frame | None:
+        """The same with a vehicle that is driven from outside.
 
-    def move(self, name: str, x: float, y: float, heading: float) -> None:
+        Args:
+            name: of the vehicle.
+            poses: where to put it in each tick, as `move` has it; empty: its own driver drives.
+
+        Returns:
+            None where the vehicle has left the map.
+        """
+        for tick in range(TICKS):
+            if name not in self._sumo.vehicle.getIDList():
+                return None
+            if poses:
+                self.move(name, *poses[tick])
+            self.tick()
+        return self.frame() if name in self._sumo.vehicle.getIDList() else None
+
+    def move(self, name: str, x: float, y: float, heading: float, speed: float) -> None:
         """Put a vehicle somewhere in the next tick, whatever its own driver would do.
 
         Args:
@@ -176,11 +190,19 @@ class Simulation:
             x: of the middle of its footprint, metres.
             y: likewise.
             heading: radians, counter-clockwise from the x axis.
+            speed: m/s, as others are to see it.
         """
         length = self._size(self._sumo.vehicle, name)[1]
         front = x + length / 2 * math.cos(heading), y + length / 2 * math.sin(heading)
         angle = (90 - math.degrees(heading)) % 360
         self._sumo.vehicle.moveToXY(name, "", -1, *front, angle=angle, keepRoute=ANYWHERE)
+        self._sumo.vehicle.setPreviousSpeed(name, speed)
+
+    def _metres_left(self, name: str) -> float:
+        """How far it is along the route to the beginning of its last street."""
+        last = self._sumo.vehicle.getRoute(name)[-1]
+        # SUMO gives a large negative number where there is no way.
+        return max(0.0, float(self._sumo.vehicle.getDrivingDistance(name, last, 0.0)))
 
     def _options(self, map_name: str, source: maps.Source, begin: float, seed: int) -> list[str]:
         folder = maps_folder()
@@ -198,8 +220,8 @@ class Simulation:
             "step-length": str(TICK),
             "time-to-teleport": "-1",
             "collision.action": "none",
-            # Without a duration a change of lanes is a jump to the side.
-            "lanechange.duration": "3",
+            # Without parts of lanes a change of lanes is a jump to the side.
+            "lateral-resolution": "0.8",
             "xml-validation": "never",
             "no-step-log": "true",
             "no-warnings": "true",
@@ -289,9 +311,7 @@ def record(map_name: str, seed: int, seconds: float, *, start: float | None = No
     try:
         frames = [simulation.frame()]
         for _ in range(int(seconds / STEP)):
-            for _ in range(TICKS):
-                simulation.tick()
-            frames.append(simulation.frame())
+            frames.append(simulation.advance())
     finally:
         simulation.close()
     return assemble(f"{map_name}_{seed}_{simulation.start:.0f}", map_name, frames)

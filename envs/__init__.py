@@ -13,3 +13,4 @@ gymnasium.register(id="SwitchesNoRules-v0", entry_point="envs.examples:SwitchesE
 gymnasium.register(id="DeepSea-v0", entry_point="envs.deep_sea:DeepSeaEnv")
 gymnasium.register(id="Longitudinal-v0", entry_point="envs.longitudinal:LongitudinalEnv")
 gymnasium.register(id="LongitudinalPlan-v0", entry_point="envs.longitudinal:LongitudinalEnv", kwargs={"horizon": 10})
+gymnasium.register(id="Drive-v0", entry_point="envs.driving:DriveEnv")

@@ -12,7 +12,6 @@ import numpy as np
 
 from system import safe_files
 from system.errors import UserError
-from system.memory import memory_at_hand, readable_bytes
 
 # The level of compression that takes the least time.
 QUICK = 1
@@ -77,6 +76,9 @@ def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
 
 
 def _require_room(archive: zipfile.ZipFile) -> None:
+    # It loads PyTorch, for which who reads nothing need not wait, such as a process that simulates.
+    from system.memory import memory_at_hand, readable_bytes
+
     size, free = sum(member.file_size for member in archive.infolist()), memory_at_hand()
     if free is not None and size > free:
         raise ArraysFault(f"would take {readable_bytes(size)} of memory, and {readable_bytes(free)} are free")

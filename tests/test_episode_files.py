@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from config import UserError
-from system import arrays
 from training import episode_files
 from training.episode_files import EpisodeFault, EpisodeFolder, EpisodeList
 
@@ -181,7 +180,7 @@ def test_another_layout_is_no_episode(members: dict[str, bytes], fault: str, tmp
 def test_more_than_memory_holds_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     episode_files.write(tmp_path / "bomb.npz", {**EPISODE, "zeros": np.zeros(10**6)})
     assert (tmp_path / "bomb.npz").stat().st_size < 10_000
-    monkeypatch.setattr(arrays, "memory_at_hand", lambda: 10**6)
+    monkeypatch.setattr("system.memory.memory_at_hand", lambda: 10**6)
     with pytest.raises(EpisodeFault, match="would take 8 MB of memory, and 1 MB are free"):
         episode_files.read(tmp_path / "bomb.npz")
 

@@ -30,7 +30,10 @@ AGENTS = frozenset({"dreamer", "sac", "grpo"})
 
 # These modules refuse what programs pass to functions and to gymnasium environments, not what a user types.
 PLAIN_VALUE_ERRORS = frozenset(
-    {f"envs.{name}" for name in ("deep_sea", "dynamics_map", "examples", "longitudinal", "routing", "vector")}
+    {
+        f"envs.{name}"
+        for name in ("deep_sea", "driving", "dynamics_map", "examples", "longitudinal", "routing", "vector")
+    }
     | {f"routing.{name}" for name in ("cvrp", "pickup", "rules")}
     | {"training.ring"}
 )

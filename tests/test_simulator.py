@@ -94,15 +94,16 @@ def test_the_same_seed_gives_the_same_log(ingolstadt: Log):
 
 def test_a_vehicle_goes_where_it_is_put(simulation: Callable[..., Simulation]):
     one = simulation()
-    name = one.vehicles()[0]
+    name, agent, _ = one.cars()[0]
     frame = one.frame().agents
-    row = int(np.flatnonzero(frame["id"] == one.agent(name))[0])
+    row = int(np.flatnonzero(frame["id"] == agent)[0])
     x, y, heading = (float(frame[key][row]) for key in ("x", "y", "heading"))
-    for tick in range(1, TICKS + 1):
-        one.move(name, x + 0.3 * tick * math.cos(heading), y + 0.3 * tick * math.sin(heading), heading + 0.02 * tick)
-        one.tick()
-    after = one.frame().agents
-    row = int(np.flatnonzero(after["id"] == one.agent(name))[0])
+    ways = [0.3 * tick for tick in range(1, TICKS + 1)]
+    poses = [(x + way * math.cos(heading), y + way * math.sin(heading), heading + way / 15, 3.0) for way in ways]
+    later = one.drive(name, poses)
+    assert later is not None
+    after = later.agents
+    row = int(np.flatnonzero(after["id"] == agent)[0])
     assert after["x"][row] == pytest.approx(x + 0.3 * TICKS * math.cos(heading), abs=0.02)
     assert after["y"][row] == pytest.approx(y + 0.3 * TICKS * math.sin(heading), abs=0.02)
     assert after["heading"][row] == pytest.approx(heading + 0.02 * TICKS, abs=1e-3)
@@ -114,14 +115,14 @@ def test_a_second_simulation_in_a_process_is_refused(simulation: Callable[..., S
     with pytest.raises(UserError, match="SUMO simulates once in a process: .*--env_processes true"):
         simulation()
     first.close()
-    assert simulation().vehicles()
+    assert simulation().cars()
 
 
 @pytest.mark.parametrize("name", ["braunschweig", "motorway"])
 def test_other_maps_have_traffic(name: str, simulation: Callable[..., Simulation]):
     one = simulation(name, start=60.0)
     log = assemble("short", name, [one.frame()])
-    assert len(log.id) > 10 and len(one.vehicles()) > 5
+    assert len(log.id) > 10 and len(one.cars()) > 5
 
 
 def test_bicycles_and_persons_come_once(tmp_path):
