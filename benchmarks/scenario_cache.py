@@ -30,7 +30,7 @@ from settings.scenarios import ScenarioSettings
 
 ROOT = Path(config.__file__).parent
 CONFIG_PATH = ROOT / "configs.yaml"
-NEEDS = Needs((*FEATURES,), (*TARGETS,))
+NEEDS = Needs((*FEATURES,), (*TARGETS, "reward"))
 # Seconds after which a program has imported what it needs, and simulates; and between two looks at what it has written.
 SIMULATING, POLL = 4.0, 0.01
 

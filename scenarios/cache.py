@@ -82,8 +82,11 @@ class Cache:
             samples, stamps = self._read(scenario)
         except UserError:
             return None
-        whole = all(len(values) == scenario.rows for values in samples.values() if values.ndim)
-        return Entry(scenario, stamps, scenario.path(self.folder).stat().st_size) if whole else None
+        lengths = {len(values) if values.ndim else 0 for values in samples.values()}
+        if len(lengths) != 1 or not 1 <= max(lengths) <= scenario.rows:
+            return None
+        found = scenario._replace(rows=max(lengths))
+        return Entry(found, stamps, scenario.path(self.folder).stat().st_size)
 
     def holds(self, entry: Entry) -> bool:
         """Whether the file that an entry tells of is there; that it is whole, its size says."""

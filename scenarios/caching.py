@@ -30,6 +30,8 @@ from system.errors import UserError
 
 # Scenarios that are computed at a time: those that begin one after the other have most of their frames in common.
 CHUNK = 200
+# Rows that are not computed, as a report calls them.
+AFTER = "rows after an ego has touched another or left the road"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -130,7 +132,9 @@ class _Filling:
         self._compute(chunks)
         self.cache.write_manifest()
         for scenario in taken.scenarios:
-            self.report.add(self.entries[scenario.log][scenario.token])
+            entry = self.entries[scenario.log][scenario.token]
+            self.report.add(entry)
+            self.report.left_out[AFTER] += 0 if entry.fault else scenario.rows - entry.scenario.rows
         return self.report
 
     def _build(self, names: Sequence[str]) -> list[Scenario]:
@@ -188,10 +192,9 @@ class _Filling:
                 open_chunks[chunk.log] -= 1
                 if not open_chunks[chunk.log]:
                     self.cache.write_log_entries(chunk.log, self.entries[chunk.log])
-                done = sum(scenario.rows for scenario in chunk.scenarios)
-                self.report.computed += len(chunk.scenarios)
-                self.report.rows += done
-                bar.update(done)
+                self.report.computed += len(entries)
+                self.report.rows += sum(entry.scenario.rows for entry in entries if not entry.fault)
+                bar.update(sum(scenario.rows for scenario in chunk.scenarios))
         for log in self.entries.keys() - open_chunks.keys():
             self.cache.write_log_entries(log, self.entries[log])
         self.report.seconds = time.perf_counter() - begin

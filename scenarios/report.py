@@ -15,11 +15,11 @@ class Report:
     Attributes:
         entries: scenarios with samples, in the filter's order.
         computed: scenarios that had to be computed, those that turned out to be invalid among them.
-        rows: samples of these.
+        rows: samples of these, valid ones.
         seconds: that computing took; simulations are not counted.
         damaged: files that were there, and could not be read.
         invalid: scenarios that have no samples, by reason.
-        left_out: stretches of logs that are no scenarios, and scenarios that the filter does not take, by reason.
+        left_out: stretches of logs that are no scenarios, scenarios that the filter does not take, and rows, by reason.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -55,5 +55,5 @@ class Report:
             lines.append(f"{self.damaged:,} files were damaged, and were computed again")
         invalid = self.invalid.most_common()
         lines += [f"invalid, and not used: {count:,} scenarios, since {why}" for why, count in invalid]
-        lines += [f"left out: {count:,} {why}" for why, count in self.left_out.most_common()]
+        lines += [f"left out: {count:,} {why}" for why, count in self.left_out.most_common() if count]
         return lines

@@ -20,7 +20,13 @@ Samples = dict[str, np.ndarray]
 
 
 class Computed(NamedTuple):
-    """The samples of a scenario, by name with an axis of rows in front; or why they cannot be used."""
+    """What has come of a scenario.
+
+    Attributes:
+        scenario: which, with as many rows as there are samples of; it ends where the ego's drive would be over.
+        samples: by name, with an axis of rows in front.
+        fault: why they cannot be used; empty where they can.
+    """
 
     scenario: Scenario
     samples: Samples
@@ -53,12 +59,16 @@ def compute(log: Log, road_map: RoadMap, scenarios: Sequence[Scenario], parts: S
             for name, values in built.items():
                 underway[index][name][row] = values[place]
             if row == scenario.rows - 1:
-                samples = underway.pop(index)
-                yield Computed(scenario, _episode(samples), fault_of(samples))
+                samples = episode_of(underway.pop(index))
+                fault = fault_of(samples)
+                done = scenario if fault else scenario._replace(rows=len(samples["is_first"]))
+                yield Computed(done, samples, fault)
 
 
 def fault_of(samples: Mapping[str, np.ndarray]) -> str:
-    """Why samples cannot be used; empty where they can."""
+    """Why the samples of an episode cannot be used; empty where they can."""
+    if samples["is_terminal"][0]:
+        return "the ego touches another, or is off the road, from the beginning"
     for name in sorted(samples):
         values = samples[name]
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -87,10 +97,15 @@ def _empty(rows: int, parts: Sequence[Part]) -> Samples:
     return {name: np.empty((rows, *spec.shape), spec.dtype) for part in parts for name, spec in part.arrays.items()}
 
 
-def _episode(samples: Samples) -> Samples:
-    """Samples as an episode: what was before its first row has earned nothing in it, and a time limit ends it."""
-    rows = np.arange(len(next(iter(samples.values()))))
-    flags = {"is_first": rows == 0, "is_last": rows == rows[-1], "is_terminal": np.zeros(len(rows), bool)}
-    if "reward" in samples:
-        samples["reward"][0] = 0
-    return {**samples, **{name: flags[name] for name in FLAGS}}
+def episode_of(samples: Mapping[str, np.ndarray]) -> Samples:
+    """Samples as an episode. It ends with the first row that is terminal, or else as a time limit would end it.
+
+    What was before its first row has earned nothing in it.
+    """
+    terminal = samples.get("is_terminal", np.zeros(len(next(iter(samples.values()))), bool))
+    count = int(terminal.argmax()) + 1 if terminal.any() else len(terminal)
+    episode = {name: values[:count] for name, values in samples.items()}
+    if "reward" in episode:
+        episode["reward"] = np.concatenate((np.zeros(1, np.float32), episode["reward"][1:]))
+    rows = np.arange(count)
+    return {**episode, "is_first": rows == 0, "is_last": rows == rows[-1], "is_terminal": terminal[:count]}

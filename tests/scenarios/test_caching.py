@@ -226,9 +226,39 @@ def test_invalid_samples_are_counted_and_have_no_file(part: Part, needs: Needs, 
 
 
 def test_fault_of_the_last_action_is_none():
-    mask = np.array([[True, False], [True, False]])
-    assert fault_of({"action": np.array([0, 1]), "action_mask": mask}) == ""
-    assert fault_of({"action": np.array([1, 0]), "action_mask": mask}) == "an action is illegal"
+    goes_on = {"action_mask": np.array([[True, False], [True, False]]), "is_terminal": np.zeros(2, bool)}
+    assert fault_of({"action": np.array([0, 1]), **goes_on}) == ""
+    assert fault_of({"action": np.array([1, 0]), **goes_on}) == "an action is illegal"
+
+
+def _ending(scene: Scene) -> dict[str, np.ndarray]:
+    """One of the egos is in contact in frame 3, the other one in frames 21 and 22."""
+    touches = ((scene.agents == 3) & (scene.frame == 3)) | ((scene.agents == 7) & (scene.frame in (21, 22)))
+    return {"reward": np.full(len(scene.agents), scene.frame, np.float32), "is_terminal": touches}
+
+
+WORTH = Part("worth", 1, {"reward": Spec((), np.float32), "is_terminal": Spec((), np.bool_)}, _ending)
+NEEDS_WORTH = Needs(("ego",), ("reward",))
+
+
+def test_scenario_ends_where_its_ego_drives_no_further(tmp_path: Path):
+    write_logs(tmp_path, "a")
+    report = fill(tmp_path, NEEDS_WORTH, (SPEEDS, WORTH))
+    kept = {(entry.scenario.agent, entry.scenario.frame): entry for entry in report.entries}
+    assert {place: entry.scenario.rows for place, entry in kept.items()} == {(3, 0): 4, (3, 21): 4, (7, 0): 21}
+    samples = Cache(tmp_path / "cache").read(kept[3, 0].scenario, (SPEEDS, WORTH))
+    assert samples["is_terminal"].tolist() == samples["is_last"].tolist() == [False, False, False, True]
+    # What was before the first row has earned nothing in this episode.
+    assert samples["reward"].tolist() == [0, 1, 2, 3]
+    why = "the ego touches another, or is off the road, from the beginning"
+    assert report.invalid == Counter({why: 1}) and report.rows == 29
+    assert "left out: 17 rows after an ego has touched another or left the road" in report.lines()
+    again = fill(tmp_path, NEEDS_WORTH, (SPEEDS, WORTH))
+    assert (again.computed, again.entries, again.left_out) == (0, report.entries, report.left_out)
+    # A killed run has noted nothing, and what is there is found by the files alone.
+    (tmp_path / "cache" / "a" / manifest.FILE_NAME).unlink()
+    assert fill(tmp_path, NEEDS_WORTH, (SPEEDS, WORTH)).entries == report.entries
+    assert len(fill(tmp_path, NEEDS_WORTH, (SPEEDS, WORTH), cache__only=True).entries) == 3
 
 
 def test_cache_alone_needs_no_logs(filled: Path):
