@@ -46,9 +46,10 @@ def test_rows_are_those_of_the_files_one_after_the_other(tmp_path: Path):
 
 def test_rows_that_memory_does_not_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_logs(tmp_path, "a")
+    entries = caching.fill(scenario_settings(tmp_path), NEEDS, KNOWN, seed=0).entries
     monkeypatch.setattr(memory, "memory_at_hand", lambda: 10)
     with pytest.raises(UserError, match="50 samples to train on take about .* take fewer: --scenario_filter.total"):
-        load(tmp_path)
+        dataset.load(Cache(tmp_path / "cache"), entries, (SPEEDS, CHOICES), what="train on")
 
 
 def test_batches_are_all_rows_in_order():
