@@ -35,14 +35,15 @@ from routing.solutions import known_length
 from solving import answers, writing
 from solving.answers import Solution
 from solving.command_line import NO_RUN, make_parser, require_effect
-from solving.decoding import WORKING_NUMBERS, Decoding, is_far, refuse_other_sizes, require_room
+from solving.decoding import WORKING_NUMBERS, Decoding, is_far, refuse_other_sizes, require_room, why_not_alone
 from solving.expectations import with_forecasts
 from solving.given_costs import SOLVERS
 from solving.patience import Patience
 from solving.polishing import suited_seconds
-from solving.reconstruction import why_no_parts
+from solving.reconstruction import SECONDS, reconstruction
 from solving.references import with_references
-from solving.ways import ByModel, ByParts, ByPolicy, BySolver, Way, polish
+from solving.search import TUNING_SECONDS, ActiveSearch, BeamSearch
+from solving.ways import ByModel, ByPolicy, BySolver, OneByOne, Way, polish
 from solving.worlds import at_home, costs_distances, in_world, require_positions
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.terminal import show, tell
@@ -53,6 +54,7 @@ CONFIGS = Path(__file__).with_name("configs.yaml")
 PLAN = Decoding.PLAN
 # Names of the ways to solve instances.
 BY_SOLVER, BY_MODEL, BY_POLICY, BY_PARTS = "solver", "model", "policy", "parts"
+BEAM, ACTIVE = Decoding.SEARCHES
 # Bytes, by measurement and rounded up: of a random instance and its solution, and of each of its nodes.
 INSTANCE_BYTES, NODE_BYTES = 3000, 80
 
@@ -188,7 +190,9 @@ def _ways(
         behavior, patience = agent.behavior, Patience(decoding.seconds or math.inf, requests=requests)
         ways[BY_MODEL] = ByModel(rules_of(agent), agent.forecaster, processes)
         ways[BY_POLICY] = ByPolicy(behavior, decoding, agent.reward_scale, imagine, patience)
-        ways[BY_PARTS] = ByParts(behavior, decoding, patience)
+        ways[BY_PARTS] = OneByOne(behavior, decoding, patience, reconstruction, SECONDS, answers.NETWORK_IN_PARTS)
+        ways[BEAM] = OneByOne(behavior, decoding, patience, BeamSearch)
+        ways[ACTIVE] = OneByOne(behavior, decoding, patience, ActiveSearch, TUNING_SECONDS)
     return ways
 
 
@@ -200,14 +204,14 @@ def _which(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding,
         return BY_MODEL
     if decoding.method == Decoding.PARTS or (by_size and _takes_parts(agent, instance)):
         return BY_PARTS
-    return BY_POLICY
+    return decoding.method if decoding.method in Decoding.SEARCHES else BY_POLICY
 
 
 def _takes_parts(agent: Dreamer, instance: RoutingInstance) -> bool:
     """Whether an instance is so large that parts of it are better solved than all of it, where that can be done."""
     if instance.problem != rules_of(agent).name or not is_far(len(instance.coords), agent.task.num_actions):
         return False
-    return why_no_parts(agent.behavior, instance) is None
+    return why_not_alone(agent.behavior, instance) is None
 
 
 def _taken(
@@ -325,7 +329,9 @@ def main(argv: list[str]) -> None:
             if arguments.reference in ("lkh", "pyvrp") and not rules_of(agent).costs.known:
                 reference = arguments.reference
                 raise ConfigError(f"--reference {reference} is by true costs, and {arguments.run} knows a log alone")
-        decoding = Decoding(arguments.decode, arguments.samples, arguments.seed, arguments.seconds)
+        decoding = Decoding(
+            arguments.decode, arguments.samples, arguments.seed, arguments.seconds, width=arguments.width
+        )
         found, failures = _cases(arguments, agent)
         if agent is None:
             _require_reference(arguments.reference, {instance.problem for _, instance, _ in found})
@@ -335,11 +341,11 @@ def main(argv: list[str]) -> None:
         told: set[str] = set()
         instances = [instance for _, instance, _ in found]
         requests = StopRequests()
-        in_parts = agent is not None and any(
-            _which(agent, each, decoding, by_size=by_size) == BY_PARTS for each in instances
+        one_by_one = agent is not None and any(
+            _which(agent, each, decoding, by_size=by_size) in (BY_PARTS, BEAM, ACTIVE) for each in instances
         )
         # Where there is a best so far at any time, Ctrl-C asks for it; elsewhere it ends the program.
-        timed = in_parts or decoding.seconds is not None
+        timed = one_by_one or decoding.seconds is not None
         with requests.taken() if timed else contextlib.nullcontext():
             outcomes = solve(
                 agent,

@@ -13,6 +13,8 @@ from system.terminal import Parser
 # In place of a run: no model, and a solver for everything.
 NO_RUN = Path("none")
 PLAN = Decoding.PLAN
+# What draws at random.
+DRAW = ("sample", "active", Decoding.PARTS)
 TRUST_HELP = "import and call what the run's config names; without it, code that a file names is never run"
 
 
@@ -60,8 +62,9 @@ def make_parser(description: str | None) -> Parser:
         f" instances of more than {FARTHEST_SIZE} times the nodes trained on); {PLAN}: a solver, by the costs that the"
         " model expects or a file gives (default of none, and of runs that train no policy)"
     )
-    add("--decode", choices=(*Decoding.METHODS, Decoding.PARTS, PLAN), help=decode_help)
+    add("--decode", choices=(*Decoding.METHODS, *Decoding.SEARCHES, Decoding.PARTS, PLAN), help=decode_help)
     add("--samples", type=positive, metavar="K", help="tours that sample draws (default 128)")
+    add("--width", type=positive, metavar="K", help="states that beam keeps (default 4)")
     seconds_help = f"for each instance, then the best so far is taken (default of {Decoding.PARTS}: {SECONDS:g})"
     add("--seconds", type=_seconds, metavar="S", help=seconds_help)
     polish_help = "so many seconds of local search after that, by fast-tsp or PyVRP; 0: none"
@@ -81,29 +84,31 @@ def require_effect(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse options that would change nothing, and fill in the others."""
     if arguments.run == NO_RUN:
         _require_no_model(parser, arguments)
-    draws = arguments.decode == "sample"
-    if arguments.samples is not None and not draws:
+    if arguments.samples is not None and arguments.decode != "sample":
         parser.error(f"--samples is of --decode sample, and --decode is {arguments.decode or Decoding.method}")
     if arguments.seconds is not None and arguments.decode in (PLAN, Decoding.method, None):
         parser.error(
-            f"--seconds is of --decode sample, augment and {Decoding.PARTS}; --decode is"
+            f"--seconds is of --decode sample, augment, beam, active and {Decoding.PARTS}; --decode is"
             f" {arguments.decode or Decoding.method}, which has an end of its own"
         )
     if arguments.seconds == 0:
         parser.error("--seconds is 0; looking takes more than none")
+    if arguments.width is not None and arguments.decode != "beam":
+        parser.error(f"--width is of --decode beam, and --decode is {arguments.decode or Decoding.method}")
     if arguments.samples is not None and arguments.seconds is not None:
         parser.error("--samples and --seconds both say when to end; give one of them")
     if arguments.nodes is not None and not arguments.random:
         parser.error("--nodes is of --random instances; files have nodes of their own")
-    if arguments.seed is not None and not (draws or arguments.random or arguments.decode == Decoding.PARTS):
-        parser.error(f"--seed is of --random and of --decode sample and {Decoding.PARTS}; nothing is drawn here")
-    if arguments.imagine and arguments.decode in (PLAN, Decoding.PARTS):
+    if arguments.seed is not None and not (arguments.random or arguments.decode in DRAW):
+        parser.error(f"--seed is of --random and of --decode {', '.join(DRAW)}; nothing is drawn here")
+    if arguments.imagine and arguments.decode in (PLAN, Decoding.PARTS, *Decoding.SEARCHES):
         parser.error(
             f"--imagine shows what a policy imagines of whole instances, and --decode {arguments.decode} does not ask"
             " for that; leave one out"
         )
     arguments.samples = arguments.samples or Decoding.samples
     arguments.seed = arguments.seed or 0
+    arguments.width = arguments.width or Decoding.width
 
 
 def _require_no_model(parser: Parser, arguments: argparse.Namespace) -> None:

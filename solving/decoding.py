@@ -35,6 +35,7 @@ MOST_STARTS = 100
 SYMMETRIES = 8
 # For one instance; so many take hours.
 MOST_SAMPLES = 10**7
+MOST_WIDTH = 10_000
 # Tours of each instance that are looked for between two looks at the clock.
 WATCHED_STARTS = 64
 ENDLESS = Patience()
@@ -50,11 +51,14 @@ class Decoding:
         method: `greedy` takes the likeliest actions, `sample` keeps the best of `samples` drawn tours, and `augment`
             the best greedy tour over the 8 symmetries of the square and up to 100 first nodes (of a plan that
             begins at its depot, first customers). `reconstruct` solves parts of a solution again, as long as there is
-            time. `plan` asks no network: a solver looks, by what moves cost.
+            time. `beam` keeps the `width` states from which greedy roll-outs end best, and `active` tunes what the
+            network made of the instance, by the policy gradient. `plan` asks no network: a solver looks, by what moves
+            cost.
         samples: tours drawn of each instance.
         seed: of the draws.
         seconds: for each instance, after which the best so far is taken; None where the method has an end of its own,
-            or for `reconstruct`, which takes 20.
+            or for `reconstruct` and `active`, which take 20 and 10.
+        width: states that `beam` keeps.
 
     Raises:
         UserError: there is no such method, or nothing to draw, or more than anybody waits for.
@@ -64,18 +68,22 @@ class Decoding:
     samples: int = 128
     seed: int = 0
     seconds: float | None = None
+    width: int = 4
 
-    # Those of networks on whole instances, the one on parts of them, and the one that takes no network.
+    # Those of networks for many instances at once, those for one at a time, the one on parts, and the one without any.
     METHODS: ClassVar[tuple[str, ...]] = ("greedy", "sample", "augment")
+    SEARCHES: ClassVar[tuple[str, ...]] = ("beam", "active")
     PARTS: ClassVar[str] = "reconstruct"
     PLAN: ClassVar[str] = "plan"
 
     def __post_init__(self) -> None:
-        every = (*self.METHODS, self.PARTS, self.PLAN)
+        every = (*self.METHODS, *self.SEARCHES, self.PARTS, self.PLAN)
         if self.method not in every:
             raise UserError(f"decode is {self.method!r}; choose one of {', '.join(every)}")
         if self.seconds is not None and not self.seconds > 0:
             raise UserError(f"seconds is {self.seconds:g}; looking takes more than none")
+        if not 1 <= self.width <= MOST_WIDTH:
+            raise UserError(f"width is {self.width:,}; a beam keeps 1 to {MOST_WIDTH:,} states")
         if self.samples < 1:
             raise UserError(f"samples is {self.samples}; at least 1 tour is drawn")
         if self.samples > MOST_SAMPLES:
@@ -164,9 +172,9 @@ def best_tours(
     found: list[Int64[np.ndarray, " L"]] = []
     for rows in pieces(behavior, len(instances), num_nodes):
         posed = pose(instances[rows], next(behavior.actor.parameters()).device).instance
-        judge = _judge(behavior, instances[rows], posed, decoding)
+        judge = judge_of(behavior, instances[rows], posed, decoding)
         best = best_by(behavior, posed, decoding, judge, generator=generator, patience=patience, progress=progress)
-        found += [_without_waiting(tour) for tour in best]
+        found += [without_waiting(tour) for tour in best]
     return found
 
 
@@ -239,7 +247,9 @@ def chooser(costs: Float64[np.ndarray, "B N N"]) -> Judge:
     return lambda tours: costs[rows, tours, np.roll(tours, -1, axis=-1)].sum(-1)
 
 
-def _judge(behavior: ImagBehavior, instances: Sequence[RoutingInstance], posed: Instance, decoding: Decoding) -> Judge:
+def judge_of(
+    behavior: ImagBehavior, instances: Sequence[RoutingInstance], posed: Instance, decoding: Decoding
+) -> Judge:
     """Judges tours by what can be known of their costs, and by their routes.
 
     Raises:
@@ -285,7 +295,7 @@ def nearest_neighbour_tours(rules: type[Rules], instances: Sequence[RoutingInsta
             state, finished = rules.step(state, torch.from_numpy(visited[-1]))
             if bool(finished.all()):
                 break
-        found += [_without_waiting(tour) for tour in np.stack(visited, -1)]
+        found += [without_waiting(tour) for tour in np.stack(visited, -1)]
     return found
 
 
@@ -295,7 +305,7 @@ def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingIns
     return np.array([each.tour_length(tour) for each, tour in zip(instances, tours, strict=True)], dtype=np.float64)
 
 
-def _without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
+def without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
     """A closed tour without the steps at its end in which it waited at its first node."""
     return tour[: np.flatnonzero(tour != tour[0]).max(initial=0) + 1]
 
@@ -376,7 +386,7 @@ def imagined_tours(behavior: ImagBehavior, instances: Sequence[RoutingInstance])
         posed, units = pose(instances[rows], device, unit=routing_of(behavior).rules.costs.unit)
         greedy = routing_of(behavior).imagine_greedily(behavior.actor, posed, needs_latent=behavior.needs_latent)
         lengths = -greedy.reward.double().sum(-1).cpu().numpy() * units
-        pairs = zip(map(_without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
+        pairs = zip(map(without_waiting, greedy.tours.cpu().numpy()), lengths.tolist(), strict=True)
         found += [Imagined(tour, length) for tour, length in pairs]
     return found
 
@@ -398,6 +408,18 @@ def refuse_other_sizes(behavior: ImagBehavior, num_nodes: int) -> None:
             f"has {num_nodes} nodes, and the run's actor takes {behavior.task.num_actions};"
             " one trained with actor.type: tsp_pointer takes any number"
         )
+
+
+def why_not_alone(behavior: ImagBehavior, instance: RoutingInstance) -> str | None:
+    """Why a policy cannot be asked in the middle of a tour that it did not begin; None where it can."""
+    if is_paid(instance.metric):
+        return "has costs that are no distances, by which tries cannot be judged; choose another --decode"
+    if behavior.actor.latent_size:
+        return (
+            "cannot be looked at move by move, or in parts, by this run's actor, which reads latents; one trained with"
+            " actor.type: tsp_pointer and actor.pointer.latent: 0 reads none"
+        )
+    return None
 
 
 def require_room(behavior: ImagBehavior, num_nodes: int) -> None:

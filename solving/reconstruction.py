@@ -22,7 +22,7 @@ from imagining.behavior import ImagBehavior
 from parts.views import View
 from routing.files import RoutingInstance
 from routing.instances import scale_to_unit_square
-from routing.metrics import is_paid, leg_lengths, plane
+from routing.metrics import leg_lengths, plane
 from routing.rules import expand_instance
 from routing.solutions import join_routes, route_counts, split_routes
 from solving.cuts import FEWEST_NODES, Cut, choose_apart, neighbourhood, random_insertion, sections, splice
@@ -35,6 +35,7 @@ from solving.decoding import (
     routing_of,
     static,
     symmetric,
+    why_not_alone,
 )
 from solving.patience import Patience
 from tools import uniform
@@ -99,28 +100,16 @@ class Reconstruction(ABC):
         return True
 
 
-def reconstruction(behavior: ImagBehavior, instance: RoutingInstance, *, seed: int = 0) -> Reconstruction:
-    """What solves parts of an instance again.
+def reconstruction(behavior: ImagBehavior, instance: RoutingInstance, decoding: Decoding) -> Reconstruction:
+    """What solves parts of an instance again; of the decoding it takes the seed.
 
     Raises:
         UserError: the policy cannot, or distances do not tell what moves cost.
     """
-    if (reason := why_no_parts(behavior, instance)) is not None:
+    if (reason := why_not_alone(behavior, instance)) is not None:
         raise UserError(reason)
     kind = TourReconstruction if routing_of(behavior).rules.starts_anywhere else PlanReconstruction
-    return kind(behavior, instance, seed=seed)
-
-
-def why_no_parts(behavior: ImagBehavior, instance: RoutingInstance) -> str | None:
-    """Why parts of an instance cannot be solved again; None where they can."""
-    if is_paid(instance.metric):
-        return "has costs that are no distances, by which parts cannot be judged; choose another --decode"
-    if behavior.actor.latent_size or not behavior.actor.takes(behavior.task.num_actions - 1):
-        return (
-            "cannot be solved in parts by this run's actor; one trained with actor.type: tsp_pointer and"
-            " actor.pointer.latent: 0 can"
-        )
-    return None
+    return kind(behavior, instance, seed=decoding.seed)
 
 
 class TourReconstruction(Reconstruction):

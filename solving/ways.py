@@ -1,11 +1,16 @@
-"""The ways in which solutions are found: by a policy on whole instances or on parts, or by solvers; each a class."""
+"""The ways in which solutions are found: by a policy, of many instances at once or one by one, or by solvers."""
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int64
 
 from config import UserError
 from imagining.behavior import ImagBehavior
@@ -13,7 +18,7 @@ from routing.files import RoutingInstance
 from routing.metrics import GIVEN, is_paid
 from routing.rules import Rules
 from routing.solutions import check_solution, route_counts
-from solving.answers import NETWORK_IN_PARTS, Solution
+from solving.answers import NETWORK, Solution
 from solving.decoding import (
     Decoding,
     best_tours,
@@ -27,7 +32,6 @@ from solving.given_costs import long_work, solve_given
 from solving.patience import Patience
 from solving.plans import planned
 from solving.polishing import polished
-from solving.reconstruction import SECONDS, reconstruction
 
 # Who chose a plan from which local search got further than from the network's.
 NEAREST = "nearest nodes"
@@ -160,19 +164,32 @@ class ByPolicy(Way):
         return found
 
 
+class Looking(Protocol):
+    """What looks for a solution of one instance."""
+
+    def run(self, patience: Patience, *, watch: Callable[[], object]) -> Int64[np.ndarray, " L"]:
+        """The best solution by the time that patience ends."""
+
+
 @dataclass(frozen=True, eq=False)
-class ByParts(Way):
-    """By an agent's policy on parts of each instance, as long as there is time, and by local search after that.
+class OneByOne(Way):
+    """By an agent's policy, one instance at a time.
 
     Attributes:
         behavior: its actor decides.
         decoding: how to look.
         patience: when to stop.
+        begin: makes what looks for a solution of an instance.
+        seconds: for each instance, where `decoding` does not say.
+        chosen_by: as the solution is marked.
     """
 
     behavior: ImagBehavior
     decoding: Decoding
     patience: Patience
+    begin: Callable[[ImagBehavior, RoutingInstance, Decoding], Looking]
+    seconds: float = math.inf
+    chosen_by: str = NETWORK
 
     def kind(self, instance: RoutingInstance) -> Hashable:
         return None
@@ -192,7 +209,7 @@ class ByParts(Way):
         if self.patience.is_stopped:
             raise UserError("was not begun when it was stopped")
         begin = time.perf_counter()
-        self.patience.begin(seconds=self.decoding.seconds or SECONDS)
+        self.patience.begin(seconds=self.decoding.seconds or self.seconds)
         counted = 0.0
 
         def watch() -> None:
@@ -200,13 +217,13 @@ class ByParts(Way):
             progress(count * (self.patience.share - counted))
             counted = self.patience.share
 
-        tour = reconstruction(self.behavior, instance, seed=self.decoding.seed).run(self.patience, watch=watch)
+        tour = self.begin(self.behavior, instance, self.decoding).run(self.patience, watch=watch)
         progress(count * (1 - counted))
         check_solution(instance, tour)
         (nearest,) = nearest_neighbour_lengths(rules, [instance]).tolist()
         seconds = time.perf_counter() - begin
         length = instance.tour_length(tour)
-        solution = Solution(instance, tour, length, seconds, nearest=nearest, chosen_by=NETWORK_IN_PARTS)
+        solution = Solution(instance, tour, length, seconds, nearest=nearest, chosen_by=self.chosen_by)
         return _too_many_routes(solution) or solution
 
 

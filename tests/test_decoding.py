@@ -184,7 +184,7 @@ def test_imagined_tours_expect_lengths_in_the_unit_of_the_instance(scale):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [({"method": "beam"}, "choose one of greedy"), ({"samples": 0}, "at least 1")]
+    ("how", "message"), [({"method": "wide"}, "choose one of greedy"), ({"samples": 0}, "at least 1")]
 )
 def test_decoding_refuses_what_it_cannot_do(how, message):
     with pytest.raises(ValueError, match=message):
@@ -222,7 +222,7 @@ def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
     first = torch.tensor([Decoding(method="augment").first_nodes(CVRPRules, NODES)])
     plans = decoding.roll_out(agent.behavior, context=context, tables=tables, first=first, generator=None)
     assert plans[0, 1:, 1].tolist() == list(range(1, NODES))
-    np.testing.assert_array_equal(decoding._without_waiting(plans[0, 0].numpy()), decode(agent, [case])[0])
+    np.testing.assert_array_equal(decoding.without_waiting(plans[0, 0].numpy()), decode(agent, [case])[0])
 
 
 def test_best_tours_of_cvrp_report_all_decisions():

@@ -22,6 +22,7 @@ from training.stopping import StopRequests
 
 CHECKPOINTS = Path(solve.CONFIGS).with_name("checkpoints")
 CPU = torch.device("cpu")
+PARTS = Decoding(method="reconstruct")
 # Two passes of a tour of 12 nodes through a region: 1 2 3 and 7 8, forwards; 10 is alone.
 TOUR = np.array([4, 0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
 TWO_PIECES = Cut(np.array([1, 2, 3, 7, 8]), np.array([4, -1, 3, 2, 0]))
@@ -147,7 +148,7 @@ def test_solve_cuts_finds_what_a_single_cut_finds(agents, offset):
 
 @pytest.mark.parametrize(("name", "case"), [("tsp20", instance(70)), ("cvrp20", plan_instance(50))])
 def test_reconstruction_never_makes_a_solution_longer(agents, name, case):
-    again = reconstruction.reconstruction(agents[name].behavior, case, seed=0)
+    again = reconstruction.reconstruction(agents[name].behavior, case, PARTS)
     tour = begin = again.start()
     for _ in range(6):
         improved = again.improved(tour)
@@ -169,12 +170,12 @@ def test_reconstruction_of_a_large_tour_is_far_better_than_the_policy_on_all_of_
 @pytest.mark.parametrize("count", [3, 4, 9])
 def test_reconstruction_takes_small_instances(agents, count):
     case = instance(count)
-    check_solution(case, reconstruction.reconstruction(agents["tsp20"].behavior, case, seed=0).run(Attempts(3)))
+    check_solution(case, reconstruction.reconstruction(agents["tsp20"].behavior, case, PARTS).run(Attempts(3)))
 
 
 def test_reconstruction_is_refused_where_the_actor_reads_latents():
-    with pytest.raises(solve.UserError, match="actor.pointer.latent: 0 can"):
-        reconstruction.reconstruction(make_agent(**{"actor.pointer.latent": 4}).behavior, instance(9))
+    with pytest.raises(solve.UserError, match="actor.pointer.latent: 0 reads none"):
+        reconstruction.reconstruction(make_agent(**{"actor.pointer.latent": 4}).behavior, instance(9), PARTS)
 
 
 def test_instances_that_were_not_begun_when_it_was_stopped_say_so(agents):

@@ -1,121 +1,136 @@
-"""What a search draws, keeps and stops, without any run."""
+import math
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
+import numpy as np
 import pytest
+import torch
 
-pytest.importorskip("optuna")
-
-from config import ConfigError
-from sweeping.axes import Range
-from sweeping.plans import Row, Template
-from sweeping.search import JOURNAL, Search, corners
-
-AXES = {"model.lr": Range(1e-4, 1e-2, whole=False, log=True), "envs": Range(2, 5, whole=True, log=False)}
-
-
-def make(folder: Path, **changes: Any) -> Search:
-    settings: dict[str, Any] = {"seeds": ("0", "1"), "metric": "valid_gap", "direction": "minimize", "trials": 6}
-    axes = changes.pop("axes", AXES)
-    return Search(Template(("debug",), {}, folder), axes, **{**settings, "startup": 2, **changes})
-
-
-def drawn(search: Search, count: int) -> list[tuple[str, ...]]:
-    """The next trials' arguments, each ended with a score by its number."""
-    found = []
-    for number in range(count):
-        trial = search.next()
-        assert trial is not None
-        found.append(trial.runs[0].arguments[2:-2])
-        search.note(trial, "finished", [float(number), float(number) + 1])
-    return found
+import solve
+from parts.views import View
+from routing.metrics import EXACT
+from routing.parsing import RoutingInstance
+from routing.rules import expand_instance
+from routing.solutions import check_solution
+from solving.decoding import Decoding, best_tours, roll_out, static
+from solving.frames import pose
+from solving.patience import Patience
+from solving.search import ActiveSearch, BeamSearch, Posed, _log_probs
+from tests.answer_scenes import make_agent
+from tests.test_reconstruction import CHECKPOINTS, CPU, Attempts, instance, plan_instance
+from training.stopping import StopRequests
 
 
-def test_search_draws_within_its_ranges(tmp_path: Path):
-    for lr, envs in drawn(make(tmp_path), 6):
-        assert 1e-4 <= float(lr.removeprefix("--model.lr=")) <= 1e-2
-        assert envs.removeprefix("--envs=") in "2345"
+@pytest.fixture(scope="module")
+def agents():
+    return {name: solve.load_agent(CHECKPOINTS / f"{name}.pt", CPU) for name in ("tsp20", "cvrp20")}
 
 
-def test_search_ends_after_its_trials_and_knows_the_best(tmp_path: Path):
-    search = make(tmp_path, trials=3)
-    assert search.best() is None
-    drawn(search, 3)
-    assert search.next() is None
-    name, score, settings = search.best() or ("", 0.0, {})
-    assert (name, score, [*settings]) == ("trial0000", 0.5, ["model.lr", "envs"])
+CASES = [("tsp20", instance(24)), ("cvrp20", plan_instance(21))]
 
 
-def test_search_that_is_gone_on_with_draws_what_it_would_have_drawn(tmp_path: Path):
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = drawn(make(tmp_path / "whole"), 6)
-    parts = drawn(make(tmp_path / "parts"), 4)
-    assert parts + drawn(make(tmp_path / "parts"), 2) == whole
-    assert len(set(whole)) == 6
+def greedy_length(agent, case: RoutingInstance) -> float:
+    (tour,) = best_tours(agent.behavior, [case], Decoding())
+    return case.tour_length(tour)
 
 
-def test_interrupted_trial_is_the_next_one(tmp_path: Path):
-    search = make(tmp_path)
-    trial = search.next()
-    assert trial is not None
-    search.note(trial, "stopped", [])
-    assert make(tmp_path).next() == trial
-    # Also where the sweep was killed, and had no time to take note.
-    assert make(tmp_path).next() == trial
+@pytest.mark.parametrize(("name", "case"), CASES, ids=["tsp", "cvrp"])
+@pytest.mark.parametrize("width", [1, 3])
+def test_beam_is_never_worse_than_greedy(agents, name, case, width):
+    search = BeamSearch(agents[name].behavior, case, Decoding(method="beam", width=width))
+    tour = search.run(Patience())
+    check_solution(case, tour)
+    assert case.tour_length(tour) <= greedy_length(agents[name], case) + 1e-9
 
 
-def test_half_a_line_of_a_killed_process_is_cut_from_the_journal(tmp_path: Path):
-    drawn(make(tmp_path), 2)
-    journal = tmp_path / JOURNAL
-    whole = journal.read_bytes()
-    journal.write_bytes(whole + b'{"op_code": 99')
-    search = make(tmp_path)
-    assert journal.read_bytes().startswith(whole) and b'"op_code": 99' not in journal.read_bytes()
-    drawn(search, 4)
-    assert search.next() is None
+def test_beam_that_keeps_everything_finds_the_best_of_all_tours():
+    # With 5 nodes, 4 children and room for all of them, every tour from node 0 is looked at.
+    agent, case = make_agent(**{"actor.pointer.latent": 0}), instance(5)
+    (best,) = solve.solve(None, [case], Decoding(method="plan"))
+    tour = BeamSearch(agent.behavior, case, Decoding(method="beam", width=24)).run(Patience())
+    assert case.tour_length(tour) == pytest.approx(best.length)  # type: ignore[union-attr]
 
 
-def test_search_stops_what_is_worse_than_the_median_at_the_same_step(tmp_path: Path):
-    search = make(tmp_path)
-    for value in (1.0, 3.0):
-        trial = search.next()
-        assert trial is not None
-        assert not search.should_stop(trial, trial.runs[0], [Row(10, value), Row(20, value - 1)])
-        search.note(trial, "finished", [value, value])
-    trial = search.next()
-    assert trial is not None
-    first, second = trial.runs
-    assert not search.should_stop(trial, first, [Row(10, 1.9)])
-    # The medians of the best values until then are 2 at step 10 and 1 at step 20.
-    assert search.should_stop(trial, first, [Row(10, 1.9), Row(20, 1.1)])
-    assert not search.should_stop(trial, second, [Row(10, 99.0)])
+def test_active_search_has_the_probabilities_of_the_moves_that_it_drew(agents):
+    agent, case = agents["cvrp20"], plan_instance(21)
+    behavior = agent.behavior
+    context, tables = static(behavior, pose([case], CPU).instance)
+    generator = torch.Generator().manual_seed(0)
+    found = roll_out(behavior, context=context, tables=tables, first=torch.zeros(1, 3).long(), generator=generator)
+    log_probs = _log_probs(agent.task.rules, behavior.actor, tables, context, found)
+    for row in range(3):
+        total = 0.0
+        state = agent.task.rules.reset(expand_instance(context.instance, torch.Size((1, 1))))
+        for action in found[0, row, 1:]:
+            view = View.of(agent.task.rules, state, agent.task.rules.action_mask(state))
+            total += behavior.actor(None, tables, view).log_prob(action[None, None]).item()
+            state, _ = agent.task.rules.step(state, action[None, None])
+        assert log_probs[0, row].item() == pytest.approx(total, abs=1e-3)
 
 
-def test_trial_without_a_finite_score_has_failed(tmp_path: Path):
-    search = make(tmp_path, trials=1)
-    trial = search.next()
-    assert trial is not None
-    search.note(trial, "finished", [1.0, float("nan")])
-    assert search.best() is None and make(tmp_path, trials=1).next() is None
+@pytest.mark.parametrize(("name", "case"), CASES, ids=["tsp", "cvrp"])
+def test_active_search_makes_good_tours_likelier_and_leaves_the_weights_alone(agents, name, case):
+    agent = agents[name]
+    before = {key: part.clone() for key, part in agent.behavior.actor.state_dict().items()}
+    search = ActiveSearch(agent.behavior, case, Decoding(method="active"))
+    means: list[float] = []
+    keep = search.keep
+
+    def watched(tours, costs):
+        means.append(float(costs.mean()))
+        keep(tours, costs)
+
+    search.keep = watched  # type: ignore[method-assign]
+    tour = search.run(Attempts(31))
+    check_solution(case, tour)
+    assert np.mean(means[-5:]) < np.mean(means[:5])
+    assert case.tour_length(tour) <= greedy_length(agent, case) * 1.01
+    for key, part in agent.behavior.actor.state_dict().items():
+        torch.testing.assert_close(part, before[key], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"metric": "valid_return"}, {"direction": "maximize"}, {"seeds": ("0",)}, {"axes": {"envs": ["2"]}}]
-)
-def test_journal_of_another_search_is_refused(changes: dict[str, Any], tmp_path: Path):
-    make(tmp_path)
-    with pytest.raises(ConfigError, match="another --logdir"):
-        make(tmp_path, **changes)
+@pytest.mark.parametrize("method", Decoding.SEARCHES)
+def test_searches_are_ways_to_solve(agents, method):
+    (found,) = solve.solve(agents["tsp20"], [instance(12)], Decoding(method=method, seconds=0.2))
+    assert found.chooser == "network" and math.isfinite(found.length)  # type: ignore[union-attr, arg-type]
 
 
-def test_corners_have_every_value_and_both_ends():
-    found = corners({**AXES, "actor.type": ["a", "b", "c"]})
-    assert found == [
-        {"model.lr": "0.0001", "envs": "2", "actor.type": "a"},
-        {"model.lr": "0.01", "envs": "5", "actor.type": "b"},
-        {"model.lr": "0.0001", "envs": "2", "actor.type": "c"},
-    ]
+@pytest.mark.parametrize("method", Decoding.SEARCHES)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_searches_take_small_instances(agents, method, count):
+    (found,) = solve.solve(agents["tsp20"], [instance(count)], Decoding(method=method, seconds=0.1))
+    assert sorted(found.tour) == list(range(count))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", Decoding.SEARCHES)
+def test_searches_are_refused_where_the_actor_reads_latents(method):
+    agent = make_agent(**{"actor.pointer.latent": 4})
+    (refused,) = solve.solve(agent, [instance(9)], Decoding(method=method))
+    assert "reads latents" in str(refused)
+
+
+def test_beam_ends_with_the_best_so_far_when_it_is_stopped(agents):
+    requests = StopRequests()
+    search = BeamSearch(agents["tsp20"].behavior, instance(20), Decoding(method="beam"))
+    seen = 0
+
+    def stop() -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            requests.signal = "SIGINT"
+
+    check_solution(instance(20), search.run(Patience(requests=requests), watch=stop))
+    assert seen == 3
+
+
+def test_posed_instances_are_judged_in_their_own_metric(agents):
+    case = instance(12)._replace(metric=EXACT)
+    looked: list[Posed] = []
+    search = BeamSearch(agents["tsp20"].behavior, case, Decoding(method="beam", width=1))
+    search.look = lambda posed, patience, watch: (
+        looked.append(posed)
+        or search.keep(  # type: ignore[method-assign]
+            np.arange(12)[None, None], posed.judge(np.arange(12)[None, None])
+        )
+    )
+    search.run(Patience())
+    assert len(looked) == 8 and search.lowest == pytest.approx(case.tour_length(np.arange(12)))

@@ -186,7 +186,8 @@ def test_solve_refuses_the_files_of_another_problem(run, tmp_path, capsys):
         *(["a.tsp", "--seconds", "2"], ["a.tsp", "--decode", "plan", "--seconds", "2"]),
         *(["a.tsp", "--decode", "augment", "--seconds", "0"], ["a.tsp", "--polish", "-1"]),
         *(["a.tsp", "--decode", "sample", "--seconds", "2", "--samples", "8"], ["a.tsp", "--polish", "often"]),
-        ["a.tsp", "--decode", "reconstruct", "--imagine"],
+        *(["a.tsp", "--decode", "reconstruct", "--imagine"], ["a.tsp", "--width", "3"]),
+        ["a.tsp", "--decode", "beam", "--width", "0"],
         *(["a.tsp", "--seed", "8"], ["--rand", "3"], ["--random", "3", "--dec", "sample"]),
     ],
 )
