@@ -24,9 +24,9 @@ from parts.precision import halves_kept, use_half_precision
 from planning.planner import Planner
 from planning.teacher import Lesson, imitation
 from settings.dreamer import DreamerSettings
+from settings.imitation import PLANNER_KEYS
 from settings.learning import Compilation
 from settings.run import EvaluationSettings
-from settings.scenarios import SCENARIO_SECTIONS
 from solving.forecasts import Forecaster
 from solving.intervals import Calibration
 from system.terminal import tell
@@ -49,7 +49,7 @@ DESCRIPTION = """Train a Dreamer, or evaluate one. For example:
   python dreamer.py --configs tsp_attn --actor.entropy 1e-3 --seed 1 --logdir logdir/entropy"""
 FOREIGN_KEYS = {
     **{"sac": "sac.py", "groups": "grpo.py", "language": "grpo.py"},
-    **dict.fromkeys(SCENARIO_SECTIONS, "planner.py"),
+    **dict.fromkeys(PLANNER_KEYS, "planner.py"),
 }
 
 

@@ -22,8 +22,8 @@ from guard import Guard
 from language.task import TextTask
 from parts.precision import use_half_precision
 from settings.groups import SamplingSettings
+from settings.imitation import PLANNER_KEYS
 from settings.run import EvaluationSettings
-from settings.scenarios import SCENARIO_SECTIONS
 from tools import ReturnScale
 from training import evaluating, launch
 from training.trips import TripLog
@@ -54,7 +54,7 @@ _DREAMERS = (
 FOREIGN_KEYS = {
     **dict.fromkeys(_DREAMERS, "dreamer.py"),
     "sac": "sac.py",
-    **dict.fromkeys(SCENARIO_SECTIONS, "planner.py"),
+    **dict.fromkeys(PLANNER_KEYS, "planner.py"),
 }
 
 

@@ -20,8 +20,8 @@ from guard import Guard
 from parts.acting import Sight
 from parts.observations import select
 from parts.precision import halves_kept, use_half_precision
+from settings.imitation import PLANNER_KEYS
 from settings.sac import SACSettings
-from settings.scenarios import SCENARIO_SECTIONS
 from soft.losses import ContinuousSoft, RoutingSoft, Soft, VectorSoft
 from training import evaluating, launch
 from training.agent import POLICY, Player
@@ -55,7 +55,7 @@ _DREAMERS = (
 FOREIGN_KEYS = {
     **dict.fromkeys(_DREAMERS, "dreamer.py"),
     **{"groups": "grpo.py", "language": "grpo.py"},
-    **dict.fromkeys(SCENARIO_SECTIONS, "planner.py"),
+    **dict.fromkeys(PLANNER_KEYS, "planner.py"),
     # The one key of that section which is read here, too.
     "model.encode_keys": "",
 }

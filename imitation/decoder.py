@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from config import UserError
+from driving.scene import STEP
 from imitation.scene_encoder import Gathering, Hidden, Scene, scaled
 from parts.layers import MLP
 from parts.sets import scrub
@@ -18,8 +19,6 @@ from tools import OneHotDist
 CANDIDATE_UNITS = (20.0, 20.0, 1.0)
 # How far a network's output of 1 leads away from a candidate in each second: metres, metres, radians.
 RESIDUAL_UNITS = (2.0, 0.5, 0.1)
-# Seconds between two points of a trajectory.
-STEP = 0.5
 
 
 class Plans(NamedTuple):

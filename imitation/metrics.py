@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from imitation.decoder import STEP, Plans
+from driving.scene import STEP
+from imitation.decoder import Plans
 from imitation.losses import Driven
 
 # So many of the best-scored candidates may miss, if one of them does not.

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from parts.sets import CrossAttention, PointsEncoder, scrub
 
-# Features are divided by these, so that they are of the size of 1: metres, metres per second, radians and the like.
+# Features (driving/features.py) are divided by these, so that they are of the size of 1: metres, m/s, radians.
 EGO_UNITS = (10.0, 2.0, 0.3, 5.0, 2.0, 15.0)
 AGENT_UNITS = (20.0, 20.0, 1.0, 1.0, 10.0, 10.0, 5.0, 2.0)
 ROAD_UNITS = (20.0, 20.0, 1.0, 1.0, 15.0)
-LINE_UNITS = (20.0, 20.0, 1.0, 1.0)
+LINE_UNITS = (20.0, 20.0, 1.0, 1.0, 1.0)
 # Every so many points of a line are read: they lie 2 m apart, and lanes bend less than that.
 LINE_STRIDE = 3
 

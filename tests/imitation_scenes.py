@@ -44,7 +44,7 @@ def features(lines: list[int], *, padding: float = 0.0, seed: int = 1) -> dict[s
         "agents_valid": valid(AGENTS, 3),
         "roads": some(ROADS, 6, 5),
         "roads_valid": valid(ROADS, 6),
-        "lines": some(LINES, 9, 4),
+        "lines": some(LINES, 9, 5),
         "lines_valid": lines_valid,
         "candidates": some(CANDIDATES, POINTS, 3),
         "action_mask": action_mask,

@@ -13,6 +13,8 @@ from ruamel.yaml import YAML
 import config
 import dreamer
 import grpo
+import imitation.setup
+import planner
 import sac
 from config import Config
 from dreamer import Dreamer
@@ -37,7 +39,9 @@ NAMED = [name for name in SECTIONS if name not in ("defaults", "debug")]
 SAC_SECTIONS = [name for name in NAMED if "sac" in name.split("_")]
 # Sections of a trainer that makes what it learns from, likewise.
 GROUP_SECTIONS = [name for name in NAMED if name == "grpo" or name.startswith(("grpo_", "ppo_", "reinforce_"))]
-COLLECTING = [name for name in NAMED if name not in GROUP_SECTIONS]
+# Sections of a planner that learns from logs.
+PLANNER_SECTIONS = ["planner", "drive"]
+COLLECTING = [name for name in NAMED if name not in [*GROUP_SECTIONS, *PLANNER_SECTIONS]]
 # Sections that say how to play any gymnasium task, without naming one.
 ANY_GYM_TASK = [name for name in NAMED if name in ("gym", "sac", "sac_conservative") or name.startswith("size")]
 # Sections whose observations take long to draw, and something that draws.
@@ -58,6 +62,8 @@ def section(*names: str, **changes: Any) -> Config:
         names = ("sac", *names)
     if set(names) & set(GROUP_SECTIONS):
         names = ("grpo", *names)
+    if set(names) & set(PLANNER_SECTIONS):
+        names = ("planner", *names)
     return config.load(CONFIG_PATH, [name for name in names if name != "defaults"], task).replace(**changes)
 
 
@@ -123,13 +129,15 @@ def section_names(capsys: pytest.CaptureFixture[str], program: ModuleType) -> se
 
 
 def test_every_section_is_for_a_program(capsys: pytest.CaptureFixture[str]):
-    of_dreamer, of_sac, of_grpo = (section_names(capsys, program) for program in (dreamer, sac, grpo))
-    assert of_sac - of_dreamer - of_grpo == set(SAC_SECTIONS) - {"sac"}
-    assert of_grpo - of_dreamer - of_sac == set(GROUP_SECTIONS)
-    assert of_sac | of_dreamer | of_grpo | {"sac", "grpo"} == set(NAMED)
+    programs = (dreamer, sac, grpo, planner)
+    of_dreamer, of_sac, of_grpo, of_planner = (section_names(capsys, program) for program in programs)
+    assert of_sac - of_dreamer - of_grpo - of_planner == set(SAC_SECTIONS) - {"sac"}
+    assert of_grpo - of_dreamer - of_sac - of_planner == set(GROUP_SECTIONS)
+    assert of_planner - of_dreamer - of_sac - of_grpo == set(PLANNER_SECTIONS)
+    assert of_sac | of_dreamer | of_grpo | of_planner | {"sac", "grpo"} == set(NAMED)
 
 
-@pytest.mark.parametrize("program", [dreamer, sac, grpo], ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", [dreamer, sac, grpo, planner], ids=lambda program: program.__name__)
 def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
     flat = section("defaults").flat()
     for key in program.FOREIGN_KEYS:
@@ -141,7 +149,7 @@ def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
     [
         marked(name, marks=[pytest.mark.slow] if name in DRAWN else [])
         for name in SECTIONS
-        if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS]
+        if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS, *PLANNER_SECTIONS]
     ],
 )
 def test_section_acts_and_updates(name: str):
@@ -176,6 +184,14 @@ def test_section_of_groups_draws_and_learns(names: list[str]):
     metrics, steps = agent.practise(progress=0.5)
     assert all(metric.isfinite() for metric in metrics.values()) and int(steps) > 0
     assert guard.findings() == [] and agent.learner.updates == chosen.groups.epochs
+
+
+@pytest.mark.parametrize("names", [["planner"], ["drive"], ["drive", "debug"]], ids="+".join)
+def test_section_of_the_planner_has_settings_and_a_network(names: list[str]):
+    chosen = section(*names)
+    world, generators = imitation.setup.make_setup(chosen, CPU), devices.make_generators(0, CPU)
+    agent = planner.Imitator.of(world.task, chosen, device=CPU, generators=generators, guard=Guard(CPU))
+    assert RunSettings.of(chosen).loop.updates > 0 and agent.batch_size > 0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import pytest
 
 import checkpoint
 import config
+from tests.scenario_scenes import write_logs
 from tests.street_scenes import write_town
 from tests.suite_scenes import require_drawing, require_packages
 from tests.test_guard import REPORT
@@ -57,7 +58,9 @@ PLACEHOLDERS = {
 FOREIGN_FILE = {".tsp": "town.tsp", ".vrp": "parcels.vrp"}
 # What changes nothing but how long a run takes; the section `debug` makes networks small, too.
 SHORT = ("--steps", "60", "--eval_every", "0")
-AGENTS = ("dreamer.py", "sac.py", "grpo.py")
+AGENTS = ("dreamer.py", "sac.py", "grpo.py", "planner.py")
+# Modes of planner.py that train nothing.
+NO_TRAINING = {"cache", "validate", "test"}
 SHORT_WITH_WEIGHTS = (
     *("--steps", "220", "--envs", "2", "--prefill", "200", "--eval_every", "0", "--eval_instances", "4"),
     *("--valid_instances", "4", "--batch_size", "2", "--imag_tours", "2"),
@@ -116,6 +119,8 @@ class Command(NamedTuple):
         """The folder of the run that it makes."""
         arguments = self.arguments
         if self.program not in AGENTS or {"--evaluate", "--help"} & set(arguments):
+            return None
+        if "--mode" in arguments and value_of(arguments, "--mode") in NO_TRAINING:
             return None
         if "--logdir" in arguments:
             return value_of(arguments, "--logdir")
@@ -254,6 +259,18 @@ def fetch_streets(command: Command, place: Place) -> None:
     call("streets.helsinki", [*command.arguments, "--help"])
 
 
+def imitate(command: Command, place: Place) -> None:
+    """Few updates on logs made by hand, for which no simulator is needed."""
+    write_logs(place.folder, *(f"crossing-0-{second:05}" for second in (0, 20, 40)), frames=40)
+    arguments = [*command.arguments, "--logs.path", "logs", "--cache.path", "cache/pages", "--cache.workers", "0"]
+    if command.logdir is not None:
+        small = ("--configs", "debug", "--split.held_out_maps", "[]", "--updates", "4", "--eval_every", "0")
+        arguments += [*small, "--logdir", command.logdir]
+    else:
+        place.make(f"logdir/{'-'.join(values_of(arguments, '--configs'))}-seed0")
+    call("planner", arguments)
+
+
 def read_report(command: Command, place: Place) -> None:
     checkpoint.save(place.folder / "report.pt", REPORT)
     call("guard", command.arguments)
@@ -334,6 +351,7 @@ def module(name: str, *small: str, needs: str | None = None) -> Callable[[Comman
 
 PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     **dict.fromkeys(AGENTS, train),
+    "planner.py": imitate,
     "solve.py": solve,
     "export.py": module("export", "--instances", "4", "--decode", "greedy"),
     "compare.py": module("compare"),
@@ -358,6 +376,9 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.onnx_agreement": module("benchmarks.onnx_agreement", "--count", "20", needs="onnxscript"),
     "tsp50-onnx/solve_onnx.py": solve_without_torch,
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
+    "-m benchmarks.reference_lines": module(
+        "benchmarks.reference_lines", "--made_up", "true", "--batches", "4", "--configs", "debug"
+    ),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.scenario_cache": module(
@@ -447,7 +468,7 @@ def test_settings_of_a_command_exist(command: Command):
     names = values_of(command.arguments, "--configs")
     pairs = zip(command.arguments, command.arguments[1:], strict=False)
     flags = {flag.removeprefix("--"): value for flag, value in pairs if flag.startswith("--")}
-    entry = {"configs", *launch.ENTRY_KEYS}
+    entry = {"configs", "mode", *launch.ENTRY_KEYS}
     settings = {key: value for key, value in flags.items() if key not in entry}
     loaded = config.load(ROOT / "configs.yaml", names, settings)
     assert loaded.flat().keys() >= settings.keys()

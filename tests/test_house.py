@@ -23,10 +23,10 @@ ORDER = (
     *("system", "settings", "config", "checkpoint", "tools", "logits", "guard", "monitors", "streets", "language"),
     *("driving", "routing", "envs", "parts", "networks", "updates", "comparing", "training", "imagining", "planning"),
     *("scenarios", "soft", "groups", "models", "solving", "imitation"),
-    *("dreamer", "sac", "grpo", "exporting", "solve", "compare", "export", "record"),
+    *("dreamer", "sac", "grpo", "planner", "exporting", "solve", "compare", "export", "record"),
     *("sweeping", "sweep"),
 )
-AGENTS = frozenset({"dreamer", "sac", "grpo"})
+AGENTS = frozenset({"dreamer", "sac", "grpo", "planner"})
 
 # These modules refuse what programs pass to functions and to gymnasium environments, not what a user types.
 PLAIN_VALUE_ERRORS = frozenset(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import checkpoint
-from config import CommandLine, ConfigError, to_yaml
+from config import CommandLine, Config, ConfigError, to_yaml
 from guard import Guard, NonFinite
 from settings.families import require_read
 from settings.run import EvaluationSettings, RunSettings
@@ -60,6 +60,7 @@ def train(
     *,
     argv: list[str],
     make_agent: AgentClass,
+    make_setup: Callable[[Config, torch.device], Setup] = make_setup,
     make_pictures: Callable[[Any], Any] | None = None,
     at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None = None,
 ) -> None:
@@ -69,6 +70,7 @@ def train(
         command: the command line.
         argv: the same as it was given.
         make_agent: a class of agents.
+        make_setup: makes of the config what stands for its task.
         make_pictures: draws what an agent imagines; called with the agent.
         at_end: called after the last update, before the final evaluation and the last checkpoint: with the agent, how
             it is evaluated, the logdir, and the log of trips that it has learnt from, if any.
@@ -78,7 +80,7 @@ def train(
         NonFinite: training met a value that is not finite.
     """
     config, command = command.config, _with_absolute_paths(command)
-    if command.entry["video"]:
+    if command.entry.get("video"):
         raise ConfigError("--video goes with --evaluate")
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
     settings = RunSettings.of(config)
@@ -147,6 +149,8 @@ def _source(
     Raises:
         UserError: the agent cannot learn from it, or memory does not hold it.
     """
+    if setup.make_source is not None:
+        return setup.make_source()
     if isinstance(agent, Practitioner):
         return Practised(agent)
     if setup.read_log is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ def load_run(
     make_agent: AgentClass,
     device: torch.device,
     defaults: Config,
+    make_setup: Callable[..., Setup] = make_setup,
     changes: dict[str, Any] | None = None,
     given: Config | None = None,
     trust: bool = False,
@@ -70,6 +72,7 @@ def load_run(
         make_agent: as for `train`.
         device: where the agent will act.
         defaults: gives the keys that did not exist when the run was made.
+        make_setup: as for `train`.
         changes: what the config is to have otherwise than the run's, by dotted key.
         given: the config of the user's own command line. Code that the run's config names is run where this one names
             the same.

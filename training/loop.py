@@ -48,6 +48,8 @@ FIGURES = {
     "error": ("valid_move_error", "{:.3g} %"),
     "valid": ("valid_return", "{:.4g}"),
     "reward": ("valid_reward", "{:.4g}"),
+    "ade": ("valid_ade", "{:.3g} m"),
+    "best of six": ("valid_min_ade", "{:.3g} m"),
     "return": ("train_return", "{:.4g}"),
     "entropy": ("actor_entropy", "{:.3g}"),
 }

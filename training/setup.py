@@ -65,7 +65,7 @@ class Setup(NamedTuple):
 
     `close` ends the environments. Where a log of trips is learnt from, `read_log` reads it, and the environments are of
     use only if their costs are known. `translation` stands between an environment of others and the agent; None where
-    there is no environment.
+    there is no environment. `make_source` makes the `Source` of a run that learns from neither of these.
     """
 
     task: Any
@@ -74,6 +74,7 @@ class Setup(NamedTuple):
     close: Callable[[], None]
     read_log: Callable[[], TripLog] | None = None
     translation: Translation | None = None
+    make_source: Callable[[], Any] | None = None
 
 
 def make_setup(
