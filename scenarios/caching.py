@@ -30,6 +30,8 @@ from system.errors import UserError
 
 # Scenarios that are computed at a time: those that begin one after the other have most of their frames in common.
 CHUNK = 200
+# Arrays that an episode has beside what is observed.
+EPISODE = {"action", "reward"}
 # Rows that are not computed, as a report calls them.
 AFTER = "rows after an ego has touched another or left the road"
 
@@ -64,7 +66,9 @@ def fill(settings: ScenarioSettings, needs: Needs, known: Sequence[Part], *, see
             if settings.cache.clean:
                 cache.clear()
             logs, names = prepared(settings.logs, cache.logs, workers)
-            filling = _Filling(cache, logs, workers, parts=parts, known=known)
+            # Whatever a model needs, files are episodes.
+            wanted = [part for part in known if part in parts or part.arrays.keys() & EPISODE]
+            filling = _Filling(cache, logs, workers, parts=wanted, known=known)
             report = filling.run(names, settings.filter, seed=seed, force=settings.cache.force)
             write_lists(cache.folder, report.entries, settings.split)
             return report

@@ -24,7 +24,7 @@ from scenarios.logs import LogFolder
 from scenarios.manifest import Entry
 from scenarios.parts import Needs, Part, Scene, Spec, chosen
 from scenarios.report import Report
-from scenarios.samples import fault_of
+from scenarios.samples import FLAGS, fault_of
 from tests.library import ROOT
 from tests.scenario_scenes import CHOICES, KNOWN, NEEDS, PLACES, SPEEDS, scenario, scenario_settings, write_logs
 from training import episode_files
@@ -183,6 +183,14 @@ def test_model_that_needs_more_has_that_computed(filled: Path):
     assert fill(filled).computed == 0
     samples = episode_files.read(first_file(filled))
     assert samples["parts"].tolist() == ["speeds:1", "places:1", "choices:1"] and "place" in samples
+
+
+def test_files_are_episodes_whatever_a_model_needs(tmp_path: Path):
+    write_logs(tmp_path, "a")
+    fill(tmp_path, Needs(("place",), ()), (*KNOWN, WORTH))
+    episode = episode_files.read(first_file(tmp_path))
+    assert episode["parts"].tolist() == ["places:1", "choices:1", "worth:1"]
+    assert {"action", "action_mask", "reward", *FLAGS} <= episode.keys()
 
 
 def test_new_version_of_a_part_is_computed_again(filled: Path):
