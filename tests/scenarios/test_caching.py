@@ -159,11 +159,13 @@ def test_clean_removes_what_is_there_and_nothing_else(filled: Path):
     cache = filled / "cache"
     stray, gone = cache / LOGS[0] / "notes.txt", cache / LOGS[1] / "free" / "0123456789abcdef.npz"
     stray.write_text("mine")
-    gone.write_bytes(b"of another run")
+    own = gone.with_name("mine.npz")
+    for path in (gone, own):
+        path.write_bytes(b"of another run")
     report = fill(filled, cache__clean=True, scenario_filter__logs=[LOGS[0]])
     assert report.computed == 4
-    assert stray.read_text() == "mine" and not gone.exists()
-    assert not (cache / LOGS[1]).exists()
+    assert stray.read_text() == "mine" and own.exists() and not gone.exists()
+    assert [path.name for path in (cache / LOGS[1]).rglob("*")] == ["free", "mine.npz"]
 
 
 def test_filter_that_takes_more_computes_only_what_is_new(filled: Path, tmp_path_factory: pytest.TempPathFactory):
@@ -183,6 +185,23 @@ def test_model_that_needs_more_has_that_computed(filled: Path):
     assert fill(filled).computed == 0
     samples = episode_files.read(first_file(filled))
     assert samples["parts"].tolist() == ["speeds:1", "places:1", "choices:1"] and "place" in samples
+
+
+def test_what_a_file_holds_for_another_model_stays_in_it(filled: Path):
+    fill(filled, WIDER)
+    before = episode_files.read(first_file(filled))["place"]
+    # This one does not ask for places, and for something that is not there yet.
+    assert fill(filled, NEEDS_WORTH, (*KNOWN, WORTH)).computed == 8
+    after = episode_files.read(first_file(filled))
+    assert after["parts"].tolist() == ["speeds:1", "places:1", "choices:1", "worth:1"]
+    assert (after["place"] == before[: len(after["place"])]).all()
+
+
+def test_file_of_samples_that_have_become_invalid_is_removed(filled: Path):
+    fill(filled, WIDER)
+    newer = dataclasses.replace(PLACES, version=2, build=_not_finite)
+    report = fill(filled, WIDER, (SPEEDS, newer, CHOICES))
+    assert report.invalid.total() == 2 and len(list((filled / "cache").glob("*/*/*.npz"))) == 6
 
 
 def test_files_are_episodes_whatever_a_model_needs(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 from driving.features import FEATURES, TARGETS, features
 from driving.scene import Log
 from envs.tasks import ObservationTask
-from scenarios import caching
+from scenarios import caching, dataset
 from scenarios.builder import build
 from scenarios.cache import Cache
 from scenarios.known_parts import KNOWN
@@ -105,3 +105,12 @@ def test_dreamer_reads_the_cache_as_episodes_of_drive(tmp_path: Path):
     assert {*FEATURES, "action", "reward"} <= record.spaces.keys()
     # 4 and 6 m/s for 10 and for 1.5 s, in two logs.
     assert sum(record.returns) == pytest.approx(2 * (4 + 6) * (10 + 1.5) / 10, rel=1e-3)
+
+
+def test_rows_of_which_no_future_is_known_are_not_trained_on(tmp_path: Path):
+    write_logs(tmp_path, "a")
+    report = caching.fill(scenario_settings(tmp_path), NEEDS, KNOWN, seed=0)
+    rows = dataset.load(Cache(tmp_path / "cache"), report.entries, KNOWN, what="train on")
+    # The last frame of each of two cars.
+    assert sum(entry.scenario.rows for entry in report.entries) == 50 and len(rows) == 48
+    assert rows.arrays["future_valid"].any(1).all() and len(rows.arrays["ego"]) == 48
