@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
-from jaxtyping import Bool
+from jaxtyping import Bool, Int32
 from torch import Tensor
 
 from routing.cost_world import Hidden, hidden_factors
@@ -21,6 +21,7 @@ from routing.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, 
 from routing.pickup import PickupRules
 from routing.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, nearest_node, tour_length
 from routing.tsp import TSPInstance, TSPRules, TSPState
+from routing.vrptw import LARGEST_TIME, VRPTWInstance, VRPTWRules, with_windows
 
 __all__ = [
     "RULES",
@@ -35,12 +36,15 @@ __all__ = [
     "TSPInstance",
     "TSPRules",
     "TSPState",
+    "VRPTWEnv",
+    "VRPTWInstance",
+    "VRPTWRules",
     "move_ends",
     "nearest_node",
     "tour_length",
 ]
 
-RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules, PickupRules)}
+RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules, PickupRules, VRPTWRules)}
 
 
 class LegalActions(spaces.Discrete):
@@ -330,10 +334,89 @@ class CVRPEnv(RoutingEnv):
         return instance
 
     def _random_instance(self) -> CVRPInstance:
-        coords = self.np_random.uniform(size=(self.num_nodes, 2))
-        demand = self.np_random.integers(1, MAX_RANDOM_DEMAND + 1, self.num_nodes)
+        return self._drawn(self.np_random)
+
+    def _drawn(self, random: np.random.Generator) -> CVRPInstance:
+        coords = random.uniform(size=(self.num_nodes, 2))
+        demand = random.integers(1, MAX_RANDOM_DEMAND + 1, self.num_nodes)
         demand[0] = 0
         return cvrp_instance(coords, demand, self.capacity)
+
+
+class VRPTWEnv(RoutingEnv):
+    """Vehicle routing with time windows, registered as `VRPTW-v0`; arguments as for `CVRPEnv`.
+
+    Random instances are those of `CVRPEnv`, with windows as the field draws them (see `routing.vrptw`).
+    `reset(options=...)` takes your own: `coords`, `demand`, `capacity`, `ready`, `due` and `service`, and `pace`, the units
+    of time that a unit of length takes. Times are whole numbers; `due[0]` is when vehicles have to be back.
+
+    Raises:
+        ValueError: too few nodes, or a capacity that random demands exceed.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_nodes: int = 21,
+        capacity: int | None = None,
+        seed: int | None = None,
+        render_mode: str | None = None,
+    ):
+        super().__init__(VRPTWRules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+        self._plain = CVRPEnv(num_nodes=num_nodes, capacity=capacity)
+
+    def _own_instance(self, options: dict[str, Any]) -> VRPTWInstance | None:
+        times = ("ready", "due", "service", "pace")
+        _require_known(options, "coords", "demand", "capacity", *times)
+        if not options:
+            return None
+        missing = [name for name in times if name not in options]
+        if missing:
+            raise ValueError(f"reset() got {sorted(options)} and needs {', '.join(missing)} with it")
+        plain = self._plain._own_instance({name: value for name, value in options.items() if name not in times})
+        assert plain is not None, "without positions it is refused"
+        windows = [_whole_times(name, options[name], self.num_nodes) for name in times[:3]]
+        pace = np.asarray(options["pace"], dtype=np.float64).reshape(-1)
+        if pace.size != 1 or not 0 <= pace[0] <= LARGEST_TIME:
+            raise ValueError(f"options['pace'] is {options['pace']!r}; one number from 0 to {LARGEST_TIME:g} is needed")
+        ready, due, service = (torch.from_numpy(part)[None] for part in windows)
+        instance = VRPTWInstance(
+            coords=plain.coords,
+            demand=plain.demand,
+            capacity=plain.capacity,
+            ready=ready,
+            due=due,
+            service=service,
+            pace=torch.from_numpy(pace.astype(np.float32)),
+        )
+        self.rules.validate(instance)
+        return instance
+
+    def _random_instance(self) -> VRPTWInstance:
+        draws = self.np_random.uniform(size=(3, 1, self.num_nodes))
+        plain = self._plain._drawn(self.np_random)
+        return with_windows(plain, torch.from_numpy(draws))
+
+
+def _whole_times(name: str, values: Any, count: int) -> Int32[np.ndarray, " N"]:
+    """Times that somebody gave, as whole numbers.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        times = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options[{name!r}] is not an array of numbers: {error}") from None
+    if times.shape != (count,):
+        raise ValueError(f"options[{name!r}] has shape {times.shape}; give {(count,)}, one for each node")
+    broken = np.flatnonzero(~((np.abs(times) <= LARGEST_TIME) & (times == np.floor(times))))
+    if broken.size:
+        raise ValueError(
+            f"options[{name!r}] is {times[broken[0]]:g} at node {broken[0]}; whole numbers up to {LARGEST_TIME} are"
+            " needed: count in smaller units of time"
+        )
+    return times.astype(np.int32)
 
 
 def _require_known(options: dict[str, Any], *known: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
@@ -28,6 +28,22 @@ PYVRP_UNITS = 10_000
 # Iterations, so that a plan depends on no clock. With 20 customers, 8 for each node find what 50 do. With 50 customers,
 # plans are 1.2 % longer with 8 than with 80, and 0.5 % with 25: the number grows with the cube of the nodes.
 FEWEST_ITERATIONS, MOST_ITERATIONS, CUBE_SHARE = 200, 10_000, 32
+
+
+class Windows(NamedTuple):
+    """When nodes may be visited, in whole units of time.
+
+    Attributes:
+        drives: how long it takes from each node (row) to each (column).
+        ready: when service may begin at the earliest.
+        due: when it has to begin at the latest; of the depot, when vehicles have to be back.
+        service: how long it takes.
+    """
+
+    drives: Int64[np.ndarray, "N N"]
+    ready: Int64[np.ndarray, " N"]
+    due: Int64[np.ndarray, " N"]
+    service: Int64[np.ndarray, " N"]
 
 
 def pyvrp_solution(
@@ -63,33 +79,37 @@ def cheapest_plan(
     iterations: int | None = None,
     begin: Int64[np.ndarray, " L"] | None = None,
     seconds: float | None = None,
+    windows: Windows | None = None,
 ) -> Int64[np.ndarray, " L"]:
     """The same by the costs of moves from each node (row) to each (column); a tour where there is no demand.
 
     `vehicles` is the number of routes that there may be; any number where not given. The search begins with the plan
-    `begin`, if there is one, and takes so many `seconds` in place of iterations, if they are given.
+    `begin`, if there is one, and takes so many `seconds` in place of iterations, if they are given. With
+    `windows`, vehicles leave the depot at time 0, wait where they come early, and are never late.
     """
     # Few programs ask for a reference that is not in the cache.
     import pyvrp
     from pyvrp.stop import MaxIterations, MaxRuntime
 
     count = len(costs)
-    if count < 3:
+    if count < 3 and windows is None:
         return join_routes([[node] for node in range(1, count)]) if demand is not None else np.arange(count)
     if demand is None:
         loads: list[list[int]] = [[] for _ in range(count)]
         fleet, units = pyvrp.VehicleType(1), LKH_UNITS
     else:
         loads = [[int(amount)] for amount in demand]
-        fleet, units = pyvrp.VehicleType(vehicles or count - 1, capacity=[int(capacity or 0)]), PYVRP_UNITS
+        late = {} if windows is None else {"tw_late": int(windows.due[0])}
+        fleet = pyvrp.VehicleType(vehicles or count - 1, capacity=[int(capacity or 0)], **late)
+        units = PYVRP_UNITS
     distances: Any = whole_distances(costs, units=units)
     data = pyvrp.ProblemData(
         locations=[pyvrp.Location(0, 0)] * count,
-        clients=[pyvrp.Client(node, delivery=loads[node]) for node in range(1, count)],
+        clients=[pyvrp.Client(node, delivery=loads[node], **_window(windows, node)) for node in range(1, count)],
         depots=[pyvrp.Depot(0)],
         vehicle_types=[fleet],
         distance_matrices=[distances],
-        duration_matrices=[np.zeros_like(distances)],
+        duration_matrices=[np.zeros_like(distances) if windows is None else windows.drives],
     )
     if iterations is None:
         iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
@@ -106,6 +126,14 @@ def cheapest_plan(
     if not best.is_feasible():
         raise UserError(f"PyVRP found no solution of {name} within {limit}")
     return join_routes([[visit.idx + 1 for visit in route if visit.is_client()] for route in best.routes()])
+
+
+def _window(windows: Windows | None, node: int) -> dict[str, int]:
+    """What PyVRP is told of the time of a node."""
+    if windows is None:
+        return {}
+    ready, due, service = (int(part[node]) for part in (windows.ready, windows.due, windows.service))
+    return {"tw_early": ready, "tw_late": due, "service_duration": service}
 
 
 def reference_plan_lengths(
