@@ -347,8 +347,8 @@ class VRPTWEnv(RoutingEnv):
     """Vehicle routing with time windows, registered as `VRPTW-v0`; arguments as for `CVRPEnv`.
 
     Random instances are those of `CVRPEnv`, with windows as the field draws them (see `routing.vrptw`).
-    `reset(options=...)` takes your own: `coords`, `demand`, `capacity`, `ready`, `due` and `service`, and `pace`, the units
-    of time that a unit of length takes. Times are whole numbers; `due[0]` is when vehicles have to be back.
+    `reset(options=...)` takes your own: `coords`, `demand`, `capacity`, `ready`, `due` and `service`, and `pace`, the
+    units of time that a unit of length takes. Times are whole numbers; `due[0]` is when vehicles have to be back.
 
     Raises:
         ValueError: too few nodes, or a capacity that random demands exceed.

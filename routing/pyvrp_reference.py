@@ -99,17 +99,18 @@ def cheapest_plan(
         fleet, units = pyvrp.VehicleType(1), LKH_UNITS
     else:
         loads = [[int(amount)] for amount in demand]
-        late = {} if windows is None else {"tw_late": int(windows.due[0])}
+        late: dict[str, Any] = {} if windows is None else {"tw_late": int(windows.due[0])}
         fleet = pyvrp.VehicleType(vehicles or count - 1, capacity=[int(capacity or 0)], **late)
         units = PYVRP_UNITS
     distances: Any = whole_distances(costs, units=units)
+    durations: Any = np.zeros_like(distances) if windows is None else windows.drives
     data = pyvrp.ProblemData(
         locations=[pyvrp.Location(0, 0)] * count,
         clients=[pyvrp.Client(node, delivery=loads[node], **_window(windows, node)) for node in range(1, count)],
         depots=[pyvrp.Depot(0)],
         vehicle_types=[fleet],
         distance_matrices=[distances],
-        duration_matrices=[np.zeros_like(distances) if windows is None else windows.drives],
+        duration_matrices=[durations],
     )
     if iterations is None:
         iterations = min(max(count**3 // CUBE_SHARE, FEWEST_ITERATIONS), MOST_ITERATIONS)
@@ -128,7 +129,7 @@ def cheapest_plan(
     return join_routes([[visit.idx + 1 for visit in route if visit.is_client()] for route in best.routes()])
 
 
-def _window(windows: Windows | None, node: int) -> dict[str, int]:
+def _window(windows: Windows | None, node: int) -> dict[str, Any]:
     """What PyVRP is told of the time of a node."""
     if windows is None:
         return {}

@@ -13,9 +13,8 @@ from torch import Tensor
 from config import UserError
 from routing.cvrp import CVRPInstance, CVRPRules, CVRPState
 from routing.instances import cached_lengths, euclidean_distances, tour_costs
-from routing.leftovers import Leftover
 from routing.pyvrp_reference import REFERENCE_VERSION, Windows, cheapest_plan
-from routing.rules import State
+from routing.rules import Rules, random_symmetry
 
 # Whole units of time for a unit of length, in random instances: fine enough to lose nothing by rounding up.
 PACE = 100_000
@@ -64,7 +63,7 @@ class VRPTWState(NamedTuple):
     pace: Float[Tensor, "*B"]
 
 
-class VRPTWRules(CVRPRules):
+class VRPTWRules(Rules):
     """CVRP in which every customer has a window of time, and every vehicle leaves the depot at time 0.
 
     A vehicle that comes early waits. A customer is legal where it fits the load, service can begin by `due`, and the
@@ -76,9 +75,15 @@ class VRPTWRules(CVRPRules):
     instance_type = VRPTWInstance
     state_type = VRPTWState
     node_parts = ("coords", "place", "demand", "ready", "due", "service")
+    fixed_length = False
+    starts_anywhere = False
     num_node_features = 7
     num_state_features = 2
-    has_solver = False
+
+    @staticmethod
+    def episode_steps(num_nodes: int) -> int:
+        """Decisions in an episode, at most, as of CVRP."""
+        return CVRPRules.episode_steps(num_nodes)
 
     @staticmethod
     def reset(instance: VRPTWInstance, first: Int[Tensor, "*B"] | None = None) -> VRPTWState:
@@ -196,14 +201,14 @@ class VRPTWRules(CVRPRules):
         cls, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device
     ) -> VRPTWInstance:
         """Nodes and demands as of CVRP; windows that begin anywhere where a route of its own can keep them."""
-        plain = super().random(num_instances, num_nodes, generator=generator, device=device)
+        plain = CVRPRules.under(cls.costs).random(num_instances, num_nodes, generator=generator, device=device)
         draws = torch.rand((3, num_instances, num_nodes), generator=generator, device=device)
         return with_windows(plain, draws)
 
     @classmethod
     def field_instances(cls, num_instances: int, num_nodes: int, *, seed: int) -> VRPTWInstance:
         """Those of CVRP for the same seed, and windows drawn after them."""
-        plain = super().field_instances(num_instances, num_nodes, seed=seed)
+        plain = CVRPRules.under(cls.costs).field_instances(num_instances, num_nodes, seed=seed)
         draws = np.random.RandomState(seed).uniform(size=(3, max(10_000, num_instances), num_nodes))
         return with_windows(plain, torch.from_numpy(draws[:, :num_instances]))
 
@@ -217,10 +222,10 @@ class VRPTWRules(CVRPRules):
         """What PyVRP's plans cost; driving takes as long as positions say."""
         return _reference(instance, costs)
 
-    @classmethod
-    def leftovers(cls, instance: VRPTWInstance, state: State, costs: Float64[np.ndarray, "I N N"]) -> list[Leftover]:
-        """None: there is no solver of what is left."""
-        return super(CVRPRules, cls).leftovers(instance, state, costs)
+    @staticmethod
+    def augment(instance: VRPTWInstance, generator: torch.Generator) -> VRPTWInstance:
+        """Each instance under one of the 8 symmetries of the unit square, drawn at random: same plans, same lengths."""
+        return instance._replace(coords=random_symmetry(instance.coords, generator))
 
     @staticmethod
     def validate(instance: VRPTWInstance) -> None:

@@ -125,12 +125,13 @@ def test_beam_ends_with_the_best_so_far_when_it_is_stopped(agents):
 def test_posed_instances_are_judged_in_their_own_metric(agents):
     case = instance(12)._replace(metric=EXACT)
     looked: list[Posed] = []
-    search = BeamSearch(agents["tsp20"].behavior, case, Decoding(method="beam", width=1))
-    search.look = lambda posed, patience, watch: (
-        looked.append(posed)
-        or search.keep(  # type: ignore[method-assign]
-            np.arange(12)[None, None], posed.judge(np.arange(12)[None, None])
-        )
-    )
+
+    class Once(BeamSearch):
+        def look(self, posed, patience, watch):
+            looked.append(posed)
+            tours = np.arange(12)[None, None]
+            self.keep(tours, posed.judge(tours))
+
+    search = Once(agents["tsp20"].behavior, case, Decoding(method="beam", width=1))
     search.run(Patience())
     assert len(looked) == 8 and search.lowest == pytest.approx(case.tour_length(np.arange(12)))

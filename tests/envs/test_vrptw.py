@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401  (registers VRPTW-v0)
 from config import UserError
 from envs.routing import VRPTWEnv, tour_length
-from routing.vrptw import PACE, VRPTWInstance, VRPTWRules
+from routing.vrptw import PACE, VRPTWInstance, VRPTWRules, VRPTWState
 from system import cached_files
 
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def test_vrptw_reference_is_the_best_of_all_plans(tmp_path, monkeypatch):
     for row, length in enumerate(lengths):
         one = type(instance)(*(None if part is None else part[row : row + 1] for part in instance))
         best = np.inf
-        ends = [((), VRPTWRules.reset(one))]
+        ends: list[tuple[tuple[int, ...], VRPTWState]] = [((), VRPTWRules.reset(one))]
         while ends:
             actions, state = ends.pop()
             for node in VRPTWRules.action_mask(state)[0].nonzero()[:, 0].tolist():
