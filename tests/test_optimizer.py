@@ -61,6 +61,15 @@ def test_weight_decay_of_matrices_equals_torchs_adamw(module: nn.Module, guard: 
             torch.testing.assert_close(actual, expected)
 
 
+@both_algorithms
+def test_gradient_that_lies_transposed_in_memory_is_taken_for_what_it_is(guard: Guard, algorithm: str):
+    gradient = torch.tensor([[1.0, -1.0], [1.0, -1.0], [1.0, -1.0]]).t()
+    parts = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(2, 3))})
+    ours = Optimizer("net", {"net": parts}, guard=guard, lr=0.1, clip=INF, warmup=0, algorithm=algorithm)
+    ours.apply([gradient], losses=[torch.zeros(())], progress=0.0)
+    assert parts["weight"].sign().tolist() == [[-1.0] * 3, [1.0] * 3]
+
+
 def test_weights_do_not_decay_where_an_update_is_skipped(module: nn.Module, guard: Guard):
     ours = optimizer(module, guard, weight_decay=0.3)
     before = everything(module, ours)

@@ -223,7 +223,9 @@ class Optimizer:
         # Where the update is not to be applied, each entry becomes zero or NaN.
         clipped = torch._foreach_mul(raw, (scales * (1 - found_inf)).unbind())
         for parameter, gradient in zip(parameters, clipped, strict=True):
-            parameter.grad = gradient
+            # Fused kernels take memory as it lies, and a gradient may come transposed.
+            lies_alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if lies_alike else torch.empty_like(parameter).copy_(gradient)
         for group in self.rule.param_groups:
             group["lr"] = self.rate(progress)
         self.rule.found_inf = found_inf  # type: ignore[attr-defined]
