@@ -29,6 +29,7 @@ from settings.learning import Compilation
 from settings.run import EvaluationSettings
 from solving.forecasts import Forecaster
 from solving.intervals import Calibration
+from system.ranks import here
 from system.terminal import tell
 from tools import Bounds, uniform
 from training.agent import POLICY, MoveLog, Player
@@ -245,8 +246,10 @@ class Dreamer:
         # Plans are made once, also where the losses are computed again to find out what was not finite.
         lesson = None if self.teacher is None else self.teacher.lesson(batch, self.generators["imagination"])
 
+        rewards = Bounds(*here().widest(*replay.rewards))
+
         def compute() -> Computed:
-            return self._losses(batch, lesson, with_model=with_model, progress=progress, rewards=replay.rewards)
+            return self._losses(batch, lesson, with_model=with_model, progress=progress, rewards=rewards)
 
         with compiled_parts(self.compiled, learning=True):
             update_metrics, observed = self.learner.update(compute, batch=batch, progress=progress)
@@ -348,7 +351,7 @@ class Dreamer:
         def compute() -> Computed:
             loss, metrics = self.model.study(moves)
             practice, practice_metrics = self._practice(
-                dreamt, None, lesson, progress=progress, rewards=log.rewards, replayed=False
+                dreamt, None, lesson, progress=progress, rewards=Bounds(*here().widest(*log.rewards)), replayed=False
             )
             return Computed([(loss, ("model",)), *practice], metrics | practice_metrics)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError
+from system.ranks import here
 
 # Far below any logit that matters, yet finite: sums and products with it stay finite in float32.
 LOGIT_FLOOR = -1e30
@@ -429,6 +430,8 @@ class ReturnScale(nn.Module):
     def update(self, returns: Float[Tensor, "*B"]) -> None:
         """Move the statistic towards this batch of returns; a batch that is not finite leaves it as it is."""
         self._before = (self.low.clone(), self.high.clone())
+        if self.method != "none":
+            returns = here().gather(returns)
         if self.method == "percentile":
             low, high = torch.quantile(returns.flatten(), self.shares).unbind()
         elif self.method == "mean_abs":

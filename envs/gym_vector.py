@@ -57,6 +57,7 @@ class GymVectorEnv:
         num_envs: rows.
         device: where the tensors live.
         seed: not negative.
+        first_row: which environment of the run the first row is, where others are stepped by other ranks.
         evaluation: begin the episodes of an evaluation, which no training has, whatever its seed.
         processes: run each environment in a process of its own.
         timeout: seconds after which a process that has not answered counts as dead (5 times as many for its first
@@ -97,6 +98,7 @@ class GymVectorEnv:
         num_envs: int,
         device: torch.device | str,
         seed: int,
+        first_row: int = 0,
         evaluation: bool = False,
         processes: bool = False,
         timeout: float = 60.0,
@@ -115,7 +117,7 @@ class GymVectorEnv:
         self.crashes = []
         self.notices: list[str] = []
         self._noticed: set[str] = set()
-        self._seed = seed
+        self._seed, self._first_row = seed, first_row
         self._cases = Cases(num_envs, seed=seed) if evaluation else None
         self._lost = np.zeros(num_envs, np.bool_)
         self._new_worker: Callable[[], Worker] = (
@@ -383,7 +385,7 @@ class GymVectorEnv:
         self._episodes[row] += 1
         self._returns[row], self._lengths[row] = 0.0, 0
         if self._cases is None:
-            self._seeds[row] = _seed_of(self._seed, TRAINING, row, self._episodes[row])
+            self._seeds[row] = _seed_of(self._seed, TRAINING, self._first_row + row, self._episodes[row])
         else:
             self._seeds[row] = _seed_of(self._cases.seed, *self._cases.begin(row, again=again))
         self._workers[row].send("reset", self._seeds[row])

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from imagining.world_model import Metrics
 from parts.actors import Actor
 from routing.rules import each_part
+from system.ranks import here
 
 # Scores that are looked at together. A distribution and its gradient take some twelve numbers for each.
 TOGETHER = 2**20
@@ -49,6 +50,19 @@ def chances_of(
     if view.action_mask is None:
         return _chances(action, scores, actor, view, None)
     counted = view.action_mask & counts[..., None]
+    chances = _chances_in_parts(action, scores, actor, view, counted)
+    # What scores cost is a mean over legal ones.
+    return chances._replace(penalty=here().balance(counted)(chances.penalty))
+
+
+def _chances_in_parts(
+    action: Shaped[Tensor, "B Q H *A"],
+    scores: Float[Tensor, "B Q H S"],
+    actor: Actor,
+    view: Any,
+    counted: Bool[Tensor, "B Q H S"],
+) -> Chances:
+    """All chances at once, or those of some trajectories at a time."""
     if scores.numel() <= TOGETHER or torch.compiler.is_compiling():
         return _chances(action, scores, actor, view, counted)
     (batch, tours), size = scores.shape[:2], scores[0, 0].numel()
@@ -61,7 +75,6 @@ def chances_of(
             part = each_part(view, itemgetter(at))
             parts.append(checkpoint(_chances, action[at], scores[at], actor, part, counted[at], use_reentrant=False))
             legal.append(counted[at].sum())
-    # What scores cost is a mean over legal ones.
     share = torch.stack(legal) / torch.stack(legal).sum().clamp(min=1)
     return Chances(
         log_prob=torch.cat([part.log_prob.flatten(0, 1) for part in parts]).view(action.shape),

@@ -11,6 +11,7 @@ from imagining.world_model import Metrics, Observed
 from parts.latents import Chosen
 from parts.layers import BlockLinear
 from settings.dreamer import ExploreSettings
+from system.ranks import here
 
 EPSILON = 1e-4
 
@@ -95,7 +96,7 @@ class Explorer(nn.Module):
         # Nothing has led to the first row of an episode.
         weight = (~batch["is_first"]).float()
         total = weight.sum().clamp(min=1e-8)
-        loss = (error * weight).sum() / total
+        loss = here().balance(weight)((error * weight).sum() / total)
         spread = (_spread(predicted.detach()) * weight).sum() / total
         return loss, {"explore_loss": loss.detach(), "disagreement": spread}
 

@@ -19,6 +19,7 @@ from parts.latents import Chosen, Feat, gathering_pays
 from parts.views import NodeSet
 from routing.rules import each_part
 from settings.imagination import ImaginationSettings
+from system.ranks import here
 from tools import Bounds
 from training.evaluation import Pictures
 
@@ -213,7 +214,7 @@ class Imagination(ABC):
 
         Rows of whole episodes that end apart count nothing, however many there are.
         """
-        return (values * weight).sum() / weight.sum().clamp(min=1e-8)
+        return here().balance(weight)((values * weight).sum() / weight.sum().clamp(min=1e-8))
 
     def require_study(self, *, practises: bool, needs_latent: bool) -> None:
         """Check that a log of moves is all that is needed to learn from.

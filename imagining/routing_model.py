@@ -21,6 +21,7 @@ from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.rules import CURRENT_NODE, Instance, Rules, State, each_part
 from settings.dreamer import ModelSettings
+from system.ranks import here
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, uniform
 
 # How much of the move head's loss asks what a move costs between places that it must not know.
@@ -273,10 +274,12 @@ class RoutingModel(WorldModel):
     def loss_on_moves(self, moves: Moves) -> Float[Tensor, ""]:
         """Error of the move head on moves that were made, a weighted mean; every member of an ensemble learns all."""
 
+        balance = here().balance(moves.weight)
+
         def error(places: Int[Tensor, "*B 2"] | None) -> Float[Tensor, ""]:
             wrong = self.heads["reward"](moves.origin, moves.target, moves.latent, places) - moves.reward
             wrong = wrong.square() if self.move_error == "squared" else wrong.abs()
-            return (wrong * moves.weight).sum() / (len(wrong) * moves.weight.sum().clamp(min=1))
+            return balance((wrong * moves.weight).sum() / (len(wrong) * moves.weight.sum().clamp(min=1)))
 
         if moves.places is None:
             return error(None)

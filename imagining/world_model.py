@@ -19,6 +19,7 @@ from parts.latents import Feat
 from parts.layers import initialise, use_layer_norm
 from parts.moves import Moves
 from settings.dreamer import ModelSettings
+from system.ranks import here
 from tools import BernoulliDist, OneHotDist, symexp_bins
 
 Losses = dict[str, Tensor]
@@ -135,9 +136,10 @@ class WorldModel(nn.Module, ABC):
     def losses_of(self, batch: dict[str, Tensor], observed: Observed) -> tuple[Losses, Metrics]:
         """The losses of a batch whose latents are there, and metrics."""
         feat, weight = observed.latents.feat(), self._row_weight(batch)
+        balance = here().balance(weight)
 
         def mean(values: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-            return (values * weight).sum() / weight.sum()
+            return balance((values * weight).sum() / weight.sum())
 
         losses, metrics = self._latent_losses(observed, mean)
         head_losses, head_metrics = self._head_losses(batch, observed, feat, mean)

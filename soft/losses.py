@@ -32,6 +32,7 @@ from soft.networks import (
     TwinMLP,
     relu_mlp,
 )
+from system.ranks import here
 from tools import OneHotDist, ReturnScale, follow_slowly, uniform
 
 Metrics = dict[str, Tensor]
@@ -211,7 +212,9 @@ class DiscreteSoft(Soft):
         metrics: Metrics = {}
         penalty = torch.zeros((), device=q.device)
         if scores is not None:
-            penalty, metrics["actor_saturation"] = saturation(scores[:, :-1], mask[:, :-1] & (weight > 0)[..., None])
+            reached = mask[:, :-1] & (weight > 0)[..., None]
+            penalty, metrics["actor_saturation"] = saturation(scores[:, :-1], reached)
+            penalty = here().balance(reached)(penalty)
         missing = entropy[:, :-1].detach() - self.entropy_share * legal.clamp(min=1).log()
         losses = {
             "q": (weight * 0.5 * (q - target).square().sum(0)).sum(),
@@ -289,7 +292,7 @@ class RoutingSoft(DiscreteSoft):
 def _share(counts: Bool[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Weights that sum to 1 over what counts, or are 0 throughout."""
     weight = counts.float()
-    return weight / weight.sum().clamp(min=1.0)
+    return here().balance(weight)(weight / weight.sum().clamp(min=1.0))
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

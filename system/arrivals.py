@@ -20,6 +20,11 @@ class Arrival:
         self._values = values if values.device.type == "cpu" else values.to("cpu", non_blocking=True)
         self._mark = None if values.device.type == "cpu" else mark(values.device)
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether the values are there from the beginning."""
+        return self._mark is None
+
     def is_there(self) -> bool:
         """Whether the values can be read without waiting."""
         return self._mark is None or self._mark.query()

@@ -15,6 +15,7 @@ from system.errors import UserError
 # Control characters that a table or a page needs.
 LAYOUT = "\n\t"
 INSTEAD = "?"
+_silent = False
 
 
 def printable(text: str) -> str:
@@ -51,8 +52,26 @@ def show(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print what is said about the work, to stderr."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Print what is said about the work, to stderr; nothing where another process says it."""
+    if not _silent:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silent(yes: bool) -> Iterator[None]:
+    """Whether `tell` is to say nothing within this."""
+    global _silent
+    before, _silent = _silent, yes
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def rank_name() -> str:
+    """Which of several processes this one is, as torchrun has it; empty for the first one and for the only one."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}" if rank != "0" and os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,13 +144,14 @@ def one_line_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
     show is dropped.
     """
     expected: tuple[type[Exception], ...] = (UserError, *kinds)
+    who = " ".join(filter(None, (program, rank_name())))
     occupy_standard_streams()
     with contextlib.redirect_stderr(Screen(sys.stderr)):
         try:
             yield
         except expected as error:
-            tell(f"{program}: {one_line(str(error))}")
+            tell(f"{who}: {one_line(str(error))}")
             raise SystemExit(2) from error
         except KeyboardInterrupt as error:
-            tell(f"{program}: {error if error.args else 'interrupted'}")
+            tell(f"{who}: {error if error.args else 'interrupted'}")
             raise SystemExit(130) from error

@@ -11,6 +11,7 @@ import torch
 
 from config import Config, ConfigError
 from system.memory import keep_freed_memory
+from system.ranks import here
 
 ROLES = ("environment", "acting", "replay", "model", "imagination")
 
@@ -75,6 +76,8 @@ def make_generators(seed: int, device: torch.device) -> dict[str, torch.Generato
 
 
 def make_generator(seed: int, role: str, device: torch.device) -> torch.Generator:
-    """The random generator of one role."""
-    child = np.random.SeedSequence(seed).spawn(len(ROLES))[ROLES.index(role)]
+    """The random generator of one role. Each rank has its own."""
+    rank = here().index
+    source = np.random.SeedSequence(seed, spawn_key=(len(ROLES) + rank,) if rank else ())
+    child = source.spawn(len(ROLES))[ROLES.index(role)]
     return torch.Generator(device).manual_seed(int(child.generate_state(1, np.uint64)[0] >> 1))

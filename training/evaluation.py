@@ -44,6 +44,16 @@ class Evaluator(Protocol):
     def test(self, agent: Trained) -> Report | None: ...
 
 
+class Unjudged:
+    """The evaluator of a rank that another one evaluates for."""
+
+    def validate(self, agent: Trained) -> Report:
+        return Report({}, {}, "")
+
+    def test(self, agent: Trained) -> Report | None:
+        return None
+
+
 def interval(values: Float[Tensor, " I"]) -> str:
     """The half-width of the mean's 95 % confidence interval, by the normal approximation."""
     if len(values) < 2:

@@ -16,15 +16,25 @@ from guard import Guard, NonFinite
 from settings.families import require_read
 from settings.run import EvaluationSettings, RunSettings
 from system.memory import is_exhausted
-from system.terminal import tell
+from system.ranks import Ranks, joined
+from system.terminal import silent, tell
 from training import loading
 from training.agent import Agent, AgentClass, Practitioner, Student, Trained
 from training.devices import make_generator, make_generators, prepare_torch
+from training.evaluation import Evaluator, Unjudged
 from training.logdirs import claimed, default_logdir, writing_to
-from training.logger import CONFIG_FILE, LogdirInUseError, Logger, save_run_facts
+from training.logger import (
+    CONFIG_FILE,
+    LogdirInUseError,
+    Logger,
+    SilentLock,
+    SilentLogger,
+    save_run_facts,
+)
 from training.opening import opening
 from training.recorded import read_record, require_columns
 from training.replay_room import make_replay, require_sequences
+from training.resharing import of_rank
 from training.resuming import (
     WEIGHTS,
     Changes,
@@ -37,6 +47,7 @@ from training.resuming import (
     require_class,
 )
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
+from training.shares import require_for_ranks, share_of
 from training.sinks import find_sinks
 from training.sources import Collected, Logged, Practised, Recorded, Source
 from training.trips import TripLog
@@ -79,34 +90,54 @@ def train(
         UserError, CheckpointError, LogdirInUseError: a mistake of the user's, before any training.
         NonFinite: training met a value that is not finite.
     """
-    config, command = command.config, _with_absolute_paths(command)
     if command.entry.get("video"):
         raise ConfigError("--video goes with --evaluate")
+    with joined() as ranks, silent(not ranks.is_first):
+        _train(command, ranks, argv=argv, make_agent=make_agent, make_pictures=make_pictures, at_end=at_end)
+
+
+def _train(
+    command: CommandLine,
+    ranks: Ranks,
+    *,
+    argv: list[str],
+    make_agent: AgentClass,
+    make_pictures: Callable[[Any], Any] | None,
+    at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None,
+) -> None:
+    """The whole run, of which this rank does its share."""
+    config, command = command.config, _with_absolute_paths(command)
     logdir = Path(str(config.logdir or default_logdir(argv[0], command))).absolute()
-    settings = RunSettings.of(config)
+    settings, share = RunSettings.of(config), share_of(config, ranks)
     sinks = find_sinks(settings.loop.logger)
     device = prepare_torch(config)
     with telling_of_crashes():
-        setup = make_setup(config, device)
+        setup = make_setup(share, device)
     require_read(config.task, command.given)
     require_task(setup.task, make_agent, config)
     generators = make_generators(config.seed, device)
     guard = Guard(device, settings.guard)
     with _within_memory():
-        agent = make_agent.of(setup.task, config, device=device, generators=generators, guard=guard)
+        agent = make_agent.of(setup.task, share, device=device, generators=generators, guard=guard)
     require_players(settings, agent)
     with ExitStack() as stack:
-        source = _source(setup, settings, agent, generators, device=device, stack=stack)
-        lock = stack.enter_context(claimed(logdir))
-        # Finding references can take minutes, so a command that does not fit the run in the logdir is refused before.
-        state, folder, changes = _take_up(
-            command, agent, source, logdir, device=device, program=argv[0], make_agent=make_agent
-        )
+        source = _source(setup, settings, RunSettings.of(share), agent, generators, device=device, stack=stack)
+        require_for_ranks(config, source, ranks)
+        with ranks.first_goes_first():
+            lock = stack.enter_context(claimed(logdir)) if ranks.is_first else SilentLock()
+            # Finding references can take minutes, so a command that does not fit the run in the logdir is refused
+            # before. What is damaged is set aside by the first rank alone.
+            state, folder, changes = _take_up(
+                command, agent, source, logdir, device=device, program=argv[0], make_agent=make_agent
+            )
         # Nothing is written before the whole config has been checked.
-        evaluator = setup.make_evaluator(None if make_pictures is None else make_pictures(agent))
         step = None if state is None else state["step"]
-        with writing_to(logdir):
-            logger = Logger(logdir, resume_step=step, sinks=sinks, config=config.to_dict())
+        evaluator: Evaluator = Unjudged()
+        logger: Logger = SilentLogger()
+        if ranks.is_first:
+            evaluator = setup.make_evaluator(None if make_pictures is None else make_pictures(agent))
+            with writing_to(logdir):
+                logger = Logger(logdir, resume_step=step, sinks=sinks, config=config.to_dict())
         stack.callback(logger.close)
         loop = source.loop(
             agent,
@@ -119,17 +150,22 @@ def train(
             lock=lock,
             device=device,
             files={CONFIG_FILE: to_yaml(config)},
-            at_end=None if at_end is None else partial(at_end, agent, settings.evaluation, logdir, _log_of(setup)),
+            at_end=None
+            if at_end is None or not ranks.is_first
+            else partial(at_end, agent, settings.evaluation, logdir, _log_of(setup)),
         )
         if state is not None:
             with fitting(folder, changes), writing_to(logdir):
-                loop.load(state, elsewhere=folder.resolve() != logdir.resolve())
+                own = of_rank(state, ranks, generators)
+                loop.load(own, elsewhere=folder.resolve() != logdir.resolve())
+            # Each part has what it needs; all of it would otherwise stay in memory beside that for the whole run.
+            del own
             changes = _told(changes, folder)
         past = [] if step is None else history(folder, changes, step=step)
-        # Each part has what it needs; all of it would otherwise stay in memory beside that for the whole run.
         del state
-        with writing_to(logdir):
-            logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
+        if ranks.is_first:
+            with writing_to(logdir):
+                logger.text("config", save_run_facts(logdir, config, argv, defaults=command.defaults, changes=past))
         for line in opening(settings, source, logdir=logdir, device=device, step=step):
             tell(line)
         loop.run()
@@ -138,6 +174,7 @@ def train(
 def _source(
     setup: Setup,
     settings: RunSettings,
+    share: RunSettings,
     agent: Trained,
     generators: dict[str, torch.Generator],
     *,
@@ -166,7 +203,7 @@ def _source(
     else:
         require_sequences(settings, setup.task, agent.batch_length)
     recorded = 0 if record is None else env.num_envs * record.columns(env.num_envs)
-    replay = make_replay(settings, spaces, memory=agent.memory_spaces, device=device, recorded=recorded)
+    replay = make_replay(share, spaces, memory=agent.memory_spaces, device=device, recorded=recorded)
     if replay.device != device:
         # Rows are drawn where they are. The agent has the same dictionary.
         generators["replay"] = make_generator(settings.machine.seed, "replay", replay.device)

@@ -162,6 +162,19 @@ class MetricAverages:
                 self._values[name] = self._values.get(name, 0.0) + term
                 self._counts[name] = self._counts.get(name, 0) + count
 
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Take in what others have taken in, as `state_dict` gives it."""
+        for name, value in state["values"].items():
+            ours = self._values.get(name)
+            theirs = value if ours is None else value.to(ours.device)
+            if name.endswith("_min"):
+                self._values[name] = theirs if ours is None else torch.fmin(ours, theirs)
+            elif name.endswith("_max"):
+                self._values[name] = theirs if ours is None else torch.fmax(ours, theirs)
+            else:
+                self._values[name] = theirs if ours is None else ours + theirs
+                self._counts[name] = self._counts.get(name, 0) + state["counts"][name].to(theirs.device)
+
     def add_each(self, name: str, values: Float[Tensor, " E"]) -> None:
         """Take in every value of a metric that is averaged. Never waits for the device."""
         finite = values.isfinite()
@@ -188,6 +201,36 @@ class MetricAverages:
         """Go on from `state_dict`."""
         self._values = dict(state["values"])
         self._counts = dict(state["counts"])
+
+
+class SilentLogger(Logger):
+    """The logger of a rank that another one logs for."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def scalars(self, step: int, seconds: float, values: Mapping[str, float | int]) -> None:
+        """The first rank has them."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Likewise."""
+
+    def text(self, name: str, markdown: str, *, step: int | None = None) -> None:
+        """Likewise."""
+
+    def notices(self) -> list[str]:
+        """There are no files to tell of."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, elsewhere: bool = False) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class ProgressBar:
@@ -237,6 +280,10 @@ class ProgressBar:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         tqdm.write(terminal.printable(message), file=sys.stderr)
+
+    def alert(self, message: str) -> None:
+        """Print a line of what went wrong in this process alone, if there are others."""
+        self.say(message)
 
     def close(self) -> None:
         """Leave the last state of the bar on the terminal."""
@@ -290,6 +337,30 @@ class ProgressBar:
         return f"{head}  {tail}"[: columns - 1]
 
 
+class SilentBar(ProgressBar):
+    """That of a rank that another one speaks for: what goes wrong here alone is told, and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        """Speak under a name."""
+        self._name = name
+
+    def move(self, step: int) -> None:
+        """The first rank shows it."""
+
+    def update(self, step: int, figures: Mapping[str, float | int | str]) -> None:
+        """Likewise."""
+
+    def say(self, message: str) -> None:
+        """Likewise."""
+
+    def alert(self, message: str) -> None:
+        """Print a line under the rank's name."""
+        super().say(f"{self._name}: {message}")
+
+    def close(self) -> None:
+        """Nothing was drawn."""
+
+
 class RunLock:
     """Keeps a second process out of a logdir. The system releases it when this process ends, however it ends."""
 
@@ -338,6 +409,19 @@ class RunLock:
         with contextlib.suppress(OSError):
             self._file.truncate(0)
         self._file.close()
+
+
+class SilentLock(RunLock):
+    """The lock of a rank: another one holds the folder for it."""
+
+    def __init__(self) -> None:
+        """Take nothing."""
+
+    def hold(self) -> None:
+        """The first rank does."""
+
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 def save_run_facts(

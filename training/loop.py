@@ -17,9 +17,10 @@ from checkpoint import CheckpointError
 from guard import Guard, NonFinite
 from settings.run import LoopSettings
 from system import safe_files, terminal
+from system.ranks import apart, here
 from training.agent import Trained
 from training.evaluation import Evaluator, Report
-from training.logger import Logger, MetricAverages, ProgressBar, RunLock
+from training.logger import Logger, MetricAverages, ProgressBar, RunLock, SilentBar
 from training.stopping import StopRequests
 
 # A metric above its threshold is worth a line on the terminal.
@@ -109,6 +110,9 @@ class Loop(ABC):
         self.emergency = False
         self.save_costs: dict[str, float] = {}
         self._stop = StopRequests()
+        self.ranks = here()
+        # Of what several ranks write into one folder.
+        self.label = "" if self.ranks.is_first else f"_rank{self.ranks.index}"
 
     # What a subclass says
 
@@ -167,7 +171,7 @@ class Loop(ABC):
             KeyboardInterrupt: Ctrl-C came twice.
         """
         self._clock = time.monotonic()
-        self._progress = ProgressBar(self.total, initial=self.step, updates_from=self._updates_from)
+        self._progress = self._make_progress()
         self._logged_at = (self.step, self._elapsed())
         self._note_files()
         with self._stop.taken(), closing(self._progress):
@@ -178,17 +182,24 @@ class Loop(ABC):
                 if self.finished:
                     self._progress.say(f"this run ended at step {self.step}; {self._more}")
                     return
-                if self._stop.signal is None:
+                if self._asked_to_stop() is None:
                     self._finish()
                 self._save()
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(
                     f"stopped at once at step {self.step}; what was saved before stays as it is in {self.logdir}"
                 ) from error
-        if self._stop.signal is not None:
-            terminal.tell(
-                f"stopped by {self._stop.signal} at step {self.step}; saved. The same command goes on from there."
-            )
+        if (stopped_by := self._asked_to_stop()) is not None:
+            terminal.tell(f"stopped by {stopped_by} at step {self.step}; saved. The same command goes on from there.")
+
+    def _make_progress(self) -> ProgressBar:
+        if self.ranks.is_first:
+            return ProgressBar(self.total, initial=self.step, updates_from=self._updates_from)
+        return SilentBar(f"rank {self.ranks.index}")
+
+    def _asked_to_stop(self) -> str | None:
+        """The signal by which this rank, or any other, is asked to stop; None where none is."""
+        return self.ranks.agree(self._stop.signal)
 
     @property
     def _updates_from(self) -> int:
@@ -205,7 +216,7 @@ class Loop(ABC):
         while True:
             # Updates that an early stop left out come first, so that the run goes on as if it had not been stopped.
             if self.updates_owed < 1:
-                if self.step >= self.total or self._stop.signal is not None:
+                if self.step >= self.total or self._asked_to_stop() is not None:
                     return
                 self.step_before = self.step
                 self._advance()
@@ -225,7 +236,7 @@ class Loop(ABC):
 
     def _learn(self) -> None:
         """Make the updates that are owed, or as many of them as come before a request to stop."""
-        while self.updates_owed >= 1 and self._stop.signal is None:
+        while self.updates_owed >= 1 and self._asked_to_stop() is None:
             try:
                 self.averages.add(self._update(progress=min(1.0, self.step / self.total)))
             except NonFinite as error:
@@ -244,18 +255,18 @@ class Loop(ABC):
     def _note_guard(self) -> None:
         """Print what the guard has to say, and save its reports."""
         while self.guard.notices:
-            self._progress.say(self.guard.notices.pop(0))
+            self._progress.alert(self.guard.notices.pop(0))
         while self.guard.reports:
             report = self.guard.reports.pop(0)
-            path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}.pt"
+            path = self.logdir / REPORTS / f"step_{self.step:09d}_update_{report['update']}{self.label}.pt"
             try:
                 safe_files.make_folder(path.parent)
                 checkpoint.save(path, {"step": self.step, **report})
             except OSError as error:
                 # A report is a help; the run goes on without it, as it does without a log.
-                self._progress.say(f"guard: {path} cannot be written ({error.strerror}); the run goes on without it")
+                self._progress.alert(f"guard: {path} cannot be written ({error.strerror}); the run goes on without it")
             else:
-                self._progress.say(f"guard: python -m guard {path} tells more")
+                self._progress.alert(f"guard: python -m guard {path} tells more")
 
     def _note_files(self) -> None:
         """Print what there is to say of the run's files."""
@@ -271,6 +282,8 @@ class Loop(ABC):
 
     def _log(self) -> None:
         """Fetch the averages, the one time that the loop waits for the device, and warn of what looks wrong."""
+        for other in self.ranks.collect(self.averages.state_dict())[1:]:
+            self.averages.merge(other)
         values = self.averages.fetch()
         seconds = self._elapsed()
         step, since = self._logged_at
@@ -302,7 +315,7 @@ class Loop(ABC):
         self._progress.update(self.step, told)
 
     def _evaluate(self) -> None:
-        with self._undisturbed():
+        with self._undisturbed(), apart():
             report = self.evaluator.validate(self.agent)
         self._report("validation", "valid", report)
 
@@ -311,10 +324,11 @@ class Loop(ABC):
         if self.step > self._logged_at[0]:
             self._log()
             self._show()
-        if self.at_end is not None:
-            self.at_end()
-        with self._undisturbed():
-            report = self.evaluator.test(self.agent)
+        with apart():
+            if self.at_end is not None:
+                self.at_end()
+            with self._undisturbed():
+                report = self.evaluator.test(self.agent)
         self.finished = True
         if report is None:
             self._progress.say("there is no final evaluation, as the config says")
@@ -341,7 +355,10 @@ class Loop(ABC):
         begin = time.monotonic()
         try:
             self.lock.hold()
-            self._write(self._state(emergency=emergency), emergency=emergency)
+            state = self._state(emergency=emergency)
+            if not self.ranks.is_first:
+                return
+            self._write(state, emergency=emergency)
             self._note_files()
             written = self._bytes_beside() + (self.logdir / checkpoint.LATEST).stat().st_size
             self.save_costs = {
@@ -356,13 +373,14 @@ class Loop(ABC):
 
     def _state(self, *, emergency: bool) -> dict[str, Any]:
         """All that going on exactly needs, beside files of their own, which are written here."""
+        agent = self.agent.state_dict()
+        own, *others = self.ranks.collect(self._own_state(emergency=emergency)) or [{}]
         return {
             **self.files,
-            "agent": self.agent.state_dict(),
+            "agent": agent,
             "agent_class": type(self.agent).__name__,
-            **self._save_beside(emergency=emergency),
-            "generators": checkpoint.generator_state(self.generators),
-            "averages": self.averages.state_dict(),
+            **own,
+            **({"ranks": others} if others else {}),
             "logger": self.logger.state_dict(),
             "step": self.step,
             "step_before": self.step_before,
@@ -372,6 +390,14 @@ class Loop(ABC):
             "latest": self.latest,
             "finished": self.finished,
             "emergency": emergency,
+        }
+
+    def _own_state(self, *, emergency: bool) -> dict[str, Any]:
+        """What each rank has for itself."""
+        return {
+            **self._save_beside(emergency=emergency),
+            "generators": checkpoint.generator_state(self.generators),
+            "averages": self.averages.state_dict(),
         }
 
     def _write(self, state: dict[str, Any], *, emergency: bool) -> None:

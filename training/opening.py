@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from settings.run import RunSettings
+from system.ranks import here
 from training.sources import Source
 
 
@@ -26,9 +27,10 @@ def opening(
     machine = settings.machine
     threads = f", {machine.threads} thread{'s' if machine.threads > 1 else ''}" if device.type == "cpu" else ""
     begins = "a new run" if step is None else f"goes on from its checkpoint at step {step:,}"
+    ranks = f", {here().count} ranks with a share of all" if here().count > 1 else ""
     facts = {
         "logdir": [f"{logdir} ({begins}, {source.ends(settings)})"],
-        "device": [f"{device}{threads}"],
+        "device": [f"{device}{threads}{ranks}"],
         **source.facts(settings, device),
         "curves": [settings.loop.logger or "metrics.jsonl"],
     }

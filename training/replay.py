@@ -17,7 +17,7 @@ from checkpoint import CheckpointError
 from system import safe_files
 from training import chunks
 from training.chunks import Chunk
-from training.ring import Ring, Spaces
+from training.ring import REWARD_AND_ENDS, Ring, Spaces
 
 # The most bytes of memory in a file, but for its frame: what a save needs beside the ring, and writes for a change.
 MEMORY_FILE_BYTES = 2**25
@@ -214,6 +214,49 @@ class Replay(Ring):
         self._saved_totals = list(manifest["saved_totals"])
         self._saved_oldest = list(saved_oldest)
         self._replaced = [list(names) for names in manifest.get("replaced", [[], []])]
+
+    def load_shares(self, shares: Sequence[tuple[Path, Mapping[str, Any]]], *, first: int) -> None:
+        """Take in what other ranks have stored, of which each had some environments.
+
+        Args:
+            shares: the folder and the manifest of each, in the order of their environments.
+            first: which of all these environments is the first of this ring's.
+
+        Raises:
+            CheckpointError: as `load_chunks`, or the shares do not go together.
+        """
+        have = sum(manifest["num_envs"] for _, manifest in shares)
+        totals = {manifest["saved_totals"][1] for _, manifest in shares}
+        if first + self.num_envs > have or len(totals) > 1:
+            raise CheckpointError(f"replay was saved with {have} environments; give as many, or take the weights only")
+        begin = 0
+        for folder, manifest in shares:
+            end = begin + manifest["num_envs"]
+            low, high = max(begin, first), min(end, first + self.num_envs)
+            if low < high:
+                share = self._like(manifest)
+                share.load_chunks(folder, manifest)
+                self._take_rows(share, slice(low - begin, high - begin), slice(low - first, high - first))
+            begin = end
+
+    def _like(self, manifest: Mapping[str, Any]) -> Replay:
+        """An empty replay of as many environments and columns as a manifest's."""
+        observations = {name: space for name, space in self._spaces[0].items() if name not in REWARD_AND_ENDS}
+        envs, columns = manifest["num_envs"], self._capacity // self.num_envs
+        return Replay(observations, num_envs=envs, capacity=envs * columns, device=self.device, memory=self._spaces[1])
+
+    def _take_rows(self, share: Replay, theirs: slice, ours: slice) -> None:
+        """Take over all columns of some environments."""
+        if (stored := share.total - share.oldest) > self.length:
+            self._make_room(stored * self.num_envs)
+        column = torch.arange(max(share.oldest, share.total - self.length), share.total, device=self.device)
+        for mine, other in ((self._stored(), share._stored()), (self.memory, share.memory)):
+            for name, value in other.items():
+                mine[name][ours, column % self.length] = value[theirs, column % share.length]
+        self.total, self.oldest = share.total, int(column[0]) if len(column) else share.oldest
+        self.fresh.column, self.fresh.env = share.total, 0
+        self.reward_min = torch.minimum(self.reward_min, share.reward_min)
+        self.reward_max = torch.maximum(self.reward_max, share.reward_max)
 
     def _load_memory_chunks(self, folder: Path, saved: Sequence[Chunk], oldest: int) -> None:
         """Take in the memory of the stored columns from files."""

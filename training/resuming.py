@@ -106,8 +106,9 @@ COMMON: dict[str, Any] = {
     f"{CONFIG_FILE}?": TEXT,
 }
 # And of a run that collects what it learns from, that learns from a log, or that practises.
-RUN: dict[str, Any] = {
-    **COMMON,
+_OWN: dict[str, Any] = {
+    "generators": TENSORS,
+    "averages": {"values": TENSORS, "counts": TENSORS},
     "replay": {
         "num_envs": COUNT,
         "length": Kind("a whole number from 1", lambda value: COUNT.holds(value) and value > 0),
@@ -128,9 +129,11 @@ RUN: dict[str, Any] = {
     "any_first": YES_OR_NO,
     "episode_return": TENSOR,
 }
+# Where several ranks have learnt together, the first one's stand with what all have, and the others' in a list.
+RUN: dict[str, Any] = {**COMMON, **_OWN, "ranks?": [_OWN]}
 # Of one that begins with recorded episodes.
 RECORDED = {**RUN, "record": {"episodes": COUNT, "rows": COUNT, "checksum": COUNT}}
-STUDY = {**COMMON, "log": LOG}
+STUDY = {**COMMON, "log": LOG, "ranks?": [{"generators": TENSORS, "averages": COMMON["averages"]}]}
 # Of a run that draws what it learns from anew each time there is nothing else.
 PRACTICE = COMMON
 

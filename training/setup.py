@@ -34,6 +34,7 @@ from settings.dreamer import LossScales
 from settings.environment import GYM_PREFIX, SUITE_PREFIXES, WrapperSettings
 from settings.language import TEXT, LanguageSettings
 from settings.run import EvaluationSettings, ObservationSettings, RunSettings, TaskSettings
+from system.ranks import here
 from system.terminal import tell
 from training.agent import AgentClass, Trained
 from training.episodes import GymEvaluator
@@ -268,7 +269,14 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
         **reading_of_observations(settings.observations),
     }
     make_training = make_one(settings.task, settings.wrappers, training=True)
-    env = GymVectorEnv(make_training, num_envs=environments.envs, device=device, seed=settings.machine.seed, **options)
+    env = GymVectorEnv(
+        make_training,
+        num_envs=environments.envs,
+        first_row=here().index * environments.envs,
+        device=device,
+        seed=settings.machine.seed,
+        **options,
+    )
     _require_mask_rules(env)
     task = ObservationTask(
         actions=env.actions,

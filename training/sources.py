@@ -22,10 +22,11 @@ from training.practice import Practice
 from training.recorded import Record
 from training.replay import Replay
 from training.replay_room import rows_when_full
+from training.resharing import take_replay
 from training.resuming import PRACTICE, RECORDED, RUN, STUDY
 from training.ring import REWARD_AND_ENDS
 from training.study import Study
-from training.trainer import REPLAY, Trainer
+from training.trainer import Trainer
 from training.trips import TripLog
 
 # The most faults of a log that are told one by one.
@@ -80,7 +81,7 @@ class Collected:
         self.task, self.env, self.replay = task, env, replay
 
     def take(self, state: Mapping[str, Any], path: Path) -> None:
-        self.replay.load_chunks(path.parent / REPLAY, state["replay"])
+        take_replay(self.replay, path.parent, state)
 
     def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
         replay, observations = self.replay, settings.observations

@@ -35,6 +35,11 @@ OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
 MOST_CRASH_REPORTS = 20
 
 
+def replay_folder(logdir: Path, rank: int) -> Path:
+    """Where a rank keeps the files of its replay."""
+    return logdir / REPLAY / f"rank{rank}" if rank else logdir / REPLAY
+
+
 class Trainer(Loop):
     """A run whose steps are env steps, with its environments and replay."""
 
@@ -117,7 +122,8 @@ class Trainer(Loop):
             yield
         except (UserError, EnvironmentCrashed) as error:
             # Before the first episode there is nothing to go on from.
-            if self.row:
+            # No other rank knows of it, so that several go back to their last checkpoint.
+            if self.row and self.ranks.count == 1:
                 self._save()
             if not isinstance(error, EnvironmentCrashed):
                 raise
@@ -128,7 +134,7 @@ class Trainer(Loop):
 
     def _report_crash(self, crash: Crash) -> Path | None:
         """Save the environment's own traceback; the file, or None where it cannot be written."""
-        path = self.logdir / CRASHES / f"step_{self.step:09d}_env_{crash.row}.txt"
+        path = self.logdir / CRASHES / f"step_{self.step:09d}_env_{crash.row}{self.label}.txt"
         try:
             safe_files.make_folder(path.parent)
             safe_files.write_text(path, crash.trace)
@@ -141,7 +147,7 @@ class Trainer(Loop):
         for crash in crashes:
             self.crash_reports += 1
             if self.crash_reports <= MOST_CRASH_REPORTS and (path := self._report_crash(crash)):
-                self._progress.say(f"{path} has the traceback of environment {crash.row}")
+                self._progress.alert(f"{path} has the traceback of environment {crash.row}")
 
     def _advance(self) -> None:
         """One step of every environment, stored."""
@@ -173,10 +179,12 @@ class Trainer(Loop):
             "is_terminal": terminated,
         }
         self.any_first = info["any_first"]
-        self.step += info["decisions"]
+        decisions = self.ranks.add(info["decisions"])
+        self.step += decisions
         self._note_returns(reward, info)
         if self.step >= self._updates_from:
-            self.updates_owed += info["decisions"] * self.settings.train_ratio / self.agent.rows_per_update
+            rows = self.agent.rows_per_update * self.ranks.count
+            self.updates_owed += decisions * self.settings.train_ratio / rows
 
     def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
         """Log the returns of the episodes that ended in this step."""
@@ -188,7 +196,7 @@ class Trainer(Loop):
             for value in info["returns"]:
                 self.logger.scalars(self.step, self._elapsed(), {"episode_return": float(value)})
             while self.env.notices:
-                self._progress.say(self.env.notices.pop(0))
+                self._progress.alert(self.env.notices.pop(0))
             self._note_crashes(self.env.crashes)
             self.env.crashes.clear()
         else:
@@ -251,10 +259,11 @@ class Trainer(Loop):
         self._note_crashes(report.crashes)
 
     def _save_beside(self, *, emergency: bool) -> dict[str, Any]:
+        folder = replay_folder(self.logdir, self.ranks.index)
+        if not self.ranks.is_first:
+            safe_files.make_folder(folder.parent, parents=False)
         return {
-            "replay": self.replay.save_chunks(
-                self.logdir / REPLAY, emergency=emergency, numbered=self.settings.checkpoint_numbered
-            ),
+            "replay": self.replay.save_chunks(folder, emergency=emergency, numbered=self.settings.checkpoint_numbered),
             # Nothing is there before the first episode.
             "env": self.env.state_dict() if self.row else {},
             "acting": self.acting,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import checkpoint
 from guard import Guard
+from system.ranks import here
 from updates.compiling import compiled_parts
 from updates.diagnosis import diagnose
 from updates.optimizer import Optimizer, update_together
@@ -146,7 +147,7 @@ class Learner:
 
         if self.recovery.after_update(self.updates, diagnose=find_cause):
             # Otherwise the same batches would be drawn again.
-            self.generators["replay"].manual_seed(self.updates)
+            self.generators["replay"].manual_seed(self.updates + (here().index << 32))
         self.updates += 1
         rollbacks = torch.full((), float(self.recovery.rollbacks), device=losses[0][0].device)
         return metrics | update_metrics | {"rollbacks_max": rollbacks}, seen

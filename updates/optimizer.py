@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from config import UserError
 from guard import Guard
+from system.ranks import here
 from updates.compiling import Part
 
 # The least norm that a parameter counts with in adaptive gradient clipping: one that starts at zero has to move, too.
@@ -318,13 +319,16 @@ def update_together(
     """
     optimizers = list(dict.fromkeys(optimizer for _, named in losses for optimizer in named))
     parameters = [parameter for optimizer in optimizers for parameter in optimizer.parameters]
-    gradients = iter(torch.autograd.grad([loss for loss, _ in losses], parameters, allow_unused=True))
+    given = torch.autograd.grad([loss for loss, _ in losses], parameters, allow_unused=True)
+    # All ranks go the same way: it is the mean over them that is clipped, judged and applied.
+    means, values = here().average(given, [loss for loss, _ in losses])
+    gradients = iter(means)
     applied: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
     for optimizer in optimizers:
         applied[optimizer.name], update_metrics = optimizer.apply(
             [next(gradients) for _ in optimizer.parameters],
-            losses=[loss for loss, named in losses if optimizer in named],
+            losses=[value for value, (_, named) in zip(values, losses, strict=True) if optimizer in named],
             progress=progress,
             stream=stream,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from guard import Guard, NonFinite, culprit
 from system.arrivals import Arrival
+from system.ranks import here
 from updates.diagnosis import bad_tensors
 from updates.optimizer import Optimizer
 
@@ -106,7 +107,7 @@ class Recovery:
             self._keep_if(finite & (skips == 0).all())
         flags = torch.cat((skips, (~finite)[None].to(skips.dtype)))
         self._pending.append(Outcome(update, Arrival(flags), diagnose))
-        while self._pending and self._pending[0].flags.is_there():
+        while self._pending and here().is_due(self._pending[0].flags, behind=len(self._pending) - 1):
             if self._judge(self._pending.popleft()):
                 self._pending.clear()
                 return True
