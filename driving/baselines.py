@@ -60,6 +60,13 @@ def idm(obs: Observation) -> Float32[np.ndarray, "T 3"]:
     return along(lines, valid, ego, arcs)[0, row, 0]
 
 
+def idm_by_candidate(obs: Observation) -> int:
+    """The candidate that comes nearest to what `idm` would drive."""
+    every = candidates(obs["lines"][None], obs["lines_valid"][None], obs["ego"][None])[0]
+    apart = np.linalg.norm(every[..., :2] - idm(obs)[:, :2], axis=-1).mean(-1)
+    return int(np.where(obs["action_mask"], apart, np.inf).argmin())
+
+
 def _straightest(obs: Observation) -> int | None:
     """The line from where the ego is that turns least; None where there is none."""
     lines, valid = obs["lines"], obs["lines_valid"]
@@ -118,3 +125,11 @@ def _stop_line(obs: Observation, row: int) -> list[tuple[float, float]]:
         return []
     # IDM keeps its gap from who stands; a line may be stopped at.
     return [(metres + GAP, 0.0)]
+
+
+# By the names that commands know.
+PLANNERS: Mapping[str, Planner] = {
+    "constant_velocity": constant_velocity,
+    "idm": idm,
+    "idm_by_candidate": idm_by_candidate,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ from driving.packages import import_sumolib, maps_folder
 from driving.roads import Lane, RoadMap
 from system.errors import UserError
 
-# A flow of bicycles or persons in a file of demand, and the one of them that was measured.
-FLOWS = (
+# What is written in other words than in SUMO's files of demand: a flow of bicycles or persons is the one of them that
+# was measured, and a vehicle that came faster than the lane allows is as fast as it allows.
+REWORDED = (
     (
         re.compile(r'<flow\s+id="(\w+)" begin="([\d.]+)" [^>]*type="(\w+)" from="([^"]+)" to="([^"]+)"[^>]*/>'),
         r'<trip id="\1" depart="\2" type="\3" from="\4" to="\5"/>',
@@ -25,6 +27,7 @@ FLOWS = (
         r'<person id="\1" depart="\2" type="\3">',
     ),
     (re.compile("</personFlow>"), "</person>"),
+    (re.compile(r'departSpeed="[\d.]+"'), 'departSpeed="max"'),
 )
 # How many trips a second there are on a map that comes without demand, over how many seconds.
 TRIPS_A_SECOND, TRIPS_SECONDS = 1.0, 900.0
@@ -35,8 +38,8 @@ class Source(NamedTuple):
 
     Attributes:
         network: its file.
-        demand: files of vehicles; none: trips are drawn.
-        flows: files of bicycles and persons who come again and again, of whom each is to come once.
+        demand: files of vehicles and persons; where there are none at all, trips are drawn.
+        reworded: likewise, with what `REWORDED` replaces.
         additional: files of types of vehicles and of programs of lights.
         opens: seconds of the day at which the demand begins and ends.
         options: further ones of SUMO's.
@@ -45,7 +48,7 @@ class Source(NamedTuple):
     network: str
     demand: tuple[str, ...]
     opens: tuple[float, float]
-    flows: tuple[str, ...] = ()
+    reworded: tuple[str, ...] = ()
     additional: tuple[str, ...] = ()
     options: Mapping[str, str] = {}
 
@@ -61,10 +64,10 @@ MAPS: Mapping[str, Source] = {
     ),
     "braunschweig": Source(
         "fokr_bs_demo/fokr_bs.net.xml.gz",
-        ("fokr_bs_demo/15_16_veh.trips.xml.gz",),
+        (),
         (54_000.0, 57_600.0),
-        # As they come they fill the roads in the course of the hour, for a demonstration.
-        ("fokr_bs_demo/15_16_bicycle.trips.xml", "fokr_bs_demo/15_16_ped.trips.xml"),
+        # As flows, bicycles and persons fill the roads in the course of the hour, for a demonstration.
+        tuple(f"fokr_bs_demo/15_16_{who}" for who in ("bicycle.trips.xml", "ped.trips.xml", "veh.trips.xml.gz")),
         ("fokr_bs_demo/vtypes_default.add.xml", "fokr_bs_demo/signalPlan.add.xml"),
         options={
             "insertion-checks": "collision leaderGap followerGap stop arrivalSpeed speedLimit pedestrian",
@@ -116,16 +119,23 @@ def road_map(name: str) -> RoadMap:
     return RoadMap(name, [_lane(lane, index) for lane in found])
 
 
-def write_once(name: str, folder: Path) -> list[Path]:
-    """Write the bicycles and persons of a map's demand, each of whom comes once, as files of SUMO's."""
+def write_reworded(name: str, folder: Path) -> list[Path]:
+    """Write the files of a map's demand that are not taken as they stand."""
     written = []
-    for file in source_of(name).flows:
-        text = (maps_folder() / file).read_text(encoding="utf-8")
-        for flow, once in FLOWS:
-            text = flow.sub(once, text)
-        written.append(folder / Path(file).name)
-        written[-1].write_text(text, encoding="utf-8")
+    for file in source_of(name).reworded:
+        written.append(folder / Path(file).name.removesuffix(".gz"))
+        written[-1].write_text(_reworded(file), encoding="utf-8")
     return written
+
+
+@functools.cache
+def _reworded(file: str) -> str:
+    path = maps_folder() / file
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    text = content.decode("utf-8")
+    for there, here in REWORDED:
+        text = there.sub(here, text)
+    return text
 
 
 def write_trips(name: str, path: Path, *, seed: int) -> None:

@@ -65,6 +65,10 @@ class SimulationProcess:
         """The cars on lanes of the map; see `Simulation.cars`."""
         return self._ask("cars")
 
+    def take(self, name: str) -> None:
+        """Let the route of a vehicle go on to where the map ends; see `Simulation.take`."""
+        self._ask("take", name)
+
     def advance(self) -> Frame:
         """Let half a second go by; see `Simulation.advance`."""
         return self._ask("advance")

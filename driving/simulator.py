@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from driving import maps
 from driving.packages import import_libsumo, maps_folder
@@ -28,6 +29,10 @@ KINDS = {
     **dict.fromkeys(("bicycle", "moped", "motorcycle", "scooter"), Kind.BICYCLE),
     "pedestrian": Kind.PEDESTRIAN,
 }
+# On a road a vehicle is turned no farther than this from the direction of its lane, in radians, which is so near.
+ASKEW, ASIDE = 0.15, 4.0
+# Routes that are made longer are so long, in streets.
+MOST_STREETS = 40
 LIGHTS = {"r": Light.RED, "R": Light.RED, "u": Light.RED, "y": Light.AMBER, "Y": Light.AMBER}
 # Vehicles go where they are put, whatever lane, street or junction that is.
 ANYWHERE = 2
@@ -92,6 +97,7 @@ class Simulation:
             begin = opens + max(0.0, start - WARM_UP)
             self._sumo.start(["sumo", *self._options(map_name, source, begin, seed)])
             self._lanes = {lane.name: index for index, lane in enumerate(self.road_map.lanes)}
+            self._is_road = [not lane.in_junction for lane in self.road_map.lanes]
             self._links = self._controlled_lanes()
             self._numbers: dict[str, int] = {}
             self._sizes: dict[str, tuple[Kind, float, float]] = {}
@@ -142,6 +148,7 @@ class Simulation:
         self._speeds, self._now = self._now, {}
         names = ("id", "kind", "x", "y", "heading", "speed", "acceleration", "length", "width", "lane")
         table = np.array(rows, np.float64).reshape(-1, len(names))
+        self._straighten(table)
         agents = {name: table[:, column].astype(COLUMNS[name]) for column, name in enumerate(names)}
         return Frame(agents, self._lights())
 
@@ -182,6 +189,15 @@ class Simulation:
             self.tick()
         return self.frame() if name in self._sumo.vehicle.getIDList() else None
 
+    def take(self, name: str) -> None:
+        """Let the route of a vehicle go on to where the map ends: its trip may end before, and it would vanish."""
+        route = list(self._sumo.vehicle.getRoute(name))
+        here = route[self._sumo.vehicle.getRouteIndex(name) :]
+        leads = self._streets()
+        while len(here) < MOST_STREETS and leads.get(here[-1]):
+            here.append(leads[here[-1]])
+        self._sumo.vehicle.setRoute(name, here)
+
     def move(self, name: str, x: float, y: float, heading: float, speed: float) -> None:
         """Put a vehicle somewhere in the next tick, whatever its own driver would do.
 
@@ -198,6 +214,17 @@ class Simulation:
         self._sumo.vehicle.moveToXY(name, "", -1, *front, angle=angle, keepRoute=ANYWHERE)
         self._sumo.vehicle.setPreviousSpeed(name, speed)
 
+    def _streets(self) -> dict[str, str]:
+        """The street that each street leads to first."""
+        lanes, leads = self.road_map.lanes, dict[str, str]()
+        for lane in lanes:
+            after = list(lane.successors)
+            while after and lanes[after[0]].in_junction:
+                after = list(lanes[after[0]].successors)
+            if after and not lane.in_junction:
+                leads.setdefault(_street(lane.name), _street(lanes[after[0]].name))
+        return leads
+
     def _metres_left(self, name: str) -> float:
         """How far it is along the route to the beginning of its last street."""
         last = self._sumo.vehicle.getRoute(name)[-1]
@@ -207,7 +234,7 @@ class Simulation:
     def _options(self, map_name: str, source: maps.Source, begin: float, seed: int) -> list[str]:
         folder = maps_folder()
         own = Path(self._folder.name)
-        demand = [folder / name for name in source.demand] + maps.write_once(map_name, own)
+        demand = [folder / name for name in source.demand] + maps.write_reworded(map_name, own)
         if not demand:
             demand = [own / "trips.rou.xml"]
             maps.write_trips(map_name, demand[0], seed=seed)
@@ -268,6 +295,22 @@ class Simulation:
         lane = self._lanes.get(domain.getLaneID(name), -1)
         return self.agent(name), kind, x, y, heading, speed, (speed - before) / STEP, length, width, lane
 
+    def _straighten(self, table: Float[np.ndarray, "N 10"]) -> None:
+        """Turn those who stand askew in a lane into its direction, about the middle of their front.
+
+        SUMO takes as heading where a vehicle moves. One that stops as it changes lanes would stand across them.
+        """
+        places = [place for place, lane in enumerate(table[:, 9].astype(int)) if lane >= 0 and self._is_road[lane]]
+        if not places:
+            return
+        x, y, heading, length = (table[places, column] for column in (2, 3, 4, 7))
+        nearest = self.road_map.nearest(np.stack((x, y), 1), heading, within=ASIDE, least_cosine=0.0)
+        turned = np.arctan2(np.sin(heading - nearest.heading), np.cos(heading - nearest.heading))
+        straight = np.where(nearest.lane >= 0, nearest.heading + np.clip(turned, -ASKEW, ASKEW), heading)
+        table[places, 2] = x + length / 2 * (np.cos(heading) - np.cos(straight))
+        table[places, 3] = y + length / 2 * (np.sin(heading) - np.sin(straight))
+        table[places, 4] = np.arctan2(np.sin(straight), np.cos(straight))
+
     def _class(self, domain: Any, name: str) -> str:
         return "pedestrian" if domain is self._sumo.person else domain.getVehicleClass(name)
 
@@ -315,6 +358,11 @@ def record(map_name: str, seed: int, seconds: float, *, start: float | None = No
     finally:
         simulation.close()
     return assemble(f"{map_name}_{seed}_{simulation.start:.0f}", map_name, frames)
+
+
+def _street(lane: str) -> str:
+    """The street that a lane is of, in SUMO's names."""
+    return lane.rpartition("_")[0]
 
 
 def _first(counts: Iterable[int]) -> np.ndarray:

@@ -224,6 +224,11 @@ class DriveEnv(gymnasium.Env):
         self._simulation.close()
 
     @property
+    def map_name(self) -> str:
+        """Where the episode is."""
+        return self._map.name
+
+    @property
     def _map(self) -> RoadMap:
         assert self._road_map is not None, "an episode without a map"
         return self._road_map
@@ -242,7 +247,9 @@ class DriveEnv(gymnasium.Env):
             frames = [*frames, self._simulation.advance()][-MOMENTS:]
             cars = self._eligible(frames) if len(frames) == MOMENTS else []
             if cars:
-                self._ride = self._first_ride(*cars[self.np_random.integers(len(cars))], tuple(frames))
+                car = cars[self.np_random.integers(len(cars))]
+                self._simulation.take(car[0])
+                self._ride = self._first_ride(*car, tuple(frames))
                 return
 
     def _eligible(self, frames: Sequence[Frame]) -> list[tuple[str, int]]:

@@ -127,9 +127,10 @@ def test_other_maps_have_traffic(name: str, simulation: Callable[..., Simulation
 
 def test_bicycles_and_persons_come_once(tmp_path):
     pytest.importorskip("sumo")
-    bicycles, persons = (path.read_text() for path in maps.write_once("braunschweig", tmp_path))
+    bicycles, persons, cars = (path.read_text() for path in maps.write_reworded("braunschweig", tmp_path))
     assert bicycles.count("<trip id=") == 152 and "flow" not in bicycles
     assert persons.count("<person id=") == persons.count("</person>") == 10 and "Flow" not in persons
+    assert cars.count("<trip id=") == cars.count('departSpeed="max"') == 2325
 
 
 def test_trips_of_a_seed_are_the_same(tmp_path):
