@@ -29,6 +29,8 @@ REWORDED = (
     (re.compile("</personFlow>"), "</person>"),
     (re.compile(r'departSpeed="[\d.]+"'), 'departSpeed="max"'),
 )
+# What SUMO calls the direction of a turn back, and how long, in metres, the half circle is that a car needs for it.
+BACK, TIGHTEST = "t", 13.0
 # How many trips a second there are on a map that comes without demand, over how many seconds.
 TRIPS_A_SECOND, TRIPS_SECONDS = 1.0, 900.0
 
@@ -105,7 +107,7 @@ def source_of(name: str) -> Source:
 
 @functools.cache
 def road_map(name: str) -> RoadMap:
-    """The lanes of a map that cars may use.
+    """The lanes of a map that cars may use; none leads to where a car would have to turn on the spot.
 
     Raises:
         UserError: there is no such map, or SUMO is not installed.
@@ -116,7 +118,7 @@ def road_map(name: str) -> RoadMap:
         lane for edge in network.getEdges(withInternal=True) for lane in edge.getLanes() if lane.allows("passenger")
     ]
     index = {lane.getID(): number for number, lane in enumerate(found)}
-    return RoadMap(name, [_lane(lane, index) for lane in found])
+    return RoadMap(name, [_lane(lane, index, network) for lane in found])
 
 
 def write_reworded(name: str, folder: Path) -> list[Path]:
@@ -155,14 +157,16 @@ def write_trips(name: str, path: Path, *, seed: int) -> None:
     path.write_text("<routes>\n" + "\n".join(trips) + "\n</routes>\n", encoding="utf-8")
 
 
-def _lane(lane: Any, index: Mapping[str, int]) -> Lane:
+def _lane(lane: Any, index: Mapping[str, int], network: Any) -> Lane:
     edge, place = lane.getEdge(), lane.getIndex()
     beside = {other.getIndex(): index.get(other.getID(), -1) for other in edge.getLanes()}
     successors = []
     for connection in lane.getOutgoing():
         # Within a junction connections have a lane of their own, which leads on.
-        to = index.get(connection.getViaLaneID() or connection.getToLane().getID())
-        if to is not None and to not in successors:
+        via = connection.getViaLaneID()
+        to = index.get(via or connection.getToLane().getID())
+        on_the_spot = via and connection.getDirection() == BACK and network.getLane(via).getLength() < TIGHTEST
+        if to is not None and to not in successors and not on_the_spot:
             successors.append(to)
     return Lane(
         name=lane.getID(),
