@@ -29,8 +29,9 @@ KINDS = {
     **dict.fromkeys(("bicycle", "moped", "motorcycle", "scooter"), Kind.BICYCLE),
     "pedestrian": Kind.PEDESTRIAN,
 }
-# On a road a vehicle is turned no farther than this from the direction of its lane, in radians, which is so near.
-ASKEW, ASIDE = 0.15, 4.0
+# On a road a vehicle is turned no farther than this from the direction of its lane, in radians: as it stands, more for
+# each m/s, and at most. The lane is so near, in metres.
+ASKEW_STANDING, ASKEW_MOVING, ASKEW_MOST, ASIDE = 0.03, 0.015, 0.15, 4.0
 # Routes that are made longer are so long, in streets.
 MOST_STREETS = 40
 LIGHTS = {"r": Light.RED, "R": Light.RED, "u": Light.RED, "y": Light.AMBER, "Y": Light.AMBER}
@@ -303,10 +304,11 @@ class Simulation:
         places = [place for place, lane in enumerate(table[:, 9].astype(int)) if lane >= 0 and self._is_road[lane]]
         if not places:
             return
-        x, y, heading, length = (table[places, column] for column in (2, 3, 4, 7))
+        x, y, heading, speed, length = (table[places, column] for column in (2, 3, 4, 5, 7))
         nearest = self.road_map.nearest(np.stack((x, y), 1), heading, within=ASIDE, least_cosine=0.0)
         turned = np.arctan2(np.sin(heading - nearest.heading), np.cos(heading - nearest.heading))
-        straight = np.where(nearest.lane >= 0, nearest.heading + np.clip(turned, -ASKEW, ASKEW), heading)
+        askew = np.minimum(ASKEW_STANDING + ASKEW_MOVING * speed, ASKEW_MOST)
+        straight = np.where(nearest.lane >= 0, nearest.heading + np.clip(turned, -askew, askew), heading)
         table[places, 2] = x + length / 2 * (np.cos(heading) - np.cos(straight))
         table[places, 3] = y + length / 2 * (np.sin(heading) - np.sin(straight))
         table[places, 4] = np.arctan2(np.sin(straight), np.cos(straight))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from driving.baselines import Observation, brake, constant_velocity, idm
+from driving.baselines import Observation, brake, constant_velocity, idm, idm_by_candidate
+from driving.candidates import FREE
 from driving.features import features
 from driving.scene import Light, Log
 from tests.driving_scenes import AHEAD, crossing, log_of, straight
@@ -65,3 +66,10 @@ def test_idm_takes_the_straightest_line_of_its_own_lane():
 def test_without_a_line_idm_brakes():
     obs = seen(log_of({1: straight(20, 8, 1, y=-9)}))
     assert (idm(obs) == brake(obs)).all() and brake(obs)[-1, 0] == pytest.approx(8**2 / 3, abs=1e-3)
+
+
+def test_the_candidate_nearest_to_idm_is_legal_and_near():
+    # 6 m/s towards 10 m/s is mode 5 of the first line; nothing but to brake is left off the road.
+    assert idm_by_candidate(seen(log_of({1: straight(20, 6, 1)}))) == 5
+    assert idm_by_candidate(seen(log_of({1: straight(20, 8, 1), 2: straight(31, 0, 1)}))) == 0
+    assert idm_by_candidate(seen(log_of({1: straight(20, 8, 1, y=-9)}))) == FREE

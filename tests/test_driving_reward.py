@@ -57,6 +57,11 @@ def test_running_into_somebody_is_an_own_fault():
     assert found.contact and found.own_fault and found.total == pytest.approx(0.5 - CONTACT)
 
 
+def test_a_touch_of_less_than_the_slack_is_none():
+    for apart, contact in ((3.85, False), (3.75, True)):
+        assert reward(log_of({1: straight(10, 2, 2), 2: straight(11 + apart, 0, 2)})).contact == contact
+
+
 def test_being_run_into_from_behind_is_not():
     log = log_of({1: straight(18, 2, 2), 2: straight(10, 12, 2)})
     assert reward(log).contact and not reward(log).own_fault and reward(log).total == pytest.approx(0.1)

@@ -1,0 +1,79 @@
+"""Planners in the closed loop: what an episode comes to, what many do, and the program that compares them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import closed_loop as program
+from driving.baselines import PLANNERS, Observation
+from driving.candidates import FREE
+from envs.closed_loop import Outcome, summary
+
+OUTCOME = Outcome(
+    seed=1,
+    map_name="ingolstadt",
+    steps=40,
+    metres=100.0,
+    end="time",
+    own_fault=False,
+    discomfort=0.1,
+    total=10.0,
+    seconds=0.002,
+)
+
+
+def stand(obs: Observation) -> int:
+    return FREE
+
+
+def test_a_summary_by_hand():
+    own = [OUTCOME, OUTCOME._replace(seed=2, metres=60.0)]
+    planner = [
+        OUTCOME._replace(metres=20.0, end="contact", own_fault=True, total=-5.0),
+        OUTCOME._replace(seed=2, metres=60.0, discomfort=0.3, seconds=0.004),
+    ]
+    found = summary(planner, own)
+    assert found.progress == pytest.approx(0.5) and found.own_fault == 0.5 and found.other_contact == 0
+    assert (found.discomfort, found.total, found.milliseconds) == pytest.approx((0.2, 2.5, 3.0))
+    other = summary([OUTCOME._replace(end="contact"), OUTCOME._replace(seed=2, end="off_road")], own)
+    assert (other.own_fault, other.other_contact, other.off_road) == (0, 0.5, 0.5)
+
+
+def test_other_episodes_are_not_compared():
+    with pytest.raises(AssertionError, match="other episodes"):
+        summary([OUTCOME], [OUTCOME._replace(seed=2)])
+
+
+@pytest.mark.run
+def test_the_program_compares_planners_in_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("libsumo")
+    path, mine = tmp_path / "figures.json", "tests.test_closed_loop:stand"
+    program.main([mine, "constant_velocity", "--episodes", "1", "--maps", "ingolstadt", "--out", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 episodes on ingolstadt; SUMO's own driver makes ")
+    assert [line.split(" | ")[0] for line in lines[3:]] == ["| SUMO's own driver", f"| {mine}", "| constant_velocity"]
+    assert lines[3].startswith("| SUMO's own driver | 100.0 |")
+    (own,), (standing,), (straight,) = json.loads(path.read_text()).values()
+    assert own["seed"] == standing["seed"] == straight["seed"] == program.FIRST_SEED
+    # Who brakes at once makes fewer metres than who drives.
+    assert standing["metres"] < own["metres"] and own["map_name"] == "ingolstadt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["nobody"], "there is no planner 'nobody'; there are constant_velocity, idm, idm_by_candidate, and module:"),
+        (["nowhere:at_all"], "planner nowhere:at_all cannot be had: No module named 'nowhere'"),
+        (["json:at_all"], "planner json:at_all cannot be had"),
+        (["idm", "--episodes", "0"], "--episodes is 0; 1 at least"),
+        (["idm", "--maps", "atlantis"], "there is no map 'atlantis'; there are ingolstadt, "),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as error:
+        program.main(arguments)
+    assert error.value.code == 2 and f"benchmarks.closed_loop: {fault}" in capsys.readouterr().err
+    assert "idm" in PLANNERS
