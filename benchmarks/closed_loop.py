@@ -1,11 +1,12 @@
 """How far planners drive among simulated drivers, and what they run into, beside SUMO's own driver.
 
     python -m benchmarks.closed_loop
-    python -m benchmarks.closed_loop idm my_planners:careful --maps motorway --episodes 50
+    python -m benchmarks.closed_loop idm logdir/drive-seed0 my_planners:careful --maps motorway --episodes 50
 
-A planner is a name of `driving.baselines.PLANNERS`, or a function as `module:function`, which takes an observation of
-Drive-v0 and gives the index of a candidate or a trajectory. Episodes begin in the last fifth of the demand's time,
-and are the same for all planners. SUMO's own driver stands in the first row: what it runs into is the simulator's.
+A planner is a name of `driving.baselines.PLANNERS`, the folder of a run of planner.py, or a function as
+`module:function`, which takes an observation of Drive-v0 and gives the index of a candidate or a trajectory. Episodes
+begin in the last fifth of the demand's time, and are the same for all planners. SUMO's own driver stands in the first
+row: what it runs into is the simulator's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import planner
 from driving.baselines import PLANNERS, Planner
 from driving.maps import MAPS
 from envs.closed_loop import Outcome, play_all, summary
 from system import safe_files
 from system.errors import UserError
 from system.terminal import Parser, one_line_errors, show
+from training import launch
 
 # Seeds of episodes that nothing is trained on: training counts its own from 0.
 FIRST_SEED = 1_000_000
@@ -37,13 +40,16 @@ def planner_named(name: str) -> Planner:
     """A planner.
 
     Raises:
-        UserError: there is no such planner.
+        UserError, CheckpointError: there is no such planner.
     """
     if name in PLANNERS:
         return PLANNERS[name]
+    if Path(name).exists():
+        return planner.load(name)
     module, _, function = name.partition(":")
     if not function:
-        raise UserError(f"there is no planner '{name}'; there are {', '.join(PLANNERS)}, and module:function")
+        known = ", ".join(PLANNERS)
+        raise UserError(f"there is no planner '{name}'; there are {known}, folders of runs, and module:function")
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -67,7 +73,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--maps", nargs="+", default=["ingolstadt", "braunschweig"], help=f"some of {', '.join(MAPS)}")
     parser.add_argument("--seed", type=int, default=0, help="other episodes for each (default 0)")
     parser.add_argument("--out", type=Path, help="a file for every episode's figures, .json")
-    with one_line_errors("benchmarks.closed_loop"):
+    with one_line_errors("benchmarks.closed_loop", *launch.USER_ERRORS):
         arguments = parser.parse_args(argv)
         if arguments.episodes < 1:
             raise UserError(f"--episodes is {arguments.episodes}; 1 at least")
@@ -85,8 +91,8 @@ def main(argv: list[str]) -> None:
         show("|---|---|---|---|---|---|---|---|---|")
         show(row(OWN_DRIVER, own_driver, own_driver))
         played = {OWN_DRIVER: own_driver}
-        for name, planner in planners.items():
-            played[name] = play_all(planner, seeds, maps=arguments.maps, window=WINDOW)
+        for name, decide in planners.items():
+            played[name] = play_all(decide, seeds, maps=arguments.maps, window=WINDOW)
             show(row(name, played[name], own_driver))
         if arguments.out is not None:
             figures = {name: [one._asdict() for one in outcomes] for name, outcomes in played.items()}

@@ -14,30 +14,45 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.closed_loop import FIRST_SEED, WINDOW, planner_named
+from driving.drawing import PALETTE, ROAD
 from driving.maps import MAPS
 from envs.driving import DriveEnv
 from system import safe_files
 from system.errors import UserError
 from system.terminal import Parser, one_line_errors, show
+from training import launch
 
-# Colours of the film, pixels of its side, and milliseconds of each picture.
-COLOURS, SIDE, PAUSE = 24, 400, 200
+# Pixels of the film's side, milliseconds of each picture, and shares of a colour in the edges between it and the road.
+SIDE, PAUSE, EDGES = 360, 200, (1.0, 0.6, 0.3)
 
 
 def film(name: str, map_name: str, seed: int) -> list[Image.Image]:
     """A picture of every half second of an episode."""
-    planner = planner_named(name)
+    decide = planner_named(name)
     env = DriveEnv(maps=[map_name], window=WINDOW, render_mode="rgb_array")
     try:
         obs, _ = env.reset(seed=seed)
         pictures, over = [env.render()], False
         while not over:
-            decision = planner(obs)
+            decision = decide(obs)
             obs, _, terminated, truncated, _ = (env.drive if np.ndim(decision) else env.step)(decision)
             pictures, over = [*pictures, env.render()], terminated or truncated
     finally:
         env.close()
     return [Image.fromarray(picture) for picture in pictures if picture is not None]
+
+
+def palette() -> Image.Image:
+    """One palette for all pictures, so that nothing flickers and what is small keeps its colour."""
+    shades = [
+        round(share * part + (1 - share) * road)
+        for colour in PALETTE
+        for share in EDGES
+        for part, road in zip(colour, ROAD, strict=True)
+    ]
+    image = Image.new("P", (1, 1))
+    image.putpalette(shades)
+    return image
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +62,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--map", default="ingolstadt", help=f"one of {', '.join(MAPS)}")
     parser.add_argument("--seed", type=int, default=0, help="another episode for each (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="the film, .gif")
-    with one_line_errors("benchmarks.driving_film", OSError):
+    with one_line_errors("benchmarks.driving_film", OSError, *launch.USER_ERRORS):
         arguments = parser.parse_args(argv)
         if arguments.out.suffix != ".gif":
             raise UserError(f"--out is {arguments.out}; a film is a file .gif")
@@ -55,9 +70,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"there is no map '{arguments.map}'; there are {', '.join(MAPS)}")
         pictures = film(arguments.planner, arguments.map, FIRST_SEED + arguments.seed)
         small = [picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for picture in pictures]
-        # One palette for all, so that nothing flickers.
-        palette = small[len(small) // 2].quantize(COLOURS)
-        first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in small)
+        colours = palette()
+        first, *others = (picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in small)
         safe_files.make_folder(arguments.out.parent)
         with safe_files.replacing(arguments.out) as unfinished:
             first.save(unfinished, save_all=True, append_images=others, duration=PAUSE, loop=0)

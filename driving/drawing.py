@@ -16,6 +16,7 @@ from driving.scene import Kind, Light, Log
 SIDE, METRES, FINER = 512, 110.0, 2
 # The ego stands so far up from the lower edge, as a share of the side.
 BELOW = 0.32
+Colour = tuple[int, int, int]
 GROUND, ROAD, MIDDLE = (233, 236, 231), (178, 182, 188), (204, 207, 212)
 EGO, CHOSEN, CANDIDATE = (214, 64, 38), (214, 64, 38), (74, 116, 196)
 COLOURS = {
@@ -25,7 +26,8 @@ COLOURS = {
     Kind.PEDESTRIAN: (160, 86, 120),
 }
 LIGHTS = {Light.AMBER: (240, 176, 32), Light.RED: (222, 40, 40)}
-Colour = tuple[int, int, int]
+# All colours of a picture, but for those that edges are smoothed by.
+PALETTE: tuple[Colour, ...] = (GROUND, ROAD, MIDDLE, EGO, CANDIDATE, *COLOURS.values(), *LIGHTS.values())
 
 
 def draw(

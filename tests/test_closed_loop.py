@@ -65,8 +65,12 @@ def test_the_program_compares_planners_in_the_same_episodes(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["nobody"], "there is no planner 'nobody'; there are constant_velocity, idm, idm_by_candidate, and module:"),
+        (
+            ["nobody"],
+            "there is no planner 'nobody'; there are constant_velocity, idm, idm_by_candidate, folders of runs",
+        ),
         (["nowhere:at_all"], "planner nowhere:at_all cannot be had: No module named 'nowhere'"),
+        (["."], ". has no checkpoint yet"),
         (["json:at_all"], "planner json:at_all cannot be had"),
         (["idm", "--episodes", "0"], "--episodes is 0; 1 at least"),
         (["idm", "--maps", "atlantis"], "there is no map 'atlantis'; there are ingolstadt, "),
