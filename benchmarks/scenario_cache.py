@@ -4,8 +4,8 @@
 
 Traffic is simulated and cached once from the beginning to the end; a second call has nothing to do. The same is then
 done in another folder by a program that is killed at random moments and started anew, until one comes to its end: all
-files of the two folders are compared bit for bit. With --workers 0 seconds of the processor are told, too, which say
-more where other programs share the cores.
+files of the two folders are compared bit for bit. Where other programs share the cores, samples in each second of a
+processor say more than samples a second.
 """
 
 from __future__ import annotations
@@ -67,14 +67,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> int:
     Returns:
         How many files of samples there are.
     """
-    begin, used = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     report = fill(folder, arguments)
-    seconds, used = time.perf_counter() - begin, time.process_time() - used
+    seconds = time.perf_counter() - begin
     print("\n".join(report.lines()))
     size = sum(path.stat().st_size for path in folder.rglob("*.npz"))
     print(f"simulations too: {seconds:.1f} s on the wall, {report.rows / seconds:,.0f} samples a second")
-    if not arguments.workers:
-        print(f"{used:.1f} s of the processor, {report.rows / used:,.0f} samples in each")
     print(f"{complete(folder, report):,} samples have a whole future; {size / 1e6:,.0f} MB")
     begin = time.perf_counter()
     again = fill(folder, arguments)

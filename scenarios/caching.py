@@ -191,12 +191,13 @@ class _Filling:
             open_chunks[chunk.log] += 1
         rows = sum(scenario.rows for chunk in chunks for scenario in chunk.scenarios)
         with tqdm(total=rows, desc="samples", unit=" samples", unit_scale=True, delay=2, disable=None) as bar:
-            for chunk, entries in self.workers.each(_compute, chunks):
+            for chunk, (entries, seconds) in self.workers.each(_compute, chunks):
                 self.entries[chunk.log] |= {entry.scenario.token: entry for entry in entries}
                 open_chunks[chunk.log] -= 1
                 if not open_chunks[chunk.log]:
                     self.cache.write_log_entries(chunk.log, self.entries[chunk.log])
                 self.report.computed += len(entries)
+                self.report.processor += seconds
                 self.report.rows += sum(entry.scenario.rows for entry in entries if not entry.fault)
                 bar.update(sum(scenario.rows for scenario in chunk.scenarios))
         for log in self.entries.keys() - open_chunks.keys():
@@ -208,8 +209,9 @@ def _build(folder: Path, name: str) -> builder.Built:
     return builder.build(*LogFolder(folder).open(name))
 
 
-def _compute(chunk: _Chunk) -> list[Entry]:
-    cache = Cache(chunk.cache)
+def _compute(chunk: _Chunk) -> tuple[list[Entry], float]:
+    """The entries of a chunk's scenarios, and the seconds of the processor that they took."""
+    cache, begin = Cache(chunk.cache), time.process_time()
     log, road_map = _open(chunk.logs, chunk.log)
     entries = []
     for scenario, samples, fault in compute(log, road_map, chunk.scenarios, chunk.parts):
@@ -218,7 +220,7 @@ def _compute(chunk: _Chunk) -> list[Entry]:
             entries.append(Entry(scenario, tuple(part.stamp for part in chunk.parts), fault=fault))
         else:
             entries.append(cache.write(scenario, samples, chunk.parts))
-    return entries
+    return entries, time.process_time() - begin
 
 
 @functools.lru_cache(maxsize=2)

@@ -17,6 +17,7 @@ class Report:
         computed: scenarios that had to be computed, those that turned out to be invalid among them.
         rows: samples of these, valid ones.
         seconds: that computing took; simulations are not counted.
+        processor: seconds of a processor that it took, in all processes together.
         damaged: files that were there, and could not be read.
         invalid: scenarios that have no samples, by reason.
         left_out: stretches of logs that are no scenarios, scenarios that the filter does not take, and rows, by reason.
@@ -26,6 +27,7 @@ class Report:
     computed: int = 0
     rows: int = 0
     seconds: float = 0.0
+    processor: float = 0.0
     damaged: int = 0
     invalid: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -47,8 +49,11 @@ class Report:
             f" {', '.join(f'{count:,} {kind}' for kind, count in types.most_common())}"
         ]
         if self.computed:
-            speed = self.rows / max(self.seconds, 1e-9)
-            lines.append(f"computed {self.computed:,} scenarios, {self.rows:,} samples, {speed:,.0f} a second")
+            speeds = [self.rows / max(seconds, 1e-9) for seconds in (self.seconds, self.processor)]
+            lines.append(
+                f"computed {self.computed:,} scenarios, {self.rows:,} samples: {speeds[0]:,.0f} a second, and"
+                f" {speeds[1]:,.0f} in each second of a processor"
+            )
         else:
             lines.append("nothing was computed: all were there")
         if self.damaged:

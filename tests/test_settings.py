@@ -13,6 +13,7 @@ import config
 from config import Config, ConfigError
 from settings.dreamer import DreamerSettings, ModelSettings
 from settings.groups import SamplingSettings
+from settings.imitation import ImitationSettings
 from settings.run import RunSettings
 from settings.sac import SACSettings
 from settings.scenarios import ScenarioSettings
@@ -20,7 +21,7 @@ from settings.sections import Between, Count, GradientLimit, LearningRate, Secti
 from tests.scenes import debug_config
 
 CONFIG_PATH = Path(config.__file__).with_name("configs.yaml")
-ROOTS = (RunSettings, DreamerSettings, SACSettings, SamplingSettings, ScenarioSettings)
+ROOTS = (RunSettings, DreamerSettings, SACSettings, SamplingSettings, ScenarioSettings, ImitationSettings)
 
 
 @dataclass(frozen=True)
