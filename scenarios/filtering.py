@@ -29,8 +29,9 @@ def apply(scenarios: Sequence[Scenario], settings: FilterSettings, *, seed: int)
     What each scenario is asks first, how many there are last; single rows are made in between.
 
     Raises:
-        UserError: it takes none.
+        UserError: it takes none, or names a token, log or map that there is not.
     """
+    _require_known(scenarios, settings)
     rng = np.random.default_rng(seed) if settings.shuffle else None
     steps: dict[str, Callable[[list[Scenario]], list[Scenario]]] = {
         "types": lambda those: _among(those, settings.types, lambda one: one.type),
@@ -61,8 +62,23 @@ def apply(scenarios: Sequence[Scenario], settings: FilterSettings, *, seed: int)
     return Filtered(taken, left_out)
 
 
+def _require_known(scenarios: Sequence[Scenario], settings: FilterSettings) -> None:
+    """Raise a UserError where a filter names what no scenario has; types may well be rare."""
+    tokens, maps, logs = ({getattr(one, name) for one in scenarios} for name in ("token", "map", "log"))
+    unknown = {
+        "tokens": [each for each in settings.tokens if each not in tokens],
+        "maps": [each for each in settings.maps if each not in maps],
+        "logs": [each for each in settings.logs if not fnmatch.filter(logs, each)],
+    }
+    for name, found in unknown.items():
+        if found and scenarios:
+            there = f"; there are {', '.join(sorted(maps))}" if name == "maps" else ""
+            raise UserError(f"{settings.key(name)} has '{found[0]}', and no scenario is of it{there}")
+
+
 def _among(scenarios: list[Scenario], wanted: Sequence[str], question: Callable[[Scenario], str]) -> list[Scenario]:
-    return [one for one in scenarios if question(one) in wanted] if wanted else scenarios
+    among = set(wanted)
+    return [one for one in scenarios if question(one) in among] if among else scenarios
 
 
 def _of_logs(scenarios: list[Scenario], patterns: Sequence[str]) -> list[Scenario]:

@@ -32,7 +32,8 @@ def test_filter_that_asks_nothing_takes_all_in_their_order():
         ({"types": ["turn_left", "free"]}, [TURN, FREE]),
         ({"tokens": [STOP.token, FREE.token]}, [STOP, FREE]),
         ({"logs": ["a-0-00000"]}, [TURN, FREE]),
-        ({"logs": ["a-*", "c"]}, [TURN, STOP, FREE]),
+        ({"logs": ["a-*"]}, [TURN, STOP, FREE]),
+        ({"logs": ["a-0-00000", "b-*"]}, [TURN, START, FREE]),
         ({"logs": ["a-0-0006?"]}, [STOP]),
         ({"maps": ["town"]}, [START]),
         ({"drop_invalid_goals": True}, [TURN, STOP, FREE]),
@@ -132,8 +133,22 @@ def test_filter_counts_what_it_leaves_out():
 
 
 def test_filter_that_takes_nothing_says_why():
-    with pytest.raises(UserError, match=r"^of 4 scenarios none is taken \(4 by scenario_filter.maps\); ask for less$"):
-        taken(maps=["nowhere"])
+    message = r"^of 4 scenarios none is taken \(3 by scenario_filter.types, 1 by scenario_filter.maps\); ask for less$"
+    with pytest.raises(UserError, match=message):
+        taken(types=["free"], maps=["town"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [STOP.token, "0" * 16]}, f"scenario_filter.tokens has '{'0' * 16}', and no scenario is of it"),
+        ({"maps": ["town", "nowhere"]}, "scenario_filter.maps has 'nowhere', .*; there are crossing, town"),
+        ({"logs": ["a-*", "c-*"]}, r"scenario_filter.logs has 'c-\*', and no scenario is of it"),
+    ],
+)
+def test_filter_refuses_names_that_there_are_not(changes: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
+        taken(**changes)
 
 
 @pytest.mark.parametrize(
