@@ -12,6 +12,8 @@ from config import UserError
 from envs.tasks import ObservationTask, RoutingTask, Task
 from guard import Guard
 from imagining.behavior import ImagBehavior
+from imagining.candidate_imagination import CandidateImagination
+from imagining.candidate_model import CandidateModel, foresees_candidates
 from imagining.exploration import Explorer
 from imagining.imagination import Imagination
 from imagining.observation_imagination import ObservationImagination
@@ -50,6 +52,8 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
         UserError: the settings do not fit the task.
     """
     if isinstance(task, ObservationTask):
+        if foresees_candidates(task, model):
+            return CandidateImagination(CandidateModel(task, model, discount=settings.discount), settings)
         return ObservationImagination(ObservationModel(task, model, discount=settings.discount), settings)
     assert isinstance(task, RoutingTask)
     return RoutingImagination(RoutingModel(task, model), settings)

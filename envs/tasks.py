@@ -85,6 +85,24 @@ class ActionSpec(NamedTuple):
         return sum(self.sizes)
 
 
+class CandidateSpec(NamedTuple):
+    """Actions that stand for candidates: to follow one of R lines in one of M modes, or, by the last action, no line.
+
+    Action r * M + m follows line r in mode m. The last one is always legal.
+
+    Attributes:
+        lines: R.
+        points: of each line.
+        features: numbers of each point.
+        modes: M.
+    """
+
+    lines: int
+    points: int
+    features: int
+    modes: int
+
+
 @runtime_checkable
 class MaskRules(Protocol):
     """Rules of legality that a user supplies for a task of discrete actions, as pure functions over tensors.
@@ -205,11 +223,13 @@ class ObservationTask(Task):
         observations: what is seen, by key, without the action mask.
         mask_rules: of a task with masked actions, the rules by which its mask changes; None where they are not known,
             and the mask is predicted.
+        candidates: where the actions are candidates that are observed, what these are made of.
         left_out: keys of the observation that are not read at all, each with the reason.
     """
 
     observations: dict[str, ObservationKey]
     mask_rules: MaskRules | None = None
+    candidates: CandidateSpec | None = None
     left_out: tuple[tuple[str, str], ...] = ()
 
     def sequence(self, length: int) -> tuple[int, bool]:

@@ -21,6 +21,7 @@ from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
 from parts.actors import Actor, MaskedActor, TSPPointerActor
+from parts.candidates import CandidateActor
 from parts.critics import Critic, LatentCritic, NodeCritic
 from parts.layers import initialise, use_layer_norm
 from parts.views import NodeSet, View
@@ -55,6 +56,14 @@ def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) ->
         sizes = {"state_features": imagination.state_features, "belief": imagination.belief_size}
         pointer = {**sizes, "moves": imagination.shows_moves, **asdict(settings.pointer)}
         return TSPPointerActor(feat_size, imagination.node_features, unimix=settings.unimix, **pointer)
+    if settings.type == "candidates":
+        if imagination.candidates is None:
+            raise UserError(
+                "actor.type candidates scores lines to follow, and this task has none that are observed and decoded"
+                " (lines and lines_valid, beside an action_mask); choose masked"
+            )
+        sizes = {"units": settings.units, "layers": settings.layers}
+        return CandidateActor(feat_size, imagination.candidates, unimix=settings.unimix, **sizes)
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")
     return MaskedActor(feat_size, task.actions, units=settings.units, layers=settings.layers, unimix=settings.unimix)
@@ -183,6 +192,11 @@ class ImagBehavior(nn.Module):
         losses, metrics, worth = self.losses_of(
             trajectory, tables, start=start, nodes=nodes, rewards=rewards, coefficient=coefficient
         )
+        if self.settings.imitation:
+            assert observed is not None, "what was done is imitated from replayed latents"
+            loss, imitation_metrics = self.imitation_loss(batch, observed)
+            losses["actor"] = losses["actor"] + self.settings.imitation * loss
+            metrics |= imitation_metrics
         if self.explorer is not None:
             assert observed is not None, "an ensemble learns from replayed latents"
             losses["explore"], explore_metrics = self.explorer.loss(batch, observed)
@@ -348,6 +362,14 @@ class ImagBehavior(nn.Module):
             metrics |= statistics("value", dist.mean(), weight)
         loss = self._value_loss(dist, targets, slow=slow, weight=weight)
         return loss, metrics | {"critic_loss": loss.detach()}
+
+    def imitation_loss(self, batch: dict[str, Tensor], observed: Observed) -> tuple[Float[Tensor, ""], Metrics]:
+        """Minus the log-likelihood of what was done in replayed rows, the last ones of episodes apart; and metrics."""
+        view = self.imagination.replayed(batch)
+        dist = self.actor(observed.latents.feat().detach(), None, view)
+        counts = (~batch["is_last"]).float()
+        loss = -(dist.log_prob(batch["action"]) * counts).sum() / counts.sum().clamp(min=1)
+        return loss, {"imitation_loss": loss.detach()}
 
     def replay_value_loss(
         self, batch: dict[str, Tensor], observed: Observed, targets: Float[Tensor, "B Q H"]

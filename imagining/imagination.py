@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from config import UserError
+from envs.tasks import CandidateSpec
 from imagining.world_model import Metrics, Observed, WorldModel
 from networks import Latent
 from parts.acting import Sight
@@ -112,6 +113,7 @@ class Imagination(ABC):
         node_features: numbers that describe a node; 0 where there are none.
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
+        candidates: what actors see of the lines that actions follow; None where actions are something else.
         shows_moves: whether actors see what every move between nodes is expected to earn.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
         can_explore: whether all that happens is predicted from latents, so that an ensemble knows what is new.
@@ -129,6 +131,7 @@ class Imagination(ABC):
     node_features: int = 0
     state_features: int = 0
     belief_size: int = 0
+    candidates: CandidateSpec | None = None
     shows_moves: bool = False
     can_plan: bool = False
     can_explore: bool = False
@@ -208,6 +211,10 @@ class Imagination(ABC):
             notes: from `first_notes` or the last look.
             actor: who is going to read it.
         """
+
+    def replayed(self, batch: dict[str, Tensor]) -> Any:
+        """What actors see of replayed rows [B, T] beside the latent, as in acting, where all of it was observed."""
+        raise AssertionError("rows of this task are seen through tables of their instance")
 
     def average(self, values: Float[Tensor, "*B"], weight: Float[Tensor, "*B"]) -> Float[Tensor, ""]:
         """The mean of values that count by their weights, by which losses are averaged: their sum over that of weights.

@@ -83,7 +83,7 @@ class ObservationImagination(Imagination):
         """The mean of weighted values, as DreamerV3's losses are released: near an episode's end all count less."""
         return (values * weight).mean()
 
-    def view(self, feat: Feat | None, state: Legality, context: None) -> Moment:
+    def view(self, feat: Feat | None, state: Any, context: None) -> Moment:
         assert feat is not None, "a task without routing rules is imagined in latents"
         true_mask = None
         if self.mask_rules is not None:
@@ -98,7 +98,7 @@ class ObservationImagination(Imagination):
             mask = self.model.predict_mask(feat, context)
         return Moment(feat, None, View(mask), true_mask)
 
-    def step(self, state: Legality, action: Shaped[Tensor, "B Q *A"]) -> tuple[Legality, None]:
+    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"]) -> tuple[Any, None]:
         if self.mask_rules is None:
             return Legality(), None
         return Legality(self.mask_rules.step(state.rules_state, action)), None
@@ -141,6 +141,9 @@ class ObservationImagination(Imagination):
 
     def first_notes(self, num_envs: int) -> dict[str, Any]:
         return {}
+
+    def replayed(self, batch: dict[str, Tensor]) -> Any:
+        return View(batch[ACTION_MASK] if self.masked else None)
 
     def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
         view = View(sight.obs[ACTION_MASK][:, None] if self.masked else None)

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from parts.sets import CrossAttention, PointsEncoder, scrub
+from parts.sets import Gathering, Hidden, PointsEncoder, scrub
 
 # Features (driving/features.py) are divided by these, so that they are of the size of 1: metres, m/s, radians.
 EGO_UNITS = (10.0, 2.0, 0.3, 5.0, 2.0, 15.0)
@@ -29,37 +28,6 @@ class Scene(NamedTuple):
     tokens_valid: Bool[Tensor, "B S"]
     lines: Float[Tensor, "B R E"]
     lines_valid: Bool[Tensor, "B R"]
-
-
-class Gathering(nn.Module):
-    """Queries, with what they gather from a set added to them: their own, or another that is normalised already."""
-
-    def __init__(self, width: int, *, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-4)
-        self.attention = CrossAttention(width, heads=heads)
-
-    def forward(
-        self,
-        queries: Float[Tensor, "*B Q E"],
-        valid: Bool[Tensor, "*B N"],
-        members: Float[Tensor, "*B N E"] | None = None,
-    ) -> Float[Tensor, "*B Q E"]:
-        normed = self.norm(queries)
-        return queries + self.attention(normed, normed if members is None else members, valid)
-
-
-class Hidden(nn.Module):
-    """A hidden layer for each vector, added to it."""
-
-    def __init__(self, width: int, *, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-4)
-        self.hidden = nn.Linear(width, hidden)
-        self.out = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
-        return x + self.out(functional.silu(self.hidden(self.norm(x))))
 
 
 class SceneEncoder(nn.Module):

@@ -306,11 +306,11 @@ class MaskedActor(Actor):
         # DreamerV3 begins with a policy close to uniform.
         self.mlp = MLP(feat_size, outputs, units=units, layers=layers, output_scale=0.01)
 
-    def scores(self, feat: Feat | None, tables: None, view: View) -> Float[Tensor, "B *Q S"]:
+    def scores(self, feat: Feat | None, tables: None, view: Any) -> Float[Tensor, "B *Q S"]:
         assert feat is not None, "this actor reads the latent"
         return self.mlp(feat)
 
-    def distribution(self, scores: Float[Tensor, "B *Q S"], view: View) -> ActionDist:
+    def distribution(self, scores: Float[Tensor, "B *Q S"], view: Any) -> ActionDist:
         """The distribution over actions; where the view shows no mask every action is legal."""
         if self.actions.kind == "continuous":
             return BoundedNormal(*scores.chunk(2, -1))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from config import UserError, compiled
 from envs.tasks import ACTION_MASK, ObservationKey, ObservationTask
 from parts.images import ImageDecoder, ImageEncoder
+from parts.latents import Feat
 from parts.layers import MLP, Normed
 from parts.sets import PointsEncoder
 from tools import BernoulliDist, OneHotDist, SymlogGaussian, symlog
@@ -119,9 +121,7 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
         parts, flat = [], [symlog(obs[name].float()) for name in self.vectors]
-        for name, sizes in self.classes.items():
-            values = zip(obs[name].long().unbind(-1), sizes, strict=True)
-            flat += [functional.one_hot(value, size).float() for value, size in values]
+        flat += [_one_hot(obs[name].long(), sizes) for name, sizes in self.classes.items()]
         if flat:
             parts.append(self.flat(torch.cat(flat, -1)))
         for image, name in zip(self.images, self.image_names, strict=True):
@@ -182,8 +182,7 @@ class ObservationDecoder(nn.Module):
             if key.kind == "image":
                 losses[name] = (output - target.float() / 255).square().sum((-3, -2, -1))
             elif key.kind == "classes":
-                values = zip(output.split(key.classes, -1), target.long().unbind(-1), strict=True)
-                losses[name] = torch.stack([-OneHotDist(part).log_prob(value) for part, value in values]).sum(0)
+                losses[name] = -_log_probs(output, target.long(), key.classes).sum(0)
             elif key.kind == "validity":
                 losses[name] = -BernoulliDist(output).log_prob(target).sum(-1)
             elif key.kind == "set":
@@ -197,25 +196,33 @@ class ObservationDecoder(nn.Module):
                 losses[name] = SymlogGaussian(output).squared_error(target)
         return losses
 
-    def predict(self, feat: Float[Tensor, "*B F"]) -> dict[str, Tensor]:
-        """What each key is expected to be, as replay stores it: the mean of numbers, the likeliest class."""
-        outputs, predicted = self._outputs(feat), {}
-        for name, key in self.keys.items():
+    def predict(self, feat: Feat, *, only: Collection[str] | None = None) -> dict[str, Tensor]:
+        """What each key is expected to be, as replay stores it: the mean of numbers, the likeliest class.
+
+        Args:
+            feat: of latents; images need numbers.
+            only: some of the keys, none of them an image; None: all.
+        """
+        chosen = self.keys if only is None else {name: self.keys[name] for name in only}
+        outputs, predicted = self._outputs(feat, images=only is None), {}
+        for name, key in chosen.items():
             output = outputs[name]
             if key.kind == "image":
                 predicted[name] = (255 * output).round().to(torch.uint8)
             elif key.kind == "classes":
-                predicted[name] = torch.stack([part.argmax(-1) for part in output.split(key.classes, -1)], -1)
+                predicted[name] = _likeliest(output, key.classes)
             elif key.kind == "validity":
                 predicted[name] = BernoulliDist(output).mode()
             else:
                 predicted[name] = SymlogGaussian(output).mean().unflatten(-1, key.shape)
         return predicted
 
-    def _outputs(self, feat: Float[Tensor, "*B F"]) -> dict[str, Tensor]:
+    def _outputs(self, feat: Feat, *, images: bool = True) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         if self.trunk is not None:
             outputs = dict(zip(self.sizes, self.trunk(feat).split(list(self.sizes.values()), -1), strict=True))
+        if not images:
+            return outputs
         for image, name in zip(self.images, self.image_names, strict=True):
             outputs[name] = image(feat)
         return outputs
@@ -223,3 +230,28 @@ class ObservationDecoder(nn.Module):
 
 def _outputs(key: ObservationKey) -> int:
     return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
+
+
+def _one_hot(values: Int[Tensor, "*B M"], sizes: tuple[int, ...]) -> Float[Tensor, "*B C"]:
+    """One-hot vectors of M variables, one after another."""
+    if len(set(sizes)) == 1:
+        return functional.one_hot(values, sizes[0]).float().flatten(-2)
+    parts = zip(values.unbind(-1), sizes, strict=True)
+    return torch.cat([functional.one_hot(value, size).float() for value, size in parts], -1)
+
+
+def _log_probs(
+    logits: Float[Tensor, "*B C"], values: Int[Tensor, "*B M"], sizes: tuple[int, ...]
+) -> Float[Tensor, "M *B"]:
+    """The log-probability of each of M variables' values."""
+    if len(set(sizes)) == 1:
+        return OneHotDist(logits.unflatten(-1, (len(sizes), -1))).log_prob(values).movedim(-1, 0).contiguous()
+    parts = zip(logits.split(sizes, -1), values.unbind(-1), strict=True)
+    return torch.stack([OneHotDist(part).log_prob(value) for part, value in parts])
+
+
+def _likeliest(logits: Float[Tensor, "*B C"], sizes: tuple[int, ...]) -> Int[Tensor, "*B M"]:
+    """The likeliest class of each of M variables."""
+    if len(set(sizes)) == 1:
+        return logits.unflatten(-1, (len(sizes), -1)).argmax(-1)
+    return torch.stack([part.argmax(-1) for part in logits.split(sizes, -1)], -1)

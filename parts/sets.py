@@ -179,6 +179,37 @@ class CrossAttention(nn.Module):
         return self.out(attend(query, key, value, rows)).view(*lead, *queries.shape[-2:])
 
 
+class Gathering(nn.Module):
+    """Queries, with what they gather from a set added to them: their own, or another that is normalised already."""
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-4)
+        self.attention = CrossAttention(width, heads=heads)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "*B Q E"],
+        valid: Bool[Tensor, "*B N"],
+        members: Float[Tensor, "*B N E"] | None = None,
+    ) -> Float[Tensor, "*B Q E"]:
+        normed = self.norm(queries)
+        return queries + self.attention(normed, normed if members is None else members, valid)
+
+
+class Hidden(nn.Module):
+    """A hidden layer for each vector, added to it."""
+
+    def __init__(self, width: int, *, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-4)
+        self.hidden = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
+        return x + self.out(functional.silu(self.hidden(self.norm(x))))
+
+
 class PointsEncoder(nn.Module):
     """A set of points as one vector, in no order: mean and maximum of its points, each told of the rest by attention.
 

@@ -119,7 +119,7 @@ class ActorSettings(Section):
 
     PLACE = "actor"
 
-    type: Literal["tsp_pointer", "masked"]
+    type: Literal["tsp_pointer", "masked", "candidates"]
     pointer: PointerSettings
     units: Count
     layers: Layers

@@ -21,7 +21,7 @@ class ImaginationSettings(Section):
     RENAMED: ClassVar = {
         **{
             name: f"imag_{name}"
-            for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix", "policy")
+            for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix", "policy", "imitation")
         },
         **{name: f"imag_{name}" for name in ("horizon", "tours", "first", "augment", "penalty")},
         "lambda_": "return_lambda",
@@ -43,6 +43,7 @@ class ImaginationSettings(Section):
     target_clip: str | tuple[float, ...] = "auto"
     gradient_mix: Share = 0.1
     policy: Weight = 1.0
+    imitation: Weight = 0.0
 
     @classmethod
     def read(cls, config: Config, name: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from config import Config, ConfigError
+from envs.candidates import candidate_spec
 from envs.crashes import EnvironmentCrashed, Restarts
 from envs.dynamics_map import DynamicsMapContext
 from envs.gym_tasks import make_gym
@@ -282,6 +283,7 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
         actions=env.actions,
         observations=env.observations,
         mask_rules=env.mask_rules,
+        candidates=candidate_spec(env.spaces[0], env.actions),
         left_out=tuple(env.left_out.items()),
     )
 
@@ -307,10 +309,12 @@ def _setup_by(settings: RunSettings, env: OneOrMany) -> Setup:
     space = getattr(env, "single_observation_space", env.observation_space)
     action_space = getattr(env, "single_action_space", env.action_space)
     wanted = reading_of_observations(settings.observations)["wanted_keys"]
+    actions = action_spec(action_space, space)
     task = ObservationTask(
-        actions=action_spec(action_space, space),
+        actions=actions,
         observations=observation_keys(space, wanted=wanted),
         mask_rules=_mask_rules(env),
+        candidates=candidate_spec(space, actions),
         left_out=tuple(left_out(space).items()),
     )
 
