@@ -20,6 +20,7 @@ from imagining.observation_imagination import ObservationImagination
 from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
+from imagining.traffic_model import TrafficModel
 from imagining.world_model import WorldModel
 from parts.actors import Actor
 from planning.planner import Planner
@@ -52,8 +53,14 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
         UserError: the settings do not fit the task.
     """
     if isinstance(task, ObservationTask):
+        if model.loss_scales.motion and not foresees_candidates(task, model):
+            raise UserError(
+                f"model.loss_scales.motion is {model.loss_scales.motion:g}, and this task has no decoded candidates"
+                " to drive along: set it to 0"
+            )
         if foresees_candidates(task, model):
-            return CandidateImagination(CandidateModel(task, model, discount=settings.discount), settings)
+            kind = TrafficModel if model.loss_scales.motion else CandidateModel
+            return CandidateImagination(kind(task, model, discount=settings.discount), settings)
         return ObservationImagination(ObservationModel(task, model, discount=settings.discount), settings)
     assert isinstance(task, RoutingTask)
     return RoutingImagination(RoutingModel(task, model), settings)

@@ -20,8 +20,8 @@ from parts.views import View
 from settings.dreamer import ModelSettings
 from tools import BernoulliDist, SymexpTwoHot
 
-# Heads about nodes, which only routing has.
-ROUTING_HEADS = ("current_node", "current_pos", "coords")
+# Heads of other kinds: about nodes, which only routing has, and about traffic.
+OTHER_HEADS = ("current_node", "current_pos", "coords", "motion")
 
 
 def make_decoder(task: ObservationTask, settings: ModelSettings) -> ObservationDecoder:
@@ -62,7 +62,7 @@ class ObservationModel(WorldModel):
             raise UserError("model.belief is about hidden costs: choose cost: stretch, or model.belief: false")
         self.discount = discount
         units, layers = settings.units, settings.layers
-        scales = {name: scale for name, scale in asdict(settings.loss_scales).items() if name not in ROUTING_HEADS}
+        scales = {name: scale for name, scale in asdict(settings.loss_scales).items() if name not in OTHER_HEADS}
         if not task.actions.masked:
             scales.pop("mask")
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}

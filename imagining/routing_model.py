@@ -77,7 +77,7 @@ class RoutingModel(WorldModel):
         self.rules: type[Rules] = task.rules
         self.memory_spaces = {}
         scales = asdict(settings.loss_scales)
-        scales.pop("decoder")
+        scales = {name: scale for name, scale in scales.items() if name in ("dyn", "rep", *self.HEADS)}
         self.loss_scales = {name: scale for name, scale in scales.items() if scale}
         self.routing_encoder = RoutingEncoder(
             self.rules.num_node_features,

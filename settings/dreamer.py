@@ -64,6 +64,7 @@ class LossScales(Section):
     current_pos: float
     coords: float
     decoder: float
+    motion: float
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,13 @@ ROUTING_KEYS = (
 GYM_KEYS = (
     *("import", "context", "env", "env_processes", "env_timeout", "env_restarts", "valid_episodes", "eval_episodes"),
     *("eval_env", "model.encode_keys", "model.decode_keys"),
-    *("model.loss_scales.decoder", "model.decoder_scales", "replay_online", "imag_imitation"),
+    *(
+        "model.loss_scales.decoder",
+        "model.loss_scales.motion",
+        "model.decoder_scales",
+        "replay_online",
+        "imag_imitation",
+    ),
 )
 
 
