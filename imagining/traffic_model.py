@@ -71,7 +71,7 @@ class TrafficModel(CandidateModel):
 
     @torch.no_grad()
     def foresee(
-        self, sequence: dict[str, Tensor], *, steps: int, choose: Choose, noise: Float[Tensor, "T B S"] | None
+        self, sequence: dict[str, Tensor], *, steps: int, choose: Choose, noise: Float[Tensor, "B L S"]
     ) -> list[Traffic]:
         """The traffic after each of some steps from the last row of sequences [B, T], in the ego's frame of that row.
 
@@ -79,14 +79,10 @@ class TrafficModel(CandidateModel):
             sequence: what was observed.
             steps: to imagine.
             choose: the ego's action.
-            noise: for the latents of all rows and steps; None takes the likeliest.
+            noise: uniform in [0, 1), for the latents of all rows and steps.
         """
         rows = sequence["is_first"].shape[1]
-        zeros = torch.full(
-            (rows + steps, len(sequence["is_first"]), self.rssm.stoch_size), 0.5, device=self.bins.device
-        )
-        noise = zeros if noise is None else noise
-        latents = self.observe(sequence, noise[:rows].transpose(0, 1)).latents
+        latents = self.observe(sequence, noise[:, :rows]).latents
         latent = Latent(*(part[:, -1] for part in latents))
         traffic = observed({name: sequence[name][:, -1] for name in KEYS})
         foreseen = []
@@ -94,5 +90,5 @@ class TrafficModel(CandidateModel):
             action = self.embed_action(choose(step, latent)[:, None], None)[:, 0]
             traffic = traffic.after(self.motion(traffic, latent.feat(), action))
             foreseen.append(traffic)
-            latent = self.rssm.imagine_step(latent, action, noise[rows + step])
+            latent = self.rssm.imagine_step(latent, action, noise[:, rows + step])
         return foreseen
