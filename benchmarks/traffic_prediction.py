@@ -4,9 +4,9 @@
         --imag_policy 0 --imag_imitation 1 --imag_horizon 1 --eval_every 0 --eval_episodes 0 --logdir logdir/traffic
     python -m benchmarks.traffic_prediction logdir/traffic --cache cache/drive --out traffic.png
 
-The model observes the first rows of cached scenarios, and imagines on. That is compared, in metres, with where everybody
-really went, as the logs have it. The ego acts as it was logged, by candidates that are named after what it went on to do,
-or as the trained actor chooses, who knows nothing of that. Constant velocity stands beside both.
+The model observes the first rows of cached scenarios, and imagines on. That is compared, in metres, with where
+everybody went, as the logs have it. The ego acts as it was logged, by candidates that are named after what it went on
+to do, or as the trained actor chooses, who knows nothing of that. Constant velocity stands beside both.
 """
 
 from __future__ import annotations
@@ -201,9 +201,8 @@ def main(argv: list[str]) -> None:
         for name in arguments.sets:
             entries = _listed(arguments.cache, name, arguments.most)
             found = list(cases(arguments.cache, logs, entries, keys))
-            show(
-                f"{name}: {len(found)} scenarios, {sum(int(case.known[-1].sum()) - 1 for case in found)} others after 3 s"
-            )
+            others = sum(int(case.known[-1, 1:].sum()) for case in found)
+            show(f"{name}: {len(found):,} scenarios, {others:,} others that are still there in the end")
             show("\n".join(table(errors(agent, found, seed=arguments.seed))))
             if arguments.out and name == arguments.sets[0]:
                 draw(agent, max(found, key=_telling), arguments.out, seed=arguments.seed)

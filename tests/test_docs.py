@@ -24,7 +24,10 @@ import pytest
 
 import checkpoint
 import config
-from tests.scenario_scenes import write_logs
+from scenarios import caching
+from scenarios.known_parts import KNOWN
+from scenarios.parts import Needs
+from tests.scenario_scenes import scenario_settings, write_logs
 from tests.street_scenes import write_town
 from tests.suite_scenes import require_drawing, require_packages
 from tests.test_guard import REPORT
@@ -71,8 +74,9 @@ NOT_RUN = ("pip", "git", "cd")
 SLOW = (
     *("python -m benchmarks.faults", "python -m benchmarks.full_disk", "python -m benchmarks.ablations"),
     *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.zoo"),
-    "python -m benchmarks.scenario_cache",
+    *("python -m benchmarks.scenario_cache", "python -m benchmarks.traffic_prediction"),
     *("python -m benchmarks.closed_loop", "python -m benchmarks.driving_film"),
+    "python dreamer.py --configs drive_dreamer",
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     *("python dreamer.py --configs tsp_few_steps tsp_stretch --cost", "python -m benchmarks.onnx_agreement"),
@@ -196,6 +200,9 @@ def train(command: Command, place: Place) -> None:
         require_packages(name if "_" in name else f"{name}_")
     if "dmc_vision" in arguments:
         require_drawing()
+    if "drive_dreamer" in names:
+        pytest.importorskip("libsumo")
+        fill_cache(place)
     if command.logdir is not None:
         # Where two commands would share a folder, the second has another one.
         logdir = command.logdir if MAKERS[command.logdir] == command else f"again/{COMMANDS.index(command)}"
@@ -260,9 +267,14 @@ def fetch_streets(command: Command, place: Place) -> None:
     call("streets.helsinki", [*command.arguments, "--help"])
 
 
+def write_crossing(place: Place) -> None:
+    """Logs made by hand, where pages have those of simulations."""
+    write_logs(place.folder, *(f"crossing-0-{second:05}" for second in (0, 20, 40)), frames=40)
+
+
 def imitate(command: Command, place: Place) -> None:
     """Few updates on logs made by hand, for which no simulator is needed."""
-    write_logs(place.folder, *(f"crossing-0-{second:05}" for second in (0, 20, 40)), frames=40)
+    write_crossing(place)
     arguments = [*command.arguments, "--logs.path", "logs", "--cache.path", "cache/pages", "--cache.workers", "0"]
     if command.logdir is not None:
         small = ("--configs", "debug", "--split.held_out_maps", "[]", "--updates", "4", "--eval_every", "0")
@@ -270,6 +282,18 @@ def imitate(command: Command, place: Place) -> None:
     else:
         place.make(f"logdir/{'-'.join(values_of(arguments, '--configs'))}-seed0")
     call("planner", arguments)
+
+
+def fill_cache(place: Place) -> None:
+    """What planner.py has put into cache/drive before."""
+    write_crossing(place)
+    needs = Needs(tuple(name for part in KNOWN for name in part.arrays), ())
+    caching.fill(scenario_settings(place.folder, cache__path="cache/drive"), needs, KNOWN, seed=0)
+
+
+def foresee_traffic(command: Command, place: Place) -> None:
+    pytest.importorskip("libsumo")
+    call("benchmarks.traffic_prediction", [*command.arguments, "--logs", "logs", "--sets", "train"])
 
 
 def read_report(command: Command, place: Place) -> None:
@@ -389,6 +413,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     ),
     "-m benchmarks.speed": time_agent,
     "-m benchmarks.street_tours": module("benchmarks.street_tours", "--nodes", "6"),
+    "-m benchmarks.traffic_prediction": foresee_traffic,
     "-m benchmarks.training_picture": module("benchmarks.training_picture"),
     "-m benchmarks.trip_plans": module("benchmarks.trip_plans", "--instances", "4", "--nodes", "6"),
     "-m benchmarks.trips": module("benchmarks.trips", "--tours", "30", "--nodes", "6"),
