@@ -107,10 +107,7 @@ class Dreamer:
         self.model_every = settings.model_every
         self.practises = settings.imagination.policy > 0 or settings.imagination.imitation > 0
         if not self.practises and not self.model.separate_reward:
-            raise UserError(
-                "imag_policy and imag_imitation are 0; a task without rules needs one of them above 0, since nothing"
-                " else would act"
-            )
+            raise UserError("imag_policy is 0; a task without rules needs it or imag_imitation above 0: none else acts")
         self.reward_updates = settings.reward_updates if self.model.separate_reward else 0
         self.batch_length, self.whole_episodes = task.sequence(settings.batch_length)
         self.rows_per_update = self.batch_size * self.batch_length

@@ -1,6 +1,6 @@
 """How far ahead a world model foresees traffic: where the ego and others will be after 1, 2 and 3 s.
 
-    python dreamer.py --configs drive_dreamer --replay cache/drive/train.txt --steps 0 --updates 2500 \\
+    python dreamer.py --configs drive_dreamer --replay cache/drive/train.txt --steps 0 --updates 1000 \\
         --imag_policy 0 --imag_imitation 1 --imag_horizon 1 --eval_every 0 --eval_episodes 0 --logdir logdir/traffic
     python -m benchmarks.traffic_prediction logdir/traffic --cache cache/drive --out traffic.png
 
@@ -159,7 +159,7 @@ def draw(agent: Dreamer, case: Case, out: Path, *, seed: int) -> None:
         there = case.known[:, who]
         way = np.concatenate((start[None, who], case.truth[there, who]))
         axes.plot(*way.T, color="black", linewidth=3, alpha=0.4, label="logged" if who == 0 else None)
-        axes.plot(*start[who], "o", color="tab:red" if who == 0 else "black", markersize=5)
+        axes.plot(*start[who], "o", color="tab:red" if who == 0 else "black", markersize=5, zorder=5)
     for name, traffic in foreseen(agent, [case], seed=seed).items():
         places = np.stack([moment.place[0].numpy() for moment in traffic])
         for who in np.flatnonzero(case.known.any(0)):

@@ -42,6 +42,8 @@ GROUP_SECTIONS = [name for name in NAMED if name == "grpo" or name.startswith(("
 # Sections of a planner that learns from logs.
 PLANNER_SECTIONS = ["planner", "drive"]
 COLLECTING = [name for name in NAMED if name not in [*GROUP_SECTIONS, *PLANNER_SECTIONS]]
+# Sections whose environment is another program; tests/test_driving_dreamer.py has a run of it.
+SIMULATED = ["drive_dreamer"]
 # Sections that say how to play any gymnasium task, without naming one.
 ANY_GYM_TASK = [name for name in NAMED if name in ("gym", "sac", "sac_conservative") or name.startswith("size")]
 # Sections whose observations take long to draw, and something that draws.
@@ -149,7 +151,7 @@ def test_what_only_another_program_reads_is_in_the_config(program: ModuleType):
     [
         marked(name, marks=[pytest.mark.slow] if name in DRAWN else [])
         for name in SECTIONS
-        if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS, *PLANNER_SECTIONS]
+        if name not in [*LARGE, *SAC_SECTIONS, *GROUP_SECTIONS, *PLANNER_SECTIONS, *SIMULATED]
     ],
 )
 def test_section_acts_and_updates(name: str):
@@ -195,7 +197,12 @@ def test_section_of_the_planner_has_settings_and_a_network(names: list[str]):
 
 
 @pytest.mark.parametrize(
-    "name", [marked(name, marks=[pytest.mark.slow] if name in [*DRAWN, "crafter"] else []) for name in COLLECTING]
+    "name",
+    [
+        marked(name, marks=[pytest.mark.slow] if name in [*DRAWN, "crafter"] else [])
+        for name in COLLECTING
+        if name not in SIMULATED
+    ],
 )
 def test_debug_overlays_every_section(name: str):
     chosen = section(name, "debug")
