@@ -121,7 +121,7 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, obs: dict[str, Tensor]) -> Float[Tensor, "*B U"]:
         parts, flat = [], [symlog(obs[name].float()) for name in self.vectors]
-        flat += [_one_hot(obs[name].long(), sizes) for name, sizes in self.classes.items()]
+        flat += [one_hot(obs[name].long(), sizes) for name, sizes in self.classes.items()]
         if flat:
             parts.append(self.flat(torch.cat(flat, -1)))
         for image, name in zip(self.images, self.image_names, strict=True):
@@ -182,7 +182,7 @@ class ObservationDecoder(nn.Module):
             if key.kind == "image":
                 losses[name] = (output - target.float() / 255).square().sum((-3, -2, -1))
             elif key.kind == "classes":
-                losses[name] = -_log_probs(output, target.long(), key.classes).sum(0)
+                losses[name] = -log_probs(output, target.long(), key.classes).sum(0)
             elif key.kind == "validity":
                 losses[name] = -BernoulliDist(output).log_prob(target).sum(-1)
             elif key.kind == "set":
@@ -210,7 +210,7 @@ class ObservationDecoder(nn.Module):
             if key.kind == "image":
                 predicted[name] = (255 * output).round().to(torch.uint8)
             elif key.kind == "classes":
-                predicted[name] = _likeliest(output, key.classes)
+                predicted[name] = likeliest(output, key.classes)
             elif key.kind == "validity":
                 predicted[name] = BernoulliDist(output).mode()
             else:
@@ -232,7 +232,7 @@ def _outputs(key: ObservationKey) -> int:
     return sum(key.classes) if key.kind == "classes" else torch.Size(key.shape).numel()
 
 
-def _one_hot(values: Int[Tensor, "*B M"], sizes: tuple[int, ...]) -> Float[Tensor, "*B C"]:
+def one_hot(values: Int[Tensor, "*B M"], sizes: tuple[int, ...]) -> Float[Tensor, "*B C"]:
     """One-hot vectors of M variables, one after another."""
     if len(set(sizes)) == 1:
         return functional.one_hot(values, sizes[0]).float().flatten(-2)
@@ -240,7 +240,7 @@ def _one_hot(values: Int[Tensor, "*B M"], sizes: tuple[int, ...]) -> Float[Tenso
     return torch.cat([functional.one_hot(value, size).float() for value, size in parts], -1)
 
 
-def _log_probs(
+def log_probs(
     logits: Float[Tensor, "*B C"], values: Int[Tensor, "*B M"], sizes: tuple[int, ...]
 ) -> Float[Tensor, "M *B"]:
     """The log-probability of each of M variables' values."""
@@ -250,7 +250,7 @@ def _log_probs(
     return torch.stack([OneHotDist(part).log_prob(value) for part, value in parts])
 
 
-def _likeliest(logits: Float[Tensor, "*B C"], sizes: tuple[int, ...]) -> Int[Tensor, "*B M"]:
+def likeliest(logits: Float[Tensor, "*B C"], sizes: tuple[int, ...]) -> Int[Tensor, "*B M"]:
     """The likeliest class of each of M variables."""
     if len(set(sizes)) == 1:
         return logits.unflatten(-1, (len(sizes), -1)).argmax(-1)

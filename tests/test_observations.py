@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from envs.spaces import left_out, observation_keys
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
+from parts import observations
 from parts.images import ImageDecoder
 from parts.observations import ObservationDecoder, ObservationEncoder, readings, select
-from tools import symlog
+from tools import OneHotDist, symlog
 
 UNITS, LAYERS, DEPTH, DETER, STOCH = 16, 2, 2, 8, 4
 FEAT = DETER + STOCH
@@ -349,3 +350,20 @@ def test_readings_say_how_each_key_is_read():
         "action_mask: which of 3 actions are legal",
     ]
     assert last.startswith("mission: left out, ")
+
+
+def test_variables_of_the_same_number_of_classes_are_read_like_one_at_a_time():
+    sizes = (3, 3, 3, 3)
+    draws = torch.Generator().manual_seed(2)
+    logits, values = torch.randn(5, 2, 12, generator=draws), torch.randint(3, (5, 2, 4), generator=draws)
+    alone = list(zip(logits.split(sizes, -1), values.unbind(-1), strict=True))
+    expected = torch.stack([OneHotDist(part).log_prob(value) for part, value in alone])
+    # Bit for bit, so that a task's numbers do not depend on how many variables it has.
+    assert torch.equal(observations.log_probs(logits, values, sizes), expected)
+    assert torch.equal(observations.log_probs(logits, values, sizes).sum(0), expected.sum(0))
+    assert torch.equal(observations.likeliest(logits, sizes), torch.stack([part.argmax(-1) for part, _ in alone], -1))
+    shown = torch.cat([torch.nn.functional.one_hot(value, 3) for _, value in alone], -1).float()
+    assert torch.equal(observations.one_hot(values, sizes), shown)
+    # The same functions also take variables of different numbers of classes.
+    assert observations.log_probs(logits[..., :7], values[..., :2] % 3, (3, 4)).shape == (2, 5, 2)
+    assert observations.one_hot(values[..., :2], (3, 4)).shape == (5, 2, 7)
