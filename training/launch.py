@@ -93,7 +93,15 @@ def train(
     if command.entry.get("video"):
         raise ConfigError("--video goes with --evaluate")
     with joined() as ranks, silent(not ranks.is_first):
-        _train(command, ranks, argv=argv, make_agent=make_agent, make_pictures=make_pictures, at_end=at_end)
+        _train(
+            command,
+            ranks,
+            argv=argv,
+            make_agent=make_agent,
+            make_setup=make_setup,
+            make_pictures=make_pictures,
+            at_end=at_end,
+        )
 
 
 def _train(
@@ -102,6 +110,7 @@ def _train(
     *,
     argv: list[str],
     make_agent: AgentClass,
+    make_setup: Callable[[Config, torch.device], Setup],
     make_pictures: Callable[[Any], Any] | None,
     at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None,
 ) -> None:
