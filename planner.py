@@ -232,7 +232,8 @@ def judge(command: CommandLine, mode: str) -> None:
         changes=changes,
         given=config,
     )
-    if ignored := [f"--{key}" for key in command.overrides if not is_among(key, (*JUDGING_KEYS, *MACHINE_KEYS))]:
+    own, obeyed = run.config.flat(), (*JUDGING_KEYS, *MACHINE_KEYS)
+    if ignored := [f"--{key}" for key in command.overrides if not is_among(key, obeyed) and given[key] != own[key]]:
         tell(f"the run has a config of its own: {' '.join(ignored)} changes nothing")
     evaluator = run.setup.make_evaluator(None)
     report = evaluator.test(run.agent) if mode == "test" else evaluator.validate(run.agent)

@@ -3,11 +3,11 @@
     python -m benchmarks.reference_lines --configs drive --batches 500
 
 trains a planner on batches of 8 rows, and counts the batches in which an output, a loss or a gradient is not finite.
-The rows are of everybody on the road in the logs of a cache, those that no lane is for among them: cyclists and
-pedestrians have no line. Beside the planner stand two decoders in which lines attend to one another with faults, and
-the planner's first weights in every batch, since one NaN would stay in them: the mask of rows is repeated in another
-order than the rows are laid out in, and a softmax is taken of nothing but minus infinity; and that softmax alone. With
-`--made_up true` rows are made up, for which no simulator is needed.
+The rows are of everybody on the road in the logs of a cache, cyclists and pedestrians among them; those without a line
+are drawn as often as `--without` says. Beside the planner stand two decoders in which lines attend to one another with
+faults, and the planner's first weights in every batch, since one NaN would stay in them: the mask of rows is repeated
+in another order than the rows are laid out in, and a softmax is taken of nothing but minus infinity; and that softmax
+alone. With `--made_up true` rows are made up, for which no simulator is needed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ ROWS = 8
 EVERY = 10
 ENTRY_KEYS = {
     "batches": f"how many batches of {ROWS} rows (500)",
+    "without": "share of rows without a line that batches are drawn with (0.16)",
     "made_up": "true: rows are made up instead of read from logs (false)",
 }
 CPU = torch.device("cpu")
@@ -162,15 +163,19 @@ def joined(parts: list[Samples]) -> Samples:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def batches(samples: Samples, count: int, seed: int) -> Iterator[Samples]:
-    """Batches of rows drawn at random."""
-    rng, rows = np.random.default_rng(seed), len(samples["action"])
+def batches(samples: Samples, count: int, *, share: float, seed: int) -> Iterator[Samples]:
+    """Batches of rows drawn at random, of which a share has no line, where there are such rows."""
+    rng, has_line = np.random.default_rng(seed), samples["lines_valid"].any((1, 2))
+    kinds = [np.flatnonzero(has_line), np.flatnonzero(~has_line)]
     for _ in range(count):
-        drawn = rng.integers(0, rows, ROWS)
+        wanted = (rng.random(ROWS) < share).astype(int)
+        drawn = [rng.choice(kinds[kind] if len(kinds[kind]) else kinds[1 - kind]) for kind in wanted]
         yield {name: values[drawn] for name, values in samples.items()}
 
 
-def count_bad(samples: Samples, count: int, settings: ImitationSettings, *, seed: int) -> dict[str, list[Bad]]:
+def count_bad(
+    samples: Samples, count: int, settings: ImitationSettings, *, share: float, seed: int
+) -> dict[str, list[Bad]]:
     """What each decoder makes of some batches; the planner learns from them."""
     generators = make_generators(seed, CPU)
     guard = Guard(CPU)
@@ -180,7 +185,7 @@ def count_bad(samples: Samples, count: int, settings: ImitationSettings, *, seed
         "a softmax of nothing alone": as_often_written(ours.network, order_mended=True),
     }
     found: dict[str, list[Bad]] = {"planner.py": [], **{name: [] for name in others}}
-    for samples_of_batch in batches(samples, count, seed):
+    for samples_of_batch in batches(samples, count, share=share, seed=seed):
         given, driven = as_features(samples_of_batch, CPU), as_driven(samples_of_batch, CPU)
         for name, network in {"planner.py": ours.network, **others}.items():
             found[name].append(judged(network, given, driven))
@@ -201,18 +206,22 @@ def main(argv: list[str]) -> None:
         )
         prepare_torch(command.config)
         count = int(number(command.entry["batches"] or "500", "batches", least=1))
+        share = number(command.entry["without"] or "0.16", "without", least=0)
         seed = command.config.seed
         if command.entry["made_up"] == "true":
             sets = {"made up": made_up(count * ROWS, seed)}
         else:
             sets = logged(ScenarioSettings.of(command.config))
-        show("| rows of | without a line | decoder | batches | outputs | losses | gradients not finite |")
-        show("| --- | --- | --- | --- | --- | --- | --- |")
+        show("| rows of | without a line | drawn | decoder | batches | outputs | losses | gradients not finite |")
+        show("| --- | --- | --- | --- | --- | --- | --- | --- |")
         for name, samples in sets.items():
             without = 100 * float((~samples["lines_valid"].any((1, 2))).mean())
-            for decoder, bad in count_bad(samples, count, ImitationSettings.of(command.config), seed=seed).items():
+            for decoder, bad in count_bad(
+                samples, count, ImitationSettings.of(command.config), share=share, seed=seed
+            ).items():
                 output, loss, gradient = (sum(column) for column in zip(*bad, strict=True))
-                show(f"| {name} | {without:.0f} % | {decoder} | {count} | {output} | {loss} | {gradient} |")
+                rows = f"{name} | {without:.1f} % | {100 * share:.0f} %"
+                show(f"| {rows} | {decoder} | {count} | {output} | {loss} | {gradient} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from config import UserError
 from driving.scene import STEP
 from imitation.scene_encoder import Gathering, Hidden, Scene, scaled
 from parts.layers import MLP
@@ -99,11 +98,8 @@ class PlanningDecoder(nn.Module):
             action_mask: which of them are legal.
         """
         lines = scene.lines.shape[1]
-        if action_mask.shape[1] != lines * self.modes + 1:
-            raise UserError(
-                f"{lines} lines of {self.modes} modes and one candidate without a line are"
-                f" {lines * self.modes + 1}, and there are {action_mask.shape[1]}"
-            )
+        count = lines * self.modes + 1
+        assert action_mask.shape[1] == count, f"{lines} lines of {self.modes} modes and one without are {count}"
         candidates = candidates.masked_fill(~action_mask[..., None, None], 0.0)
         queries = scrub(self._queries(scene, candidates), action_mask)
         for layer in self.layers:

@@ -98,6 +98,16 @@ def test_modes_judge_the_run_of_the_same_command(place: Path, capsys: pytest.Cap
 
 
 @pytest.mark.run
+def test_what_judging_does_not_take_from_the_command_line_is_told(place: Path, capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
+    run(place, "whole", "--mode", "validate", "--planner.width", "32", "--planner.valid_rows", "5")
+    told = capsys.readouterr()
+    assert "--planner.width changes nothing" in told.err and "--updates" not in told.err
+    # Of 5 rows spread over all, those at the end lack a whole future.
+    assert "3 rows of the set valid" in told.out
+
+
+@pytest.mark.run
 def test_mode_cache_computes_what_train_then_finds(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_logs(tmp_path, *NAMES, frames=40)
     run(tmp_path, "none", "--mode", "cache")
