@@ -3,10 +3,10 @@
     python -m benchmarks.closed_loop
     python -m benchmarks.closed_loop idm logdir/drive-seed0 my_planners:careful --maps motorway --episodes 50
 
-A planner is a name of `driving.baselines.PLANNERS`, the folder of a run of planner.py, or a function as
-`module:function`, which takes an observation of Drive-v0 and gives the index of a candidate or a trajectory. Episodes
-begin in the last fifth of the demand's time, and are the same for all planners. SUMO's own driver stands in the first
-row: what it runs into is the simulator's.
+A planner is a name of `driving.baselines.PLANNERS`, the folder of a run of planner.py, that of one of dreamer.py as
+`dreamer:FOLDER`, or a function as `module:function`, which takes an observation of Drive-v0 and gives the index of a
+candidate or a trajectory. Episodes begin in the last fifth of the demand's time, and are the same for all planners.
+SUMO's own driver stands in the first row: what it runs into is the simulator's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import dreamer
 import planner
-from driving.baselines import PLANNERS, Planner
+from driving.baselines import PLANNERS, Observation, Planner
 from driving.maps import MAPS
 from envs.closed_loop import Outcome, play_all, summary
 from system import safe_files
@@ -33,7 +35,29 @@ HEAD = (
     "| planner | metres, % | own fault, % | other contact, % | off the road, % | discomfort | return | ms |"
     " 20 s, map's end |"
 )
+DREAMER = "dreamer:"
 OWN_DRIVER = "SUMO's own driver"
+
+
+class DreamingDriver:
+    """A run of dreamer.py, which takes the likeliest candidate and remembers its episode."""
+
+    def __init__(self, run: str) -> None:
+        """Load a run.
+
+        Raises:
+            UserError, CheckpointError: there is none.
+        """
+        self._agent = dreamer.load(run)
+        self._state: dict[str, Any] | None = None
+
+    def begin(self) -> None:
+        """Forget the episode before."""
+        self._state = None
+
+    def __call__(self, obs: Observation) -> int:
+        action, self._state = self._agent(obs, self._state)
+        return int(action)
 
 
 def planner_named(name: str) -> Planner:
@@ -46,10 +70,14 @@ def planner_named(name: str) -> Planner:
         return PLANNERS[name]
     if Path(name).exists():
         return planner.load(name)
+    if name.startswith(DREAMER):
+        return DreamingDriver(name.removeprefix(DREAMER))
     module, _, function = name.partition(":")
     if not function:
         known = ", ".join(PLANNERS)
-        raise UserError(f"there is no planner '{name}'; there are {known}, folders of runs, and module:function")
+        raise UserError(
+            f"there is no planner '{name}'; there are {known}, folders of runs, dreamer:FOLDER and module:function"
+        )
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

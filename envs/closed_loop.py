@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from driving.baselines import Planner
 from envs.driving import DriveEnv
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A planner that remembers its episode."""
+
+    def begin(self) -> None:
+        """Forget everything: the next observation is the first of an episode."""
 
 
 class Outcome(NamedTuple):
@@ -69,6 +77,8 @@ def play(env: DriveEnv, planner: Planner | None, seed: int) -> Outcome:
         seed: of the episode.
     """
     obs, _ = env.reset(seed=seed)
+    if isinstance(planner, Remembering):
+        planner.begin()
     total, discomfort, taken = 0.0, 0.0, 0.0
     while True:
         before = time.perf_counter()

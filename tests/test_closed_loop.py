@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from benchmarks import closed_loop as program
 from driving.baselines import PLANNERS, Observation
 from driving.candidates import FREE
-from envs.closed_loop import Outcome, summary
+from envs.closed_loop import Outcome, play, summary
+from envs.driving import DriveEnv
 
 OUTCOME = Outcome(
     seed=1,
@@ -47,6 +49,31 @@ def test_other_episodes_are_not_compared():
         summary([OUTCOME], [OUTCOME._replace(seed=2)])
 
 
+class Counting:
+    """Counts the observations of its episode."""
+
+    def __init__(self) -> None:
+        self.count, self.counts = 0, list[int]()
+
+    def begin(self) -> None:
+        self.count = 0
+
+    def __call__(self, obs: Observation) -> int:
+        self.count += 1
+        self.counts.append(self.count)
+        return FREE
+
+
+def test_who_remembers_an_episode_forgets_it_before_the_next():
+    info = {"metres": 1.0, "end": "time", "own_fault": False, "discomfort": 0.0}
+    env, planner = Mock(spec=DriveEnv, map_name="nowhere", ride=Mock(step=3)), Counting()
+    env.reset.return_value = {}, {}
+    env.step.side_effect = [({}, 0.5, False, last, info) for last in (False, False, True)] * 2
+    outcomes = [play(env, planner, seed) for seed in (1, 2)]
+    assert planner.counts == [1, 2, 3, 1, 2, 3]
+    assert [one.total for one in outcomes] == [1.5, 1.5]
+
+
 @pytest.mark.run
 def test_the_program_compares_planners_in_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("libsumo")
@@ -71,6 +98,7 @@ def test_the_program_compares_planners_in_the_same_episodes(tmp_path: Path, caps
         ),
         (["nowhere:at_all"], "planner nowhere:at_all cannot be had: No module named 'nowhere'"),
         (["."], ". has no checkpoint yet"),
+        (["dreamer:nowhere"], "nowhere does not exist; give a run's folder"),
         (["json:at_all"], "planner json:at_all cannot be had"),
         (["idm", "--episodes", "0"], "--episodes is 0; 1 at least"),
         (["idm", "--maps", "atlantis"], "there is no map 'atlantis'; there are ingolstadt, "),

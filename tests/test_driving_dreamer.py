@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dreamer
 from benchmarks import traffic_prediction
+from benchmarks.closed_loop import DreamingDriver
+from driving.candidates import FREE
+from driving.features import FEATURES
 from scenarios import caching
 from scenarios.known_parts import KNOWN
 from scenarios.parts import Needs
@@ -41,6 +45,11 @@ def test_cache_is_learnt_from_and_traffic_foreseen(tmp_path: Path, capsys: pytes
     # Everybody drives straight on at constant speed.
     assert lines[-1] == "| constant velocity | 0.00, 0.00, 0.00 | 0.00, 0.00, 0.00 |"
     assert picture.stat().st_size > 1000
+    # The run drives; without a line there is one thing to do.
+    driver = DreamingDriver(str(run))
+    obs: dict[str, np.ndarray] = {name: np.zeros(feature.shape, feature.dtype) for name, feature in FEATURES.items()}
+    obs["action_mask"][-1] = True
+    assert driver(obs) == FREE
 
 
 def test_actor_of_candidates_is_refused_in_one_line_where_a_task_has_none(
