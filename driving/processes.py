@@ -99,7 +99,8 @@ class SimulationProcess:
         # No child of `multiprocessing`: environments run in such children, which may have none of their own.
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(remote.fileno())],
-            cwd=ROOT,
+            # Wherever this program has gone to, and whatever Python is told of paths.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
             pass_fds=[remote.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -114,8 +114,7 @@ def play_all(
         window: likewise.
 
     Raises:
-        UserError: SUMO is not installed, or there is no car to drive.
-        ValueError: maps or window are none.
+        UserError: SUMO is not installed, maps or window are none, or there is no car to drive.
     """
     env = DriveEnv(maps=maps, window=window, simulated_driver=planner is None)
     try:

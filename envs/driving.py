@@ -99,17 +99,19 @@ class DriveEnv(gymnasium.Env):
             render_mode: None or "rgb_array".
 
         Raises:
-            UserError: SUMO is not installed.
-            ValueError: an argument is none of these.
+            UserError: SUMO is not installed, or an argument is none of these.
         """
         if isinstance(maps, str) or not maps or any(name not in MAPS for name in maps):
-            raise ValueError(f"maps is {maps!r}; a list of some of {', '.join(MAPS)} is needed")
-        low, high = window
+            raise UserError(f"maps is {maps!r}; a list of some of {', '.join(MAPS)} is needed")
+        try:
+            low, high = map(float, window)
+        except (TypeError, ValueError):
+            low, high = 1.0, 0.0
         if not 0 <= low < high <= 1:
-            raise ValueError(f"window is {list(window)}; two shares of the time are needed, from 0 to 1, in order")
+            raise UserError(f"window is {window}; two shares of the time are needed, from 0 to 1, in order")
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode is {render_mode!r}; None or 'rgb_array' is needed")
-        self.maps, self.window = tuple(maps), (float(low), float(high))
+            raise UserError(f"render_mode is {render_mode!r}; None or 'rgb_array' is needed")
+        self.maps, self.window = tuple(maps), (low, high)
         self.simulated_driver, self.render_mode = simulated_driver, render_mode
         self.action_space = LegalActions(
             ACTIONS, action_masks=self.action_masks, first_masks=lambda: np.ones(ACTIONS, bool)

@@ -175,12 +175,14 @@ def test_a_picture_shows_roads_traffic_and_candidates(driven: DriveEnv):
         ({"maps": []}, r"maps is \[\]; a list of some of ingolstadt, braunschweig, motorway, town is needed"),
         ({"maps": "ingolstadt"}, "maps is 'ingolstadt'"),
         ({"maps": ["ingolstadt", "atlantis"]}, "atlantis"),
-        ({"window": (0.5, 0.5)}, r"window is \[0.5, 0.5\]; two shares"),
+        ({"window": (0.5, 0.5)}, r"window is \(0.5, 0.5\); two shares"),
+        ({"window": 0.8}, "window is 0.8; two shares"),
+        ({"window": [0, 0.5, 1]}, "two shares"),
         ({"render_mode": "human"}, "render_mode is 'human'"),
     ],
 )
 def test_arguments_that_make_no_environment_are_refused(arguments: dict[str, Any], fault: str):
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(UserError, match=fault):
         DriveEnv(**arguments)
 
 
