@@ -19,6 +19,7 @@ import torch
 import torch.distributed
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from system.arrivals import Arrival
 from system.errors import ConfigError, UserError
@@ -243,8 +244,12 @@ def joined() -> Iterator[Ranks]:
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
     try:
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+        # Where torchrun starts ranks again, the addresses of those before are still there.
+        attempt = torch.distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        torch.distributed.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         cause = " ".join(str(error).split())[:160]
         raise ConfigError(f"the ranks do not find one another ({cause}); start them by torchrun") from error
@@ -298,5 +303,6 @@ def _on_cpu(thing: Any) -> Any:
     if isinstance(thing, dict):
         return {key: _on_cpu(value) for key, value in thing.items()}
     if isinstance(thing, (list, tuple)):
-        return type(thing)(_on_cpu(value) for value in thing)
+        moved = [_on_cpu(value) for value in thing]
+        return moved if isinstance(thing, list) else tuple(moved)
     return thing

@@ -12,6 +12,7 @@ from benchmarks import (
     cost_fields,
     faults,
     move_errors,
+    ranks,
     sixty_numbers,
     worlds,
 )
@@ -209,3 +210,12 @@ def test_own_reward_of_the_ablations_is_minus_the_distance(instance: TSPInstance
     action = torch.tensor([3, 4, 5])
     expected = -TSPRules.cost(instance, state, action)
     torch.testing.assert_close(ablations.own_reward(instance, state, action), expected)
+
+
+def test_predicted_costs_of_ranks_lie_on_a_line_through_the_whole_and_a_quarter():
+    whole, quarter = (
+        ranks.Costs(*seconds, number=0.0, gradients=0.0, megabytes=1.0) for seconds in ((10, 100), (4, 40))
+    )
+    assert ranks.predicted(whole, quarter, 1) == (10, 100)
+    assert ranks.predicted(whole, quarter, 2) == (6, 60)
+    assert ranks.predicted(whole, quarter, 4) == (4, 40)

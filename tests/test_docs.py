@@ -76,7 +76,7 @@ SLOW = (
     *("python -m benchmarks.sac_", "python -m benchmarks.speed", "python -m benchmarks.zoo"),
     *("python -m benchmarks.scenario_cache", "python -m benchmarks.traffic_prediction"),
     *("python -m benchmarks.closed_loop", "python -m benchmarks.driving_film"),
-    "python dreamer.py --configs drive_dreamer",
+    *("python dreamer.py --configs drive_dreamer", "python -m benchmarks.ranks"),
     *("python sac.py --configs sac_longitudinal sac_two_hot", "python sac.py --configs sac_longitudinal --context"),
     *("python dreamer.py --configs cvrp_attn tsp_few_steps", "python dreamer.py --configs tsp_few_steps tsp_river"),
     *("python dreamer.py --configs tsp_few_steps tsp_stretch --cost", "python -m benchmarks.onnx_agreement"),
@@ -245,6 +245,16 @@ def sweep_first(command: Command, place: Place) -> None:
     call(program, [*trial.runs[0].arguments, "--configs", "debug", *SHORT])
 
 
+def train_by_one(command: Command, place: Place) -> None:
+    """What each rank would do, small, by one process: torchrun is there to start more of them."""
+    assert importlib.metadata.entry_points(group="console_scripts", name="torchrun")
+    words = command.arguments
+    program = next(word for word in words if word.endswith(".py"))
+    arguments = words[words.index(program) + 1 :]
+    logdir = f"again/{COMMANDS.index(command)}"
+    call(program.removesuffix(".py"), [*arguments, "--configs", "debug", *SHORT, "--logdir", logdir])
+
+
 def check_tests(command: Command, place: Place) -> None:
     """Tests are not run by a test: what is asked for is there."""
     paths = [word for word in command.arguments if word.startswith("tests")]
@@ -382,6 +392,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "compare.py": module("compare"),
     "record.py": record,
     "sweep.py": sweep_first,
+    "torchrun": train_by_one,
     "pytest": check_tests,
     "tensorboard": show_curves,
     "-m guard": read_report,
@@ -406,6 +417,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
     "-m benchmarks.reference_lines": module(
         "benchmarks.reference_lines", "--made_up", "true", "--batches", "4", "--configs", "debug"
     ),
+    "-m benchmarks.ranks": module("benchmarks.ranks", "--configs", "debug", "--counts", "1,2", "--updates", "4"),
     "-m benchmarks.sac_peer": module("benchmarks.sac_peer", "--configs", "debug", *SHORT, needs="stable_baselines3"),
     "-m benchmarks.sac_speed": module("benchmarks.sac_speed", "--rounds", "1", needs="stable_baselines3"),
     "-m benchmarks.scenario_cache": module(
