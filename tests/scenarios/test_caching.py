@@ -406,6 +406,30 @@ def test_read_refuses_what_no_cache_writes(samples: dict[str, np.ndarray], fault
         cache.read(scenario(), (SPEEDS,))
 
 
+@pytest.mark.parametrize("change", ["cut", "flipped"])
+def test_read_names_a_damaged_file_and_what_to_do(change: str, filled: Path):
+    cache = Cache(filled / "cache")
+    path, content = first_file(filled), bytearray(first_file(filled).read_bytes())
+    place = len(content) // 2
+    if change == "cut":
+        del content[place:]
+    else:
+        content[place] ^= 0x55
+    path.write_bytes(content)
+    (one,) = (entry.scenario for entry in cache.manifest() if entry.scenario.token == path.stem)
+    with pytest.raises(UserError, match=rf"^scenario {one.token} .*remove that file, if there is one, .*--mode cache"):
+        cache.read(one, (SPEEDS, CHOICES))
+
+
+def test_profile_tells_where_the_time_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_logs(tmp_path, *LOGS)
+    fill(tmp_path, cache__profile=True)
+    told = capsys.readouterr().err
+    assert "function calls" in told and "tottime" in told
+    fill(tmp_path)
+    assert "function calls" not in capsys.readouterr().err
+
+
 def test_read_loads_no_pickle(tmp_path: Path):
     cache, path = Cache(tmp_path), scenario().path(tmp_path)
     path.parent.mkdir(parents=True)
