@@ -14,8 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from driving.frames import Frame
 from driving.packages import import_libsumo
-from driving.simulator import Frame, Simulation
+from driving.simulator import Simulation
 from system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from driving import maps
+from driving.frames import Frame, assemble
 from driving.packages import import_libsumo, maps_folder
 from driving.roads import RoadMap
 from driving.scene import COLUMNS, LIGHT_COLUMNS, STEP, Kind, Light, Log
@@ -39,13 +40,6 @@ LIGHTS = {"r": Light.RED, "R": Light.RED, "u": Light.RED, "y": Light.AMBER, "Y":
 ANYWHERE = 2
 # In SUMO's answers: no such thing, as of a vehicle that is not on the road.
 NOWHERE = ""
-
-
-class Frame(NamedTuple):
-    """One moment of a log: the columns of its tables, without `first` and `light_first`."""
-
-    agents: dict[str, np.ndarray]
-    lights: dict[str, np.ndarray]
 
 
 class Simulation:
@@ -87,8 +81,7 @@ class Simulation:
         other = Simulation._running and Simulation._running()
         if other is not None:
             raise UserError(
-                "SUMO simulates once in a process: close the other environment first, or give each a process of its"
-                " own (--env_processes true)"
+                "SUMO simulates once in a process: close the other first, or take a SimulationProcess for each"
             )
         self._folder = tempfile.TemporaryDirectory(prefix="driving-")
         Simulation._running = weakref.ref(self)
@@ -324,22 +317,6 @@ class Simulation:
         return self._sizes[name]
 
 
-def assemble(name: str, map_name: str, frames: Sequence[Frame]) -> Log:
-    """A log of consecutive frames."""
-    columns = {key: np.concatenate([frame.agents[key] for frame in frames]) for key in COLUMNS if key != "first"}
-    lights = {
-        key: np.concatenate([frame.lights[key] for frame in frames]) for key in LIGHT_COLUMNS if key != "light_first"
-    }
-    return Log(
-        name,
-        map_name,
-        first=_first(len(frame.agents["id"]) for frame in frames),
-        light_first=_first(len(frame.lights["light"]) for frame in frames),
-        **columns,
-        **lights,
-    )
-
-
 def record(map_name: str, seed: int, seconds: float, *, start: float | None = None) -> Log:
     """Let traffic go on for some time, and keep what happens.
 
@@ -365,8 +342,3 @@ def record(map_name: str, seed: int, seconds: float, *, start: float | None = No
 def _street(lane: str) -> str:
     """The street that a lane is of, in SUMO's names."""
     return lane.rpartition("_")[0]
-
-
-def _first(counts: Iterable[int]) -> np.ndarray:
-    """The row that each frame begins with, and the number of rows at the end."""
-    return np.cumsum([0, *counts]).astype(np.int64)

@@ -15,13 +15,14 @@ from jaxtyping import Bool, Float, UInt8
 from driving.candidates import ACTIONS, STEPS, candidates
 from driving.drawing import draw
 from driving.features import EGO, FEATURES, MOMENTS, features
+from driving.frames import Frame, assemble
 from driving.lines import lane_of
 from driving.maps import MAPS, road_map, source_of
 from driving.processes import SimulationCrashed, SimulationProcess
 from driving.reward import Reward, rewards
 from driving.roads import RoadMap
 from driving.scene import STEP, Log
-from driving.simulator import TICK, TICKS, WARM_UP, Frame, assemble
+from driving.simulator import TICK, TICKS, WARM_UP
 from driving.vehicle import Car, Path
 from envs.routing import LegalActions
 from envs.tasks import NOTICE

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from driving import maps, packages
+from driving.frames import assemble
 from driving.scene import Kind, Light, Log
-from driving.simulator import TICKS, Simulation, assemble, record
+from driving.simulator import TICKS, Simulation, record
 from system.errors import UserError
 
 SECONDS = 30
@@ -133,7 +134,7 @@ def test_a_vehicle_whose_route_goes_on_stays_on_the_map(simulation: Callable[...
 
 def test_a_second_simulation_in_a_process_is_refused(simulation: Callable[..., Simulation]):
     first = simulation()
-    with pytest.raises(UserError, match="SUMO simulates once in a process: .*--env_processes true"):
+    with pytest.raises(UserError, match="SUMO simulates once in a process: close the other"):
         simulation()
     first.close()
     assert simulation().cars()
