@@ -49,6 +49,8 @@ def test_steering_has_limits():
     sideways = np.stack((np.zeros(STEPS), 5 * TIMES, np.full(STEPS, np.pi / 2)), 1)
     car = Car(0.0, 0.0, 0.0, 5.0, 5.0)
     assert drive(car, sideways, 1).steering == pytest.approx(0.1 * QUICKEST)
+    other = drive(Car(0.0, 0.0, 0.0, 5.0, 5.0), sideways * [1, -1, -1], 1)
+    assert other.steering == pytest.approx(-0.1 * QUICKEST)
     assert drive(car, sideways, 15).steering <= SHARPEST
 
 

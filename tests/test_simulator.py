@@ -69,6 +69,22 @@ def test_kinds_lengths_and_lights_of_a_log(ingolstadt: Log):
     assert all(road_map.lanes[lane].in_junction for lane, _ in shown)
 
 
+def test_lights_are_those_of_the_simulation(simulation: Callable[..., Simulation]):
+    one = simulation()
+    lights, lanes = one._sumo.trafficlight, one.road_map.lanes
+    red = {
+        via
+        for name in lights.getIDList()
+        for letter, links in zip(lights.getRedYellowGreenState(name), lights.getControlledLinks(name), strict=True)
+        for _, _, via in links
+        if letter in "ru"
+    }
+    shown = one.frame().lights
+    names = {lanes[lane].name for lane in shown["light_lane"][shown["light"] == Light.RED]}
+    # Lanes for pedestrians and bicycles are none of the map's.
+    assert names == red & {lane.name for lane in lanes} and len(names) > 5
+
+
 def test_nobody_passes_a_red_light(ingolstadt: Log):
     """Of those that come to a junction's lane in some frame, hardly any does so while the lane is closed."""
     road_map = maps.road_map("ingolstadt")
