@@ -223,7 +223,7 @@ def test_imitation_is_the_mean_log_likelihood_of_rows_that_something_was_done_in
             part.output.weight.zero_()
             part.output.bias.zero_()
         actor_of(made).modes.output.bias[1] = 1.0
-    batch["action"] = torch.tensor([[0, 1, 0], [6, 1, 1]])
+    batch["action"] = torch.tensor([[0, 1, 1], [6, 1, 1]])
     batch["is_last"] = torch.tensor([[False, False, True], [False, True, False]])
     observed = made.observe(batch)
     # Of the candidates 0, 1 and 6, the second has a score of 1 and the others of 0.
