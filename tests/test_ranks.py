@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -94,8 +95,10 @@ SHORT = ["--configs", "debug", "--steps", "160", "--eval_every", "0", "--eval_in
 
 
 def has_logged(logdir: Path, step: int) -> bool:
+    """Whether a run has come as far as that, by what it has logged."""
     log = logdir / "metrics.jsonl"
-    return log.exists() and f'"step": {step},' in log.read_text()
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n"))
 
 
 def rank_said(folder: Path, rank: int) -> str:
@@ -136,13 +139,10 @@ def kill_rank(arguments: list[str], folder: Path, logdir: Path, *, at: int) -> l
     [
         ["dreamer.py", *SHORT, "--checkpoint_every", "40"],
         ["sac.py", "--configs", "tsp_sac", *SHORT, "--checkpoint_every", "40", "--batch_size", "8"],
-        ["dreamer.py", "--task", "gym_CartPole-v1", *SHORT, "--checkpoint_every", "40", "--eval_episodes", "2"],
     ],
-    ids=["routing", "sac", "gym"],
+    ids=["dreamer", "sac"],
 )
 def test_run_of_which_a_rank_is_killed_ends_like_an_undisturbed_one(arguments: list[str], tmp_path: Path):
-    if "gym_CartPole-v1" in arguments:
-        del arguments[arguments.index("--eval_instances") :][:2]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     wait(on_ranks([*arguments, "--logdir", str(whole)], tmp_path), tmp_path)
     assert kill_rank(arguments, tmp_path, killed, at=120) == [2, -signal.SIGKILL]
