@@ -411,6 +411,7 @@ PROGRAMS: dict[str, Callable[[Command, Place], None]] = {
         "benchmarks.monitors", "--rounds", "1", "--steps", "1", "--width", "32", "--layers", "1", "--small"
     ),
     "-m benchmarks.move_errors": module("benchmarks.move_errors"),
+    "-m benchmarks.anytime": module("benchmarks.anytime", "--random", "1", "--nodes", "6", "--seconds", "0.1"),
     "-m benchmarks.onnx_agreement": module("benchmarks.onnx_agreement", "--count", "20", needs="onnxscript"),
     "tsp50-onnx/solve_onnx.py": solve_without_torch,
     "-m benchmarks.operators": module("benchmarks.operators", "--configs", "debug"),
