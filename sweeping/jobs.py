@@ -184,6 +184,8 @@ class Cluster:
         """
         if importlib.util.find_spec("submitit") is None:
             raise ConfigError('--cluster needs submitit: pip install -e ".[slurm]"')
+        # Without this, importing it closes every handler that this program's logging has.
+        os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
         import submitit
 
         self.count, self.logs = count, logs

@@ -31,11 +31,11 @@ def compared(backend: str, *names: str) -> list[str]:
 
 @pytest.mark.run
 def test_compiled_updates_are_those_of_the_code_as_written() -> None:
-    assert compared("aot_eager", *KINDS) == list(KINDS)
+    assert compared("aot_eager", "tsp_attn") == ["tsp_attn"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MORE_KINDS)
+@pytest.mark.parametrize("name", sorted({*KINDS, *MORE_KINDS} - {"tsp_attn"}))
 def test_compiled_updates_of_more_kinds(name: str) -> None:
     assert compared("aot_eager", name) == [name]
 

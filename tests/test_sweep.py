@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -114,13 +115,31 @@ def test_sweep_refuses_a_mistake_in_one_line_and_leaves_nothing(
 ):
     pytest.importorskip("optuna")
     if "--cluster_options" in arguments:
-        pytest.importorskip("submitit")
+        needs_submitit()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         sweep.main(arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and said in line
     assert not [*tmp_path.iterdir()]
+
+
+def needs_submitit() -> None:
+    # Importing it as it is would close the handlers of pytest's own logging.
+    if importlib.util.find_spec("submitit") is None:
+        pytest.skip("submitit is not installed")
+
+
+@pytest.mark.run
+def test_a_cluster_leaves_logging_as_it_was(tmp_path: Path):
+    needs_submitit()
+    program = (
+        "import logging, sys; from pathlib import Path; from sweeping.jobs import Cluster\n"
+        "logging.getLogger().addHandler(handler := logging.FileHandler(sys.argv[1] + '/log'))\n"
+        "Cluster(1, logs=Path(sys.argv[1]), kind='local', options={}); print(handler.stream is not None)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 VARIED = ("--steps", "30", "--seeds", "0..1", "--actor.lr", "1e-3,1e-4,1e-5", "--workers", "2")
@@ -326,7 +345,7 @@ def test_search_stops_a_trial_that_is_worse_than_the_others(
 
 @pytest.mark.run
 def test_stand_in_of_a_cluster_runs_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pytest.importorskip("submitit")
+    needs_submitit()
     folder = tmp_path / "sweep"
     cluster = ("--cluster", "local", "--cluster_options", "timeout_min=5")
     assert work(folder, "--steps", "60", "--eval_every", "0", "--eval_instances", "2", *cluster) == 0
