@@ -13,7 +13,7 @@ from training.logger import METRICS
 SHORT = ["--steps", "2800", "--eval_every", "2800", "--valid_episodes", "2", "--eval_episodes", "20"]
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_dreamer_learns_cartpole_to_100(tmp_path: Path):
     dreamer.main(["--configs", "cartpole", "--device", "cpu", *SHORT, "--logdir", str(tmp_path)])
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]

@@ -203,7 +203,7 @@ def test_vector_env_draws_the_sizes_of_its_curriculum_and_goes_on_with_them(rule
     assert decisions > 40
 
 
-@pytest.mark.run(shapes=True)
+@pytest.mark.slow(shapes=True)
 def test_curriculum_trains_and_goes_on_in_every_stage(tmp_path):
     stages = ["--curriculum", "[[3, 100], [4, 100], [6, null]]", "--eval_every", "1000", "--log_every", "60"]
     command = ["--configs", "debug", "--device", "cpu", "--steps", "300", "--checkpoint_every", "80", *stages]

@@ -164,6 +164,7 @@ def test_entropy_driven_to_zero_is_survived_and_warned_of(runner, cartpole: list
     assert "warning: actor_entropy_share is" in run.text and "below 0.001" in run.text
 
 
+@pytest.mark.slow
 def test_value_explosion_is_warned_of_while_everything_is_finite(runner):
     run = runner.train(
         *("--steps", "400", "--train_ratio", "24", "--imag_start", "replay", "--imag_first", "stored"),
