@@ -27,8 +27,9 @@ from routing.pyvrp_reference import cheapest_plan
 from routing.solutions import known_length
 from solving.answers import Solution
 from solving.command_line import positive
-from solving.decoding import Decoding, nearest_neighbour_tours
+from solving.decoding import Decoding
 from solving.given_costs import solver_tour
+from solving.nearest import nearest_neighbour_tours
 from solving.polishing import polished
 from system.terminal import Parser, show
 from training import loading

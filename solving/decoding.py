@@ -18,12 +18,12 @@ from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingContext
 from parts.views import View
 from routing.files import RoutingInstance
-from routing.metrics import is_paid, leg_lengths, tour_lengths
+from routing.metrics import is_paid, tour_lengths
 from routing.rules import Instance, Rules, expand_instance
 from routing.solutions import route_counts
 from settings.planning import PlanSettings
 from solving.forecasts import WORKING_NUMBERS, Forecaster
-from solving.frames import as_instance, pose
+from solving.frames import pose
 from solving.patience import Patience
 from system.memory import require_memory
 from tools import uniform
@@ -218,7 +218,7 @@ def best_by(
         # Tables are the expensive part, so all the tours of an image share them.
         with torch.no_grad():
             context, tables = static(behavior, instance)
-        for columns in _chunks(decoding.starts(num_nodes), count * each_state, most=most):
+        for columns in chunks(decoding.starts(num_nodes), count * each_state, most=most):
             if patience.is_over and np.isfinite(lowest).all():
                 return best
             first = torch.tensor(decoding.first_nodes(rules, num_nodes, columns), device=posed.coords.device)
@@ -269,40 +269,6 @@ def judge_of(
         )
     expected = chooser(Forecaster(imagination, PlanSettings(), reward_scale=1.0).matrices(posed))
     return lambda tours: expected(tours) + _penalties(instances, tours)
-
-
-def nearest_neighbour_tours(rules: type[Rules], instances: Sequence[RoutingInstance]) -> list[Int64[np.ndarray, " L"]]:
-    """The tours that go to the nearest legal node each time, a vehicle home only when it has to.
-
-    Args:
-        rules: of the instances' problem.
-        instances: all of one size and one metric.
-    """
-    num_nodes, metric = len(instances[0].coords), instances[0].metric
-    found: list[Int64[np.ndarray, " L"]] = []
-    for rows in _chunks(len(instances), 16 * num_nodes):
-        coords = np.stack([instance.coords for instance in instances[rows]])
-        # Rules ask for the number of nodes, not where they are.
-        state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
-        visited = [state.current.numpy()]
-        for _ in range(rules.episode_steps(num_nodes)):
-            here = coords[np.arange(len(coords)), visited[-1]][:, None]
-            legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
-            # A tour ends at its first node, which is closed until no other is left.
-            legs = np.where(rules.action_mask(state).numpy(), legs, np.inf)
-            legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, legs[:, 0])
-            visited.append(legs.argmin(1))
-            state, finished = rules.step(state, torch.from_numpy(visited[-1]))
-            if bool(finished.all()):
-                break
-        found += [without_waiting(tour) for tour in np.stack(visited, -1)]
-    return found
-
-
-def nearest_neighbour_lengths(rules: type[Rules], instances: Sequence[RoutingInstance]) -> Float64[np.ndarray, " I"]:
-    """Lengths of these tours."""
-    tours = nearest_neighbour_tours(rules, instances)
-    return np.array([each.tour_length(tour) for each, tour in zip(instances, tours, strict=True)], dtype=np.float64)
 
 
 def without_waiting(tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " M"]:
@@ -460,7 +426,7 @@ def static(behavior: ImagBehavior, instance: Instance) -> tuple[RoutingContext, 
 
 def pieces(behavior: ImagBehavior, count: int, num_nodes: int) -> Iterator[slice]:
     """Slices of `count` instances of that size that fit into memory."""
-    return _chunks(count, _numbers_per_instance(behavior, num_nodes))
+    return chunks(count, _numbers_per_instance(behavior, num_nodes))
 
 
 def _numbers_per_instance(behavior: ImagBehavior, num_nodes: int) -> int:
@@ -472,7 +438,7 @@ def _numbers_per_state(behavior: ImagBehavior, num_nodes: int) -> int:
     return 8 * behavior.actor.heads * num_nodes
 
 
-def _chunks(count: int, numbers_each: int, *, most: int | None = None) -> Iterator[slice]:
+def chunks(count: int, numbers_each: int, *, most: int | None = None) -> Iterator[slice]:
     """Slices of `count` rows that fit the working memory, at least one row each and at `most` so many."""
     size = min(max(1, WORKING_NUMBERS // numbers_each), most or count)
     return (slice(begin, begin + size) for begin in range(0, count, size))

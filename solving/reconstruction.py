@@ -31,12 +31,12 @@ from solving.decoding import (
     Decoding,
     best_tours,
     is_far,
-    nearest_neighbour_tours,
     routing_of,
     static,
     symmetric,
     why_not_alone,
 )
+from solving.nearest import nearest_neighbour_tours
 from solving.patience import Patience
 from tools import uniform
 

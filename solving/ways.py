@@ -23,12 +23,11 @@ from solving.decoding import (
     Decoding,
     best_tours,
     imagined_tours,
-    nearest_neighbour_lengths,
-    nearest_neighbour_tours,
     routing_of,
 )
 from solving.forecasts import Forecaster
 from solving.given_costs import long_work, solve_given
+from solving.nearest import nearest_neighbour_lengths, nearest_neighbour_tours
 from solving.patience import Patience
 from solving.plans import planned
 from solving.polishing import polished

@@ -14,7 +14,9 @@ from routing.instances import field_test_coords
 from routing.metrics import EXACT, tour_length
 from routing.solutions import check_solution
 from solving import decoding
-from solving.decoding import Decoding, best_tours, imagined_tours, nearest_neighbour_lengths, symmetric
+from solving.decoding import Decoding, best_tours, imagined_tours, symmetric
+from solving.frames import as_instance
+from solving.nearest import nearest_neighbour_lengths
 from system.memory import NotEnoughMemory
 from training import devices, setup, tours
 
@@ -57,7 +59,7 @@ AGENTS = [{"actor.pointer.latent": 0}, {"actor.pointer.latent": 4}, {"actor.type
 def test_best_tours_are_those_that_the_agent_walks(changes):
     agent, cases = make_agent(**changes), instances(12)
     coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
-    found = tours.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
+    found = tours.Evaluation(as_instance(cases, coords), np.ones(12))
     walked = tours.evaluate(agent, agent.task, found, device=CPU).tours.numpy()
     np.testing.assert_array_equal(np.stack(decode(agent, cases)), walked)
 
@@ -195,7 +197,7 @@ def test_decoding_refuses_what_it_cannot_do(how, message):
 def test_best_tours_of_cvrp_are_the_plans_that_the_agent_walks(changes):
     agent, cases = make_cvrp_agent(**changes), cvrp_instances(12)
     coords = torch.from_numpy(np.stack([case.coords for case in cases])).float()
-    found = tours.Evaluation(decoding.as_instance(cases, coords), np.ones(12))
+    found = tours.Evaluation(as_instance(cases, coords), np.ones(12))
     walked = tours.evaluate(agent, agent.task, found, device=CPU)
     plans = decode(agent, cases)
     for plan, case, steps in zip(plans, cases, walked.tours.numpy(), strict=True):
@@ -218,7 +220,7 @@ def test_best_tours_of_cvrp_keep_the_rules_in_instances_of_any_size(method, num_
 def test_best_tours_of_cvrp_begin_with_every_customer_in_turn():
     agent, (case,) = make_cvrp_agent(), cvrp_instances(1)
     scaled = torch.from_numpy(case.coords)[None].float()
-    context, tables = decoding.static(agent.behavior, decoding.as_instance([case], scaled))
+    context, tables = decoding.static(agent.behavior, as_instance([case], scaled))
     first = torch.tensor([Decoding(method="augment").first_nodes(CVRPRules, NODES)])
     plans = decoding.roll_out(agent.behavior, context=context, tables=tables, first=first, generator=None)
     assert plans[0, 1:, 1].tolist() == list(range(1, NODES))

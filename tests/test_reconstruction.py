@@ -13,7 +13,8 @@ from routing.solutions import check_solution
 from solving import polishing, reconstruction
 from solving.answers import Solution
 from solving.cuts import Cut, choose_apart, neighbourhood, random_insertion, sections, splice
-from solving.decoding import Decoding, nearest_neighbour_tours
+from solving.decoding import Decoding
+from solving.nearest import nearest_neighbour_tours
 from solving.patience import Patience
 from solving.reconstruction import solve_cuts
 from solving.ways import polish
@@ -169,8 +170,8 @@ def test_reconstruction_of_a_large_tour_is_far_better_than_the_policy_on_all_of_
 
 @pytest.mark.parametrize("count", [3, 4, 9])
 def test_reconstruction_takes_small_instances(agents, count):
-    case = instance(count)
-    check_solution(case, reconstruction.reconstruction(agents["tsp20"].behavior, case, PARTS).run(Attempts(3)))
+    tour = reconstruction.reconstruction(agents["tsp20"].behavior, instance(count), PARTS).run(Attempts(3))
+    assert sorted(tour) == list(range(count))
 
 
 def test_reconstruction_is_refused_where_the_actor_reads_latents():
