@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from imagining.routing_imagination import RoutingImagination
 from parts.acting import Sight
-from planning.planner import Planner
+from planning.planner import Planner, levelled
 from routing.cvrp import CVRPRules, cvrp_instance
 from routing.instances import field_test_coords, reference_lengths
 from routing.pickup import PickupRules
@@ -227,3 +228,29 @@ def test_planner_leaves_the_state_that_it_was_given_alone():
     before = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
     plans.act(Sight.of(obs, info), state, generator=None)
     assert all(torch.equal(value, before[name]) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def test_directions_that_hardly_differ_are_averaged_in_quick_plans():
+    costs = np.array([[[0.0, 1.0, 2.0], [1.004, 0.0, 3.0], [1.994, 3.0, 0.0]]])
+    level = [[[0.0, 1.002, 1.997], [1.002, 0.0, 3.0], [1.997, 3.0, 0.0]]]
+    assert levelled(costs) == pytest.approx(np.array(level))
+    # Beside one that differs by 1 % of its costs, and stays as it is.
+    directed = np.array([[0.0, 1.0, 2.0], [1.03, 0.0, 3.0], [1.97, 3.0, 0.0]])
+    both = levelled(np.stack((costs[0], directed)))
+    assert both[0] == pytest.approx(np.array(level[0])) and np.array_equal(both[1], directed)
+
+
+def test_thorough_plans_take_costs_as_they_are(monkeypatch: pytest.MonkeyPatch):
+    plans, solved = planner(), []
+
+    def noted(problems: Any, **_: Any) -> Any:
+        solved.append(problems[0].costs)
+        return [np.arange(NODES)]
+
+    monkeypatch.setattr(plans.solver, "solve", noted)
+    instance = TSPRules.instance_type(COORDS[:1])
+    costs = np.full((1, NODES, NODES), 1.0)
+    costs[0, 0, 1] = 1.01
+    for thorough in (True, False):
+        plans.solved(instance, TSPRules.reset(instance), costs, thorough=thorough)
+    assert solved[0][0, 1] == 1.01 and solved[1][0, 1] == solved[1][1, 0] == pytest.approx(1.005)
