@@ -182,7 +182,7 @@ class ImagBehavior(nn.Module):
         start = self.imagination.start(batch, latents, needs_latent=self.needs_latent, generator=generator)
         nodes = self.imagination.node_set(start.context)
         tables = self.actor.tables(nodes)
-        noise = self._noise(start.weight.shape, generator)
+        noise = self._noise(start, generator)
         # Only the actor gets the gradient that flows through imagined dynamics.
         with self._judging():
             trajectory = self._roll_out(start, tables, noise)
@@ -295,7 +295,7 @@ class ImagBehavior(nn.Module):
             start=start,
             tables=tables,
             noise=noise,
-            horizon=self.imagination.horizon,
+            horizon=self.imagination.horizon_from(start),
             differentiable=self.differentiable,
             learns=self.actor.learns_in_roll_out,
         )
@@ -408,8 +408,8 @@ class ImagBehavior(nn.Module):
             feat = feat.detach()
         return critic(feat, critic.tables(nodes), trajectory.moments.view.at(steps))
 
-    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Noise:
-        horizon = self.imagination.horizon
+    def _noise(self, start: Start, generator: torch.Generator) -> Noise:
+        shape, horizon = start.weight.shape, self.imagination.horizon_from(start)
         latent_size = self.imagination.model.rssm.stoch_size if self.needs_latent else 0
         return Noise(
             latent=uniform((horizon, *shape, latent_size), generator),

@@ -150,6 +150,10 @@ class Imagination(ABC):
             raise UserError("a predicted mask needs the mask head: set model.loss_scales.mask above 0")
         self.settings = settings
 
+    def horizon_from(self, start: Start) -> int:
+        """Steps to imagine from a start, at most."""
+        return self.horizon
+
     @abstractmethod
     def start(
         self,

@@ -14,7 +14,7 @@ from config import UserError, load_function
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, imagine
 from imagining.routing_model import RoutingContext, RoutingModel, places_of
-from imagining.routing_starts import episode_starts, replayed_starts, row_starts, with_generated
+from imagining.routing_starts import episode_starts, generated_of_size, replayed_starts, row_starts, with_generated
 from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
 from parts.actors import Actor
@@ -22,7 +22,7 @@ from parts.latents import Chosen, Feat
 from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.drawing import draw_tour
-from routing.rules import CURRENT_NODE, Instance, State, each_part, expand_instance
+from routing.rules import CURRENT_NODE, MIN_NODES, Instance, State, each_part, expand_instance
 from settings.imagination import ImaginationSettings
 from tools import Bounds
 from training.evaluation import Pictures
@@ -71,6 +71,9 @@ class RoutingImagination(Imagination):
         self.model, self.rules = model, rules
         steps = rules.episode_steps(model.task.num_actions)
         self.horizon = settings.horizon if isinstance(settings.horizon, int) else steps
+        self.sizes = settings.nodes
+        if self.sizes and self.sizes[0] < MIN_NODES:
+            raise UserError(f"imag_nodes begins with {self.sizes[0]} nodes; a tour has {MIN_NODES} at least")
         self.discount = settings.discount
         self.reads_latent = settings.reward == "head" and model.reward_latent
         self.starts_at_rows = settings.start in ("rows", "replay")
@@ -91,7 +94,11 @@ class RoutingImagination(Imagination):
         instance = self.model.first_instance(batch)
         if choice.augment:
             instance = self.rules.augment(instance, generator)
-        if choice.start == "generated":
+        if self.sizes:
+            count, nodes = instance.coords.shape[:2]
+            least, most = self.sizes
+            instance = generated_of_size(self.rules, count, nodes, least=least, most=most, generator=generator)
+        elif choice.start == "generated":
             instance = with_generated(self.rules, instance, share=choice.generated, generator=generator)
         return episode_starts(
             self.model,
@@ -101,6 +108,11 @@ class RoutingImagination(Imagination):
             needs_latent=needs_latent,
             generator=generator,
         )
+
+    def horizon_from(self, start: Start) -> int:
+        if not self.sizes:
+            return self.horizon
+        return self.rules.episode_steps(start.context.instance.coords.shape[1])
 
     def require_study(self, *, practises: bool, needs_latent: bool) -> None:
         model, choice = self.model, self.settings

@@ -66,6 +66,24 @@ def with_generated(rules: type[Rules], instance: Instance, *, share: float, gene
     return each_part(instance, lambda part: torch.cat((part[: count - drawn], next(drawn_parts))))
 
 
+def generated_of_size(
+    rules: type[Rules], batch: int, num_nodes: int, *, least: int, most: int, generator: torch.Generator
+) -> Instance:
+    """Freshly drawn instances of one size, as many as have together the nodes of a batch of the full size.
+
+    Args:
+        rules: of the problem.
+        batch: instances of a full batch.
+        num_nodes: of each of them.
+        least: nodes that they may have.
+        most: likewise; the logarithm of their number is uniform, so that small ones are likelier.
+        generator: draws the size and the instances.
+    """
+    size = min(most, int(least * ((most + 1) / least) ** float(uniform((), generator))))
+    count = max(1, round(batch * num_nodes / size))
+    return rules.random(count, size, generator=generator, device=generator.device)
+
+
 def drawn_rows(batch: dict[str, Tensor], generator: torch.Generator) -> Int[Tensor, " B"]:
     """One row of each replayed episode in which a decision was made; early ones are likelier."""
     decisions = ((batch["is_first"].cumsum(1) <= 1) & ~batch["is_terminal"]).sum(1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from config import UserError, load_function
 from routing.cost_world import Costs, Nodes, UniformDraws
-from routing.instances import uniform_coords
+from routing.scattering import LAYOUTS, UNIFORM, Layout
 from routing.street_costs import STREET_WORLDS, street_costs
 
 SHOWN = ("paid", "nothing", "factors")
@@ -116,9 +116,12 @@ class GeometricCosts(Costs):
 
     Attributes:
         function: costs [*B] of moves from origins to targets [*B, 2] under hidden factors [*B, F].
+        layout: where the nodes of random instances lie.
     """
 
     function: CostFunction
+    _: KW_ONLY
+    layout: Layout = UNIFORM
 
     def at(
         self,
@@ -152,11 +155,16 @@ class GeometricCosts(Costs):
     def random_nodes(
         self, num_instances: int, num_nodes: int, *, generator: torch.Generator, device: torch.device | str
     ) -> Nodes:
-        return Nodes(uniform_coords(num_instances, num_nodes, generator=generator, device=device))
+        shape = (num_instances, self.layout.numbers(num_nodes))
+        return Nodes(self.layout.place(torch.rand(shape, generator=generator, device=device), num_nodes))
 
     def numpy_nodes(self, uniform: UniformDraws, num_instances: int, *sizes: int) -> Nodes:
-        drawn = [uniform(size=(num_instances, count, 2)) for count in sizes]
-        return Nodes(torch.from_numpy(np.concatenate(drawn, 1)))
+        if self.layout is UNIFORM:
+            drawn = [uniform(size=(num_instances, count, 2)) for count in sizes]
+            return Nodes(torch.from_numpy(np.concatenate(drawn, 1)))
+        num_nodes = sum(sizes)
+        numbers = uniform(size=(num_instances, self.layout.numbers(num_nodes)))
+        return Nodes(self.layout.place(torch.from_numpy(numbers), num_nodes))
 
     def locate(
         self, positions: Float64[np.ndarray, "N D"], *, are_degrees: bool, place: Int[np.ndarray, " N"] | None
@@ -205,23 +213,30 @@ COSTS = {
 }
 
 
-def find_costs(name: str, *, shown: str = "paid", streets: str = "") -> Costs:
+def find_costs(name: str, *, shown: str = "paid", streets: str = "", layout: str = UNIFORM.name) -> Costs:
     """The world of this name, or the one whose function is your own `module:function`.
 
     Args:
         name: the config key `cost`.
         shown: see `Costs`.
         streets: of the worlds of streets: `helsinki`, or an extract of OpenStreetMap.
+        layout: where the nodes of random instances lie, in worlds where they may lie anywhere.
 
     Raises:
-        UserError: there is none, what it says of a few moves cannot be costs, it hides nothing that could be shown, or
-            it needs other streets.
+        UserError: there is none, what it says of a few moves cannot be costs, it hides nothing that could be shown, it
+            needs other streets, or has no such layout.
     """
+    if layout not in LAYOUTS:
+        raise UserError(f"layout is {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if shown not in SHOWN:
         raise UserError(f"cost_shown is {shown!r}; choose one of {', '.join(SHOWN)}")
     if streets and name not in STREET_WORLDS:
         raise UserError(f"streets is {streets!r}, and cost {name} has none: choose cost {' or '.join(STREET_WORLDS)}")
     costs = street_costs(name, streets) if name in STREET_WORLDS else _load(name)
+    if layout != UNIFORM.name:
+        if not isinstance(costs, GeometricCosts):
+            raise UserError(f"layout is {layout}, and nodes of cost {name} are places of a map: choose {UNIFORM.name}")
+        costs = replace(costs, layout=LAYOUTS[layout])
     if shown != "paid" and not costs.hidden:
         raise UserError(f"cost_shown {shown} is for worlds that hide something; {name} hides nothing: choose paid")
     return replace(costs, shown=shown)

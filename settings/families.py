@@ -10,9 +10,9 @@ from system.errors import ConfigError
 
 # Keys, and sections of keys. Those that a section for both families may set are no mistake in either.
 ROUTING_KEYS = (
-    *("nodes", "curriculum", "cost", "cost_shown", "streets", "trips", "places", "log_regret", "prefill_policy"),
-    *("valid_instances", "eval_instances", "plan_instances", "reward_updates", "plan", "teacher"),
-    *("imag_teacher", "imag_start", "imag_generated", "imag_first", "imag_penalty", "imag_augment"),
+    *("nodes", "layout", "curriculum", "cost", "cost_shown", "streets", "trips", "places", "log_regret"),
+    *("valid_instances", "eval_instances", "plan_instances", "reward_updates", "plan", "teacher", "prefill_policy"),
+    *("imag_teacher", "imag_start", "imag_generated", "imag_nodes", "imag_first", "imag_penalty", "imag_augment"),
     *("model.encoder", "model.move_units", "model.move_layers", "model.move_heads", "model.move_waves"),
     *("model.move_error", "model.place_units", "model.belief", "model.show_moves", "model.reward_latent"),
     *("model.current_pos", "model.loss_scales.current_node", "model.loss_scales.current_pos"),

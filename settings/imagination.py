@@ -23,13 +23,14 @@ class ImaginationSettings(Section):
             name: f"imag_{name}"
             for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix", "policy", "imitation")
         },
-        **{name: f"imag_{name}" for name in ("horizon", "tours", "first", "augment", "penalty")},
+        **{name: f"imag_{name}" for name in ("nodes", "horizon", "tours", "first", "augment", "penalty")},
         "lambda_": "return_lambda",
     }
 
     mask: Literal["rules", "predicted"] = "rules"
     start: Literal["episodes", "generated", "rows", "replay"] = "episodes"
     generated: PositiveShare = 0.5
+    nodes: tuple[int, ...] = ()
     reward: str = "head"
     gradient: Literal["reinforce", "dynamics", "both"] = "reinforce"
     horizon: int | str = "episode"
@@ -74,12 +75,25 @@ class ImaginationSettings(Section):
                 "imag_first: any restarts whole tours elsewhere: it needs imag_start: episodes or generated,"
                 f" got {self.start}"
             )
+        if self.nodes:
+            self._require_sizes()
         if self.augment and self.reward != "simulated":
             raise ConfigError(
                 "imag_augment assumes that costs are the same under the square's symmetries, which an agent that"
                 " learns its costs does not know: it needs imag_reward: simulated"
             )
         self._require_range()
+
+    def _require_sizes(self) -> None:
+        if len(self.nodes) != 2 or not 1 <= self.nodes[0] <= self.nodes[1]:
+            raise ConfigError(
+                f"imag_nodes is {list(self.nodes)}; give the least and the largest number of nodes, such as [20, 200]"
+            )
+        if self.start != "generated" or self.generated < 1 or self.horizon != "episode":
+            raise ConfigError(
+                "imag_nodes draws maps of sizes that nobody walks: it needs imag_start: generated, imag_generated: 1.0"
+                f" and imag_horizon: episode, got {self.start}, {self.generated:g} and {self.horizon}"
+            )
 
     def _require_range(self) -> None:
         clip = self.target_clip

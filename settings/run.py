@@ -37,6 +37,7 @@ class TaskSettings(Section):
     imports: str
     context: Literal["none", "dynamics_map"]
     nodes: int
+    layout: str
     curriculum: tuple[tuple[int, int | None], ...]
     cost: str
     cost_shown: str

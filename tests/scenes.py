@@ -269,8 +269,11 @@ class Scene:
         with torch.no_grad():
             return self.model.observe(batch, uniform((*batch["reward"].shape, self.model.rssm.stoch_size), draws))
 
-    def imagine(self, start: Start, *, horizon: int = NODES, seed: int = 1, differentiable: bool = False) -> Trajectory:
+    def imagine(
+        self, start: Start, *, horizon: int | None = None, seed: int = 1, differentiable: bool = False
+    ) -> Trajectory:
         draws, shape = generator(seed), start.weight.shape
+        horizon = self.imagination.horizon_from(start) if horizon is None else horizon
         noise = Noise(
             latent=torch.rand(horizon, *shape, self.model.rssm.stoch_size, generator=draws),
             action=torch.rand(horizon, *shape, *self.model.task.actions.shape, generator=draws),

@@ -134,6 +134,8 @@ REFUSED: list[tuple[type[Section], str, Any, str]] = [
     (DreamerSettings, "optimizer.agc", -1.0, "at least 0"),
     (DreamerSettings, "imag_penalty", -1.0, "at least 0"),
     (DreamerSettings, "imag_generated", 0.0, "above 0 and at most 1"),
+    (DreamerSettings, "imag_nodes", [200, 20], "give the least and the largest number of nodes, such as"),
+    (DreamerSettings, "imag_nodes", [20, 200], "needs imag_start: generated, imag_generated: 1.0 and imag_horizon"),
     (SACSettings, "sac.critic", "huber", "choose one of mse, symlog_disc"),
     (SACSettings, "sac.initial_alpha.mse", 0.0, "between 1e-06 and 1e\\+06"),
     (SACSettings, "sac.tau", 2.0, "between 0 and 1"),

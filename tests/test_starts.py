@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from config import ConfigError, UserError
 from tests.scenes import CRITIC, NODES, Scene, episodes, instance_of, lengths, tours_of
 
 
@@ -70,3 +71,32 @@ def test_nodes_are_embedded_only_where_latents_are_read(choice: str):
     assert start.latent is None and start.context.nodes is None
     start = Scene(**{**unread, "critic.latent": True}).start(episodes(4))
     assert start.latent is not None and start.context.nodes is not None
+
+
+def test_dreamt_maps_have_one_size_of_those_asked_for_and_as_many_nodes_together():
+    scene = Scene(imag_start="generated", imag_generated=1.0, imag_nodes=[4, 12])
+    seen = set()
+    for seed in range(40):
+        start = scene.start(episodes(8), seed=seed)
+        count, nodes, _ = start.context.instance.coords.shape
+        assert count == round(8 * NODES / nodes) and start.weight.shape[0] == count
+        assert scene.imagination.horizon_from(start) == nodes
+        seen.add(nodes)
+    assert min(seen) == 4 and max(seen) > 10 and seen <= set(range(4, 13))
+
+
+def test_tours_of_dreamt_maps_of_any_size_visit_every_node_once():
+    scene = Scene(imag_start="generated", imag_generated=1.0, imag_nodes=[9, 9], imag_reward="simulated")
+    start, trajectory = scene.imagine_from(episodes(8))
+    tours = tours_of(trajectory)
+    assert tours.shape == (5, 4, 9) and tours.sort(-1).values.equal(torch.arange(9).expand(tours.shape))
+    coords = start.context.instance.coords
+    torch.testing.assert_close(-scene.imagination.reward(trajectory, start).sum(-1), lengths(coords, tours))
+
+
+def test_sizes_that_nothing_can_be_imagined_in_are_refused():
+    dreamt: dict[str, Any] = {"imag_start": "generated", "imag_generated": 1.0}
+    with pytest.raises(UserError, match="imag_nodes begins with 2 nodes; a tour has 3 at least"):
+        Scene(**dreamt, imag_nodes=[2, 9])
+    with pytest.raises(ConfigError, match="with imag_nodes it needs compile: none"):
+        Scene(**dreamt, imag_nodes=[3, 9], compile="kernels")

@@ -122,7 +122,8 @@ def make_task(config: Config) -> RoutingTask:
 def _task_of(settings: TaskSettings) -> RoutingTask:
     if settings.task not in RULES:
         raise ConfigError(f"task is {settings.task!r}; choose one of {', '.join(RULES)}")
-    return _task_in(find_costs(settings.cost, shown=settings.cost_shown, streets=settings.streets), settings)
+    world = find_costs(settings.cost, shown=settings.cost_shown, streets=settings.streets, layout=settings.layout)
+    return _task_in(world, settings)
 
 
 def _task_in(world: Costs, settings: TaskSettings) -> RoutingTask:
