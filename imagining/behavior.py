@@ -268,9 +268,15 @@ class ImagBehavior(nn.Module):
         detached = targets.detach()
         self.scale.update(detached[:, :, 0] if self.settings.horizon == "episode" else detached)
         scale = self.scale.scale()
-        advantage = self.returns.advantage(detached, None if value is None else value.detach()) / scale
+        given = 0 if start.given is None else start.given.shape[1]
+        advantage = self.returns.advantage(detached, None if value is None else value.detach(), given=given) / scale
         steps = torch.arange(reward.shape[-1], device=reward.device)
         weight = trajectory.survival * self.imagination.discount**steps
+        if given:
+            # Nobody chose these, so that there is nothing to learn about them.
+            chosen = torch.ones_like(weight)
+            chosen[:, -given:, 0] = 0.0
+            weight = weight * chosen
         metrics |= {"advantage_scale": scale, **statistics("advantage", advantage, trajectory.survival)}
         return Worth(targets, advantage, weight, None if self.differentiable else expected), metrics
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from config import UserError
@@ -36,13 +36,15 @@ class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
     `latent` is None where nothing reads it; `state` is what the kind of task steps by rules, and `context` what never
-    changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end).
+    changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end). The last G of
+    the Q trajectories begin with actions that are `given`, which nobody chose.
     """
 
     latent: Latent | None
     state: Any
     context: Any
     weight: Float[Tensor, "B Q"]
+    given: Int[Tensor, "B G"] | None = None
 
 
 class Moment(NamedTuple):
@@ -306,6 +308,9 @@ def imagine(
             moments.append(_moment(imagination, latent, state, context, shape))
             action_noise = None if noise is None else noise.action[step]
             decision = _decide(actor, moments[-1], tables, action_noise, differentiable=differentiable, learns=learns)
+            if step == 0 and start.given is not None:
+                own = decision.action[:, : -start.given.shape[1]]
+                decision = decision._replace(action=torch.cat((own, start.given), 1))
             decisions.append(decision)
             latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
             latent = _advance(imagination.model, latent, decision, context, latent_noise)

@@ -57,13 +57,18 @@ class Returns:
         return returns, metrics | statistics("target", returns, survival)
 
     def advantage(
-        self, returns: Float[Tensor, "B Q H"], value: Float[Tensor, "B Q H+1"] | None
+        self, returns: Float[Tensor, "B Q H"], value: Float[Tensor, "B Q H+1"] | None, *, given: int = 0
     ) -> Float[Tensor, "B Q H"]:
-        """By how much returns exceed the critic's value, or the mean of the other tours from the same start."""
+        """By how much returns exceed the critic's value, or the mean of the other tours from the same start.
+
+        The last tours of each instance, as many as were `given` their first moves, are compared among themselves.
+        """
         if value is not None:
             return returns - value[:, :, :-1]
         whole = returns[:, :, 0]
-        baseline = leave_one_out(whole.unflatten(1, (-1, self.settings.tours)).flatten(0, 1)).view_as(whole)
+        together = whole.unflatten(1, (-1, self.settings.tours)).flatten(0, 1)
+        groups = together.split((self.settings.tours - given, given), 1) if given else (together,)
+        baseline = torch.cat([leave_one_out(group) for group in groups], 1).view_as(whole)
         return (whole - baseline)[..., None].expand_as(returns)
 
     def bounds(self, possible: Bounds | None, *, device: torch.device) -> Bounds | None:

@@ -22,7 +22,7 @@ from parts.latents import Chosen, Feat
 from parts.views import NodeSet, View, take_nodes
 from routing.cost_world import FACTORS, LAST_COST, LAST_NODE
 from routing.drawing import draw_tour
-from routing.rules import CURRENT_NODE, MIN_NODES, Instance, State, each_part, expand_instance
+from routing.rules import CURRENT_NODE, MIN_NODES, Instance, Rules, State, each_part, expand_instance
 from settings.imagination import ImaginationSettings
 from tools import Bounds
 from training.evaluation import Pictures
@@ -53,7 +53,7 @@ class RoutingImagination(Imagination):
         super().__init__(settings, knows_mask=True, model=model)
         rules, costs = model.rules, model.rules.costs
         if settings.first == "any" and not rules.starts_anywhere:
-            raise UserError(f"task {rules.name} begins at node 0 only: it needs imag_first: stored")
+            _require_given_moves(rules, settings)
         if not costs.known and settings.reward == "simulated":
             raise UserError("what moves cost is known from a log alone: that needs imag_reward: head")
         if costs.hidden and settings.reward == "simulated":
@@ -290,6 +290,19 @@ class RoutingImagination(Imagination):
         belief = self.model.believe(rows, instance, before.masked_fill(sight.is_first[:, None], 0.0))[:, 0]
         # One failed update must not leave its NaN in here until the episode ends.
         return belief.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _require_given_moves(rules: type[Rules], settings: ImaginationSettings) -> None:
+    """Check that half of the tours can begin with moves that are given, where all begin at the depot.
+
+    Raises:
+        UserError: they cannot.
+    """
+    needed = f"task {rules.name} begins at node 0, so that imag_first: any gives half of imag_tours their first moves"
+    if settings.gradient != "reinforce":
+        raise UserError(f"{needed}, which nobody chose: it needs imag_gradient: reinforce, or imag_first: stored")
+    if settings.tours < 4:
+        raise UserError(f"{needed}: it needs imag_tours of 4 or more, got {settings.tours}, or imag_first: stored")
 
 
 def _before(trajectory: Trajectory) -> State:

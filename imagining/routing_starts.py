@@ -28,7 +28,8 @@ def episode_starts(
         model: has the rules, and encodes what they give.
         instance: wherever it comes from.
         tours: trajectories of each instance.
-        spread: let the tours of one instance begin at nodes spread over it, rather than where the rules say.
+        spread: let the tours of one instance begin at nodes spread over it, rather than where the rules say; where all
+            of them begin at the depot, let half of them begin with moves that are given.
         needs_latent: whether anybody reads the latents.
         generator: draws the latents; None takes their mode.
     """
@@ -36,7 +37,8 @@ def episode_starts(
     count, num_nodes = instance.coords.shape[:2]
     device = instance.coords.device
     shape, first = torch.Size((count, tours)), None
-    if spread:
+    anywhere = model.rules.starts_anywhere
+    if spread and anywhere:
         # A closed tour is the same wherever it begins, but never in padding.
         nodes = num_nodes if instance.valid is None else instance.valid.sum(-1, keepdim=True)
         first = (torch.arange(tours, device=device) * nodes // tours).expand(shape)
@@ -47,7 +49,30 @@ def episode_starts(
         latent = model.begin(context, state, noise)
     belief = model.first_belief(instance)
     context = context._replace(belief=None if belief is None else belief.detach())
-    return Start(latent, state, context, torch.ones(shape, device=device))
+    given = first_moves(model.rules, instance, tours // 2, generator) if spread and not anywhere else None
+    return Start(latent, state, context, torch.ones(shape, device=device), given)
+
+
+def first_moves(
+    rules: type[Rules], instance: Instance, count: int, generator: torch.Generator | None
+) -> Int[Tensor, "B G"]:
+    """Legal first moves drawn for each instance, all of them different as long as there are enough.
+
+    A plan is as good with any of its routes first, so that there is much to learn from what the actor would not begin
+    with (Kwon et al. 2020, "POMO").
+
+    Args:
+        rules: of plans that begin at a depot.
+        instance: B of them.
+        count: moves of each.
+        generator: draws them; None takes the last ones.
+    """
+    mask = rules.action_mask(rules.reset(instance))
+    draws = torch.ones(mask.shape, device=mask.device) if generator is None else uniform(mask.shape, generator)
+    order = draws.masked_fill(~mask, -1.0).argsort(-1, descending=True)
+    # Where there are fewer, they come again.
+    column = torch.arange(count, device=mask.device) % mask.sum(-1, keepdim=True)
+    return order.gather(-1, column)
 
 
 def with_generated(rules: type[Rules], instance: Instance, *, share: float, generator: torch.Generator) -> Instance:

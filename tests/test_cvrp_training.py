@@ -180,11 +180,6 @@ def test_critic_and_world_model_see_the_load():
     assert not values[0].allclose(values[1])
 
 
-def test_plans_must_begin_at_the_depot():
-    with pytest.raises(ValueError, match="task cvrp begins at node 0 only: it needs imag_first: stored"):
-        scene(imag_first="any")
-
-
 def cvrp_agent(**changes: Any) -> tuple[Agent, RoutingTask]:
     chosen = debug_config("cvrp_attn", **changes)
     generators = devices.make_generators(0, CPU)
