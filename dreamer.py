@@ -457,7 +457,7 @@ def calibrate_at_end(agent: Dreamer, evaluation: EvaluationSettings, logdir: Pat
     from solving.driven_trips import calibrate_by_trips
 
     forecaster = agent.forecaster
-    if forecaster is None or forecaster.knows_distances:
+    if forecaster is None or forecaster.knows_costs:
         return
     methods = (Decoding.PLAN, *(("greedy", "sample") if agent.trains_policy else ()))
     if forecaster.model.rules.costs.known:

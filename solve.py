@@ -25,10 +25,11 @@ from tqdm import tqdm
 import config
 from config import ConfigError, UserError, one_line_errors
 from dreamer import Dreamer
-from envs.routing import CVRPInstance
+from envs.routing import ATSPInstance, CVRPInstance
 from envs.tasks import RoutingTask
 from routing.cvrp import FIELD_INSTANCES, CVRPRules
 from routing.files import InstanceError, RoutingInstance, read_instances
+from routing.matrices import as_costs, without_positions
 from routing.metrics import EXACT, GIVEN
 from routing.rules import Rules
 from routing.solutions import known_length
@@ -44,7 +45,7 @@ from solving.reconstruction import SECONDS, reconstruction
 from solving.references import with_references
 from solving.search import TUNING_SECONDS, ActiveSearch, BeamSearch
 from solving.ways import ByModel, ByPolicy, BySolver, OneByOne, Way, polish
-from solving.worlds import at_home, costs_distances, in_world, require_positions
+from solving.worlds import at_home, in_world, require_positions, tells_costs
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
 from system.terminal import show, tell
 from training import devices, loading
@@ -79,7 +80,7 @@ def load_agent(run: Path, device: torch.device, *, trust: bool = False) -> Dream
     assert isinstance(agent, Dreamer)
     if not isinstance(agent.task, RoutingTask):
         raise ConfigError(f"{run} was trained on a task that is no routing problem; give a run of a routing task")
-    name = agent.task.rules.name
+    name = agent.task.rules.problem()
     if name not in SOLVERS:
         raise ConfigError(f"{run} was trained on {name}, and files hold {' and '.join(SOLVERS)}; give another run")
     return agent
@@ -115,7 +116,10 @@ def random_instances(
     width = len(str(count - 1))
     instances = []
     for row, nodes in enumerate(drawn.coords.numpy()):
-        each = RoutingInstance(f"random-{row:0{width}}", rules.name, nodes, EXACT)
+        each = RoutingInstance(f"random-{row:0{width}}", rules.problem(), nodes, EXACT)
+        if isinstance(drawn, ATSPInstance):
+            costs = as_costs(drawn.costs[row].numpy())
+            each = each._replace(coords=without_positions(num_nodes), metric=GIVEN, costs=costs)
         if isinstance(drawn, CVRPInstance):
             demand, capacity = drawn.demand[row].long().numpy(), int(drawn.capacity[row])
             each = each._replace(demand=demand, capacity=capacity)
@@ -209,7 +213,7 @@ def _which(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding,
 
 def _takes_parts(agent: Dreamer, instance: RoutingInstance) -> bool:
     """Whether an instance is so large that parts of it are better solved than all of it, where that can be done."""
-    if instance.problem != rules_of(agent).name or not is_far(len(instance.coords), agent.task.num_actions):
+    if instance.problem != rules_of(agent).problem() or not is_far(len(instance.coords), agent.task.num_actions):
         return False
     return why_not_alone(agent.behavior, instance) is None
 
@@ -224,7 +228,7 @@ def _taken(
         try:
             if agent is None:
                 require_positions(instance)
-            elif instance.problem == rules_of(agent).name:
+            elif instance.problem == rules_of(agent).problem():
                 instance = in_world(rules_of(agent), instance)
         except UserError as error:
             refused[index] = error
@@ -282,7 +286,7 @@ def _cases(arguments: argparse.Namespace, agent: Dreamer | None) -> tuple[list[C
         drawn = random_instances(agent, arguments.random, num_nodes, arguments.seed, method=arguments.decode)
         return [(Path(each.name), each, None) for each in drawn], 0
     # What is known of a file are distances.
-    by_distance = agent is None or costs_distances(rules_of(agent))
+    by_distance = agent is None or tells_costs(rules_of(agent))
     return _read(arguments.files, with_known=arguments.reference is None and by_distance)
 
 
@@ -325,7 +329,7 @@ def main(argv: list[str]) -> None:
         if arguments.run != NO_RUN:
             agent = load_agent(arguments.run, devices.choose_device(arguments.device), trust=arguments.trust)
             _require_policy(agent, arguments)
-            _require_reference(arguments.reference, {rules_of(agent).name})
+            _require_reference(arguments.reference, {rules_of(agent).problem()})
             if arguments.reference in ("lkh", "pyvrp") and not rules_of(agent).costs.known:
                 reference = arguments.reference
                 raise ConfigError(f"--reference {reference} is by true costs, and {arguments.run} knows a log alone")

@@ -3,6 +3,7 @@
 import gymnasium
 
 gymnasium.register(id="TSP-v0", entry_point="envs.routing:TSPEnv")
+gymnasium.register(id="ATSP-v0", entry_point="envs.routing:ATSPEnv")
 gymnasium.register(id="CVRP-v0", entry_point="envs.routing:CVRPEnv")
 gymnasium.register(id="VRPTW-v0", entry_point="envs.routing:VRPTWEnv")
 gymnasium.register(id="Pickup-v0", entry_point="envs.routing:PickupEnv")

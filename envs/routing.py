@@ -15,9 +15,11 @@ from gymnasium.error import ResetNeeded
 from jaxtyping import Bool, Int32
 from torch import Tensor
 
+from routing.atsp import ATSPInstance, ATSPRules
 from routing.cost_world import Hidden, hidden_factors
 from routing.costs import EUCLIDEAN, find_costs, move_ends
 from routing.cvrp import MAX_RANDOM_DEMAND, CVRPInstance, CVRPRules, CVRPState, cvrp_instance, random_capacity
+from routing.matrix_costs import WHOLE_COSTS
 from routing.pickup import PickupRules
 from routing.rules import COORDS_LIMIT, MIN_NODES, Instance, Rules, State, nearest_node, tour_length
 from routing.tsp import TSPInstance, TSPRules, TSPState
@@ -25,6 +27,9 @@ from routing.vrptw import LARGEST_TIME, VRPTWInstance, VRPTWRules, with_windows
 
 __all__ = [
     "RULES",
+    "ATSPEnv",
+    "ATSPInstance",
+    "ATSPRules",
     "CVRPEnv",
     "CVRPInstance",
     "CVRPRules",
@@ -44,7 +49,9 @@ __all__ = [
     "tour_length",
 ]
 
-RULES: dict[str, type[Rules]] = {rules.name: rules for rules in (TSPRules, CVRPRules, PickupRules, VRPTWRules)}
+RULES: dict[str, type[Rules]] = {
+    rules.name: rules for rules in (TSPRules, ATSPRules, CVRPRules, PickupRules, VRPTWRules)
+}
 
 
 class LegalActions(spaces.Discrete):
@@ -269,6 +276,46 @@ class TSPEnv(RoutingEnv):
     def _random_instance(self) -> TSPInstance:
         nodes = self.rules.costs.numpy_nodes(self.np_random.uniform, 1, self.num_nodes)
         return TSPInstance(coords=nodes.coords.float(), place=nodes.place)
+
+
+class ATSPEnv(RoutingEnv):
+    """The travelling-salesman problem by a matrix of costs, registered as `ATSP-v0`.
+
+    Args:
+        num_nodes: nodes of every instance.
+        seed: seeds the first `reset` that gives no seed of its own, and the action space.
+        render_mode: None, or "rgb_array"; nodes are drawn on a circle.
+
+    Random instances are of the field's class (see `routing.atsp`); `reset(options={"costs": array [N, N]})` takes your
+    own, of moves from each node (row) to each (column), in any unit. What stands from a node to itself is ignored.
+    """
+
+    def __init__(self, *, num_nodes: int = 20, seed: int | None = None, render_mode: str | None = None):
+        super().__init__(ATSPRules, num_nodes=num_nodes, seed=seed, render_mode=render_mode)
+
+    def _own_instance(self, options: dict[str, Any]) -> ATSPInstance | None:
+        _require_known(options, "costs")
+        if "costs" not in options:
+            return None
+        try:
+            costs = np.array(options["costs"], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"options['costs'] is not an array of numbers: {error}") from None
+        if costs.shape != (self.num_nodes, self.num_nodes):
+            raise ValueError(
+                f"options['costs'] has shape {costs.shape}, and this environment takes"
+                f" {(self.num_nodes, self.num_nodes)}: give [N, N] costs and make the environment with num_nodes=N, at"
+                f" least {MIN_NODES}"
+            )
+        np.fill_diagonal(costs, 0.0)
+        return ATSPInstance.of(torch.from_numpy(costs).float()[None])
+
+    def _random_instance(self) -> ATSPInstance:
+        return ATSPRules.of_class(torch.from_numpy(self.np_random.integers(WHOLE_COSTS, size=self._shape)))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return 1, self.num_nodes, self.num_nodes
 
 
 class PickupEnv(TSPEnv):

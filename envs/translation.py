@@ -96,16 +96,17 @@ class RoutingTranslation(Translation):
         self._rules = rules
 
     def read(self, obs: Any) -> Shown:
-        if not isinstance(obs, Mapping) or "coords" not in obs or np.ndim(obs["coords"]) not in (2, 3):
+        nodewise, numbers = ("costs", "N") if self._rules.shows_costs else ("coords", "2")
+        if not isinstance(obs, Mapping) or nodewise not in obs or np.ndim(obs[nodewise]) not in (2, 3):
             raise UserError(
-                f"an observation of {self._rules.name} is a dict with coords [N, 2], or [E, N, 2] of a batch, and the"
-                " rest of what the problem's environment shows (envs/routing.py)"
+                f"an observation of {self._rules.name} is a dict with {nodewise} [N, {numbers}], or"
+                f" [E, N, {numbers}] of a batch, and the rest of what the problem's environment shows (envs/routing.py)"
             )
-        nodes = obs["coords"].shape[-2]
+        nodes = np.shape(obs[nodewise])[-2]
         space = self._rules.costs.observation_space(self._rules.observation_space(nodes), nodes)
         assert isinstance(space, spaces.Dict), "routing is shown by name"
-        alone = np.ndim(obs["coords"]) == 2
-        lead = () if alone else np.shape(obs["coords"])[:1]
+        alone = np.ndim(obs[nodewise]) == 2
+        lead = () if alone else np.shape(obs[nodewise])[:1]
         read = {}
         for name, part in space.items():
             if name not in obs:

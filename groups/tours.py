@@ -14,7 +14,7 @@ from envs.tasks import RoutingTask
 from groups.losses import Scored
 from groups.sampler import Sampler, Samples
 from parts.acting import Sight, next_node
-from parts.actors import TSPPointerActor
+from parts.actors import TSPPointerActor, require_costs
 from parts.precision import halves_kept
 from parts.views import NodeSet, View
 from routing.rules import Instance, expand_instance
@@ -57,6 +57,7 @@ class TourSampler(Sampler):
         self.task, self.rules, self.device = task, task.rules, device
         self.longest = self.rules.episode_steps(task.num_actions)
         self.spreads = first == "any" and task.rules.starts_anywhere
+        require_costs(pointer.cost_units, shown=self.rules.shows_costs)
         sizes = {**asdict(pointer), "latent": 0, "state_features": self.rules.num_state_features}
         self.policy = TSPPointerActor(0, self.rules.num_node_features, unimix=unimix, **sizes).to(device)
         self.players: Mapping[str, Any] = {"policy": self}
@@ -116,7 +117,7 @@ class TourSampler(Sampler):
         factors = rules.costs.draw(shape[0], generator=generator, device=self.device)
         if factors is not None:
             factors = factors[:, None].expand(*shape, -1)
-        nodes = NodeSet(rules.node_features(instance), instance.valid)
+        nodes = NodeSet.of(rules, instance)
         tables = self.policy.tables(nodes)
         state = rules.reset(expanded, begins)
 

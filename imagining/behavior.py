@@ -20,7 +20,7 @@ from imagining.exploration import Explorer
 from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
-from parts.actors import Actor, MaskedActor, TSPPointerActor
+from parts.actors import Actor, MaskedActor, TSPPointerActor, require_costs
 from parts.candidates import CandidateActor
 from parts.critics import Critic, LatentCritic, NodeCritic
 from parts.layers import initialise, use_layer_norm
@@ -53,6 +53,7 @@ def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) ->
     if settings.type == "tsp_pointer":
         if not imagination.node_features:
             raise UserError("actor.type tsp_pointer points at nodes, and this task has none; choose masked")
+        require_costs(settings.pointer.cost_units, shown=imagination.shows_costs or imagination.shows_moves)
         sizes = {"state_features": imagination.state_features, "belief": imagination.belief_size}
         pointer = {**sizes, "moves": imagination.shows_moves, **asdict(settings.pointer)}
         return TSPPointerActor(feat_size, imagination.node_features, unimix=settings.unimix, **pointer)

@@ -117,6 +117,7 @@ class Imagination(ABC):
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
         candidates: what actors see of the lines that actions follow; None where actions are something else.
         shows_moves: whether actors see what every move between nodes is expected to earn.
+        shows_costs: whether observations show what every move between nodes costs.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
         can_explore: whether all that happens is predicted from latents, so that an ensemble knows what is new.
         reads_classes: whether heads, actors and critics of this kind take latents by classes, too.
@@ -135,6 +136,7 @@ class Imagination(ABC):
     belief_size: int = 0
     candidates: CandidateSpec | None = None
     shows_moves: bool = False
+    shows_costs: bool = False
     can_plan: bool = False
     can_explore: bool = False
     reads_classes: bool = False

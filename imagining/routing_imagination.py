@@ -13,7 +13,7 @@ from torch import Tensor
 from config import UserError, load_function
 from envs.tasks import ACTION_MASK
 from imagining.imagination import Imagination, Look, Moment, Start, Trajectory, imagine
-from imagining.routing_model import RoutingContext, RoutingModel, places_of
+from imagining.routing_model import RoutingContext, RoutingModel, places_of, shown_of
 from imagining.routing_starts import episode_starts, generated_of_size, replayed_starts, row_starts, with_generated
 from imagining.world_model import Observed
 from parts.acting import Sight, encode_static
@@ -78,6 +78,7 @@ class RoutingImagination(Imagination):
         self.reads_latent = settings.reward == "head" and model.reward_latent
         self.starts_at_rows = settings.start in ("rows", "replay")
         self.node_features, self.state_features = rules.num_node_features, rules.num_state_features
+        self.shows_costs = rules.shows_costs
         self.belief_size, self.shows_moves = model.belief_size, model.shows_moves
         self.can_plan = rules.has_solver and "reward" in model.heads and not model.reward_latent
         self.custom_reward = load_function(settings.reward, key="imag_reward") if ":" in settings.reward else None
@@ -172,20 +173,25 @@ class RoutingImagination(Imagination):
 
     def _learnt_reward(self, trajectory: Trajectory, before: State, start: Start) -> Float[Tensor, "B Q H"]:
         instance, choice = start.context.instance, trajectory.decisions.choice
-        coords, places = instance.coords, None
+        coords, places, shown = instance.coords, None, self.rules.shown_costs(instance)
         if choice is None:
             origin, target = take_nodes(coords, before.current), take_nodes(coords, trajectory.action)
             places = places_of(instance, before.current, trajectory.action)
+            shown = shown_of(shown, before.current, trajectory.action)
         else:
             # A move ends where the actor's choice lies, and the next one begins there, gradient included.
             target = choice @ coords[:, None]
             origin = torch.cat((take_nodes(coords, before.current[:, :, :1]), target[:, :, :-1]), 2)
+            if shown is not None:
+                rows = choice @ shown[:, None]
+                rows = torch.cat((take_nodes(shown, before.current[:, :, :1]), rows[:, :, :-1]), 2)
+                shown = (rows * choice).sum(-1)
         latent = trajectory.feat(slice(0, -1)) if self.model.reward_latent else None
         assert not isinstance(latent, Chosen), "beside positions, latents are read as numbers"
         if start.context.belief is not None:
             # All that is imagined from a start uses the belief that there was at the start.
             latent = start.context.belief[:, None, None]
-        return self.model.predict_move(origin, target, latent, places)
+        return self.model.predict_move(origin, target, latent, places, shown)
 
     def possible_returns(self, trajectory: Trajectory, start: Start, rewards: Bounds) -> Bounds | None:
         """The range that returns can lie in, each bound [B, Q, H]; None under the user's own rewards.

@@ -38,6 +38,16 @@ def places_of(
     return take_nodes(instance.place[..., None], ends)[..., 0]
 
 
+def shown_of(
+    costs: Float[Tensor, "B N N"] | None, origin: Int[Tensor, "B *Q"], target: Int[Tensor, "B *Q"]
+) -> Float[Tensor, "B *Q"] | None:
+    """What observations say that moves between nodes cost; None where they say nothing of it."""
+    if costs is None:
+        return None
+    index = origin * costs.shape[-1] + target
+    return costs.flatten(1).gather(1, index.flatten(1)).view(index.shape)
+
+
 class RoutingContext(NamedTuple):
     """What never changes within an episode, encoded once for B instances.
 
@@ -135,6 +145,7 @@ class RoutingModel(WorldModel):
             "places": self.rules.costs.num_places,
             "place_size": settings.place_units,
             "unseen": self.rules.costs.unseen_places,
+            "shown": self.rules.shows_costs,
         }
         makers = {
             "reward": lambda: MoveHead(**moves),
@@ -160,7 +171,7 @@ class RoutingModel(WorldModel):
         # Of a model that believes, nothing is known of moves without a belief.
         is_told = self.shows_moves and (belief is None) == (self.belief is None)
         moves = self.predict_moves(instance, belief) if is_told else None
-        return NodeSet(self.rules.node_features(instance), instance.valid, belief, moves)
+        return NodeSet.of(self.rules, instance)._replace(belief=belief, moves=moves)
 
     def encode(self, obs: dict[str, Tensor], context: RoutingContext, view: View) -> Float[Tensor, "*B U"]:
         """Embed observations, of which the view says all that there is to see beside the nodes."""
@@ -262,6 +273,7 @@ class RoutingModel(WorldModel):
             (self._row_weight(batch)[:, 1:] * ~batch["is_first"][:, 1:]).float(),
             places_of(instance, begin, end),
             feat[:, :-1] if feat is not None and self.reward_latent else None,
+            shown_of(self.rules.shown_costs(instance), begin, end),
         )
         if self.belief is None:
             return moves
@@ -277,7 +289,7 @@ class RoutingModel(WorldModel):
         balance = here().balance(moves.weight)
 
         def error(places: Int[Tensor, "*B 2"] | None) -> Float[Tensor, ""]:
-            wrong = self.heads["reward"](moves.origin, moves.target, moves.latent, places) - moves.reward
+            wrong = self.heads["reward"](moves.origin, moves.target, moves.latent, places, moves.shown) - moves.reward
             wrong = wrong.square() if self.move_error == "squared" else wrong.abs()
             return balance((wrong * moves.weight).sum() / (len(wrong) * moves.weight.sum().clamp(min=1)))
 
@@ -307,7 +319,7 @@ class RoutingModel(WorldModel):
 
     @torch.no_grad()
     def predict_logged(self, moves: Moves) -> Float[Tensor, "K M"]:
-        return self.heads["reward"](moves.origin, moves.target, moves.latent, moves.places)
+        return self.heads["reward"](moves.origin, moves.target, moves.latent, moves.places, moves.shown)
 
     def predict_move(
         self,
@@ -315,12 +327,14 @@ class RoutingModel(WorldModel):
         target: Float[Tensor, "*#B 2"],
         latent: Float[Tensor, "*#B F"] | None,
         places: Int[Tensor, "*#B 2"] | None = None,
+        shown: Float[Tensor, "*#B"] | None = None,
     ) -> Float[Tensor, "*B"]:
         """The reward that the move head expects of moves between two positions, by a latent feature or a belief.
 
-        `places` are those of both ends, where nodes are places and somebody knows which.
+        `places` are those of both ends, where nodes are places and somebody knows which; `shown` is what observations
+        say that the moves cost.
         """
-        return self.heads["reward"](origin, target, latent, places).mean(0)
+        return self.heads["reward"](origin, target, latent, places, shown).mean(0)
 
     def predict_moves(self, instance: Instance, belief: Float[Tensor, "B L"] | None) -> Float[Tensor, "B N N"]:
         """What it expects of every move from a node (row) to a node (column) of each instance."""
@@ -334,8 +348,9 @@ class RoutingModel(WorldModel):
         coords, place = instance.coords, instance.place
         if place is not None:
             place = torch.stack(torch.broadcast_tensors(place[:, origins, None], place[:, None]), -1)
-        known = None if belief is None else belief[:, None, None]
-        return self.heads["reward"](coords[:, origins, None], coords[:, None], known, place)
+        known, shown = None if belief is None else belief[:, None, None], self.rules.shown_costs(instance)
+        shown = None if shown is None else shown[:, origins]
+        return self.heads["reward"](coords[:, origins, None], coords[:, None], known, place, shown)
 
     @torch.no_grad()
     def predict_legs_each(
@@ -345,7 +360,8 @@ class RoutingModel(WorldModel):
         begin, end = tour, tour.roll(-1, -1)
         known = None if belief is None else belief[:, None]
         ends = take_nodes(instance.coords, begin), take_nodes(instance.coords, end)
-        rewards = self.heads["reward"](*ends, known, places_of(instance, begin, end))
+        shown = shown_of(self.rules.shown_costs(instance), begin, end)
+        rewards = self.heads["reward"](*ends, known, places_of(instance, begin, end), shown)
         return rewards.masked_fill((ends[0] == ends[1]).all(-1), 0.0)
 
     def predict_mask(self, feat: Feat, context: RoutingContext) -> Bool[Tensor, "B *Q N"]:

@@ -105,7 +105,7 @@ def next_node(
     """
 
     def encode(instance: Instance) -> dict[str, Tensor]:
-        return policy.tables(NodeSet(rules.node_features(instance), instance.valid)).named()
+        return policy.tables(NodeSet.of(rules, instance)).named()
 
     instance, state = rules.restore(sight.obs)
     static = encode_static(static, instance, sight, rules=rules, encode=encode)

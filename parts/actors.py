@@ -11,14 +11,17 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from config import UserError
 from envs.tasks import ActionSpec
 from parts.action_distributions import BoundedNormal, MultiOneHot
+from parts.cost_attention import CostEncoder, CostScores
 from parts.latents import Feat
 from parts.layers import MLP
 from parts.pointing import PointerTables, Queries, point, point_again, pointed_by
 from parts.precision import rounded
 from parts.sets import SetEncoder, scrub
 from parts.views import NodeSet, View
+from routing.matrix_costs import relative
 from tools import OneHotDist
 
 # How much the predicted rewards count in a pointer's scores at first: enough to prefer what is cheap.
@@ -134,6 +137,7 @@ class TSPPointerActor(Actor):
         unimix: float,
         belief: int = 0,
         moves: bool = False,
+        cost_units: int = 0,
     ) -> None:
         """Build the networks.
 
@@ -149,10 +153,17 @@ class TSPPointerActor(Actor):
             unimix: share of a uniform distribution over legal nodes.
             belief: size of the belief that `encode` takes; 0: none.
             moves: whether `encode` takes expected rewards of moves.
+            cost_units: of the network that mixes costs of moves into attention, which `encode` takes then; 0: none.
         """
         super().__init__()
         self.heads, self.clip, self.unimix = heads, clip, unimix
-        self.encoder = SetEncoder(node_features, width=width, layers=layers, heads=heads, hidden=hidden)
+        sizes = {"width": width, "layers": layers, "heads": heads, "hidden": hidden}
+        self.encoder: SetEncoder
+        if not cost_units:
+            self.encoder = SetEncoder(node_features, **sizes)
+        else:
+            self.encoder = CostEncoder(node_features, **sizes, cost_units=cost_units)
+            self.cost_scores = CostScores(units=cost_units, heads=heads)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.pointer = nn.Linear(width, width, bias=False)
@@ -181,6 +192,7 @@ class TSPPointerActor(Actor):
         moves: Float[Tensor, "B N N"] | None = None,
         *,
         valid: Bool[Tensor, "B N"] | None = None,
+        costs: Float[Tensor, "B N N"] | None = None,
     ) -> PointerTables:
         """The tables of B instances, from their nodes' static features.
 
@@ -189,25 +201,36 @@ class TSPPointerActor(Actor):
             belief: about what is hidden in each instance, if the actor takes one.
             moves: the rewards that are expected of every move, if the actor takes them.
             valid: False for nodes that are padding; None where none are.
+            costs: of every move in any unit, if the actor mixes them in.
         """
         embedded = self.encoder.embed(nodes)
         if belief is not None:
             # The same added to every node would be normalised away; what a direction does to positions is a product.
             embedded = embedded + self.gated(embedded * self.gate(belief)[:, None])
-        nodes = self.encoder.attend(scrub(embedded, valid), valid)
+        embedded, mixed = scrub(embedded, valid), None
+        if isinstance(self.encoder, CostEncoder):
+            assert costs is not None, "this actor mixes costs into attention"
+            mixed = self.encoder.costs(relative(costs, valid))
+            nodes = self.encoder.attend(embedded, valid, mixed)
+        else:
+            nodes = self.encoder.attend(embedded, valid)
         width = nodes.shape[-1]
         key = self._split(self.key(nodes)).transpose(-1, -2) / math.sqrt(width // self.heads)
         direct = self.direct_from(nodes) @ self.direct_to(nodes).transpose(-1, -2) / math.sqrt(width)
         if moves is not None:
             direct = direct + self.moves_weight * moves
+        current, first = (self._scores(query(nodes), key) for query in (self.query_current, self.query_first))
+        if mixed is not None:
+            scores = self.cost_scores(mixed)
+            current, first, direct = current + scores.current, first + scores.first, direct + scores.direct
         features, latent = None, None
         if self.state_features:
             features = self._scores(self._row(self.query_features.weight, key), key)
         if self.latent_size:
             latent = self._scores(self._row(self.query_latent.weight, key), key)
         return PointerTables(
-            current=self._scores(self.query_current(nodes), key),
-            first=self._scores(self.query_first(nodes), key),
+            current=current,
+            first=first,
             direct=direct,
             features=features,
             latent=latent,
@@ -217,7 +240,11 @@ class TSPPointerActor(Actor):
     def tables(self, nodes: NodeSet | None) -> PointerTables:
         """The tables of B instances."""
         assert nodes is not None, "a pointer points at nodes"
-        return self.encode(nodes.features, nodes.belief, nodes.moves, valid=nodes.valid)
+        costs = nodes.costs
+        if costs is None and nodes.moves is not None:
+            # Where nobody is shown what moves cost, the model expects it.
+            costs = -nodes.moves
+        return self.encode(nodes.features, nodes.belief, nodes.moves, valid=nodes.valid, costs=costs)
 
     def named(self, tables: PointerTables) -> dict[str, Tensor]:
         return tables.named()
@@ -278,6 +305,19 @@ class TSPPointerActor(Actor):
 
     def _scores(self, query: Float[Tensor, "B M E"], key: Float[Tensor, "B A D N"]) -> Float[Tensor, "B M G"]:
         return (self._split(query) @ key).transpose(1, 2).flatten(-2)
+
+
+def require_costs(cost_units: int, *, shown: bool) -> None:
+    """Check that a pointer that mixes costs of moves into attention is shown any.
+
+    Raises:
+        UserError: it is not.
+    """
+    if cost_units and not shown:
+        raise UserError(
+            f"actor.pointer.cost_units is {cost_units}, and nobody shows the pointer what moves cost: task atsp does,"
+            " and of dreamer.py model.show_moves: true; or set it to 0"
+        )
 
 
 def saturation(

@@ -32,6 +32,7 @@ class Moves(NamedTuple):
         weight: how much each of them counts.
         places: which places both ends are, -1 for unknown ones; None where nobody knows any.
         latent: what says more to a head that reads it: a latent or a belief.
+        shown: what observations say that they cost; None where these say nothing of it.
     """
 
     origin: Float[Tensor, "*#B 2"]
@@ -40,6 +41,7 @@ class Moves(NamedTuple):
     weight: Float[Tensor, "*B"]
     places: Int[Tensor, "*#B 2"] | None = None
     latent: Float[Tensor, "*#B L"] | None = None
+    shown: Float[Tensor, "*#B"] | None = None
 
 
 def move_geometry(origin: Float[Tensor, "*#B 2"], target: Float[Tensor, "*#B 2"]) -> Float[Tensor, "*B G"]:
@@ -130,6 +132,9 @@ class MoveHead(nn.Module):
     learnt for each of a fixed set of places, for costs that do not follow from where they lie; it is zero for an
     unknown place, and stays zero for one that is never learnt of.
 
+    One that is `shown` what moves cost looks at that in place of their geometry, and in place of the length. That moves
+    earn minus what is shown it has to find out.
+
     With more than one member it is an ensemble, whose members differ by where their weights begin; what they disagree
     about has not been learnt yet (Lakshminarayanan et al. 2017).
     """
@@ -145,6 +150,7 @@ class MoveHead(nn.Module):
         places: int = 0,
         place_size: int = 0,
         unseen: Sequence[int] = (),
+        shown: bool = False,
     ) -> None:
         """Build the networks.
 
@@ -157,10 +163,13 @@ class MoveHead(nn.Module):
             places: that it knows; 0: none.
             place_size: numbers in the vector of each place.
             unseen: places that no move will go to.
+            shown: whether observations show what moves cost, and geometry tells nothing of it.
         """
         super().__init__()
         self.exact = True
-        sizes = [GEOMETRY + 8 * waves + 2 * place_size * bool(places)] + [units] * layers
+        self.shown = shown
+        size_in = 1 if shown else GEOMETRY + 8 * waves + 2 * place_size * bool(places)
+        sizes = [size_in] + [units] * layers
         parts: list[nn.Module] = []
         for size_in, size_out in itertools.pairwise(sizes):
             parts += [_linear(size_in, size_out, members), nn.SiLU()]
@@ -188,6 +197,7 @@ class MoveHead(nn.Module):
         target: Float[Tensor, "*#B 2"],
         latent: Float[Tensor, "*#B L"] | None,
         places: Int[Tensor, "*#B 2"] | None = None,
+        shown: Float[Tensor, "*#B"] | None = None,
     ) -> Float[Tensor, "K *B"]:
         """What each member expects of the moves.
 
@@ -196,14 +206,21 @@ class MoveHead(nn.Module):
             target: where they end.
             latent: what says more, if the head was built to read it.
             places: which places both ends are, -1 for unknown ones; None where nobody knows any.
+            shown: what they are said to cost, if the head was built to look at that.
         """
-        geometry = self._to_all(move_geometry(origin, target))
-        hidden = self.hidden[:2](self._seen(geometry, places))
+        if self.shown:
+            assert shown is not None, "this head looks at what moves are said to cost"
+            seen = self._to_all(shown[..., None])
+            measure = seen[..., 0]
+        else:
+            geometry = self._to_all(move_geometry(origin, target))
+            seen, measure = self._seen(geometry, places), geometry[..., LENGTH]
+        hidden = self.hidden[:2](seen)
         if self.gate is not None:
             assert latent is not None, "this head reads a latent or a belief"
             hidden = hidden * (1 + self.gate(self._to_all(latent)))
         out = self.output(self.hidden[2:](hidden))
-        return out[..., 0] * geometry[..., LENGTH] + out[..., 1]
+        return out[..., 0] * measure + out[..., 1]
 
     def _seen(self, geometry: Float[Tensor, "K *B G"], places: Int[Tensor, "*#B 2"] | None) -> Float[Tensor, "K *B I"]:
         """All that it sees of moves."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -115,10 +116,20 @@ class SetLayer(nn.Module):
     def forward(
         self, members: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N E"]:
-        projected = self.query_key_value(members).unflatten(-1, (3, self.heads, -1))
-        query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = self.project(members)
         attended = attend(query, key, value, valid)
-        members = self.attention_norm(members + self.attention_out(attended), valid)
+        return self.finish(members, self.attention_out(attended), valid)
+
+    def project(self, members: Float[Tensor, "B N E"]) -> Sequence[Float[Tensor, "B A N D"]]:
+        """Queries, keys and values of every head."""
+        projected = self.query_key_value(members).unflatten(-1, (3, self.heads, -1))
+        return projected.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def finish(
+        self, members: Float[Tensor, "B N E"], gathered: Float[Tensor, "B N E"], valid: Bool[Tensor, "B N"] | None
+    ) -> Float[Tensor, "B N E"]:
+        """The layer's output, of its input and of what attention has gathered."""
+        members = self.attention_norm(members + gathered, valid)
         return self.hidden_norm(members + self.hidden_out(functional.relu(self.hidden(members))), valid)
 
 

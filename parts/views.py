@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from parts.sets import masked_mean
-from routing.rules import Rules, State
+from routing.rules import Instance, Rules, State
 
 
 class View(NamedTuple):
@@ -44,12 +44,19 @@ class NodeSet(NamedTuple):
         valid: False for nodes that are padding; None where none are.
         belief: what is believed of hidden costs; None where nothing is hidden.
         moves: the rewards that are expected of every move; None where nobody is shown them.
+        costs: what every move costs, where observations show that; None where they don't.
     """
 
     features: Float[Tensor, "B N F"]
     valid: Bool[Tensor, "B N"] | None
     belief: Float[Tensor, "B L"] | None = None
     moves: Float[Tensor, "B N N"] | None = None
+    costs: Float[Tensor, "B N N"] | None = None
+
+    @classmethod
+    def of(cls, rules: type[Rules], instance: Instance) -> NodeSet:
+        """All that instances show."""
+        return cls(rules.node_features(instance), instance.valid, costs=rules.shown_costs(instance))
 
 
 def take_nodes(nodes: Shaped[Tensor, "B N E"], index: Int[Tensor, "B *Q"]) -> Shaped[Tensor, "B *Q E"]:

@@ -54,6 +54,7 @@ class Rules(ABC):
         num_node_features: size of `node_features`.
         num_state_features: size of `state_features`; 0 where current node, first node and mask say everything.
         has_solver: whether there is a solver of `leftovers`.
+        shows_costs: whether observations show what every move costs.
         costs: the world that says what moves cost.
     """
 
@@ -66,6 +67,7 @@ class Rules(ABC):
     num_node_features: ClassVar[int]
     num_state_features: ClassVar[int]
     has_solver: ClassVar[bool] = False
+    shows_costs: ClassVar[bool] = False
     costs: ClassVar[Costs] = EUCLIDEAN
 
     @staticmethod
@@ -124,6 +126,16 @@ class Rules(ABC):
     def longest_leg(cls, instance: Instance) -> Float[Tensor, "*B"]:
         """The largest cost of any move in each instance, in a world that hides nothing."""
         return cls.costs.matrix(instance).flatten(-2).amax(-1)
+
+    @classmethod
+    def problem(cls) -> str:
+        """What the problem of its instances is called in files."""
+        return cls.name
+
+    @staticmethod
+    def shown_costs(instance: Instance) -> Float[Tensor, "*B N N"] | None:
+        """What observations show of the costs of moves, from each node (row) to each (column); None where nothing."""
+        return None
 
     @staticmethod
     @abstractmethod

@@ -44,3 +44,4 @@ class PointerSettings(Section):
     hidden: Count
     latent: NotNegative
     clip: Annotated[float, Between(1e-3)]
+    cost_units: NotNegative

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from config import UserError
 from envs.tasks import ACTION_MASK, ObservationTask
 from parts.acting import Sight, next_node
-from parts.actors import TSPPointerActor, saturation
-from parts.views import View
+from parts.actors import TSPPointerActor, require_costs, saturation
+from parts.views import NodeSet, View
 from routing.rules import Rules
 from settings.learning import PointerSettings
 from settings.sac import SoftSettings
@@ -267,6 +267,7 @@ class RoutingSoft(DiscreteSoft):
     ) -> None:
         super().__init__(settings, discount=discount, device=device)
         self.rules = rules
+        require_costs(pointer.cost_units, shown=rules.shows_costs)
         sizes = {**asdict(pointer), "latent": 0, "state_features": rules.num_state_features}
         self.policy = TSPPointerActor(0, rules.num_node_features, unimix=0.0, **sizes)
         self.values = PointerValues(rules.num_node_features, pointer=sizes)
@@ -280,11 +281,11 @@ class RoutingSoft(DiscreteSoft):
     def judge(self, batch: dict[str, Tensor]) -> Judged:
         instance, _ = self.rules.restore({key: value[:, 0] for key, value in batch.items()})
         _, state = self.rules.restore(batch)
-        nodes, view = self.rules.node_features(instance), View.of(self.rules, state, batch[ACTION_MASK])
-        scores = self.policy.scores(None, self.policy.encode(nodes, valid=instance.valid), view)
-        value = self.values(nodes, view, instance.valid)
+        nodes, view = NodeSet.of(self.rules, instance), View.of(self.rules, state, batch[ACTION_MASK])
+        scores = self.policy.scores(None, self.policy.tables(nodes), view)
+        value = self.values(nodes, view)
         with torch.no_grad():
-            slow_value = self.target_values(nodes, view, instance.valid)
+            slow_value = self.target_values(nodes, view)
         dist = self.policy.distribution(scores, view)
         return Judged.over_legal(dist, scores, batch[ACTION_MASK], value, slow_value)
 

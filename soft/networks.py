@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +14,7 @@ from envs.tasks import ObservationKey
 from parts.actors import TSPPointerActor
 from parts.observations import ObservationEncoder
 from parts.precision import rounded
-from parts.views import View
+from parts.views import NodeSet, View
 from tools import SymexpTwoHot, symexp_bins
 
 # The range of the logarithm of the standard deviation, before the squashing.
@@ -201,10 +201,8 @@ class PointerValues(nn.Module):
         self.q1 = TSPPointerActor(0, node_features, unimix=0.0, **pointer)
         self.q2 = TSPPointerActor(0, node_features, unimix=0.0, **pointer)
 
-    def forward(
-        self, nodes: Float[Tensor, "B N F"], view: View, valid: Bool[Tensor, "B N"] | None = None
-    ) -> Float[Tensor, "2 B *Q N"]:
-        return torch.stack([twin.scores(None, twin.encode(nodes, valid=valid), view) for twin in (self.q1, self.q2)])
+    def forward(self, nodes: NodeSet, view: View) -> Float[Tensor, "2 B *Q N"]:
+        return torch.stack([twin.scores(None, twin.tables(nodes), view) for twin in (self.q1, self.q2)])
 
 
 class Temperature(nn.Module):

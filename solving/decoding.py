@@ -18,7 +18,7 @@ from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingContext
 from parts.views import View
 from routing.files import RoutingInstance
-from routing.metrics import is_paid, tour_lengths
+from routing.metrics import GIVEN, is_paid, tour_lengths
 from routing.rules import Instance, Rules, expand_instance
 from routing.solutions import route_counts
 from settings.planning import PlanSettings
@@ -256,6 +256,8 @@ def judge_of(
         UserError: positions do not tell costs, and the model knows none apart from latents.
     """
     metric, imagination = instances[0].metric, routing_of(behavior)
+    if metric == GIVEN:
+        return chooser(np.stack([instance.cost_matrix() for instance in instances]))
     if not is_paid(metric):
         coords = np.stack([instance.coords for instance in instances])
         return lambda tours: tour_lengths(coords, tours, metric) + _penalties(instances, tours)

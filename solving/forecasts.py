@@ -16,7 +16,7 @@ from parts.moves import MoveHead
 from planning.planner import apart
 from routing.rules import Instance, each_part
 from settings.planning import PlanSettings
-from solving.worlds import costs_distances
+from solving.worlds import tells_costs
 
 # Numbers that networks may hold at once: a quarter of a gigabyte in float32.
 WORKING_NUMBERS = 2**26
@@ -40,9 +40,9 @@ class Forecaster:
         self.settings, self.reward_scale = settings, reward_scale
 
     @property
-    def knows_distances(self) -> bool:
-        """Whether moves cost distances, which need no forecast."""
-        return costs_distances(self.model.rules)
+    def knows_costs(self) -> bool:
+        """Whether instances themselves tell what moves cost, which needs no forecast."""
+        return tells_costs(self.model.rules)
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,11 +11,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from envs.routing import CVRPInstance, TSPInstance
+from envs.routing import ATSPInstance, CVRPInstance, TSPInstance
 from routing.files import RoutingInstance
 from routing.instances import longer_side, scale_to_unit_square
-from routing.metrics import is_paid, plane, plane_unit
+from routing.metrics import GIVEN, is_paid, plane, plane_unit
 from routing.rules import Instance
+
+# Costs of more than so many times the cheapest fifth are cut before networks see them: instances of training have none.
+MOST_BESIDE = 30.0
 
 
 class Posed(NamedTuple):
@@ -28,13 +32,15 @@ def pose(instances: Sequence[RoutingInstance], device: torch.device, *, unit: fl
     """Instances in the frame that networks know.
 
     Where moves cost distances, that is the unit square, to which positions are scaled. Instances of another cost world
-    lie in its frame already.
+    lie in its frame already. Matrices are scaled so that no move costs more than 1.
 
     Args:
         instances: all of one problem, size and metric.
         device: where the networks live.
         unit: of the cost world; see `routing.cost_world.Costs`.
     """
+    if instances[0].metric == GIVEN:
+        return _matrices(instances, device)
     if is_paid(instances[0].metric):
         coords = torch.from_numpy(np.stack([instance.coords for instance in instances]))
         return Posed(as_instance(instances, coords.float().to(device)), np.full(len(instances), unit))
@@ -51,6 +57,25 @@ def pose(instances: Sequence[RoutingInstance], device: torch.device, *, unit: fl
         units.append(side * plane_unit(instance.metric))
     coords = torch.from_numpy(np.stack(scaled)).float().to(device)
     return Posed(as_instance(instances, coords), np.array(units))
+
+
+def _matrices(instances: Sequence[RoutingInstance], device: torch.device) -> Posed:
+    matrices = [_tamed(instance.cost_matrix()) for instance in instances]
+    units = np.array([matrix.max() or 1.0 for matrix in matrices])
+    costs = torch.from_numpy(np.stack(matrices) / units[:, None, None]).float().to(device)
+    return Posed(ATSPInstance.of(costs), units)
+
+
+def _tamed(costs: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray, "N N"]:
+    """A matrix whose costs are close enough to one another for networks: a large number that stands for no way is cut.
+
+    Networks count in units of the mean, in which all other costs would be about 0 beside such a number.
+    """
+    positive = np.sort(costs[costs > 0])
+    if not len(positive):
+        return costs
+    cheap = positive[: math.ceil(len(positive) / 5)].mean()
+    return np.minimum(costs, MOST_BESIDE * cheap)
 
 
 def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float64, Int64
 
 from routing.files import RoutingInstance
-from routing.metrics import leg_lengths
+from routing.metrics import GIVEN, leg_lengths
 from routing.rules import Rules
 from solving.decoding import chunks, without_waiting
-from solving.frames import as_instance
+from solving.frames import as_instance, pose
 
 
 def nearest_neighbour_tours(rules: type[Rules], instances: Sequence[RoutingInstance]) -> list[Int64[np.ndarray, " L"]]:
@@ -26,12 +26,20 @@ def nearest_neighbour_tours(rules: type[Rules], instances: Sequence[RoutingInsta
     found: list[Int64[np.ndarray, " L"]] = []
     for rows in chunks(len(instances), 16 * num_nodes):
         coords = np.stack([instance.coords for instance in instances[rows]])
+        matrices = None
         # Rules ask for the number of nodes, not where they are.
-        state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
+        if metric == GIVEN:
+            matrices = np.stack([instance.cost_matrix() for instance in instances[rows]])
+            state = rules.reset(pose(instances[rows], torch.device("cpu")).instance)
+        else:
+            state = rules.reset(as_instance(instances[rows], torch.from_numpy(coords[..., :2])))
         visited = [state.current.numpy()]
         for _ in range(rules.episode_steps(num_nodes)):
-            here = coords[np.arange(len(coords)), visited[-1]][:, None]
-            legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
+            if matrices is None:
+                here = coords[np.arange(len(coords)), visited[-1]][:, None]
+                legs = leg_lengths(np.broadcast_to(here, coords.shape), coords, metric)
+            else:
+                legs = matrices[np.arange(len(coords)), visited[-1]]
             # A tour ends at its first node, which is closed until no other is left.
             legs = np.where(rules.action_mask(state).numpy(), legs, np.inf)
             legs[:, 0] = np.where(np.isfinite(legs[:, 1:]).any(1), np.inf, legs[:, 0])

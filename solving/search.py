@@ -190,7 +190,8 @@ class ActiveSearch(Search):
         tuned = {name: part.detach().clone().requires_grad_() for name, part in actor.named(posed.tables).items()}
         optimizer = torch.optim.Adam(tuned.values(), lr=LEARNING_RATE)
         first = torch.tensor([self._firsts()], device=self.device)
-        while not patience.is_over:
+        # There is an answer however little time was given.
+        while not np.isfinite(self.lowest) or not patience.is_over:
             tables = actor.restore(tuned)
             found = roll_out(self.behavior, context=posed.context, tables=tables, first=first, generator=generator)
             tours = found.cpu().numpy()

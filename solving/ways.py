@@ -251,9 +251,12 @@ def refuse_other_problems(rules: type[Rules], instance: RoutingInstance) -> None
     Raises:
         UserError: it is not.
     """
-    if instance.metric == GIVEN:
-        raise UserError(f"is a matrix of costs, which no network reads; --decode {Decoding.PLAN} has a solver answer")
-    if instance.problem != rules.name:
+    if instance.metric == GIVEN and not rules.shows_costs:
+        raise UserError(
+            "is a matrix of costs, which this run's network does not read (those of task atsp do);"
+            f" --decode {Decoding.PLAN} has a solver answer"
+        )
+    if instance.problem != rules.problem():
         raise UserError(f"is a {instance.problem} instance, and the run was trained on {rules.name}")
 
 

@@ -8,6 +8,7 @@ import torch
 from config import UserError
 from routing.costs import EUCLIDEAN
 from routing.files import RoutingInstance
+from routing.matrices import as_costs
 from routing.metrics import GIVEN, GREAT_CIRCLE, is_paid
 from routing.rules import Rules
 from solving.frames import as_instance
@@ -18,9 +19,15 @@ def costs_distances(rules: type[Rules]) -> bool:
     return rules.costs.name == EUCLIDEAN.name
 
 
+def tells_costs(rules: type[Rules]) -> bool:
+    """Whether an instance itself tells what moves cost, by its positions or its matrix, and no model has to."""
+    return costs_distances(rules) or rules.shows_costs
+
+
 def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
     """The instance as the rules' cost world has it; as it is where moves cost distances, or where it gives a matrix.
 
+    For a run that reads matrices, positions are one, too.
     Its `costs` are the true ones, which no model is shown: tours are measured and compared by them. Where an episode
     hides something, they are those on average over that; where nobody knows them, there are none.
 
@@ -29,9 +36,11 @@ def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
     """
     if instance.metric == GIVEN or is_paid(instance.metric):
         return instance
-    if costs_distances(rules):
+    if tells_costs(rules):
         require_positions(instance)
-        return instance
+        if not rules.shows_costs:
+            return instance
+        return instance._replace(costs=as_costs(instance.cost_matrix()), metric=GIVEN)
     if instance.metric == "GEO":
         raise UserError("gives degrees and minutes, which no cost world reads; give columns lat and lon, in degrees")
     costs, place = rules.costs, instance.place
@@ -46,7 +55,7 @@ def in_world(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
 
 def at_home(rules: type[Rules], instance: RoutingInstance) -> RoutingInstance:
     """The same for an instance whose nodes are those of the world already."""
-    if costs_distances(rules):
+    if tells_costs(rules):
         return instance
     costs = rules.costs
     found = instance._replace(metric=costs.metric, reference=None)

@@ -142,7 +142,8 @@ def test_solve_says_that_a_network_chose(reference, tmp_path, capsys):
 def test_solve_refuses_a_matrix_that_a_network_would_have_to_read(reference, tmp_path, capsys):
     code, line = refusal(capsys, reference.logdir, write_matrix(tmp_path), "--device", "cpu")
     assert code == 1 and line.endswith(
-        "is a matrix of costs, which no network reads; --decode plan has a solver answer"
+        "is a matrix of costs, which this run's network does not read (those of task atsp do); --decode plan has a"
+        " solver answer"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import dreamer
 from config import load
-from envs.routing import PickupRules, TSPRules, VRPTWRules
+from envs.routing import ATSPRules, PickupRules, TSPRules, VRPTWRules
 from envs.tasks import RoutingTask
 from envs.vector import RoutingVectorEnv
 from parts.acting import Sight
@@ -35,7 +35,7 @@ from tests.scenes import (
 from training.logger import METRICS
 
 NODES, SIZE, TOURS = 6, 9, 4
-PROBLEMS = [TSPRules, CVRPRules, PickupRules, VRPTWRules, CVRPRules.under(place_costs())]
+PROBLEMS = [TSPRules, ATSPRules, CVRPRules, PickupRules, VRPTWRules, CVRPRules.under(place_costs())]
 LOSSES = {"model.loss_scales.current_pos": 1.0, "imag_first": "stored"}
 
 

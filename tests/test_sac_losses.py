@@ -30,7 +30,7 @@ SETTINGS = SoftSettings(
     max_grad_norm=math.inf,
     entropy_share=0.98,
 )
-POINTER = PointerSettings(width=16, layers=1, heads=2, hidden=32, latent=0, clip=10.0)
+POINTER = PointerSettings(width=16, layers=1, heads=2, hidden=32, latent=0, clip=10.0, cost_units=0)
 OBSERVATIONS = {"x": ObservationKey("vector", (2,), torch.float32)}
 
 
