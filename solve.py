@@ -36,12 +36,12 @@ from routing.solutions import known_length
 from solving import answers, writing
 from solving.answers import Solution
 from solving.command_line import NO_RUN, make_parser, require_effect
-from solving.decoding import WORKING_NUMBERS, Decoding, is_far, refuse_other_sizes, require_room, why_not_alone
+from solving.decoding import WORKING_NUMBERS, Decoding, is_far, refuse_other_sizes, require_room
 from solving.expectations import with_forecasts
 from solving.given_costs import SOLVERS
 from solving.patience import Patience
 from solving.polishing import suited_seconds
-from solving.reconstruction import SECONDS, reconstruction
+from solving.reconstruction import SECONDS, reconstruction, why_no_parts
 from solving.references import with_references
 from solving.search import TUNING_SECONDS, ActiveSearch, BeamSearch
 from solving.ways import ByModel, ByPolicy, BySolver, OneByOne, Way, polish
@@ -215,7 +215,7 @@ def _takes_parts(agent: Dreamer, instance: RoutingInstance) -> bool:
     """Whether an instance is so large that parts of it are better solved than all of it, where that can be done."""
     if instance.problem != rules_of(agent).problem() or not is_far(len(instance.coords), agent.task.num_actions):
         return False
-    return why_not_alone(agent.behavior, instance) is None
+    return why_no_parts(agent.behavior, instance) is None
 
 
 def _taken(

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from config import UserError
 from envs.tasks import ActionSpec
 from parts.action_distributions import BoundedNormal, MultiOneHot
-from parts.cost_attention import CostEncoder, CostScores
+from parts.cost_attention import CostEncoder, CostScores, make_encoder
 from parts.latents import Feat
 from parts.layers import MLP
 from parts.pointing import PointerTables, Queries, point, point_again, pointed_by
 from parts.precision import rounded
-from parts.sets import SetEncoder, scrub
+from parts.sets import scrub
 from parts.views import NodeSet, View
 from routing.matrix_costs import relative
 from tools import OneHotDist
@@ -158,12 +158,8 @@ class TSPPointerActor(Actor):
         super().__init__()
         self.heads, self.clip, self.unimix = heads, clip, unimix
         sizes = {"width": width, "layers": layers, "heads": heads, "hidden": hidden}
-        self.encoder: SetEncoder
-        if not cost_units:
-            self.encoder = SetEncoder(node_features, **sizes)
-        else:
-            self.encoder = CostEncoder(node_features, **sizes, cost_units=cost_units)
-            self.cost_scores = CostScores(units=cost_units, heads=heads)
+        self.encoder = make_encoder(node_features, **sizes, cost_units=cost_units)
+        self.cost_scores = CostScores(units=cost_units, heads=heads) if cost_units else None
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.pointer = nn.Linear(width, width, bias=False)
@@ -221,6 +217,7 @@ class TSPPointerActor(Actor):
             direct = direct + self.moves_weight * moves
         current, first = (self._scores(query(nodes), key) for query in (self.query_current, self.query_first))
         if mixed is not None:
+            assert self.cost_scores is not None
             scores = self.cost_scores(mixed)
             current, first, direct = current + scores.current, first + scores.first, direct + scores.direct
         features, latent = None, None

@@ -74,6 +74,13 @@ class CostEncoder(SetEncoder):
         return embedded
 
 
+def make_encoder(features: int, *, width: int, layers: int, heads: int, hidden: int, cost_units: int = 0) -> SetEncoder:
+    """An encoder that knows what moves cost, where it is given units to know it by; otherwise a plain one."""
+    if not cost_units:
+        return SetEncoder(features, width=width, layers=layers, heads=heads, hidden=hidden)
+    return CostEncoder(features, width=width, layers=layers, heads=heads, hidden=hidden, cost_units=cost_units)
+
+
 class AddedScores(NamedTuple):
     """What costs add to a pointer's scores of going from the row's node to the column's.
 

@@ -67,8 +67,8 @@ class ATSPRules(Rules):
         """
         if costs not in (EUCLIDEAN, GIVEN_COSTS):
             raise UserError(
-                f"task atsp shows what moves cost, of a class of its own, and cost is {costs.name}: leave cost and layout"
-                " out, or choose task: tsp"
+                f"task atsp shows what moves cost, of a class of its own, and cost is {costs.name}: leave cost and"
+                " layout out, or choose task: tsp"
             )
         return cls
 

@@ -22,7 +22,7 @@ from imagining.behavior import ImagBehavior
 from parts.views import View
 from routing.files import RoutingInstance
 from routing.instances import scale_to_unit_square
-from routing.metrics import leg_lengths, plane
+from routing.metrics import GIVEN, leg_lengths, plane
 from routing.rules import expand_instance
 from routing.solutions import join_routes, route_counts, split_routes
 from solving.cuts import FEWEST_NODES, Cut, choose_apart, neighbourhood, random_insertion, sections, splice
@@ -100,13 +100,20 @@ class Reconstruction(ABC):
         return True
 
 
+def why_no_parts(behavior: ImagBehavior, instance: RoutingInstance) -> str | None:
+    """Why parts of an instance cannot be solved apart; None where they can."""
+    if instance.metric == GIVEN:
+        return "is a matrix of costs, which has no regions that could be cut out; choose another --decode"
+    return why_not_alone(behavior, instance)
+
+
 def reconstruction(behavior: ImagBehavior, instance: RoutingInstance, decoding: Decoding) -> Reconstruction:
     """What solves parts of an instance again; of the decoding it takes the seed.
 
     Raises:
         UserError: the policy cannot, or distances do not tell what moves cost.
     """
-    if (reason := why_not_alone(behavior, instance)) is not None:
+    if (reason := why_no_parts(behavior, instance)) is not None:
         raise UserError(reason)
     kind = TourReconstruction if routing_of(behavior).rules.starts_anywhere else PlanReconstruction
     return kind(behavior, instance, seed=decoding.seed)

@@ -101,7 +101,12 @@ def test_cost_layer_gathers_costs_by_its_attention():
         layer.cost_bias.weight.fill_(1.0)
         layer.costs_out.weight.copy_(torch.tensor([[1.0], [0.0], [0.0], [0.0]]))
     seen: list[Tensor] = []
-    layer.finish = lambda members, gathered, valid: seen.append(gathered) or members  # type: ignore[method-assign]
+
+    def finish(members: Tensor, gathered: Tensor, valid: Tensor | None) -> Tensor:
+        seen.append(gathered)
+        return members
+
+    layer.finish = finish  # type: ignore[method-assign]
     log3 = torch.tensor(3.0).log()
     layer(torch.zeros(1, 2, 4), None, torch.tensor([[[0.0, log3], [0.0, 0.0]]])[..., None])
     torch.testing.assert_close(seen[0], torch.tensor([[[0.75 * log3, 0, 0, 0], [0.0, 0, 0, 0]]]))

@@ -138,3 +138,11 @@ def test_pose_keeps_matrices_in_proportion():
     posed, units = pose([instance_of(ONE_WAY)], CPU)
     assert units.tolist() == [9]
     torch.testing.assert_close(posed.costs[0], costs / 9)
+
+
+def test_large_matrices_are_solved_as_a_whole(agent):
+    large = instance_of(random_matrix(4 * agent.task.num_actions))
+    (solution,) = solved(agent, [large], GREEDY, by_size=True)
+    assert solution.chooser == NETWORK
+    (outcome,) = solve.solve(agent, [large], Decoding("reconstruct", seconds=0.1))
+    assert isinstance(outcome, UserError) and "has no regions that could be cut out" in str(outcome)

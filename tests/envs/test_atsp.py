@@ -91,7 +91,8 @@ def test_atsp_restore_inverts_observe():
         again = ATSPRules.restore(obs)
         for parts, expected in zip(again, (instance, state), strict=True):
             for part, other in zip(parts, expected, strict=True):
-                assert part is None if other is None else part.equal(other)
+                assert (part is None) == (other is None)
+                assert part is None or other is None or part.equal(other)
         state, _ = ATSPRules.step(state, torch.full((3,), node))
 
 
