@@ -25,14 +25,15 @@ from tqdm import tqdm
 import config
 from config import ConfigError, UserError, one_line_errors
 from dreamer import Dreamer
-from envs.routing import ATSPInstance, CVRPInstance
+from envs.routing import ATSPInstance, CVRPInstance, VRPTWInstance
 from envs.tasks import RoutingTask
-from routing.cvrp import FIELD_INSTANCES, CVRPRules
+from routing.cvrp import FIELD_INSTANCES
 from routing.files import InstanceError, RoutingInstance, read_instances
 from routing.matrices import as_costs, without_positions
 from routing.metrics import EXACT, GIVEN
 from routing.rules import Rules
 from routing.solutions import known_length
+from routing.windows import TimeWindows
 from solving import answers, writing
 from solving.answers import Solution
 from solving.command_line import NO_RUN, make_parser, require_effect
@@ -44,6 +45,7 @@ from solving.polishing import suited_seconds
 from solving.reconstruction import SECONDS, reconstruction, why_no_parts
 from solving.references import with_references
 from solving.search import TUNING_SECONDS, ActiveSearch, BeamSearch
+from solving.times import strange_times
 from solving.ways import ByModel, ByPolicy, BySolver, OneByOne, Way, polish
 from solving.worlds import at_home, in_world, require_positions, tells_costs
 from system.memory import NotEnoughMemory, is_exhausted, require_memory
@@ -53,6 +55,7 @@ from training.stopping import StopRequests
 
 CONFIGS = Path(__file__).with_name("configs.yaml")
 PLAN = Decoding.PLAN
+NETWORKS = (answers.NETWORK, answers.NETWORK_IN_PARTS)
 # Names of the ways to solve instances.
 BY_SOLVER, BY_MODEL, BY_POLICY, BY_PARTS = "solver", "model", "policy", "parts"
 BEAM, ACTIVE = Decoding.SEARCHES
@@ -108,7 +111,7 @@ def random_instances(
         except UserError as error:
             raise UserError(f"every random instance {error}") from error
     # The field's vehicle-routing instances are drawn all together.
-    drawn_at_once = max(count, FIELD_INSTANCES) if issubclass(rules, CVRPRules) else count
+    drawn_at_once = max(count, FIELD_INSTANCES) if SOLVERS[rules.problem()] == "pyvrp" else count
     needed = 4 * WORKING_NUMBERS + INSTANCE_BYTES * count + NODE_BYTES * num_nodes * drawn_at_once
     work = f"{count:,} random instances of {num_nodes:,} nodes take"
     require_memory(needed, device=torch.device("cpu"), work=work, remedy="ask for fewer, or for smaller ones")
@@ -120,9 +123,12 @@ def random_instances(
         if isinstance(drawn, ATSPInstance):
             costs = as_costs(drawn.costs[row].numpy())
             each = each._replace(coords=without_positions(num_nodes), metric=GIVEN, costs=costs)
-        if isinstance(drawn, CVRPInstance):
+        if isinstance(drawn, CVRPInstance | VRPTWInstance):
             demand, capacity = drawn.demand[row].long().numpy(), int(drawn.capacity[row])
             each = each._replace(demand=demand, capacity=capacity)
+        if isinstance(drawn, VRPTWInstance):
+            ready, due, service = (part[row].double().numpy() for part in (drawn.ready, drawn.due, drawn.service))
+            each = each._replace(windows=TimeWindows(ready, due, service, float(drawn.pace[row])))
         if drawn.place is not None:
             each = each._replace(place=drawn.place[row].long().numpy())
         instances.append(at_home(rules, each))
@@ -202,7 +208,8 @@ def _ways(
 
 def _which(agent: Dreamer | None, instance: RoutingInstance, decoding: Decoding, *, by_size: bool) -> str:
     """The name of the way to solve an instance."""
-    if agent is None or (instance.metric == GIVEN and decoding.method == PLAN):
+    if agent is None or (decoding.method == PLAN and (instance.metric == GIVEN or instance.windows is not None)):
+        # No model plans by the clock.
         return BY_SOLVER
     if decoding.method == PLAN:
         return BY_MODEL
@@ -298,7 +305,8 @@ def _print(solutions: Sequence[Solution], decoding: Decoding, *, as_json: bool, 
         if tours := answers.tours(solutions):
             show(f"\n{tours}")
     trained_on = 0 if agent is None else agent.task.num_actions
-    for line in answers.warnings(solutions, decoding, trained_on=trained_on):
+    lines = answers.warnings(solutions, decoding, trained_on=trained_on)
+    for line in [*lines, *strange_times([each.instance for each in solutions if each.chosen_by in NETWORKS])]:
         tell(f"solve.py: {line}")
 
 

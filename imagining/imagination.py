@@ -36,8 +36,8 @@ class Start(NamedTuple):
     """Where imagination begins: Q trajectories for each of B instances, or replayed sequences.
 
     `latent` is None where nothing reads it; `state` is what the kind of task steps by rules, and `context` what never
-    changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end). The last G of
-    the Q trajectories begin with actions that are `given`, which nobody chose.
+    changes within an episode. `weight` is 0 for starts that must not count (rows beyond an episode's end). The last G
+    of the Q trajectories begin with actions that are `given`, which nobody chose.
     """
 
     latent: Latent | None

@@ -19,10 +19,13 @@ from config import UserError
 from routing.matrices import COST_REMEDY, as_costs, impossible_cost
 from routing.metrics import EXACT, GIVEN
 from routing.parsing import LARGEST_COORDINATE, LARGEST_LOAD, InstanceError, RoutingInstance, quoted
+from routing.windows import counted_from_opening
 
 # What may stand beside each other; loads are of CVRP.
 PLACES = ({"coords"}, {"costs"}, {"coords", "costs"})
 LOADS = {"demand", "capacity"}
+# Times are of VRPTW; who leaves these out needs none.
+TIMES, MAY_LACK = {"ready", "due"}, {"service", "pace"}
 # The most bytes that each array may have as float64: 16 million nodes.
 LARGEST_UNPACKED = 2**28
 # The signature of an entry in the directory of a zip archive; they are counted before a directory of millions is read.
@@ -99,14 +102,16 @@ def _require_size(path: Path, size: int) -> None:
 
 
 def _require_parts(path: Path, names: list[str]) -> None:
-    if set(names) not in (*PLACES, *(places | LOADS for places in PLACES)):
+    given = set(names)
+    timed = given - MAY_LACK if given >= TIMES else given
+    if timed not in [places | more for places in PLACES for more in (set(), LOADS, LOADS | TIMES)]:
         raise _other_parts(path, quoted(", ".join(sorted(names))))
 
 
 def _other_parts(path: Path, found: str) -> InstanceError:
     return InstanceError(
         f"{path}: holds {found}; `coords` [I, N, 2] or `costs` [I, N, N] is needed, with `demand` [I, N] and `capacity`"
-        " [I] for CVRP"
+        " [I] for CVRP, and `ready`, `due` and `service` [I, N] for VRPTW"
     )
 
 
@@ -146,7 +151,33 @@ def batch(path: Path, arrays: dict[str, np.ndarray]) -> list[RoutingInstance]:
             each._replace(problem="cvrp", demand=amounts, capacity=int(most))
             for each, amounts, most in zip(found, demand, capacity, strict=True)
         ]
-    return found
+    return _with_windows(path, arrays, found) if "ready" in arrays else found
+
+
+def _with_windows(path: Path, arrays: dict[str, np.ndarray], found: list[RoutingInstance]) -> list[RoutingInstance]:
+    """Instances with their time windows. A unit of length takes `pace` units of time, 1 where that is not given."""
+    shape = (len(found), len(found[0].coords))
+    parts = {name: _times(path, name, arrays, shape) for name in ("ready", "due", "service")}
+    pace = _number_array(path, "pace", arrays.get("pace", np.ones(1)), largest=LARGEST_COORDINATE)
+    if pace.size not in (1, shape[0]) or pace.ndim > 1 or (pace <= 0).any():
+        raise InstanceError(f"{path}: pace has shape {pace.shape}; one number above 0 is needed, or one for each")
+    if parts["service"][:, 0].any():
+        raise InstanceError(f"{path}: has a service time at a depot, node 0; it needs 0 there")
+    timed = []
+    for row, each_pace in enumerate(np.broadcast_to(pace.reshape(-1), (shape[0],)).tolist()):
+        ready, due, service = (parts[name][row] for name in ("ready", "due", "service"))
+        windows = counted_from_opening(ready, due, service, each_pace)
+        timed.append(found[row]._replace(problem="vrptw", windows=windows))
+        timed[-1].require_served(path, called="customer" if shape[0] == 1 else f"instance {row}: node", counted_from=0)
+    return timed
+
+
+def _times(path: Path, name: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> Float64[np.ndarray, "I N"]:
+    times = _number_array(path, name, arrays.get(name, np.zeros(shape)), largest=LARGEST_COORDINATE)
+    times = times[None] if times.ndim == 1 and shape[0] == 1 else times
+    if times.shape != shape or (times < 0).any():
+        raise InstanceError(f"{path}: {name} is needed with shape {shape}, in numbers from 0 up, got {times.shape}")
+    return times
 
 
 def _positions(path: Path, array: np.ndarray) -> Float64[np.ndarray, "I N 2"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from routing.arrays import read_arrays
 from routing.parsing import InstanceError, RoutingInstance, decode
+from routing.solomon import is_solomon, read_solomon
 from routing.tables import read_json, read_table
 from routing.tsplib import read_tsplib
 from system.safe_files import read_bytes
@@ -30,8 +31,9 @@ def read_instances(path: str | os.PathLike) -> list[RoutingInstance]:
     `.csv` and `.tsv` have a line for each node: `x,y`, or named columns, among them `x` and `y`, or `lat` and `lon` for
     great circles; or they are a square of costs, rows from and columns to. `.json` has a list of the same as objects,
     pairs or rows. `.npy` is an array [N, 2] or [I, N, 2], or of costs, [N, N] or [I, N, N]; `.npz` a batch: `coords`
-    [I, N, 2] or `costs` [I, N, N], and, for CVRP, `demand` [I, N] and `capacity` [I] or a number. Anything else is read
-    as TSPLIB or CVRPLIB; so is `.txt`, unless it has none of their sections.
+    [I, N, 2] or `costs` [I, N, N], and, for CVRP, `demand` [I, N] and `capacity` [I] or a number; with time windows,
+    also `ready`, `due` and `service` [I, N]. Columns of these names do the same. Anything else is read in Solomon's
+    form, if it has it, or as TSPLIB or CVRPLIB; so is `.txt`, unless it has none of their sections.
 
     Raises:
         InstanceError: the file cannot be read, or holds no instance that can be solved.
@@ -54,6 +56,8 @@ def _instances(path: Path, suffix: str, content: bytes) -> list[RoutingInstance]
     if suffix == ".json":
         return read_json(path, text)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if suffix not in TABLES and is_solomon(text):
+        return [read_solomon(path, lines)]
     if suffix in TABLES or (suffix == ".txt" and not re.search("_SECTION", text, re.IGNORECASE)):
         return [read_table(path, lines)]
     return [read_tsplib(path, lines)]

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int, Int64, Num
 
 from config import UserError
 from routing import metrics
+from routing.windows import TimeWindows, Windows, first_unserved
 
 # Squares, and sums of a million legs, stay exact enough in float64 to be rounded to whole numbers.
 LARGEST_COORDINATE = 1e12
@@ -32,7 +33,7 @@ class RoutingInstance(NamedTuple):
 
     Attributes:
         name: the file's name without its suffix, with its place in a batch.
-        problem: `tsp` or `cvrp`, as in `envs.routing.RULES`.
+        problem: `tsp`, `cvrp` or `vrptw`, as in `envs.routing.RULES`.
         coords: positions in the file's own unit; node 0 is the start or the depot. Where costs are given, they are for
             pictures alone, and without any numbers (D is 0) where the file has none.
         metric: one of `routing.metrics`, `GIVEN` with costs.
@@ -44,6 +45,7 @@ class RoutingInstance(NamedTuple):
             matrix: int64 if all of them are whole, else float64. None where positions tell, or nobody knows.
         place: which place of a run's cost world each node is; None where the file says nothing of places.
         called: what the file calls those places, by number or by name; None likewise.
+        windows: when nodes may be visited; None but for `vrptw`.
     """
 
     name: str
@@ -57,6 +59,7 @@ class RoutingInstance(NamedTuple):
     costs: Num[np.ndarray, "N N"] | None = None
     place: Int64[np.ndarray, " N"] | None = None
     called: tuple[str, ...] | None = None
+    windows: TimeWindows | None = None
 
     @property
     def is_priced(self) -> bool:
@@ -74,6 +77,27 @@ class RoutingInstance(NamedTuple):
         if self.costs is None:
             return metrics.distance_matrix(self.coords, self.metric)
         return self.costs.astype(np.float64)
+
+    def whole_windows(self) -> Windows | None:
+        """Windows, and how long driving takes, in whole numbers; None where there are none."""
+        return None if self.windows is None else self.windows.whole(self.cost_matrix())
+
+    def require_served(self, path: Path, *, called: str, counted_from: int) -> None:
+        """Check that every customer can be served in time on a route of its own.
+
+        Args:
+            path: of the file.
+            called: what the file calls a node.
+            counted_from: the number of the depot there.
+
+        Raises:
+            InstanceError: one cannot be.
+        """
+        assert self.windows is not None, "without windows nobody is late"
+        unserved = first_unserved(self.windows, self.cost_matrix())
+        if unserved is not None:
+            name = f"{called} {unserved.node + counted_from}" if unserved.node else "the depot"
+            raise InstanceError(f"{path}: {name} {unserved.reason}; no plan can keep to that: correct its times")
 
     def longest_leg(self) -> float:
         """A length that no move between two of the nodes exceeds."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
@@ -18,6 +18,7 @@ from routing.files import RoutingInstance
 from routing.instances import LKH_UNITS, cached_lengths, tour_costs, whole_distances
 from routing.metrics import EXACT, distance_matrix
 from routing.solutions import join_routes, split_routes
+from routing.windows import Windows
 
 # Part of the name of every cache file: to be raised when plans change.
 REFERENCE_VERSION = "pyvrp-0.14-2"
@@ -28,22 +29,6 @@ PYVRP_UNITS = 10_000
 # Iterations, so that a plan depends on no clock. With 20 customers, 8 for each node find what 50 do. With 50 customers,
 # plans are 1.2 % longer with 8 than with 80, and 0.5 % with 25: the number grows with the cube of the nodes.
 FEWEST_ITERATIONS, MOST_ITERATIONS, CUBE_SHARE = 200, 10_000, 32
-
-
-class Windows(NamedTuple):
-    """When nodes may be visited, in whole units of time.
-
-    Attributes:
-        drives: how long it takes from each node (row) to each (column).
-        ready: when service may begin at the earliest.
-        due: when it has to begin at the latest; of the depot, when vehicles have to be back.
-        service: how long it takes.
-    """
-
-    drives: Int64[np.ndarray, "N N"]
-    ready: Int64[np.ndarray, " N"]
-    due: Int64[np.ndarray, " N"]
-    service: Int64[np.ndarray, " N"]
 
 
 def pyvrp_solution(
@@ -66,6 +51,7 @@ def pyvrp_solution(
         vehicles=instance.vehicles,
         name=instance.name,
         iterations=iterations,
+        windows=instance.whole_windows(),
     )
 
 
@@ -77,7 +63,7 @@ def cheapest_plan(
     vehicles: int | None = None,
     name: str = "a random instance",
     iterations: int | None = None,
-    begin: Int64[np.ndarray, " L"] | None = None,
+    begin: Int64[np.ndarray, " K"] | None = None,
     seconds: float | None = None,
     windows: Windows | None = None,
 ) -> Int64[np.ndarray, " L"]:

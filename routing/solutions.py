@@ -20,6 +20,8 @@ from system import safe_files, terminal
 
 logger = logging.getLogger(__name__)
 
+# Of a leg, in files of best known plans with time windows: CVRPLIB's drop all behind the first decimal.
+ROUNDED_AWAY = 0.1
 # Bytes: millions of nodes.
 LARGEST_SOLUTION = 2**26
 
@@ -28,8 +30,10 @@ class IllegalSolution(RuntimeError):
     """A solution that breaks the rules of its problem."""
 
 
-def check_solution(instance: RoutingInstance, tour: Int[np.ndarray, " L"]) -> None:
+def check_solution(instance: RoutingInstance, tour: Int[np.ndarray, " L"], *, allowed: float = 0.0) -> None:
     """Check a solution against the rules, from the instance and the sequence of nodes alone.
+
+    With time windows, a vehicle may be late by what is `allowed` for each leg of its route.
 
     Raises:
         IllegalSolution: it breaks one; the message says which.
@@ -51,6 +55,19 @@ def check_solution(instance: RoutingInstance, tour: Int[np.ndarray, " L"]) -> No
         load = int(instance.demand[route].sum())
         if load > instance.capacity:
             raise IllegalSolution(f"{instance.name}: route {number} carries {load}, above {instance.capacity}")
+    if instance.windows is not None:
+        _check_times(instance, tour, allowed)
+
+
+def _check_times(instance: RoutingInstance, tour: Int[np.ndarray, " L"], allowed: float) -> None:
+    """Check that no vehicle is late by more than what is allowed for each of its legs."""
+    assert instance.windows is not None, "without windows nobody is late"
+    lengths = instance.cost_matrix()
+    for number, route in enumerate(split_routes(tour), start=1):
+        node, late = instance.windows.lateness(lengths, route)
+        if late > allowed * (len(route) + 1):
+            where = f"customer {node}" if node else "the depot"
+            raise IllegalSolution(f"{instance.name}: route {number} comes to {where} {late:g} too late")
 
 
 def split_routes(tour: Int[np.ndarray, " L"]) -> list[Int[np.ndarray, " C"]]:
@@ -104,7 +121,7 @@ def known_length(path: str | os.PathLike, instance: RoutingInstance) -> int | fl
     try:
         text = safe_files.read_bytes(beside, most=LARGEST_SOLUTION).decode("utf-8", errors="replace")
         tour = _tour_in(text) if instance.demand is None else join_routes(parse_solution(text)["routes"])
-        check_solution(instance, tour)
+        check_solution(instance, tour, allowed=ROUNDED_AWAY if instance.windows is not None else 0.0)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, IllegalSolution) as error:
         logger.warning("%s", terminal.one_line(f"{beside} is no solution of {path} ({str(error)[:100]})"))
         return instance.reference

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 
 from config import UserError
 from routing.arrays import batch, unnamed
+from routing.loads import COLUMNS, with_loads
 from routing.matrices import without_positions
 from routing.matrix_tables import read_square
 from routing.metrics import EXACT, GREAT_CIRCLE
@@ -37,11 +38,10 @@ Y = frozenset({"y", "ycoord", "ycoordinate", "coordy", "ypos", "posy", "northing
 PLACE_COLUMN = "place"
 LATITUDE = frozenset({"lat", "latitude"})
 LONGITUDE = frozenset({"lon", "lng", "long", "longitude"})
-# Columns that change the problem; a reader of positions alone would silently leave them out.
-CONSTRAINTS = frozenset(
-    {"z", "zcoord", "demand", "demands", "capacity", "load", "due", "duedate", "duetime", "ready", "readytime"}
-    | {"service", "servicetime", "timewindow", "twstart", "twend"}
-)
+# Columns that change the problem, and can be read.
+LOADS = frozenset(itertools.chain.from_iterable(COLUMNS.values()))
+# Those that cannot; a reader of positions alone would silently leave them out.
+CONSTRAINTS = frozenset({"z", "zcoord", "load", "timewindow", *LOADS})
 # The columns that say where a node is, and the lengths between such places.
 PLACES = (((LATITUDE, LONGITUDE), GREAT_CIRCLE), ((X, Y), EXACT))
 COLUMNS_REMEDY = (
@@ -233,7 +233,8 @@ def _from_columns(path: Path, header: Row | None, rows: list[Row]) -> RoutingIns
         if metric == GREAT_CIRCLE:
             check_on_earth(path, row.number, *positions[-1], remedy="lat and lon are taken in degrees, as 52.52")
     coords = np.array(positions)
-    return RoutingInstance(name=path.stem, problem="tsp", coords=coords, metric=metric, place=place, called=called)
+    instance = RoutingInstance(path.stem, "tsp", coords, metric, place=place, called=called)
+    return with_loads(path, header, rows, instance, plain=plain_name)
 
 
 def _called(header: Row | None, rows: list[Row]) -> tuple[str, ...] | None:
@@ -251,15 +252,15 @@ def _numbers(called: tuple[str, ...]) -> Int64[np.ndarray, " N"] | None:
     return np.array(found, dtype=np.int64) if len(found) == len(numbers) else None
 
 
-def _refuse_constraints(path: Path, header: Row) -> None:
-    """Check that no column says what would change the problem.
+def _refuse_constraints(path: Path, header: Row, *, read: frozenset[str] = frozenset()) -> None:
+    """Check that no column says what would change the problem, but for names that are `read`.
 
     Raises:
         InstanceError: one does.
     """
     for name in header.fields:
-        if CONSTRAINTS & {plain_name(name), *_words(name)}:
-            remedy = "write a .vrp or .npz file for demands, and remove what can be left out"
+        if plain_name(name) not in read and CONSTRAINTS & {plain_name(name), *_words(name)}:
+            remedy = "call what is meant demand, capacity, ready, due or service, and remove what can be left out"
             raise fault(path, header.number, f"column {quoted(name)} cannot be taken into account", remedy)
 
 
@@ -267,8 +268,9 @@ def _chosen(path: Path, header: Row | None, rows: list[Row]) -> tuple[tuple[int,
     """Which two columns hold the positions, and in which metric."""
     columns = len(rows[0].fields)
     if header is not None:
-        _refuse_constraints(path, header)
-        if found := _named(header.fields):
+        found = _named(header.fields)
+        _refuse_constraints(path, header, read=LOADS if found else frozenset())
+        if found:
             return found
     if columns == 2:
         return _unnamed(path, header, (0, 1))

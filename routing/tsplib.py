@@ -36,6 +36,7 @@ from routing.parsing import (
     whole_number_in,
     without_thousands,
 )
+from routing.windows import counted_from_opening
 
 COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y` for each of DIMENSION nodes"
 DEEP_COORDS_REMEDY = "NODE_COORD_SECTION needs one line `number x y z` for each of DIMENSION nodes"
@@ -52,6 +53,11 @@ SECTIONS = {
     "ATSP": ("NODE_COORD_SECTION", "DISPLAY_DATA_SECTION"),
     "CVRP": ("NODE_COORD_SECTION", "DEMAND_SECTION", "DEPOT_SECTION", "DISPLAY_DATA_SECTION"),
 }
+SECTIONS["VRPTW"] = (*SECTIONS["CVRP"], "TIME_WINDOW_SECTION", "SERVICE_TIME_SECTION")
+# Two names of one problem.
+RENAMED = {"CVRPTW": "VRPTW"}
+WINDOWS_REMEDY = "TIME_WINDOW_SECTION needs one line `number ready due` for each of DIMENSION nodes"
+SERVICE_REMEDY = "SERVICE_TIME_SECTION needs one line `number time` for each of DIMENSION nodes, 0 for the depot"
 MATRIX_SECTION = "EDGE_WEIGHT_SECTION"
 # Keywords that stand without a colon in some files.
 KEYWORDS = frozenset(
@@ -96,9 +102,10 @@ def read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
     # vrplib and tsplib95 give neither the line of a mistake nor (vrplib) the numbers of the nodes, without which a file
     # whose lines are out of order is another instance. So files are split here, and vrplib reads and writes solutions.
     text = _split(path, lines)
-    line, problem = text.word("TYPE", "TYPE: TSP, ATSP or CVRP is needed")
+    line, problem = text.word("TYPE", "TYPE: TSP, ATSP, CVRP or VRPTW is needed")
+    problem = RENAMED.get(problem, problem)
     if problem not in SECTIONS:
-        raise text.fault(line, f"TYPE is {quoted(problem)}", "only TSP, ATSP and CVRP can be solved")
+        raise text.fault(line, f"TYPE is {quoted(problem)}", "only TSP, ATSP, CVRP and VRPTW can be solved")
     line, metric = text.word("EDGE_WEIGHT_TYPE", METRIC_REMEDY)
     if metric not in (*FILE_METRICS, EXACT_2D, EXPLICIT):
         raise text.fault(line, f"EDGE_WEIGHT_TYPE is {quoted(metric)}", METRIC_REMEDY)
@@ -116,7 +123,10 @@ def read_tsplib(path: Path, lines: list[str]) -> RoutingInstance:
     else:
         coords = _coords(text, dimension, metric)
         instance = RoutingInstance(path.stem, "tsp", coords, EXACT if metric == EXACT_2D else metric)
-    return _with_loads(text, instance, metric) if problem == "CVRP" else instance
+    if problem not in ("CVRP", "VRPTW"):
+        return instance
+    instance = _with_loads(text, instance, metric)
+    return _with_windows(text, instance) if problem == "VRPTW" else instance
 
 
 def _with_loads(text: _Text, instance: RoutingInstance, metric: str) -> RoutingInstance:
@@ -134,6 +144,35 @@ def _with_loads(text: _Text, instance: RoutingInstance, metric: str) -> RoutingI
         reference=number_in(without_thousands(known[1].rstrip(","))) if known else None,
         vehicles=_vehicles(text, customers=count - 1),
     )
+
+
+def _with_windows(text: _Text, instance: RoutingInstance) -> RoutingInstance:
+    """A VRPTW instance: driving takes as long as legs are, or as the matrix says."""
+    count = len(instance.coords)
+    rows = _numbered(text, "TIME_WINDOW_SECTION", count, columns=2, remedy=WINDOWS_REMEDY)
+    ready, due = np.array([[_time(text, row, field) for field in row.fields[1:]] for row in rows]).T
+    if "SERVICE_TIME_SECTION" in text.sections:
+        rows = _numbered(text, "SERVICE_TIME_SECTION", count, columns=1, remedy=SERVICE_REMEDY)
+        service = np.array([_time(text, row, row.fields[1]) for row in rows])
+        if service[0]:
+            raise text.fault(rows[0].number, f"the depot has a service time of {service[0]:g}", "it needs 0 there")
+    else:
+        line, value = text.specification.get("SERVICE_TIME", (0, "0"))
+        service = np.full(count, _time(text, Row(line, []), value))
+        service[0] = 0.0
+    windows = counted_from_opening(ready, due, service)
+    # What its comment calls the best was found by other rules of rounding.
+    instance = instance._replace(problem="vrptw", windows=windows, reference=None)
+    instance.require_served(text.path, called="node", counted_from=1)
+    return instance
+
+
+def _time(text: _Text, row: Row, field: str) -> float:
+    number = number_in(field)
+    if number is None or not 0 <= number <= LARGEST_COORDINATE:
+        remedy = f"a number from 0 to {LARGEST_COORDINATE:g} is needed"
+        raise text.fault(row.number, f"time {quoted(field)}", remedy)
+    return number
 
 
 def _split(path: Path, lines: list[str]) -> _Text:

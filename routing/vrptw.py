@@ -13,8 +13,9 @@ from torch import Tensor
 from config import UserError
 from routing.cvrp import CVRPInstance, CVRPRules, CVRPState
 from routing.instances import cached_lengths, euclidean_distances, tour_costs
-from routing.pyvrp_reference import REFERENCE_VERSION, Windows, cheapest_plan
+from routing.pyvrp_reference import REFERENCE_VERSION, cheapest_plan
 from routing.rules import Rules, random_symmetry
+from routing.windows import LONGEST, Windows
 
 # Whole units of time for a unit of length, in random instances: fine enough to lose nothing by rounding up.
 PACE = 100_000
@@ -23,7 +24,7 @@ ROUNDING = 0.05
 # The field's distribution (Liu et al. 2024 and Zhou et al. 2024 have it for all their problems with windows), in units
 # of length: the depot's day, how long a customer is served, and how long the window is in which that may begin.
 DAY, SERVICE, WINDOW = 4.6, (0.15, 0.18), (0.18, 0.20)
-LARGEST_TIME = 10**9
+LARGEST_TIME = LONGEST
 # Positions times pace, as a multiple of what random instances have, beyond which `ROUNDING` is too little.
 FINEST = 2
 
@@ -32,7 +33,8 @@ class VRPTWInstance(NamedTuple):
     """A batch of instances: what never changes within an episode. Node 0 is the depot; times are whole numbers.
 
     Service at a node begins from `ready` to `due`, both included, and takes `service`. `due` of the depot is when every
-    vehicle has to be back. A unit of length takes `pace` units of time to drive, rounded up for each leg.
+    vehicle has to be back. A unit of length takes `pace` units of time to drive, rounded up for each leg; or `drives`
+    says how long it takes from each node (row) to each (column), where that is not as positions have it.
     """
 
     coords: Float[Tensor, "*B N 2"]
@@ -44,6 +46,7 @@ class VRPTWInstance(NamedTuple):
     pace: Float[Tensor, "*B"]
     valid: Bool[Tensor, "*B N"] | None = None
     place: Int[Tensor, "*B N"] | None = None
+    drives: Int[Tensor, "*B N N"] | None = None
 
 
 class VRPTWState(NamedTuple):
@@ -61,6 +64,7 @@ class VRPTWState(NamedTuple):
     due: Int[Tensor, "*B N"]
     service: Int[Tensor, "*B N"]
     pace: Float[Tensor, "*B"]
+    drives: Int[Tensor, "*B N N"] | None = None
 
 
 class VRPTWRules(Rules):
@@ -106,6 +110,7 @@ class VRPTWRules(Rules):
             due=instance.due,
             service=instance.service,
             pace=instance.pace,
+            drives=instance.drives,
         )
 
     @staticmethod
@@ -185,15 +190,15 @@ class VRPTWRules(Rules):
 
     @staticmethod
     def node_features(instance: VRPTWInstance) -> Float[Tensor, "*B N F"]:
-        """Those of CVRP; and window and service as shares of the depot's day."""
-        day = instance.due[..., :1].clamp(min=1)
+        """Those of CVRP; and window and service as shares of the day that networks count in."""
+        day = _counted_day(instance.pace, instance.due)[..., None]
         times = torch.stack([part / day for part in (instance.ready, instance.due, instance.service)], -1)
         return torch.cat((CVRPRules.node_features(_without_windows(instance)), times), -1)
 
     @staticmethod
     def state_features(state: VRPTWState) -> Float[Tensor, "*B X"]:
         """The share of its capacity that the vehicle has left, and the share of the day that is gone."""
-        gone = state.time / state.due[..., 0].clamp(min=1)
+        gone = state.time / _counted_day(state.pace, state.due)
         return torch.stack((state.load / state.capacity, gone), -1)
 
     @classmethod
@@ -236,7 +241,7 @@ class VRPTWRules(Rules):
         """
         CVRPRules.validate(_without_windows(instance))
         extent = instance.coords.abs().flatten(-2).amax(-1)
-        if bool((extent * instance.pace > FINEST * PACE).any()):
+        if instance.drives is None and bool((extent * instance.pace > FINEST * PACE).any()):
             raise UserError(
                 f"pace times the largest coordinate is above {FINEST * PACE:,}, where times are finer than positions in"
                 " float32; count in larger units of time"
@@ -268,8 +273,19 @@ def _without_windows(instance: VRPTWInstance) -> CVRPInstance:
     return CVRPInstance(instance.coords, instance.demand, instance.capacity, instance.valid, instance.place)
 
 
+def _counted_day(pace: Float[Tensor, "*B"], due: Int[Tensor, "*B N"]) -> Float[Tensor, "*B"]:
+    """What times are shares of where networks see them: the day of random instances, or its own where that is longer.
+
+    So a time says how far one gets in it, as it does in training, and nothing is above 1.
+    """
+    return torch.maximum(DAY * pace, due[..., 0].to(pace))
+
+
 def _drives(state: VRPTWState, origin: Int[Tensor, "*B"]) -> Int[Tensor, "*B N"]:
     """How long it takes from a node to every other, in whole units of time; never less than it truly does."""
+    if state.drives is not None:
+        row = origin[..., None, None].expand(*origin.shape, 1, state.drives.shape[-1])
+        return state.drives.gather(-2, row)[..., 0, :]
     here = state.coords.gather(-2, origin[..., None, None].expand(*origin.shape, 1, 2))
     return _whole_times((state.coords - here).norm(dim=-1), state.pace[..., None])
 
@@ -317,7 +333,8 @@ def _reference(instance: VRPTWInstance, costs: Float64[np.ndarray, "I N N"]) -> 
     """What PyVRP's plans cost, computed once for the same instances."""
     coords = instance.coords.float()
     distance = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
-    drives = _whole_times(distance, instance.pace[:, None, None]).numpy().astype(np.int64)
+    given = instance.drives if instance.drives is not None else _whole_times(distance, instance.pace[:, None, None])
+    drives = given.numpy().astype(np.int64)
     windows = [part.numpy().astype(np.int64) for part in (instance.ready, instance.due, instance.service)]
     demand, capacity = instance.demand.numpy().astype(np.int64), instance.capacity.numpy().astype(np.int64)
 

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 
 from routing.files import RoutingInstance
 from routing.metrics import unit
-from routing.solutions import split_routes
+from routing.solutions import route_counts, split_routes
 from solving.decoding import FARTHEST_SIZE, Decoding, Imagined, is_far
 from solving.intervals import SHARE, Forecast, least_tours
 from system.terminal import one_line
@@ -66,6 +66,11 @@ class Solution(NamedTuple):
         if self.chosen_by in (NETWORK, NETWORK_IN_PARTS):
             return self.chosen_by
         return f"{self.chosen_by} by the model's costs" if self.by_model else f"{self.chosen_by}, no model"
+
+    @property
+    def routes(self) -> int | None:
+        """How many vehicles are on their way; None of a tour."""
+        return None if self.instance.demand is None else int(route_counts(self.tour[None])[0])
 
     @property
     def gap(self) -> float | None:
@@ -125,6 +130,8 @@ def as_json(solutions: Sequence[Solution]) -> str:
             "chosen_by": solution.chosen_by,
             "by_model": solution.by_model,
             "polished_by": solution.polished_by,
+            "routes": solution.routes,
+            "minimised": "length",
             "seconds": solution.seconds,
             "tour": solution.tour.tolist(),
         }
@@ -148,8 +155,13 @@ def table(solutions: Sequence[Solution]) -> str:
     heads = ["instance", "n"] + (["expected", f"{100 * SHARE:.0f} %{of_what} within"] if with_forecast else [])
     heads += ["in truth" if with_forecast else "length", "reference", "gap, %", "seconds"]
     heads += ["imagined", "in truth"] if with_imagined else []
+    with_routes = any(solution.routes is not None for solution in solutions)
+    heads += ["routes"] if with_routes else []
     heads.append("chosen by")
-    rows = [_cells(solution, with_imagined=with_imagined, with_forecast=with_forecast) for solution in solutions]
+    rows = [
+        _cells(solution, with_imagined=with_imagined, with_forecast=with_forecast, with_routes=with_routes)
+        for solution in solutions
+    ]
     if len(solutions) > MOST_SHOWN:
         rows.insert(0, _mean_cells(solutions, with_forecast=with_forecast))
     elif len(solutions) > 1:
@@ -165,7 +177,7 @@ def table(solutions: Sequence[Solution]) -> str:
     )
 
 
-def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> list[str]:
+def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool, with_routes: bool) -> list[str]:
     instance = solution.instance
     lengths = [solution.length, solution.reference]
     cells = [one_line(instance.name), str(len(instance.coords))]
@@ -177,6 +189,8 @@ def _cells(solution: Solution, *, with_imagined: bool, with_forecast: bool) -> l
     if with_imagined:
         expected = None if solution.imagined is None else solution.imagined.length
         cells += [length_text(each, instance.metric) for each in (expected, solution.imagined_real_length)]
+    if with_routes:
+        cells.append("-" if solution.routes is None else str(solution.routes))
     return [*cells, solution.chooser]
 
 
@@ -232,6 +246,8 @@ def tours(solutions: Sequence[Solution], *, columns: int | None = None) -> str:
     columns = columns or shutil.get_terminal_size().columns
     plans = solutions[0].instance.demand is not None
     lines = ["routes, customers counted from 1:" if plans else "tours, nodes counted from 1:"]
+    if any(solution.instance.windows is not None for solution in solutions):
+        lines[0] = "routes of least length in all, not the fewest of them, customers counted from 1:"
     longest = columns // 3
     for solution in solutions:
         name = one_line(solution.instance.name)

@@ -53,7 +53,13 @@ def make_parser(description: str | None) -> Parser:
     add = parser.add_argument
     run_help = "weights, a run's folder, or a checkpoint file in one; none: no model, a solver answers"
     add("run", type=Path, metavar="CHECKPOINT", help=run_help)
-    add("files", type=Path, nargs="*", metavar="FILE", help="TSPLIB, CVRPLIB, .csv, .tsv, .json, .npy or .npz files")
+    add(
+        "files",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="TSPLIB, CVRPLIB, Solomon, .csv, .tsv, .json, .npy or .npz files",
+    )
     add("--random", type=positive, metavar="COUNT", help="solve random instances instead of files")
     add("--nodes", type=positive, help="of the random instances, depot included; those of training where not given")
     add("--seed", type=_seed, help="of the random instances and of --decode sample (default 0)")

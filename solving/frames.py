@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from envs.routing import ATSPInstance, CVRPInstance, TSPInstance
+from envs.routing import ATSPInstance, CVRPInstance, TSPInstance, VRPTWInstance
 from routing.files import RoutingInstance
 from routing.instances import longer_side, scale_to_unit_square
 from routing.metrics import GIVEN, is_paid, plane, plane_unit
@@ -56,7 +56,7 @@ def pose(instances: Sequence[RoutingInstance], device: torch.device, *, unit: fl
         scaled.append(positions)
         units.append(side * plane_unit(instance.metric))
     coords = torch.from_numpy(np.stack(scaled)).float().to(device)
-    return Posed(as_instance(instances, coords), np.array(units))
+    return Posed(as_instance(instances, coords, units=units), np.array(units))
 
 
 def _matrices(instances: Sequence[RoutingInstance], device: torch.device) -> Posed:
@@ -78,17 +78,51 @@ def _tamed(costs: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray, "N N"]:
     return np.minimum(costs, MOST_BESIDE * cheap)
 
 
-def as_instance(instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"]) -> Instance:
-    """Instances of one problem and size as its rules take them, with their nodes at `coords`."""
+def as_instance(
+    instances: Sequence[RoutingInstance], coords: Float[Tensor, "B N 2"], *, units: Sequence[float] | None = None
+) -> Instance:
+    """Instances of one problem and size as its rules take them.
+
+    Args:
+        instances: of any unit.
+        coords: where their nodes are.
+        units: how long a unit of `coords` is in the unit of each; 1 where not given.
+    """
     places = [instance.place for instance in instances if instance.place is not None]
     place = torch.from_numpy(np.stack(places)).int().to(coords.device) if len(places) == len(instances) else None
     if instances[0].demand is None:
         return TSPInstance(coords=coords, place=place)
     demand = np.stack([np.asarray(instance.demand, dtype=np.int32) for instance in instances])
     capacity = np.array([instance.capacity for instance in instances], dtype=np.int32)
-    return CVRPInstance(
+    plain = CVRPInstance(
         coords=coords,
         demand=torch.from_numpy(demand).to(coords.device),
         capacity=torch.from_numpy(capacity).to(coords.device),
         place=place,
+    )
+    return plain if instances[0].windows is None else _with_windows(instances, plain, units or [1.0] * len(instances))
+
+
+def _with_windows(instances: Sequence[RoutingInstance], plain: CVRPInstance, units: Sequence[float]) -> VRPTWInstance:
+    """The same with time windows in whole numbers; coordinates and times keep to one another."""
+    device, windows, pace = plain.coords.device, [], []
+    for instance, unit in zip(instances, units, strict=True):
+        whole = instance.whole_windows()
+        assert whole is not None and instance.windows is not None, "all of one problem have windows"
+        windows.append(whole)
+        pace.append(unit * instance.windows.pace * whole.fineness)
+
+    def stacked(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(each, name) for each in windows]).astype(np.int32)).to(device)
+
+    return VRPTWInstance(
+        coords=plain.coords,
+        demand=plain.demand,
+        capacity=plain.capacity,
+        ready=stacked("ready"),
+        due=stacked("due"),
+        service=stacked("service"),
+        pace=torch.tensor(pace, dtype=torch.float32, device=device),
+        place=plain.place,
+        drives=stacked("drives"),
     )

@@ -23,7 +23,7 @@ from system.processes import pool_of
 from system.terminal import one_line
 
 # The solver that the field compares with, by problem as in `envs.routing.RULES`.
-SOLVERS = {"tsp": "lkh", "cvrp": "pyvrp"}
+SOLVERS = {"tsp": "lkh", "cvrp": "pyvrp", "vrptw": "pyvrp"}
 # Names as they are shown.
 LKH, PYVRP, EXACT_SEARCH = "LKH", "PyVRP", "exact search"
 # Bytes of each leg while a solver looks, by measurement and rounded up.

@@ -38,10 +38,10 @@ def suited_seconds(num_nodes: int) -> float:
 def polished(
     instance: RoutingInstance,
     own: Int64[np.ndarray, " L"],
-    simple: Int64[np.ndarray, " L"],
+    simple: Int64[np.ndarray, " M"],
     *,
     seconds: float,
-) -> tuple[Int64[np.ndarray, " L"], str | None, bool]:
+) -> tuple[Int64[np.ndarray, " K"], str | None, bool]:
     """The better of what local search makes of two solutions, who made it, and whether from the first of them.
 
     Args:
@@ -81,6 +81,7 @@ def _plan_from(instance: RoutingInstance, begin: Int64[np.ndarray, " L"], second
         name=instance.name,
         begin=begin,
         seconds=seconds,
+        windows=instance.whole_windows(),
     )
     return min(begin, plan, key=instance.tour_length)
 

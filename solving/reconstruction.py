@@ -78,7 +78,7 @@ class Reconstruction(ABC):
         """A solution to begin with."""
 
     @abstractmethod
-    def improved(self, tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " L"]:
+    def improved(self, tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " K"]:
         """A solution that is not longer, after some of its parts were solved again."""
 
     def run(self, patience: Patience, *, watch: Callable[[], object] = lambda: None) -> Int64[np.ndarray, " L"]:
@@ -284,14 +284,19 @@ class PlanReconstruction(Reconstruction):
             return nearest
         return min(nearest, own, key=self._cost)
 
-    def improved(self, tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " L"]:
+    def improved(self, tour: Int64[np.ndarray, " L"]) -> Int64[np.ndarray, " K"]:
         routes = [route for route in split_routes(tour) if len(route)]
         chosen = self._neighbours(routes)
         part = np.concatenate([routes[index] for index in chosen])
         nodes = np.append(0, part)
         assert self.instance.demand is not None, "plans are of demands"
+        windows = self.instance.windows
         smaller = self.instance._replace(
-            coords=self.instance.coords[nodes], demand=self.instance.demand[nodes], vehicles=None, reference=None
+            coords=self.instance.coords[nodes],
+            demand=self.instance.demand[nodes],
+            windows=None if windows is None else windows.of(nodes),
+            vehicles=None,
+            reference=None,
         )
         (found,) = best_tours(self.behavior, [smaller], self._decoding())
         again = [nodes[route] for route in split_routes(found) if len(route)]

@@ -66,7 +66,7 @@ def test_reinforce_gradient_equals_the_one_written_out_by_hand():
     scene, batch = Scene(imag_reward="simulated", imag_tours=3, actor__unimix=0.0, **PLAIN), episodes(4)
     draws = generator()
     start = scene.start_by(batch, draws)
-    noise = scene.behavior._noise(start.weight.shape, draws)
+    noise = scene.behavior._noise(start, draws)
     tables = pointer_of(scene).encode(TSPRules.node_features(instance_of(start)))
     trajectory = imagine(
         scene.imagination,

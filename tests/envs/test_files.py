@@ -111,7 +111,7 @@ def test_read_instances_takes_huge_and_negative_coordinates(positions, tmp_path)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("TSP", "HCP", ":2: TYPE is 'HCP'; only TSP, ATSP and CVRP"),
+        ("TSP", "HCP", ":2: TYPE is 'HCP'; only TSP, ATSP, CVRP and VRPTW"),
         ("TSP", "ATSP", ":5: EDGE_WEIGHT_TYPE is 'EUC_2D' of an ATSP; costs that depend"),
         ("TYPE: TSP\n", "", ": has no TYPE"),
         ("EUC_2D", "EXPLICIT", ": has no EDGE_WEIGHT_FORMAT; one of FULL_MATRIX"),
