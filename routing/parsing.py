@@ -72,6 +72,12 @@ class RoutingInstance(NamedTuple):
             return metrics.tour_length(self.coords, tour, self.metric)
         return self.costs[tour, np.roll(tour, -1)].sum().item()
 
+    def legs(self, origin: Int[np.ndarray, " L"], target: Int[np.ndarray, " L"]) -> Float64[np.ndarray, " L"]:
+        """What moves from nodes to nodes cost."""
+        if self.costs is None:
+            return metrics.leg_lengths(self.coords[origin], self.coords[target], self.metric)
+        return self.costs[origin, target].astype(np.float64)
+
     def cost_matrix(self) -> Float64[np.ndarray, "N N"]:
         """What moves from each node (row) to each (column) cost, 0 from a node to itself."""
         if self.costs is None:
@@ -94,7 +100,8 @@ class RoutingInstance(NamedTuple):
             InstanceError: one cannot be.
         """
         assert self.windows is not None, "without windows nobody is late"
-        unserved = first_unserved(self.windows, self.cost_matrix())
+        nodes, depot = np.arange(len(self.coords)), np.zeros(len(self.coords), dtype=np.int64)
+        unserved = first_unserved(self.windows, self.legs(depot, nodes), self.legs(nodes, depot))
         if unserved is not None:
             name = f"{called} {unserved.node + counted_from}" if unserved.node else "the depot"
             raise InstanceError(f"{path}: {name} {unserved.reason}; no plan can keep to that: correct its times")

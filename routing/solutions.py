@@ -62,9 +62,9 @@ def check_solution(instance: RoutingInstance, tour: Int[np.ndarray, " L"], *, al
 def _check_times(instance: RoutingInstance, tour: Int[np.ndarray, " L"], allowed: float) -> None:
     """Check that no vehicle is late by more than what is allowed for each of its legs."""
     assert instance.windows is not None, "without windows nobody is late"
-    lengths = instance.cost_matrix()
     for number, route in enumerate(split_routes(tour), start=1):
-        node, late = instance.windows.lateness(lengths, route)
+        legs = instance.legs(np.append(0, route), np.append(route, 0))
+        node, late = instance.windows.lateness(route, legs)
         if late > allowed * (len(route) + 1):
             where = f"customer {node}" if node else "the depot"
             raise IllegalSolution(f"{instance.name}: route {number} comes to {where} {late:g} too late")

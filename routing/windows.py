@@ -78,18 +78,21 @@ class TimeWindows(NamedTuple):
         due = np.floor(fineness * np.minimum(self.due, most) + slack).astype(np.int64)
         return Windows(up(drives), up(self.ready), due, up(self.service), fineness)
 
-    def lateness(self, lengths: Float64[np.ndarray, "N N"], route: Int[np.ndarray, " C"]) -> tuple[int, float]:
+    def lateness(self, route: Int[np.ndarray, " C"], legs: Float64[np.ndarray, " L"]) -> tuple[int, float]:
         """The first node of a route, the depot at its end included, that a vehicle comes too late to; and by how much.
 
         By how much is 0, and the node the depot, where it is in time everywhere.
+
+        Args:
+            route: customers.
+            legs: lengths of the moves to each of them, and home.
         """
-        time, here = 0.0, 0
-        for node in (*route.tolist(), 0):
-            time += self.pace * float(lengths[here, node])
+        time = 0.0
+        for node, leg in zip((*route.tolist(), 0), legs.tolist(), strict=True):
+            time += self.pace * leg
             if time > self.due[node] + SLACK * max(1.0, self.day):
                 return node, time - float(self.due[node])
             time = max(time, float(self.ready[node])) + float(self.service[node])
-            here = node
         return 0, 0.0
 
 
@@ -100,10 +103,18 @@ class Unserved(NamedTuple):
     reason: str
 
 
-def first_unserved(windows: TimeWindows, lengths: Float64[np.ndarray, "N N"]) -> Unserved | None:
-    """The first node that cannot be served even on a route of its own; None where all can be."""
+def first_unserved(
+    windows: TimeWindows, there: Float64[np.ndarray, " N"], back: Float64[np.ndarray, " N"]
+) -> Unserved | None:
+    """The first node that cannot be served even on a route of its own; None where all can be.
+
+    Args:
+        windows: of the nodes.
+        there: lengths of the moves from the depot to each node.
+        back: of those from each node to the depot.
+    """
     slack = SLACK * max(1.0, windows.day)
-    there, back = windows.pace * lengths[0], windows.pace * lengths[:, 0]
+    there, back = windows.pace * there, windows.pace * back
     begins = np.maximum(there, windows.ready)
     home = begins + windows.service + back
     for node in range(len(there)):

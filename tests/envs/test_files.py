@@ -322,6 +322,12 @@ VALID = {
     "own.npy": as_bytes(np.save, BATCH["coords"]),
     "own.npz": as_bytes(np.savez, **BATCH),
     "packed.npz": as_bytes(np.savez_compressed, **BATCH),
+    "windows.txt": b"A\nVEHICLE\nNUMBER\n2 9\nCUSTOMER\nX\n0 0 0 0 0 99 0\n1 3 4 1 0 50 2\n2 0 5 2 9 60 2\n",
+    "windows.csv": b"x,y,demand,ready,due,service,capacity\n0,0,0,8,99,0,9\n3,4,1,8,50,2,\n0,5,2,9,60.5,2,\n",
+    "windows.vrp": CVRP_FILE.replace("CVRP", "VRPTW")
+    .replace("DEPOT", "TIME_WINDOW_SECTION\n1 0 99\n2 0 50\n3 9 60\nDEPOT", 1)
+    .encode(),
+    "windows.npz": as_bytes(np.savez, **BATCH, ready=np.zeros((2, 4)), due=np.full((2, 4), 99), pace=0.5),
 }
 SNIPPETS = [
     b"\n",
@@ -372,3 +378,5 @@ def test_read_instances_reads_or_refuses_mutated_files(data, tmp_path):
         assert (instance.costs is not None) == (instance.metric == GIVEN)
         assert instance.costs is None or (instance.costs >= 0).all()
         assert instance.demand is None or (instance.demand <= instance.capacity).all()
+        whole = instance.whole_windows()
+        assert whole is None or ((whole.ready <= whole.due).all() and (whole.drives[0] <= whole.due).all())
