@@ -34,7 +34,7 @@ from sweeping.plans import Grid, Plan, Run, Template
 from sweeping.runner import Sweep
 from system.terminal import show, tell
 from training.logdirs import claimed
-from training.logger import LogdirInUseError
+from training.run_lock import LogdirInUseError
 
 PROGRAMS = {"dreamer.py": dreamer, "sac.py": sac, "grpo.py": grpo}
 FLAGS = {

@@ -27,9 +27,9 @@ from torch import Tensor
 
 import checkpoint
 import dreamer
+from comparing.runs import METRICS
 from config import ConfigError, one_line_errors
 from dreamer import Dreamer
-from training.logger import METRICS
 
 ROOT = Path(__file__).parents[1]
 # The environment variable that switches the guard off in tests/faults.

@@ -29,7 +29,9 @@ from settings.run import RunSettings
 from settings.sac import SACSettings
 from settings.sections import Between, require_choice
 from training import launch, logdirs
-from training.logger import Logger, ProgressBar, save_run_facts
+from training.logger import Logger
+from training.progress import ProgressBar
+from training.run_facts import save_run_facts
 
 # Other values would change the task or the agent, and the peer does not know them.
 CHOICES = {"reward_scale": (1.0,), "context": ("none",), "envs": (1,), "sac.critic": ("mse",)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dreamer
-from training.logger import METRICS
+from comparing.runs import METRICS
 
 STEPS, ENVS = 200, 4
 COMMAND = [

@@ -10,7 +10,7 @@ import torch
 
 import checkpoint
 import dreamer
-from training.logger import METRICS
+from comparing.runs import METRICS
 
 CPU = torch.device("cpu")
 NODES = 6

@@ -15,7 +15,8 @@ import config
 from comparing import curves
 from comparing.runs import CONFIG_FILE, Series
 from config import Config, ConfigError
-from training.logger import Logger, save_run_facts
+from training.logger import Logger
+from training.run_facts import save_run_facts
 
 ROOT = Path(compare.__file__).parent
 

@@ -15,9 +15,9 @@ import checkpoint
 import config
 import dreamer
 from checkpoint import CheckpointError
+from comparing.runs import METRICS
 from tests.run_scenes import COMMAND, CPU, STEPS, Reference, loaded, same_weights, train
 from tests.scenes import refusal, without_times
-from training.logger import METRICS
 from training.resuming import RUN, require
 
 State = dict[str, Any]

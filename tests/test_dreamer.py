@@ -10,6 +10,7 @@ import torch
 
 import config
 import dreamer
+from comparing.runs import METRICS
 from dreamer import Dreamer
 from envs.routing import TSPInstance, TSPRules
 from envs.tasks import RoutingTask
@@ -19,7 +20,6 @@ from parts.acting import Sight
 from settings.imagination import ImaginationSettings
 from tools import uniform
 from training import devices, setup
-from training.logger import METRICS
 
 CPU = torch.device("cpu")
 NODES = 6

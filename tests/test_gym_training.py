@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import checkpoint
 import dreamer
 import sac
+from comparing.runs import METRICS
 from config import UserError
 from envs.bad_inputs import BadInput
 from envs.crashes import Crash, EnvironmentCrashed
@@ -27,7 +28,6 @@ from tests.scenes import decisions_in, refusal, saved_memory, stored_rows, witho
 from training import episodes, replay_room
 from training.episodes import GymEvaluator
 from training.host_replay import HostReplay
-from training.logger import METRICS
 from training.replay import Replay
 
 CPU = torch.device("cpu")

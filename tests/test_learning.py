@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import dreamer
-from training.logger import METRICS
+from comparing.runs import METRICS
 
 SHORT = ["--steps", "2800", "--eval_every", "2800", "--valid_episodes", "2", "--eval_episodes", "20"]
 

@@ -17,14 +17,15 @@ import dreamer
 import solve
 from comparing import event_files, runs
 from comparing.curves import draw
-from comparing.runs import Series
+from comparing.runs import LOCK, Series
 from config import ConfigError
 from routing.files import RoutingInstance
 from routing.metrics import EXACT
 from solving import answers, writing
 from system import safe_files
-from training.logger import LOCK, LogdirInUseError, Logger, RunLock
+from training.logger import Logger
 from training.replay import Replay
+from training.run_lock import LogdirInUseError, RunLock
 
 CPU = torch.device("cpu")
 SHORT = ["--configs", "debug", "--device", "cpu", "--steps", "48"]

@@ -18,8 +18,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from comparing.runs import METRICS
 from config import Config
-from training.logger import METRICS, LogdirInUseError, Logger, MetricAverages, ProgressBar, RunLock, save_run_facts
+from training.averages import MetricAverages
+from training.logger import Logger
+from training.progress import ProgressBar
+from training.run_facts import save_run_facts
+from training.run_lock import LogdirInUseError, RunLock
 
 
 def rows(logdir: Path) -> list[dict[str, float]]:
@@ -287,7 +292,7 @@ def test_progress_bar_has_no_time_left_beyond_the_last_step(capsys: pytest.Captu
 HOLD_LOCK = """
 import sys, time
 from pathlib import Path
-from training.logger import RunLock
+from training.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)

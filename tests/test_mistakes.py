@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+from comparing.runs import METRICS
 from config import ConfigError
 from tests.run_scenes import (
     COMMAND,
@@ -17,7 +18,7 @@ from tests.run_scenes import (
 from tests.scenes import refusal
 from training import setup
 from training.logdirs import claimed
-from training.logger import METRICS, RunLock
+from training.run_lock import RunLock
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import dreamer
+from comparing.runs import METRICS
 from config import load
 from envs.routing import ATSPRules, PickupRules, TSPRules, VRPTWRules
 from envs.tasks import RoutingTask
@@ -32,7 +33,6 @@ from tests.scenes import (
     without_times,
     without_zero_outputs,
 )
-from training.logger import METRICS
 
 NODES, SIZE, TOURS = 6, 9, 4
 PROBLEMS = [TSPRules, ATSPRules, CVRPRules, PickupRules, VRPTWRules, CVRPRules.under(place_costs())]

@@ -222,7 +222,7 @@ def test_collecting_never_waits(name: str, prefill_policy: Any, tmp_path: Path):
         for _ in range(8):
             trainer._advance()
     assert trainer.step > settings.prefill
-    assert any(call.place.startswith("training/logger.py") for call in recorder.calls)
+    assert any(call.place.startswith("training/averages.py") for call in recorder.calls)
 
 
 @pytest.mark.parametrize("name", ["tsp_attn", "pixelgrid"])

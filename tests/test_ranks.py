@@ -21,7 +21,7 @@ from tests.rank_scenes import CASES, RANKS, UPDATES, learn, on_ranks
 from tests.run_scenes import loaded, read_metrics
 from tests.scenes import debug_config, without_times
 from tests.sweep_scenes import until
-from training.logger import MetricAverages
+from training.averages import MetricAverages
 from training.replay import Replay
 from training.resharing import of_rank
 from training.shares import share_of

@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from comparing import runs
-from training.logger import METRICS, Logger
+from comparing.runs import METRICS
+from training.logger import Logger
 
 
 def steps(path: Path) -> list[int]:

@@ -14,6 +14,7 @@ import pytest
 
 import checkpoint
 from comparing import runs
+from comparing.runs import METRICS
 from tests.run_scenes import (
     COMMAND,
     ROOT,
@@ -24,7 +25,6 @@ from tests.run_scenes import (
     train,
 )
 from tests.scenes import without_times
-from training.logger import METRICS
 from training.resuming import history
 
 

@@ -15,7 +15,8 @@ import config
 from comparing import runs
 from comparing.runs import CONFIG_FILE, METRICS, UnreadableRunError
 from config import Config
-from training.logger import Logger, RunLock
+from training.logger import Logger
+from training.run_lock import RunLock
 
 
 def write_run(logdir: Path, *, seed: int = 0, finished: bool = False, **settings: object) -> Path:

@@ -18,6 +18,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 import checkpoint
 import config
 import sac
+from comparing.runs import METRICS
 from config import ConfigError
 from envs.tasks import ActionSpec, ObservationKey, ObservationTask
 from guard import Guard
@@ -27,7 +28,6 @@ from tests.sac_scenes import CONFIG_PATH, CPU, pendulum_agent
 from tests.scenes import debug_config, without_times
 from training import devices
 from training.agent import Agent
-from training.logger import METRICS
 
 SHORT = ["debug", "--device", "cpu", "--steps", "120", "--log_every", "40", "--eval_every", "120"]
 MONITORED = {f"train/{name}" for name in ("policy_grad_norm", "q_grad_norm", "q_mean", "q_std", "alpha")}

@@ -28,7 +28,7 @@ from tests.run_scenes import COMMAND, ROOT, Reference, read_metrics, same_weight
 from tests.scenes import without_times
 from tests.sweep_scenes import stand_in, steps_of, until, work
 from training.logdirs import claimed
-from training.logger import RunLock
+from training.run_lock import RunLock
 
 __all__ = ["stand_in"]
 

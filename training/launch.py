@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import checkpoint
+from comparing.runs import CONFIG_FILE
 from config import CommandLine, Config, ConfigError, to_yaml
 from guard import Guard, NonFinite
 from settings.families import require_read
@@ -23,14 +24,7 @@ from training.agent import Agent, AgentClass, Practitioner, Student, Trained
 from training.devices import make_generator, make_generators, prepare_torch
 from training.evaluation import Evaluator, Unjudged
 from training.logdirs import claimed, default_logdir, writing_to
-from training.logger import (
-    CONFIG_FILE,
-    LogdirInUseError,
-    Logger,
-    SilentLock,
-    SilentLogger,
-    save_run_facts,
-)
+from training.logger import Logger, SilentLogger
 from training.opening import opening
 from training.recorded import read_record, require_columns
 from training.replay_room import make_replay, require_sequences
@@ -46,6 +40,8 @@ from training.resuming import (
     require,
     require_class,
 )
+from training.run_facts import save_run_facts
+from training.run_lock import LogdirInUseError, SilentLock
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
 from training.shares import require_for_ranks, share_of
 from training.sinks import find_sinks

@@ -19,8 +19,11 @@ from settings.run import LoopSettings
 from system import safe_files, terminal
 from system.ranks import apart, here
 from training.agent import Trained
+from training.averages import MetricAverages
 from training.evaluation import Evaluator, Report
-from training.logger import Logger, MetricAverages, ProgressBar, RunLock, SilentBar
+from training.logger import Logger
+from training.progress import ProgressBar, SilentBar
+from training.run_lock import RunLock
 from training.stopping import StopRequests
 
 # A metric above its threshold is worth a line on the terminal.

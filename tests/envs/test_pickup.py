@@ -8,11 +8,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import dreamer
+from comparing.runs import METRICS
 from envs.routing import PickupEnv, TSPInstance
 from routing import pickup
 from routing.instances import euclidean_distances, field_test_coords
 from routing.pickup import PickupRules, shortest_length
-from training.logger import METRICS
 
 
 def orders_by_hand(count):

@@ -12,7 +12,7 @@ import pytest
 
 import dreamer
 from benchmarks.faults import GUARD_OFF, is_finite
-from training.logger import METRICS
+from comparing.runs import METRICS
 
 GUARDED = not os.environ.get(GUARD_OFF)
 COMMON = [

@@ -19,7 +19,7 @@ import torch
 import checkpoint
 import dreamer
 from tests.faults.conftest import COMMON
-from training.logger import RunLock
+from training.run_lock import RunLock
 
 ROOT = Path(dreamer.__file__).parent
 
