@@ -20,6 +20,7 @@ from imagining.observation_imagination import ObservationImagination
 from imagining.observation_model import ObservationModel
 from imagining.routing_imagination import RoutingImagination
 from imagining.routing_model import RoutingModel
+from imagining.traffic_imagination import TrafficImagination
 from imagining.traffic_model import TrafficModel
 from imagining.world_model import WorldModel
 from parts.actors import Actor
@@ -53,14 +54,20 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
         UserError: the settings do not fit the task.
     """
     if isinstance(task, ObservationTask):
+        if settings.contacts and not model.loss_scales.motion:
+            raise UserError(
+                "imag_contacts are of traffic that is carried along: they need model.loss_scales.motion above 0"
+            )
         if model.loss_scales.motion and not foresees_candidates(task, model):
             raise UserError(
                 f"model.loss_scales.motion is {model.loss_scales.motion:g}, and this task has no decoded candidates"
                 " to drive along: set it to 0"
             )
         if foresees_candidates(task, model):
-            kind = TrafficModel if model.loss_scales.motion else CandidateModel
-            return CandidateImagination(kind(task, model, discount=settings.discount), settings)
+            if not model.loss_scales.motion:
+                return CandidateImagination(CandidateModel(task, model, discount=settings.discount), settings)
+            kind = TrafficImagination if settings.contacts else CandidateImagination
+            return kind(TrafficModel(task, model, discount=settings.discount), settings)
         return ObservationImagination(ObservationModel(task, model, discount=settings.discount), settings)
     assert isinstance(task, RoutingTask)
     return RoutingImagination(RoutingModel(task, model), settings)

@@ -55,7 +55,7 @@ class CandidateImagination(ObservationImagination):
         lines = self.model.observed_lines(batch).repeat_interleave(self.settings.tours, 1)
         return start._replace(state=Offer(start.state, lines))
 
-    def view(self, feat: Feat | None, state: Offer, context: None) -> Moment:
+    def view(self, feat: Feat | None, state: Any, context: None) -> Moment:
         moment = super().view(feat, state.legality, context)
         lines = state.lines
         if lines is None:
@@ -65,8 +65,8 @@ class CandidateImagination(ObservationImagination):
                 lines = self.model.predict_lines(feat)
         return moment._replace(view=Candidates(moment.view.action_mask, lines))
 
-    def step(self, state: Offer, action: Shaped[Tensor, "B Q *A"]) -> tuple[Offer, None]:
-        legality, finished = super().step(state.legality, action)
+    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"], feat: Feat | None) -> tuple[Any, None]:
+        legality, finished = super().step(state.legality, action, feat)
         return Offer(legality), finished
 
     def replayed(self, batch: dict[str, Tensor]) -> Candidates:

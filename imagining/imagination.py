@@ -181,8 +181,16 @@ class Imagination(ABC):
         """What there is of a state [B, Q] to see."""
 
     @abstractmethod
-    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"]) -> tuple[Any, Bool[Tensor, "B Q"] | None]:
-        """The known part of the state after an action, and where the episode is over, as far as rules tell that."""
+    def step(
+        self, state: Any, action: Shaped[Tensor, "B Q *A"], feat: Feat | None
+    ) -> tuple[Any, Bool[Tensor, "B Q"] | None]:
+        """The known part of the state after an action, and where the episode is over, as far as rules tell that.
+
+        Args:
+            state: before it.
+            action: what is done.
+            feat: of the latent before it; None where nothing reads one.
+        """
 
     @abstractmethod
     def cont(self, moments: Moment, finished: Bool[Tensor, "B Q H"] | None) -> Float[Tensor, "B Q H"]:
@@ -316,7 +324,7 @@ def imagine(
             decisions.append(decision)
             latent_noise = None if noise is None else noise.latent[step].flatten(0, 1)
             latent = _advance(imagination.model, latent, decision, context, latent_noise)
-            state, finished = imagination.step(state, decision.action)
+            state, finished = imagination.step(state, decision.action, moments[-1].feat)
             ends.append(finished)
             if imagination.stops_early and imagination.all_over(start, finished):
                 break

@@ -98,7 +98,7 @@ class ObservationImagination(Imagination):
             mask = self.model.predict_mask(feat, context)
         return Moment(feat, None, View(mask), true_mask)
 
-    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"]) -> tuple[Any, None]:
+    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"], feat: Feat | None) -> tuple[Any, None]:
         if self.mask_rules is None:
             return Legality(), None
         return Legality(self.mask_rules.step(state.rules_state, action)), None

@@ -142,7 +142,7 @@ class RoutingImagination(Imagination):
             mask = self.model.predict_mask(feat, context)
         return Moment(feat, state, View.of(self.rules, state, mask), true_mask)
 
-    def step(self, state: State, action: Int[Tensor, "B Q"]) -> tuple[State, Bool[Tensor, "B Q"]]:
+    def step(self, state: State, action: Int[Tensor, "B Q"], feat: Feat | None) -> tuple[State, Bool[Tensor, "B Q"]]:
         return self.rules.step(state, action)
 
     def cont(self, moments: Moment, finished: Bool[Tensor, "B Q H"] | None) -> Float[Tensor, "B Q H"]:

@@ -16,8 +16,8 @@ from parts.layers import MLP, Normed
 from parts.sets import scrub
 
 # Places of numbers in observations (`driving.features`).
-SPEED, ACCELERATION, YAW_RATE, LENGTH, LIMIT = (
-    EGO.index(name) for name in ("speed", "acceleration", "yaw_rate", "length", "limit")
+SPEED, ACCELERATION, YAW_RATE, LENGTH, WIDTH, LIMIT = (
+    EGO.index(name) for name in ("speed", "acceleration", "yaw_rate", "length", "width", "limit")
 )
 # What an output of 1 means: acceleration in m/s^2, turning in rad/s, and speed to the left in m/s.
 OUTPUT_UNITS = (2.0, 0.2, 1.0)
@@ -42,6 +42,7 @@ class Traffic(NamedTuple):
         yaw_rate: likewise, rad/s.
         slip: speed to the left of the heading, m/s.
         length: metres.
+        width: metres.
         limit: of the ego's lane, m/s.
         valid: who is there.
     """
@@ -53,6 +54,7 @@ class Traffic(NamedTuple):
     yaw_rate: Float[Tensor, "*B N"]
     slip: Float[Tensor, "*B N"]
     length: Float[Tensor, "*B N"]
+    width: Float[Tensor, "*B N"]
     limit: Float[Tensor, "*B"]
     valid: Bool[Tensor, "*B N"]
 
@@ -91,6 +93,7 @@ def observed(obs: dict[str, Tensor]) -> Traffic:
         ego[..., YAW_RATE, None],
         nothing,
         ego[..., LENGTH, None],
+        ego[..., WIDTH, None],
         ego[..., LIMIT],
         torch.ones_like(nothing, dtype=torch.bool),
     )
@@ -115,6 +118,7 @@ def observed_before(obs: dict[str, Tensor]) -> Traffic:
         earlier[..., YAW_RATE, None],
         torch.zeros_like(turned),
         earlier[..., LENGTH, None],
+        earlier[..., WIDTH, None],
         earlier[..., LIMIT],
         ~obs["is_first"][..., None],
     )
@@ -143,7 +147,7 @@ def _others(obs: dict[str, Tensor], limit: Float[Tensor, "*B"], moment: int) -> 
     slip = (middle.cos() * moved[..., 1] - middle.sin() * moved[..., 0]) / STEP
     changes = ((speed - slower) / STEP, turned / STEP, slip)
     acceleration, yaw_rate, slip = (each.masked_fill(~known, 0.0) for each in changes)
-    return Traffic(now[..., :2], heading, speed, acceleration, yaw_rate, slip, now[..., 6], limit, valid)
+    return Traffic(now[..., :2], heading, speed, acceleration, yaw_rate, slip, now[..., 6], now[..., 7], limit, valid)
 
 
 class MotionHead(nn.Module):

@@ -194,6 +194,11 @@ class DreamerSettings(Section):
             raise ConfigError(f"reward_scale is {self.reward_scale:g}; imag_reward {reward} needs it at 1")
         if self.imagination.reward == "head" and not self.model.loss_scales.reward:
             raise ConfigError("imag_reward: head needs the reward head: set model.loss_scales.reward above 0")
+        if self.imagination.contacts and self.reward_scale != 1:
+            raise ConfigError(
+                f"reward_scale is {self.reward_scale:g}; imag_contacts cost what they cost in Drive-v0, and need it"
+                " at 1"
+            )
         if self.imagination.nodes and self.compile != "none":
             raise ConfigError(
                 f"compile is {self.compile}, which wants maps of one size; with imag_nodes it needs compile: none"

@@ -27,6 +27,7 @@ GYM_KEYS = (
         "model.decoder_scales",
         "replay_online",
         "imag_imitation",
+        "imag_contacts",
     ),
 )
 

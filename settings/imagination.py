@@ -23,7 +23,7 @@ class ImaginationSettings(Section):
             name: f"imag_{name}"
             for name in ("mask", "start", "generated", "reward", "gradient", "gradient_mix", "policy", "imitation")
         },
-        **{name: f"imag_{name}" for name in ("nodes", "horizon", "tours", "first", "augment", "penalty")},
+        **{name: f"imag_{name}" for name in ("nodes", "horizon", "tours", "first", "augment", "penalty", "contacts")},
         "lambda_": "return_lambda",
     }
 
@@ -38,6 +38,7 @@ class ImaginationSettings(Section):
     first: Literal["stored", "any"] = "any"
     augment: bool = False
     penalty: Weight = 0.0
+    contacts: bool = False
     baseline: Literal["critic", "leave_one_out"] = "leave_one_out"
     discount: PositiveShare = 1.0
     lambda_: Share = 0.95

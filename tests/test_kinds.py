@@ -75,7 +75,7 @@ class Market(Imagination):
         numbers = torch.stack([torch.sin(phase * (1.0 + part)) for part in range(NUMBERS)], -1)
         return Moment(feat, state, Offers(mask, numbers), mask)
 
-    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, None]:
+    def step(self, state: Tensor, action: Tensor, feat: Any) -> tuple[Tensor, None]:
         return state + action + 1, None
 
     def cont(self, moments: Moment, finished: Tensor | None) -> Tensor:

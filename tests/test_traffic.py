@@ -60,13 +60,14 @@ def braking(x: float, speed: float, frames: int, *, by: float) -> list[tuple[flo
     return track
 
 
-def traffic_of(*agents: tuple[float, float, float, float], length: float = 4.0) -> Traffic:
+def traffic_of(*agents: tuple[float, float, float, float], length: float = 4.0, width: float = 1.8) -> Traffic:
     """Of (x, y, heading, speed) of each, the ego first."""
     table = torch.tensor(agents, dtype=torch.float32)
     none = torch.zeros(len(agents))
     there = torch.ones(len(agents), dtype=torch.bool)
     sizes = torch.full_like(none, length)
-    return Traffic(table[:, :2], table[:, 2], table[:, 3], none, none, none, sizes, torch.tensor(10.0), there)
+    widths = torch.full_like(none, width)
+    return Traffic(table[:, :2], table[:, 2], table[:, 3], none, none, none, sizes, widths, torch.tensor(10.0), there)
 
 
 def test_traffic_moves_on_by_hand():

@@ -1,0 +1,80 @@
+"""How a car among others is imagined: traffic is stepped beside the latents, and who touches somebody is done."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from config import UserError
+from driving.reward import CONTACT
+from imagining.candidate_imagination import CandidateImagination, Offer
+from imagining.contacts import own_fault
+from imagining.imagination import Moment, Start, Trajectory
+from imagining.traffic import Traffic, observed
+from imagining.traffic_model import KEYS, TrafficModel
+from imagining.world_model import Observed
+from parts.latents import Feat
+from settings.imagination import ImaginationSettings
+
+
+class Ride(NamedTuple):
+    """What is known of a state: its candidates, where everybody is, and whether the ego has just run into somebody."""
+
+    offer: Offer
+    traffic: Traffic
+    contact: Bool[Tensor, "B Q"]
+
+
+class TrafficImagination(CandidateImagination):
+    """Imagination in which contacts are seen, and not only expected.
+
+    A log of careful drivers has hardly a contact, so that no head can learn from it what runs into whom. Where
+    everybody is follows from the replayed row and from the motion that was learnt; whether footprints touch then is
+    geometry. A contact by own fault costs what it costs in `Drive-v0`, and ends the episode.
+    """
+
+    model: TrafficModel
+    # The head of motion reads one-hot vectors.
+    reads_classes = False
+
+    def __init__(self, model: TrafficModel, settings: ImaginationSettings) -> None:
+        """Take the model and the settings.
+
+        Raises:
+            UserError: the settings do not fit the task or the model.
+        """
+        if settings.gradient != "reinforce":
+            raise UserError(
+                "imag_contacts are seen, and have no gradient through the dynamics: they need imag_gradient: reinforce,"
+                f" got {settings.gradient}"
+            )
+        super().__init__(model, settings)
+
+    @torch.no_grad()
+    def start(
+        self, batch: dict[str, Tensor], latents: Observed | None, *, needs_latent: bool, generator: torch.Generator
+    ) -> Start:
+        start = super().start(batch, latents, needs_latent=needs_latent, generator=generator)
+        rows = observed({name: batch[name].repeat_interleave(self.settings.tours, 1) for name in KEYS})
+        nobody = torch.zeros(start.weight.shape, dtype=torch.bool, device=start.weight.device)
+        return start._replace(state=Ride(start.state, rows, nobody))
+
+    def view(self, feat: Feat | None, state: Any, context: None) -> Moment:
+        return super().view(feat, state.offer, context)._replace(state=state.contact)
+
+    def step(self, state: Any, action: Shaped[Tensor, "B Q *A"], feat: Feat | None) -> tuple[Any, None]:
+        offer, finished = super().step(state.offer, action, feat)
+        assert isinstance(feat, Tensor), "motion is foreseen from latents as numbers"
+        before = state.traffic
+        traffic = before.after(self.model.motion(before, feat, self.model.embed_action(action, None)))
+        return Ride(offer, traffic, own_fault(before, traffic)), finished
+
+    def cont(self, moments: Moment, finished: Any) -> Float[Tensor, "B Q H"]:
+        return super().cont(moments, finished) * ~moments.state[:, :, 1:]
+
+    def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
+        """What the reward head expects with each latent, less what the contacts cost that it cannot know of."""
+        return super().reward(trajectory, start) - CONTACT * trajectory.moments.state[:, :, 1:]
