@@ -66,8 +66,7 @@ def make_imagination(task: Task, settings: ImaginationSettings, *, model: ModelS
         if foresees_candidates(task, model):
             if not model.loss_scales.motion:
                 return CandidateImagination(CandidateModel(task, model, discount=settings.discount), settings)
-            kind = TrafficImagination if settings.contacts else CandidateImagination
-            return kind(TrafficModel(task, model, discount=settings.discount), settings)
+            return TrafficImagination(TrafficModel(task, model, discount=settings.discount), settings)
         return ObservationImagination(ObservationModel(task, model, discount=settings.discount), settings)
     assert isinstance(task, RoutingTask)
     return RoutingImagination(RoutingModel(task, model), settings)

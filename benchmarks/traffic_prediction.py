@@ -27,10 +27,11 @@ from dreamer import CONFIGS, Dreamer
 from driving.features import Poses
 from driving.scene import STEP, Log
 from envs.tasks import ACTION_MASK
-from imagining.traffic import Traffic, observed
+from imagining.traffic import Traffic, features, observed
 from imagining.traffic_model import TrafficModel
 from networks import Latent
-from parts.candidates import Candidates
+from parts.candidates import Agents, Candidates
+from routing.rules import each_part
 from scenarios.cache import Cache
 from scenarios.logs import LogFolder
 from scenarios.manifest import Entry
@@ -103,16 +104,18 @@ def foreseen(agent: Dreamer, batch: list[Case], *, seed: int) -> dict[str, list[
     rows["prev_action"] = torch.cat((torch.zeros_like(rows["action"][:, :1]), rows["action"][:, :-1]), 1)
     seen = {key: value[:, :SEEN] for key, value in rows.items()}
 
-    def logged(step: int, latent: Latent) -> Tensor:
+    def logged(step: int, latent: Latent, traffic: Traffic) -> Tensor:
         return rows["action"][:, SEEN - 1 + step]
 
-    def own(step: int, latent: Latent) -> Tensor:
+    def own(step: int, latent: Latent, traffic: Traffic) -> Tensor:
         feat = latent.feat()[:, None]
         if step:
             view = Candidates(model.predict_mask(feat, None), model.predict_lines(feat))
         else:
             last = {key: value[:, -1:] for key, value in seen.items()}
             view = Candidates(last[ACTION_MASK], model.observed_lines(last))
+        around = each_part(traffic, lambda part: part[:, None])
+        view = view._replace(agents=Agents(features(around), around.valid))
         return agent.behavior.actor(feat, None, view).mode()[:, 0]
 
     still = [observed({key: value[:, -1] for key, value in seen.items()})]

@@ -63,7 +63,11 @@ def make_actor(task: Task, imagination: Imagination, settings: ActorSettings) ->
                 "actor.type candidates scores lines to follow, and this task has none that are observed and decoded"
                 " (lines and lines_valid, beside an action_mask); choose masked"
             )
-        sizes = {"units": settings.units, "layers": settings.layers}
+        sizes = {
+            "units": settings.units,
+            "layers": settings.layers,
+            "agent_features": imagination.agent_features,
+        }
         return CandidateActor(feat_size, imagination.candidates, unimix=settings.unimix, **sizes)
     if imagination.belief_size:
         raise UserError(f"only actor.type: tsp_pointer reads a belief, got {settings.type}: set model.belief: false")

@@ -116,6 +116,7 @@ class Imagination(ABC):
         state_features: numbers that describe a state beside its nodes.
         belief_size: numbers in a belief about hidden costs; 0 where none is kept.
         candidates: what actors see of the lines that actions follow; None where actions are something else.
+        agent_features: numbers that actors see of everybody around; 0 where nobody is known to be.
         shows_moves: whether actors see what every move between nodes is expected to earn.
         shows_costs: whether observations show what every move between nodes costs.
         can_plan: whether what moves cost is learnt by their ends, and a solver can make tours of that.
@@ -135,6 +136,7 @@ class Imagination(ABC):
     state_features: int = 0
     belief_size: int = 0
     candidates: CandidateSpec | None = None
+    agent_features: int = 0
     shows_moves: bool = False
     shows_costs: bool = False
     can_plan: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +13,13 @@ from config import UserError
 from driving.reward import CONTACT
 from imagining.candidate_imagination import CandidateImagination, Offer
 from imagining.contacts import own_fault
-from imagining.imagination import Moment, Start, Trajectory
-from imagining.traffic import Traffic, observed
+from imagining.imagination import Look, Moment, Start, Trajectory
+from imagining.traffic import FEATURES, Traffic, features, observed
 from imagining.traffic_model import KEYS, TrafficModel
 from imagining.world_model import Observed
+from parts.acting import Sight
+from parts.actors import Actor
+from parts.candidates import Agents, Candidates
 from parts.latents import Feat
 from settings.imagination import ImaginationSettings
 
@@ -29,14 +33,15 @@ class Ride(NamedTuple):
 
 
 class TrafficImagination(CandidateImagination):
-    """Imagination in which contacts are seen, and not only expected.
+    """Imagination in which actors see where everybody is, in acting and beyond: as observed, or carried on from there.
 
-    A log of careful drivers has hardly a contact, so that no head can learn from it what runs into whom. Where
-    everybody is follows from the replayed row and from the motion that was learnt; whether footprints touch then is
-    geometry. A contact by own fault costs what it costs in `Drive-v0`, and ends the episode.
+    On request it also sees contacts. A log of careful drivers has hardly one, so that no head can learn from it what
+    runs into whom; but whether footprints touch is geometry. A contact by own fault then costs what it costs in
+    `Drive-v0`, and ends the episode.
     """
 
     model: TrafficModel
+    agent_features = FEATURES
     # The head of motion reads one-hot vectors.
     reads_classes = False
 
@@ -46,7 +51,7 @@ class TrafficImagination(CandidateImagination):
         Raises:
             UserError: the settings do not fit the task or the model.
         """
-        if settings.gradient != "reinforce":
+        if settings.contacts and settings.gradient != "reinforce":
             raise UserError(
                 "imag_contacts are seen, and have no gradient through the dynamics: they need imag_gradient: reinforce,"
                 f" got {settings.gradient}"
@@ -63,14 +68,16 @@ class TrafficImagination(CandidateImagination):
         return start._replace(state=Ride(start.state, rows, nobody))
 
     def view(self, feat: Feat | None, state: Any, context: None) -> Moment:
-        return super().view(feat, state.offer, context)._replace(state=state.contact)
+        moment = super().view(feat, state.offer, context)
+        return moment._replace(view=_shown(moment.view, state.traffic), state=state.contact)
 
     def step(self, state: Any, action: Shaped[Tensor, "B Q *A"], feat: Feat | None) -> tuple[Any, None]:
         offer, finished = super().step(state.offer, action, feat)
         assert isinstance(feat, Tensor), "motion is foreseen from latents as numbers"
         before = state.traffic
         traffic = before.after(self.model.motion(before, feat, self.model.embed_action(action, None)))
-        return Ride(offer, traffic, own_fault(before, traffic)), finished
+        contact = own_fault(before, traffic) if self.settings.contacts else state.contact
+        return Ride(offer, traffic, contact), finished
 
     def cont(self, moments: Moment, finished: Any) -> Float[Tensor, "B Q H"]:
         return super().cont(moments, finished) * ~moments.state[:, :, 1:]
@@ -78,3 +85,15 @@ class TrafficImagination(CandidateImagination):
     def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
         """What the reward head expects with each latent, less what the contacts cost that it cannot know of."""
         return super().reward(trajectory, start) - CONTACT * trajectory.moments.state[:, :, 1:]
+
+    def replayed(self, batch: dict[str, Tensor]) -> Candidates:
+        return _shown(super().replayed(batch), observed(batch))
+
+    def look(self, sight: Sight, notes: Mapping[str, Any], actor: Actor) -> Look:
+        look = super().look(sight, notes, actor)
+        return look._replace(view=_shown(look.view, observed({name: sight.obs[name][:, None] for name in KEYS})))
+
+
+def _shown(view: Candidates, traffic: Traffic) -> Candidates:
+    """Candidates, and who is around."""
+    return view._replace(agents=Agents(features(traffic), traffic.valid))

@@ -19,8 +19,8 @@ from settings.dreamer import ModelSettings
 
 # What traffic is read from.
 KEYS = ("ego", "agents", "agents_valid")
-# Chooses the action after so many steps, in a latent.
-Choose = Callable[[int, Latent], Int[Tensor, " B"]]
+# Chooses the action after so many steps, in a latent and in traffic.
+Choose = Callable[[int, Latent, Traffic], Int[Tensor, " B"]]
 
 
 class TrafficModel(CandidateModel):
@@ -87,7 +87,7 @@ class TrafficModel(CandidateModel):
         traffic = observed({name: sequence[name][:, -1] for name in KEYS})
         foreseen = []
         for step in range(steps):
-            action = self.embed_action(choose(step, latent)[:, None], None)[:, 0]
+            action = self.embed_action(choose(step, latent, traffic)[:, None], None)[:, 0]
             traffic = traffic.after(self.motion(traffic, latent.feat(), action))
             foreseen.append(traffic)
             latent = self.rssm.imagine_step(latent, action, noise[:, rows + step])

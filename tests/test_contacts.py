@@ -12,7 +12,9 @@ import torch
 from config import ConfigError, UserError
 from driving.reward import CONTACT, rewards
 from imagining.contacts import own_fault
+from imagining.traffic import features, observed
 from imagining.traffic_imagination import TrafficImagination
+from parts.candidates import CandidateActor
 from tests.driving_scenes import crossing, log_of, straight
 from tests.scenes import Scene
 from tests.test_traffic import MOVING, TASK, rows_of, traffic_of
@@ -98,3 +100,34 @@ def test_an_actor_trains_on_rides_with_contacts():
 def test_contacts_that_cannot_be_seen_are_refused(choices: dict[str, Any], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         Scene(TASK, **{**CONTACTS, **choices})
+
+
+def test_actors_see_everybody_where_they_are_known_to_be():
+    made, batch = a_ride(6.0, imag_contacts=False)
+    seen = made.imagination.replayed(batch)
+    expected = observed(batch)
+    torch.testing.assert_close(seen.agents.numbers, features(expected))
+    assert seen.agents.valid.equal(expected.valid)
+    _, trajectory = made.imagine_from(batch)
+    agents = trajectory.moments.view.agents
+    torch.testing.assert_close(agents.numbers[0, :, 0], seen.agents.numbers[0])
+    # Beyond, everybody is carried on: at 4 m in half a second, of 20 m that count as 1, the ego comes nearer.
+    ahead = agents.numbers[0, -1, :3, 1, 6]
+    torch.testing.assert_close(ahead, torch.tensor([6.0, 2.0, -2.0]) / 20)
+    assert not trajectory.moments.state.any()
+
+
+def test_who_is_not_there_changes_no_score_and_gets_no_gradient():
+    made, batch = a_ride(6.0)
+    view, actor = made.imagination.replayed(batch), made.behavior.actor
+    feat = torch.randn(1, 3, made.model.rssm.feat_size)
+    assert isinstance(actor, CandidateActor)
+    torch.nn.init.normal_(actor.modes.output.weight)
+    scores = actor.scores(feat, None, view)
+    spoilt = view.agents.numbers.masked_fill(~view.agents.valid[..., None], torch.nan).requires_grad_()
+    again = actor.scores(feat, None, view._replace(agents=view.agents._replace(numbers=spoilt)))
+    torch.testing.assert_close(scores, again)
+    again.square().sum().backward()
+    gradient = spoilt.grad
+    assert gradient is not None and gradient[view.agents.valid].abs().sum(-1).min() > 0
+    assert (gradient[~view.agents.valid] == 0).all()

@@ -174,7 +174,9 @@ def test_model_begins_with_constant_velocity():
     assert isinstance(made.model, TrafficModel)
     noise = torch.rand(1, 11, made.model.rssm.stoch_size)
     first = {name: value[:, :1] for name, value in batch.items()}
-    traffic = made.model.foresee(first, steps=3, choose=lambda step, latent: first["action"][:, 0], noise=noise)
+    traffic = made.model.foresee(
+        first, steps=3, choose=lambda step, latent, traffic: first["action"][:, 0], noise=noise
+    )
     start = observed(first)
     expected = start.place[:, 0] + 1.5 * start.speed[:, 0, :, None] * torch.tensor([1.0, 0.0])
     torch.testing.assert_close(traffic[-1].place[:, :4], expected[:, :4])
