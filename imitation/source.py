@@ -13,10 +13,10 @@ from torch import Tensor
 
 from checkpoint import CheckpointError
 from scenarios.dataset import Draws, Rows
-from settings.run import LoopSettings, RunSettings
+from settings.run import RunSettings
 from training.agent import Trained
-from training.loop import Loop
 from training.resuming import COMMON, COUNT
+from training.update_loop import UpdateLoop
 
 
 @runtime_checkable
@@ -26,33 +26,15 @@ class Imitating(Trained, Protocol):
     def imitate(self, draws: Draws, *, progress: float) -> dict[str, Tensor]: ...
 
 
-class Imitation(Loop):
+class Imitation(UpdateLoop):
     """A run whose steps are updates on batches of a cache."""
 
     agent: Imitating
 
-    def __init__(
-        self, agent: Imitating, source: Cached, *, settings: LoopSettings, device: torch.device, **shared: Any
-    ) -> None:
-        """Take the parts together.
-
-        Args:
-            agent: learns.
-            source: what it learns from.
-            settings: how many updates are made, and how often what is done.
-            device: where the agent learns.
-            shared: the other arguments of `Loop`.
-        """
-        super().__init__(agent, settings=settings, total=settings.updates, device=device, **shared)
+    def __init__(self, agent: Imitating, source: Cached, **shared: Any) -> None:
+        """Take who learns, what from, and the other arguments of `UpdateLoop`."""
+        super().__init__(agent, **shared)
         self.source = source
-
-    @property
-    def _more(self) -> str:
-        return "give more --updates to go on"
-
-    def _advance(self) -> None:
-        self.step += 1
-        self.updates_owed += 1
 
     def _update(self, *, progress: float) -> dict[str, Tensor]:
         return self.agent.imitate(self.source.draws, progress=progress)
