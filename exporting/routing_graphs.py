@@ -46,7 +46,7 @@ class Encode(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Instances by the names of their parts, and `start` [B, Q]: where tours begin that can begin anywhere."""
         rules, start = self.model.rules, inputs["start"]
-        instance = rules.instance_type(**{name: part for name, part in inputs.items() if name != "start"})
+        instance = rules.instance_of({name: part for name, part in inputs.items() if name != "start"})
         spread = expand_instance(instance, start.shape)
         state = rules.reset(spread, start if rules.starts_anywhere else None)
         tables = self.actor.tables(self.model.node_set(instance, self.model.first_belief(instance)))
@@ -123,7 +123,7 @@ class RoutingExport(Export):
         encode, step = Encode(self._agent), Step(self._agent)
         instance = self._drawn(INSTANCES, NODES if self._takes_any else self._agent.task.num_actions)
         start = torch.zeros((INSTANCES, TOURS), dtype=torch.long, device=instance.coords.device)
-        read = {**_parts(instance), "start": start}
+        read = {**self._rules.parts_of(instance), "start": start}
         with torch.no_grad():
             known = _known(encode(read)) | _first(start)
         return (
@@ -149,7 +149,8 @@ class RoutingExport(Export):
             instances, tours = COMPARED[len(found) % len(COMPARED)]
             instance = self._drawn(instances, own + len(found) % 5 if self._takes_any else own, seed=len(found))
             start = torch.arange(tours, device=instance.coords.device).expand(instances, tours).contiguous()
-            found += self._compare(runs, encode, step, {**_parts(instance), "start": start})
+            read = {**self._rules.parts_of(instance), "start": start}
+            found += self._compare(runs, encode, step, read)
         return together(found)
 
     @torch.no_grad()
@@ -180,8 +181,13 @@ class RoutingExport(Export):
             "nodes": "any number" if self._takes_any else self._agent.task.num_actions,
             "trained_on_nodes": self._agent.task.num_actions,
             "starts_anywhere": self._rules.starts_anywhere,
-            "coordinates": "float32, scaled so that the instance fills the unit square",
+            **self._units(),
         }
+
+    def _units(self) -> dict[str, str]:
+        if self._rules.shows_costs:
+            return {"costs": "float32, from each node (row) to each (column), in any unit; 0 from a node to itself"}
+        return {"coordinates": "float32, scaled so that the instance fills the unit square"}
 
     def _drawn(self, count: int, nodes: int, *, seed: int = 0) -> Instance:
         generator = torch.Generator(self._agent.device).manual_seed(seed)
@@ -210,7 +216,3 @@ def _first(start: Int[Tensor, "B Q"]) -> dict[str, Tensor]:
 def _known(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a step takes of the outputs before it."""
     return {name.removeprefix(NEXT): part for name, part in outputs.items() if name not in ("logits", "finished")}
-
-
-def _parts(instance: Instance) -> dict[str, Tensor]:
-    return {name: part for name, part in instance._asdict().items() if part is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -76,6 +77,16 @@ class ATSPRules(Rules):
     def problem(cls) -> str:
         """That of tours: a file may give positions, too."""
         return TSPRules.name
+
+    @classmethod
+    def instance_of(cls, parts: Mapping[str, Tensor]) -> ATSPInstance:
+        """The instance of a matrix."""
+        return ATSPInstance.of(parts["costs"], parts.get("valid"))
+
+    @staticmethod
+    def parts_of(instance: ATSPInstance) -> dict[str, Tensor]:
+        """What there is to an instance, by name: all but the circle."""
+        return {name: part for name, part in Rules.parts_of(instance).items() if name != "coords"}
 
     @staticmethod
     def shown_costs(instance: ATSPInstance) -> Float[Tensor, "*B N N"]:

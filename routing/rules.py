@@ -7,7 +7,7 @@ baseline call the same `reset`, `action_mask` and `step`; what a move costs stan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
@@ -131,6 +131,16 @@ class Rules(ABC):
     def problem(cls) -> str:
         """What the problem of its instances is called in files."""
         return cls.name
+
+    @classmethod
+    def instance_of(cls, parts: Mapping[str, Tensor]) -> Instance:
+        """The instance of those parts that `parts_of` gave."""
+        return cls.instance_type(**parts)
+
+    @staticmethod
+    def parts_of(instance: Instance) -> dict[str, Tensor]:
+        """What there is to an instance, by name."""
+        return {name: part for name, part in instance._asdict().items() if part is not None}
 
     @staticmethod
     def shown_costs(instance: Instance) -> Float[Tensor, "*B N N"] | None:

@@ -137,6 +137,8 @@ def test_move_head_looks_at_what_moves_are_said_to_cost():
     # It sees the cost alone: the same cost anywhere is the same to it.
     same = scene.model.predict_moves(instance._replace(costs=instance.costs.flip(1)), None)
     torch.testing.assert_close(same, expected.flip(1))
+    part = scene.model.predict_moves_each(instance, None, slice(2, 4))[0]
+    torch.testing.assert_close(part, expected[:, 2:4])
     tour = torch.tensor([[0, 3, 1, 5, 2, 4]]).expand(3, -1)
     legs = scene.model.predict_legs_each(instance, None, tour)[0]
     torch.testing.assert_close(legs, expected[torch.arange(3)[:, None], tour, tour.roll(-1, -1)])

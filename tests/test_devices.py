@@ -87,7 +87,7 @@ def test_mark_on_a_gpu_is_reached_when_the_work_before_it_is_done():
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "sections", [["tsp_attn"], ["cvrp_attn"], ["tsp_few_steps", "tsp_stretch"], ["gym", "pixelgrid"]]
+    "sections", [["tsp_attn"], ["atsp_attn"], ["cvrp_attn"], ["tsp_few_steps", "tsp_stretch"], ["gym", "pixelgrid"]]
 )
 def test_update_on_a_gpu_never_waits(sections: list[str]):
     settings = config.load(CONFIG_PATH, [*sections, "debug"], {})

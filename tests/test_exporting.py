@@ -70,7 +70,7 @@ def runs_of(weights: Path, folder: Path, through: str) -> dict[str, Any]:
 
 def solved(run: dict[str, Any], given: dict[str, np.ndarray], queries: int = 1) -> list[list[int]]:
     """Greedy tours by the two graphs of a routing problem, without the steps in which they wait at their first node."""
-    start = np.zeros((len(given["coords"]), queries), np.int64)
+    start = np.zeros((len(next(iter(given.values()))), queries), np.int64)
     known = {**given, "start": start, "prev_action": start, "is_first": start == 0}
     known |= run["encode"](known)
     tours = [start]
@@ -179,6 +179,14 @@ def test_graphs_of_cvrp_step_the_rules(through: str, tmp_path: Path):
     given["coords"] = np.stack([each.coords for each in instances]).astype(np.float32)
     expected = [np.trim_zeros(np.array(plan), "b").tolist() for plan in decoded(weights, instances)]
     assert solved(run, given) == expected and any(0 in plan[1:] for plan in expected)
+
+
+@THROUGH
+def test_graphs_of_matrices_read_costs_alone(through: str, tmp_path: Path):
+    weights = make_weights(tmp_path / "own.pt", "atsp_attn", nodes=10)
+    run, instances = runs_of(weights, tmp_path / "graphs", through), drawn(weights, 3, 8)
+    costs = np.stack([each.cost_matrix() for each in instances]).astype(np.float32)
+    assert solved(run, {"costs": 1000 * costs}) == decoded(weights, instances)
 
 
 @THROUGH

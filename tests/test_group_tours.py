@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import grpo
-from envs.routing import CVRPRules, TSPInstance, tour_length
+from envs.routing import ATSPRules, CVRPRules, TSPInstance, tour_length
 from groups.tours import TourSampler
 from parts.views import View
 from routing.cost_world import Costs
@@ -123,6 +123,15 @@ def test_hidden_costs_are_paid(instance):
     for tour in range(4):
         shortest = tour_length(instance.coords, samples.decisions.action[:, tour])
         assert bool((-samples.reward[:, tour] > shortest).all() and (-samples.reward[:, tour] < 5 * shortest).all())
+
+
+def test_moves_cost_what_the_matrix_says():
+    sampler = tour_sampler(task="atsp", nodes=6, **{"actor.pointer.cost_units": 4})
+    instance = ATSPRules.random(3, 6, generator=generator(1), device=CPU)
+    samples = sampler.play(instance, torch.Size((3, 4)), None, generator=generator(2))
+    tours = samples.decisions.action
+    paid = instance.costs[torch.arange(3)[:, None, None], tours.roll(1, -1), tours].sum(-1)
+    torch.testing.assert_close(-samples.reward, paid)
 
 
 def test_vehicles_that_wait_at_home_decide_nothing():

@@ -73,6 +73,7 @@ KINDS = {
     "padded": Kind(("tsp_attn",), 6760, 3220, {"curriculum": "[[3, 20], [4, null]]"}),
     "belief": Kind(("tsp_few_steps", "tsp_stretch"), 8150, 4270),
     "tsp_critic": Kind(("tsp_critic",), 7220, 4600, HORIZON),
+    "atsp_attn": Kind(("atsp_attn",), 6350, 2900),
     "cvrp_attn": Kind(("cvrp_attn",), 7620, 3340),
     "pickup_attn": Kind(("pickup_attn",), 6690, 3200),
     "generated": Kind(("tsp_few_steps", "tsp_dreamt"), 7070, 3620),

@@ -113,10 +113,10 @@ def test_loaded_agent_walks_the_tours_that_decoding_finds(tmp_path: Path):
     assert not isinstance(solution, UserError) and tour == solution.tour.tolist()
 
 
-@pytest.mark.parametrize("task", ["CartPole-v1", "Switches-v0", "Pendulum-v1", "TSP-v0"])
+@pytest.mark.parametrize("task", ["CartPole-v1", "Switches-v0", "Pendulum-v1", "TSP-v0", "ATSP-v0"])
 def test_loaded_agent_answers_a_batch_as_it_answers_each(task: str, tmp_path: Path):
-    if task == "TSP-v0":
-        path = make_weights(tmp_path / "own.pt", "tsp_attn", nodes=20)
+    if task in (sections := {"TSP-v0": "tsp_attn", "ATSP-v0": "atsp_attn"}):
+        path = make_weights(tmp_path / "own.pt", sections[task], nodes=20)
     else:
         path = make_weights(tmp_path / "own.pt", task=f"gym_{task}", **SMALL)
     many = gymnasium.make_vec(task, num_envs=3, vectorization_mode="sync")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
+import dreamer
 import envs  # noqa: F401  (registers ATSP-v0)
 from config import UserError
 from envs.routing import ATSPEnv, ATSPInstance, ATSPRules
@@ -18,7 +20,8 @@ from envs.vector import RoutingVectorEnv
 from routing.costs import find_costs
 from routing.matrix_costs import DEAREST, WHOLE_COSTS, closed, relative
 from system import cached_files
-from tests.scenes import CPU, generator
+from tests.run_scenes import read_metrics
+from tests.scenes import CPU, generator, without_times
 
 # The tour 0 1 2 3 costs 1 + 2 + 3 + 4, and the other way round 8 + 7 + 6 + 5.
 ONE_WAY = [[0, 1, 9, 8], [5, 0, 2, 9], [9, 6, 0, 3], [4, 9, 7, 0]]
@@ -179,3 +182,18 @@ def test_atsp_refuses_another_cost_world():
 def test_atsp_longest_leg_is_the_dearest_move():
     costs: Tensor = torch.tensor([ONE_WAY], dtype=torch.float32)
     assert ATSPRules.longest_leg(ATSPInstance.of(costs)).tolist() == [9]
+
+
+@pytest.mark.run(shapes=True)
+def test_atsp_trains_without_an_illegal_action_and_goes_on_with_the_same_numbers(tmp_path: Path):
+    # Smaller matrices are padded, so that nothing of padding is ever legal or learnt from.
+    command = ["--configs", "atsp_attn", "debug", "--device", "cpu", "--checkpoint_every", "100", "--eval_every", "100"]
+    command += ["--steps", "200", "--curriculum", "[[4, 100], [6, null]]", "--checkpoint_numbered", "true"]
+    dreamer.main([*command, "--logdir", str(tmp_path / "whole")])
+    whole = read_metrics(tmp_path / "whole")
+    first = min((tmp_path / "whole").glob("step_*.pt"), key=lambda path: int(path.stem[5:]))
+    dreamer.main([*command, "--logdir", str(tmp_path / "rest"), "--resume", str(first)])
+    rest = read_metrics(tmp_path / "rest")
+    assert rest and without_times(rest) == without_times(whole)[-len(rest) :]
+    assert whole[-1]["eval_gap"] >= 0
+    assert max(row.get("miss_rate", 0) + row.get("env_miss_rate", 0) for row in whole) == 0
