@@ -12,7 +12,7 @@ from config import UserError
 from envs.routing import ATSPInstance, ATSPRules, TSPRules
 from envs.tasks import RoutingTask
 from networks import TSPPointerActor
-from parts.cost_attention import CostLayer
+from parts.cost_attention import CostEncoder, CostLayer
 from parts.pointing import PointerTables
 from parts.views import NodeSet, View
 from routing.costs import find_costs
@@ -70,6 +70,24 @@ def test_cost_pointer_has_a_gradient_for_every_parameter():
     made = tables(actor, drawn())
     loss = sum((part.square().mean() for part in made.named().values()), torch.zeros(()))
     assert_gradient_reaches(actor.named_parameters(), loss)
+
+
+def test_cost_pointer_makes_of_padded_matrices_what_it_makes_of_the_unpadded():
+    actor, instance = pointer(), drawn()
+    alone, padded = (tables(actor, each) for each in (instance, ATSPRules.pad(instance, NODES + 2)))
+    torch.testing.assert_close(padded.direct[:, :NODES, :NODES], alone.direct)
+    for found, expected in ((padded.current, alone.current), (padded.first, alone.first)):
+        real = found.unflatten(-1, (HEADS, -1))[:, :NODES, :, :NODES].flatten(2)
+        torch.testing.assert_close(real, expected)
+
+
+def test_cost_encoder_embeds_moves_there_and_back():
+    encoder = CostEncoder(3, width=4, layers=1, heads=1, hidden=4, cost_units=2)
+    costs = torch.rand(1, 3, 3)
+    dearer = costs.clone()
+    dearer[0, 2, 1] += 1
+    changed = (encoder.costs(dearer) != encoder.costs(costs)).any(-1)[0]
+    assert changed.nonzero().tolist() == [[1, 2], [2, 1]]
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30])
