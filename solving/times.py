@@ -29,8 +29,10 @@ def strange_times(instances: Sequence[RoutingInstance]) -> list[str]:
 
 def _long_times(instance: RoutingInstance) -> list[str]:
     windows = instance.windows
+    if windows is None:
+        return []
     side = longer_side(plane(instance.coords, instance.metric)) * plane_unit(instance.metric)
-    if windows is None or not side:
+    if not side:
         return []
     each = side * windows.pace
     lengths = windows.due - windows.ready
