@@ -22,10 +22,10 @@ from tests.run_scenes import loaded, read_metrics
 from tests.scenes import debug_config, without_times
 from tests.sweep_scenes import until
 from training.averages import MetricAverages
+from training.collecting import replay_folder
 from training.replay import Replay
 from training.resharing import of_rank
 from training.shares import share_of
-from training.trainer import replay_folder
 
 CPU = torch.device("cpu")
 FEW = 12

@@ -11,8 +11,8 @@ from comparing.runs import LOCK, METRICS
 from config import CommandLine, Config, ConfigError
 from system import safe_files
 from system.safe_files import refuse_links
+from training.collecting import OWN_FOLDERS
 from training.run_lock import RunLock
-from training.trainer import OWN_FOLDERS
 
 # The names of this program's logdirs do not begin with the program.
 DREAMER = "dreamer.py"

@@ -47,7 +47,7 @@ class OfflineTrainer(Trainer):
             self.step += 1
             self.updates_owed += 1
             return
-        if not self.row:
+        if not self.stepper.row:
             self._meet()
         super()._advance()
 

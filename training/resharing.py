@@ -12,8 +12,8 @@ from torch import Tensor
 import checkpoint
 from checkpoint import CheckpointError
 from system.ranks import Ranks, here
+from training.collecting import replay_folder
 from training.replay import Replay
-from training.trainer import replay_folder
 
 RANKS = "ranks"
 # What is counted over all environments of a rank, rather than the same on all ranks.

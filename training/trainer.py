@@ -8,42 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from config import UserError
 from envs.crashes import Crash, EnvironmentCrashed
 from envs.gym_vector import GymVectorEnv
-from envs.tasks import ACTION_MASK, RoutingTask, Task
+from envs.tasks import Task
 from envs.vector import RoutingVectorEnv
-from parts.acting import Sight, random_actions
-from routing.rules import nearest_node
 from settings.run import LoopSettings
 from system import safe_files
 from training.agent import Agent
+from training.collecting import CRASHES, Collecting
 from training.evaluation import Report
-from training.loop import REPORTS, Loop
 from training.regret import Regret
 from training.replay import Replay
 from training.resuming import require_like
-from training.ring import REWARD_AND_ENDS
+from training.stepping import Stepper
 
-REPLAY, CRASHES = "replay", "crashes"
-# Folders of the logdir in which the program makes and deletes files.
-OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
 # The most reports, by one process, of crashes that the run goes on after.
 MOST_CRASH_REPORTS = 20
 
 
-def replay_folder(logdir: Path, rank: int) -> Path:
-    """Where a rank keeps the files of its replay."""
-    return logdir / REPLAY / f"rank{rank}" if rank else logdir / REPLAY
-
-
-class Trainer(Loop):
-    """A run whose steps are env steps, with its environments and replay."""
-
-    agent: Agent
+class Trainer(Collecting):
+    """A run with its environments, which it steps itself."""
 
     def __init__(
         self,
@@ -54,7 +41,6 @@ class Trainer(Loop):
         env: RoutingVectorEnv | GymVectorEnv,
         replay: Replay,
         device: torch.device,
-        total: int | None = None,
         **shared: Any,
     ) -> None:
         """Take the parts together.
@@ -66,16 +52,11 @@ class Trainer(Loop):
             env: where the agent acts.
             replay: where that is stored.
             device: where the agent acts and learns.
-            total: steps of the run; the settings' env steps where there are no others.
-            shared: the other arguments of `Loop`.
+            shared: the other arguments of `Collecting`.
         """
-        total = settings.steps if total is None else total
-        super().__init__(agent, settings=settings, total=total, device=device, **shared)
-        self.task, self.env, self.replay = task, env, replay
-        self.player = agent.players[settings.act]
-        self.row: dict[str, Tensor] = {}
-        self.any_first = True
-        self.acting = self.player.initial_state(env.num_envs)
+        super().__init__(agent, task, settings=settings, replay=replay, device=device, **shared)
+        self.env = env
+        self.stepper = Stepper(agent, task, env, settings=settings, generators=self.generators, device=device)
         self.episode_return = torch.zeros(env.num_envs, device=device)
         self.crash_reports = 0
         self.regret: Regret | None = None
@@ -85,15 +66,7 @@ class Trainer(Loop):
 
     @property
     def _begun(self) -> bool:
-        return bool(self.row)
-
-    @property
-    def _updates_from(self) -> int:
-        return self.settings.prefill
-
-    @property
-    def _more(self) -> str:
-        return "give more --steps to go on"
+        return bool(self.stepper.row)
 
     def _begin(self) -> None:
         """The first evaluation and the first observations."""
@@ -107,9 +80,7 @@ class Trainer(Loop):
     def _meet(self) -> None:
         """The first observations."""
         with self._saving():
-            obs, info = self.env.reset()
-        self.row = self._first_row(obs)
-        self.any_first = info["any_first"]
+            self.stepper.meet()
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -123,7 +94,7 @@ class Trainer(Loop):
         except (UserError, EnvironmentCrashed) as error:
             # Before the first episode there is nothing to go on from.
             # No other rank knows of it, so that several go back to their last checkpoint.
-            if self.row and self.ranks.count == 1:
+            if self.stepper.row and self.ranks.count == 1:
                 self._save()
             if not isinstance(error, EnvironmentCrashed):
                 raise
@@ -151,40 +122,11 @@ class Trainer(Loop):
 
     def _advance(self) -> None:
         """One step of every environment, stored."""
-        obs = {key: value for key, value in self.row.items() if key not in REWARD_AND_ENDS}
-        # An agent acts from the first step on, so that it knows the episodes that it takes over from the prefill, and
-        # replay holds what it remembered.
-        sight = Sight(obs, self.row["is_first"], self.any_first)
-        action, acting = self.player.act(sight, self.acting, generator=self.generators["acting"])
-        if self.step < self._updates_from:
-            action = self._prefill_action(obs)
-            if "action" in acting:
-                acting = {**acting, "action": action}
-        ended = self.row["is_last"]
         # Where an environment raises, nothing has moved on: a run that goes on takes this step anew, with new episodes.
         with self._saving():
-            obs, reward, terminated, truncated, info = self.env.step(action)
-        scaled = {"reward": self.settings.reward_scale * self.row["reward"], "action": action}
-        self.replay.add({**self.row, **scaled, **self.agent.memory(acting)})
-        self.acting = acting
-        is_first = info["is_first"]
-        if info["decisions"] and self.task.actions.masked:
-            legal = self.row[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
-            self.averages.add({"env_miss_rate": (~legal).float().mean()})
-        self.row = {
-            **obs,
-            "reward": reward,
-            "is_first": is_first,
-            "is_last": terminated | truncated,
-            "is_terminal": terminated,
-        }
-        self.any_first = info["any_first"]
-        decisions = self.ranks.add(info["decisions"])
-        self.step += decisions
-        self._note_returns(reward, info)
-        if self.step >= self._updates_from:
-            rows = self.agent.rows_per_update * self.ranks.count
-            self.updates_owed += decisions * self.settings.train_ratio / rows
+            stepped = self.stepper.step(prefill=self.step < self._updates_from)
+        self._add(stepped.stored, decisions=stepped.info["decisions"])
+        self._note_returns(stepped.reward, stepped.info)
 
     def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
         """Log the returns of the episodes that ended in this step."""
@@ -203,46 +145,16 @@ class Trainer(Loop):
             self.episode_return = torch.where(info["is_first"], 0.0, self.episode_return) + reward
             if not self.env.rules.fixed_length:
                 # Entries that are not finite do not count. Picking the rows that have ended would wait for the device.
-                ended = torch.where(self.row["is_last"], self.episode_return, torch.nan)
+                ended = torch.where(self.stepper.row["is_last"], self.episode_return, torch.nan)
                 self.averages.add_each("train_return", ended)
             elif self.env.all_ended:
                 self.averages.add({"train_return": self.episode_return.mean()})
             if self.regret is not None:
-                self.regret.note(self.env, self.row["is_last"], self.episode_return)
-
-    def _update(self, *, progress: float) -> dict[str, Tensor]:
-        return self.agent.update(self.replay, progress=progress)
-
-    def _prefill_action(self, obs: dict[str, Tensor]) -> Shaped[Tensor, "E *A"]:
-        """Uniform among the legal actions, or in routing the nearest node."""
-        if self.settings.prefill_policy == "nearest":
-            assert isinstance(self.task, RoutingTask), "settings refuse it elsewhere"
-            return nearest_node(*self.task.rules.restore(obs), obs[ACTION_MASK])
-        count, generator = self.env.num_envs, self.generators["acting"]
-        noise = torch.rand((count, *self.task.actions.shape), generator=generator, device=self.device)
-        return random_actions(self.task.actions, noise, obs.get(ACTION_MASK))
-
-    def _first_row(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        yes = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
-        return {
-            **obs,
-            "reward": torch.zeros(self.env.num_envs, device=self.device),
-            "is_first": yes,
-            "is_last": ~yes,
-            "is_terminal": ~yes,
-        }
+                self.regret.note(self.env, self.stepper.row["is_last"], self.episode_return)
 
     def _figures(self, values: dict[str, float]) -> dict[str, float | int]:
-        figures: dict[str, float | int] = {}
-        if self.settings.reward_scale != 1 and "train_return" in values:
-            figures["train_return_scaled"] = self.settings.reward_scale * values["train_return"]
-        figures |= self.env.counters()
+        figures = self._scaled_return(values) | self.env.counters()
         return figures if self.regret is None else figures | self.regret.percent()
-
-    def _notices(self) -> list[str]:
-        lines = list(self.replay.notices)
-        self.replay.notices.clear()
-        return lines
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -251,38 +163,27 @@ class Trainer(Loop):
             try:
                 yield
             finally:
-                if self.row:
-                    self.row = {**self.row, "is_last": self.row["is_last"] | self.env.take_lost()}
+                self._close_episodes()
+
+    def _close_episodes(self) -> None:
+        if row := self.stepper.row:
+            self.stepper.row = {**row, "is_last": row["is_last"] | self.env.take_lost()}
 
     def _note_report(self, name: str, report: Report) -> None:
         super()._note_report(name, report)
         self._note_crashes(report.crashes)
 
     def _save_beside(self, *, emergency: bool) -> dict[str, Any]:
-        folder = replay_folder(self.logdir, self.ranks.index)
-        if not self.ranks.is_first:
-            safe_files.make_folder(folder.parent, parents=False)
         return {
-            "replay": self.replay.save_chunks(folder, emergency=emergency, numbered=self.settings.checkpoint_numbered),
+            "replay": self._save_replay(emergency=emergency),
             # Nothing is there before the first episode.
-            "env": self.env.state_dict() if self.row else {},
-            "acting": self.acting,
-            "row": self.row,
-            "any_first": self.any_first,
+            "env": self.env.state_dict() if self.stepper.row else {},
+            "acting": self.stepper.acting,
+            "row": self.stepper.row,
+            "any_first": self.stepper.any_first,
             "episode_return": self.episode_return,
             "regret": None if self.regret is None else self.regret.state_dict(),
         }
-
-    def _bytes_beside(self) -> int:
-        return self.replay.bytes_written
-
-    def _write_latest(self, state: dict[str, Any], *, keep_before: bool) -> None:
-        try:
-            super()._write_latest(state, keep_before=keep_before)
-        except OSError:
-            # No checkpoint names what replay has written for this one.
-            self.replay.discard_save()
-            raise
 
     def load(self, state: dict[str, Any], *, elsewhere: bool) -> None:
         lost = None
@@ -290,16 +191,15 @@ class Trainer(Loop):
             self._require_fit(state)
             lost = self.env.load_state_dict(state["env"])
         super().load(state, elsewhere=elsewhere)
-        for name in ("acting", "row", "any_first", "episode_return"):
-            setattr(self, name, state[name])
+        for name in ("acting", "row", "any_first"):
+            setattr(self.stepper, name, state[name])
+        self.episode_return = state["episode_return"]
         if self.regret is not None and state.get("regret"):
             self.regret.load_state_dict(state["regret"])
         if lost is not None and bool(lost.any()):
             # An episode that cannot be taken up again is closed as a time limit would close it.
-            self.row = {**self.row, "is_last": self.row["is_last"] | lost}
-        # No more updates are due than after one step of this config: the config may have changed since.
-        due = self.env.num_envs * self.settings.train_ratio / self.agent.rows_per_update
-        self.updates_owed = min(self.updates_owed, due + 1)
+            self.stepper.row = {**self.stepper.row, "is_last": self.stepper.row["is_last"] | lost}
+        self._limit_updates(self.env.num_envs)
 
     def _has_met(self, state: dict[str, Any]) -> bool:
         """Whether the run of a checkpoint had begun its first episodes."""
@@ -310,7 +210,7 @@ class Trainer(Loop):
         stored = {name: rows[:, 0] for name, rows in self.replay.rows.items() if name != "action"}
         require_like(stored, state["row"], "row")
         require_like(self.episode_return, state["episode_return"], "episode_return")
-        ours = {name: value for name, value in self.acting.items() if isinstance(value, Tensor)}
+        ours = {name: value for name, value in self.stepper.acting.items() if isinstance(value, Tensor)}
         require_like(ours, {name: state["acting"].get(name) for name in ours}, "acting")
         if parts := self.env.tensor_parts:
             env = self.env.state_dict()
