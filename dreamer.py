@@ -392,6 +392,11 @@ class Dreamer:
         self.calibration = {way: Calibration.read(values) for way, values in state.get("calibration", {}).items()}
         self.learner.keep()
 
+    @property
+    def acting_modules(self) -> Mapping[str, nn.Module]:
+        """What acting takes: not the critic."""
+        return {"model": self.model, "actor": self.behavior.actor}
+
     def acting_weights(self) -> dict[str, Any]:
         """The weights of world model and actor, in half precision, and the calibration: what answering needs.
 

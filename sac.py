@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import CommandLine, Config, ConfigError, load_defaults, one_line_errors, parse_command_line
 from envs.tasks import ObservationTask, RoutingTask, Task
@@ -153,6 +153,11 @@ class SAC:
         """
         action, static = self.soft.act(sight, state["static"], generator=generator)
         return action, {"static": static}
+
+    @property
+    def acting_modules(self) -> Mapping[str, nn.Module]:
+        """What acting takes: not the Q functions."""
+        return {"policy": self.soft.policy, "read": self.soft.read}
 
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]:
         """Replay keeps nothing of the acting state."""

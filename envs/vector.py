@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from config import UserError
+from envs.crashes import Crash
 from routing.cost_world import Hidden, hidden_factors
 from routing.rules import MIN_NODES, Instance, Parts, Rules, State, each_part, single_precision
 from system.arrivals import Arrival
@@ -59,6 +60,9 @@ class RoutingVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     # Parts of `state_dict` that must have the shapes of this environment's own; later versions added counts.
     tensor_parts = ("instance", "state", "hidden", "ended")
+    # Nothing ever goes wrong, so that there is nothing to read.
+    notices: list[str]
+    crashes: list[Crash]
 
     _instance: Instance
     _state: State
@@ -98,6 +102,7 @@ class RoutingVectorEnv(VectorEnv):
         given = None if factors is None else tuple(factors.shape)
         if given != expected:
             raise ValueError(f"factors has shape {given}, not {expected}, for costs of {rules.costs.name}")
+        self.notices, self.crashes = [], []
         self.rules = rules
         self.num_envs = num_envs
         self.num_nodes = num_nodes

@@ -36,11 +36,15 @@ def leave_interrupts() -> None:
 
 def _begin() -> None:
     leave_interrupts()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process with the one that it works for, which may be killed and tell nobody."""
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
 def _follow_parent() -> None:
-    """End this process with the one that it works for, which may be killed and tell nobody."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -27,6 +27,7 @@ import config
 from scenarios import caching
 from scenarios.known_parts import KNOWN
 from scenarios.parts import Needs
+from system.sockets import parts_of
 from tests.scenario_scenes import scenario_settings, write_logs
 from tests.street_scenes import write_town
 from tests.suite_scenes import require_drawing, require_packages
@@ -86,7 +87,8 @@ SLOW = (
         "python dreamer.py --configs atari",
         "python dreamer.py --configs crafter",
     ),
-    *("python dreamer.py --task gym_Pendulum-v1", "python compare.py --group 'Dreamer="),
+    *("python dreamer.py --task gym_CartPole-v1 --collectors", "python dreamer.py --task gym_Pendulum-v1"),
+    "python compare.py --group 'Dreamer=",
 )
 
 
@@ -123,7 +125,7 @@ class Command(NamedTuple):
     def logdir(self) -> str | None:
         """The folder of the run that it makes."""
         arguments = self.arguments
-        if self.program not in AGENTS or {"--evaluate", "--help"} & set(arguments):
+        if self.program not in AGENTS or {"--evaluate", "--help", "--collect"} & set(arguments):
             return None
         if "--mode" in arguments and value_of(arguments, "--mode") in NO_TRAINING:
             return None
@@ -200,6 +202,10 @@ def train(command: Command, place: Place) -> None:
         require_packages(name if "_" in name else f"{name}_")
     if "dmc_vision" in arguments:
         require_drawing()
+    if "--collect" in arguments:
+        # Nobody is there to collect for.
+        parts_of(value_of(arguments, "--collect"))
+        return
     if "drive_dreamer" in names:
         pytest.importorskip("libsumo")
         fill_cache(place)

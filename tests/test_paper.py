@@ -218,7 +218,7 @@ def test_collecting_never_waits(name: str, prefill_policy: Any, tmp_path: Path):
         files={},
         **unused,
     )
-    trainer.row = trainer._first_row(paper.sight.obs)
+    trainer.stepper.begin(paper.sight.obs, any_first=True)
     with Recorder() as recorder:
         for _ in range(8):
             trainer._advance()

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config
 from guard import Guard
@@ -65,6 +65,14 @@ class Agent(Player, Trained, Protocol):
     def memory(self, state: dict[str, Any]) -> dict[str, Tensor]: ...
 
     def update(self, replay: Replay, *, progress: float) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class Portable(Agent, Protocol):
+    """An agent that other processes can act for: `acting_modules` are all that it acts by, each under a name."""
+
+    @property
+    def acting_modules(self) -> Mapping[str, nn.Module]: ...
 
 
 @runtime_checkable

@@ -21,6 +21,8 @@ from system.ranks import Ranks, joined
 from system.terminal import silent, tell
 from training import loading
 from training.agent import Agent, AgentClass, Practitioner, Student, Trained
+from training.collector import collect_from_here, help_learner, portable
+from training.company import Invitation, invitation
 from training.devices import make_generator, make_generators, prepare_torch
 from training.evaluation import Evaluator, Unjudged
 from training.logdirs import claimed, default_logdir, writing_to
@@ -40,12 +42,13 @@ from training.resuming import (
     require,
     require_class,
 )
+from training.ring import REWARD_AND_ENDS
 from training.run_facts import save_run_facts
 from training.run_lock import LogdirInUseError, SilentLock
 from training.setup import Setup, make_setup, require_players, require_task, telling_of_crashes
 from training.shares import require_for_ranks, share_of
 from training.sinks import find_sinks
-from training.sources import Collected, Logged, Practised, Recorded, Source
+from training.sources import Collected, Gathered, Logged, Practised, Recorded, Source
 from training.trips import TripLog
 
 USER_ERRORS = (*loading.USER_ERRORS, LogdirInUseError, NonFinite)
@@ -54,10 +57,14 @@ ENTRY_KEYS = {
     "video": "with --evaluate: write a film of the first episodes into this folder",
     "resume": "go on from this checkpoint file instead of the logdir's latest.pt",
     "init": "begin a new run with the weights of this checkpoint file",
+    "collectors": "start so many processes here that step the environments; docs/scale.md",
+    "listen": "take collectors from other hosts at this HOST:PORT",
+    "collect": "be a collector for the run that listens at this HOST:PORT, with the same settings",
+    "key": "with --collect: the file of the learner's key, if it is not in the logdir",
     "trust": "true: with --evaluate, import and call what the run's config names (false)",
 }
 # Entry keys that name files and folders.
-PATHS = ("resume", "init")
+PATHS = ("resume", "init", "key")
 # Keys with this prefix change nothing once a run has begun.
 INITIAL_KEYS = "sac.initial_alpha."
 
@@ -67,7 +74,7 @@ def train(
     *,
     argv: list[str],
     make_agent: AgentClass,
-    make_setup: Callable[[Config, torch.device], Setup] = make_setup,
+    make_setup: Callable[..., Setup] = make_setup,
     make_pictures: Callable[[Any], Any] | None = None,
     at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None = None,
 ) -> None:
@@ -88,6 +95,10 @@ def train(
     """
     if command.entry.get("video"):
         raise ConfigError("--video goes with --evaluate")
+    if command.entry.get("collect"):
+        logdir = Path(str(command.config.logdir or default_logdir(argv[0], command)))
+        collect_from_here(command, make_agent=make_agent, make_setup=make_setup, logdir=logdir)
+        return
     with joined() as ranks, silent(not ranks.is_first):
         _train(
             command,
@@ -106,7 +117,7 @@ def _train(
     *,
     argv: list[str],
     make_agent: AgentClass,
-    make_setup: Callable[[Config, torch.device], Setup],
+    make_setup: Callable[..., Setup],
     make_pictures: Callable[[Any], Any] | None,
     at_end: Callable[[Any, EvaluationSettings, Path, TripLog | None], None] | None,
 ) -> None:
@@ -116,8 +127,17 @@ def _train(
     settings, share = RunSettings.of(config), share_of(config, ranks)
     sinks = find_sinks(settings.loop.logger)
     device = prepare_torch(config)
+    target = partial(
+        help_learner,
+        program=argv[0],
+        command=command,
+        make_agent=make_agent,
+        make_setup=make_setup,
+        errors=USER_ERRORS,
+    )
+    guests = invitation(command, ranks, target=target)
     with telling_of_crashes():
-        setup = make_setup(share, device)
+        setup = make_setup(share, device) if guests is None else make_setup(share, device, idle=True)
     require_read(config.task, command.given)
     require_task(setup.task, make_agent, config)
     generators = make_generators(config.seed, device)
@@ -126,7 +146,9 @@ def _train(
         agent = make_agent.of(setup.task, share, device=device, generators=generators, guard=guard)
     require_players(settings, agent)
     with ExitStack() as stack:
-        source = _source(setup, settings, RunSettings.of(share), agent, generators, device=device, stack=stack)
+        source: Source = _source(setup, settings, RunSettings.of(share), agent, generators, device=device, stack=stack)
+        if guests is not None:
+            source = _gathered(source, guests, config, agent)
         require_for_ranks(config, source, ranks)
         with ranks.first_goes_first():
             lock = stack.enter_context(claimed(logdir)) if ranks.is_first else SilentLock()
@@ -217,6 +239,14 @@ def _source(
     require_columns(record, replay, agent.batch_length)
     record.fill(replay, reward_scale=settings.loop.reward_scale)
     return Recorded(setup.task, env, replay, record=record)
+
+
+def _gathered(source: Source, guests: Invitation, config: Config, agent: Trained) -> Gathered:
+    """The same task, whose environments others step."""
+    spaces = {**portable(agent).memory_spaces}
+    assert isinstance(source, Collected), "settings refuse what else there is"
+    spaces = {**source.task.stored(source.env), **REWARD_AND_ENDS, **spaces}
+    return Gathered(source.task, source.env, source.replay, invitation=guests, config=config, spaces=spaces)
 
 
 def _log_of(setup: Setup) -> TripLog | None:

@@ -131,6 +131,8 @@ _OWN: dict[str, Any] = {
 }
 # Where several ranks have learnt together, the first one's stand with what all have, and the others' in a list.
 RUN: dict[str, Any] = {**COMMON, **_OWN, "ranks?": [_OWN]}
+# Of one whose environments are stepped elsewhere, what it has of pieces of episodes.
+GATHERED = {**RUN, "slots": {"rows": TENSORS, "lengths": [COUNT], "origins": [TEXT]}, "collected": NUMBERS}
 # Of one that begins with recorded episodes.
 RECORDED = {**RUN, "record": {"episodes": COUNT, "rows": COUNT, "checksum": COUNT}}
 STUDY = {**COMMON, "log": LOG, "ranks?": [{"generators": TENSORS, "averages": COMMON["averages"]}]}

@@ -80,7 +80,12 @@ class Setup(NamedTuple):
 
 
 def make_setup(
-    config: Config, device: torch.device, *, frame: Frame | None = None, env: OneOrMany | None = None
+    config: Config,
+    device: torch.device,
+    *,
+    frame: Frame | None = None,
+    env: OneOrMany | None = None,
+    idle: bool = False,
 ) -> Setup:
     """What the config's `task` names.
 
@@ -89,6 +94,7 @@ def make_setup(
         device: where it learns or plays.
         frame: between a log's units and the model's, of a run that has learnt from one; None for a new run.
         env: an environment of a gymnasium task, whose spaces say all; none is made then, nor can be.
+        idle: whether the environments are stepped elsewhere, so that one is enough to ask.
 
     Raises:
         UserError: there is no such task, or no agent can play it.
@@ -100,7 +106,7 @@ def make_setup(
             return _logged_setup(settings, device, frame=frame)
         return _routing_setup(settings, device, knows_coords=bool(LossScales.of(config).coords))
     if settings.task.is_gym:
-        return _gym_setup(settings, device) if env is None else _setup_by(settings, env)
+        return _gym_setup(settings, device, idle=idle) if env is None else _setup_by(settings, env)
     if task == TEXT:
         return _text_setup(settings, LanguageSettings.of(config))
     raise ConfigError(
@@ -259,7 +265,7 @@ def _curriculum(settings: TaskSettings) -> list[tuple[int, int | None]]:
     return stages
 
 
-def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
+def _gym_setup(settings: RunSettings, device: torch.device, *, idle: bool) -> Setup:
     environments, evaluation = settings.environments, settings.evaluation
     make_env = make_one(settings.task, settings.wrappers)
     # The environments are made at once, so that a mistake in them shows before anything else is done.
@@ -273,7 +279,7 @@ def _gym_setup(settings: RunSettings, device: torch.device) -> Setup:
     make_training = make_one(settings.task, settings.wrappers, training=True)
     env = GymVectorEnv(
         make_training,
-        num_envs=environments.envs,
+        num_envs=1 if idle else environments.envs,
         first_row=here().index * environments.envs,
         device=device,
         seed=settings.machine.seed,

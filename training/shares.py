@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config import Config, ConfigError
 from system.ranks import Ranks
-from training.sources import Collected, Logged, Recorded, Source
+from training.sources import Collected, Gathered, Logged, Recorded, Source
 
 # What the ranks of a run share, each of them the same part; and what one process alone can do, with its other value.
 SHARED_KEYS = ("envs", "replay_capacity", "batch_size")
@@ -30,7 +30,7 @@ def require_for_ranks(config: Config, source: Source, ranks: Ranks) -> None:
     """
     if ranks.count == 1:
         return
-    if not isinstance(source, (Collected, Logged)) or isinstance(source, Recorded):
+    if not isinstance(source, (Collected, Logged)) or isinstance(source, (Recorded, Gathered)):
         raise ConfigError("several ranks learn from environments or from a log of trips; start this without torchrun")
     for key, value in ALONE.items():
         if config[key] != value:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from config import Config, ConfigError
 from envs.gym_vector import GymVectorEnv
 from envs.tasks import ObservationTask, Task
 from envs.vector import RoutingVectorEnv
 from parts.observations import readings
 from settings.run import RunSettings
 from system.memory import readable_bytes
-from training.agent import Agent, Practitioner
+from training.agent import Practitioner
+from training.collecting import Collecting
+from training.collector import longest_piece
+from training.company import Invitation
+from training.gathering import Gathering
 from training.loop import Loop
 from training.offline import OfflineTrainer
+from training.pieces import Slots
 from training.practice import Practice
 from training.recorded import Record
 from training.replay import Replay
 from training.replay_room import rows_when_full
 from training.resharing import take_replay
-from training.resuming import PRACTICE, RECORDED, RUN, STUDY
-from training.ring import REWARD_AND_ENDS
+from training.resuming import GATHERED, PRACTICE, RECORDED, RUN, STUDY, require
+from training.ring import REWARD_AND_ENDS, Spaces
 from training.study import Study
 from training.trainer import Trainer
 from training.trips import TripLog
@@ -47,7 +54,7 @@ class Source(Protocol):
         """Go on from its part of the checkpoint at `path`.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError, ConfigError: it does not fit.
         """
 
     def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
@@ -81,6 +88,8 @@ class Collected:
         self.task, self.env, self.replay = task, env, replay
 
     def take(self, state: Mapping[str, Any], path: Path) -> None:
+        if "slots" in state:
+            raise ConfigError(f"{path} is of a run with collectors; give --collectors or --listen again, or --init")
         take_replay(self.replay, path.parent, state)
 
     def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
@@ -109,8 +118,50 @@ class Collected:
             return []
         return [f"prefill ({loop.prefill:,}) lasts to the end: nothing is learnt; give more --steps"]
 
-    def loop(self, agent: Agent, **shared: Any) -> Trainer:
+    def loop(self, agent: Any, **shared: Any) -> Collecting:
         return Trainer(agent, self.task, env=self.env, replay=self.replay, **shared)
+
+
+class Gathered(Collected):
+    """Environments that collectors step, and the replay that these fill; one environment is here to ask."""
+
+    def __init__(
+        self,
+        task: Task,
+        env: RoutingVectorEnv | GymVectorEnv,
+        replay: Replay,
+        *,
+        invitation: Invitation,
+        config: Config,
+        spaces: Spaces,
+    ) -> None:
+        """Take them.
+
+        Args:
+            task: what is to be solved.
+            env: of the task.
+            replay: empty so far.
+            invitation: to collectors.
+            config: of the run.
+            spaces: of all that a row has.
+        """
+        super().__init__(task, env, replay)
+        self.invitation, self.config, self.spaces = invitation, config, spaces
+
+    def take(self, state: Mapping[str, Any], path: Path) -> None:
+        if "slots" not in state:
+            raise ConfigError(f"{path} is of a run without collectors; leave them out, or take its weights: --init")
+        require(state, GATHERED, path)
+        take_replay(self.replay, path.parent, state)
+
+    def facts(self, settings: RunSettings, device: torch.device) -> dict[str, list[str]]:
+        return {**super().facts(settings, device), "collect": self.invitation.lines}
+
+    def loop(self, agent: Any, **shared: Any) -> Gathering:
+        slots = Slots(self.spaces, count=self.replay.num_envs, longest=longest_piece(self.task))
+        of_task: dict[str, Any] = {"task": self.task, "spaces": self.spaces}
+        company = partial(self.invitation.opened, agent, self.config, logdir=shared["logdir"], **of_task)
+        return Gathering(agent, self.task, replay=self.replay, slots=slots, company=company, **shared)
 
 
 class Recorded(Collected):
@@ -151,7 +202,7 @@ class Recorded(Collected):
     def warnings(self, settings: RunSettings) -> list[str]:
         return []
 
-    def loop(self, agent: Agent, **shared: Any) -> OfflineTrainer:
+    def loop(self, agent: Any, **shared: Any) -> OfflineTrainer:
         return OfflineTrainer(agent, self.task, env=self.env, replay=self.replay, record=self.record, **shared)
 
 

@@ -70,8 +70,12 @@ class Stepper:
         self.acting = self.player.initial_state(env.num_envs)
 
     def meet(self) -> None:
-        """The first observations."""
+        """Begin the first episodes."""
         obs, info = self.env.reset()
+        self.begin(obs, any_first=info["any_first"])
+
+    def begin(self, obs: dict[str, Tensor], *, any_first: bool) -> None:
+        """Go on from first observations."""
         yes = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
         self.row = {
             **obs,
@@ -80,7 +84,7 @@ class Stepper:
             "is_last": ~yes,
             "is_terminal": ~yes,
         }
-        self.any_first = info["any_first"]
+        self.any_first = any_first
 
     def step(self, *, prefill: bool) -> Stepped:
         """One step of every environment. Where an environment raises, nothing has moved on.
