@@ -17,7 +17,16 @@ from parts.pointing import PointerTables
 from parts.views import NodeSet, View
 from routing.costs import find_costs
 from routing.rules import each_part
-from tests.scenes import CPU, NODES, Scene, assert_gradient_reaches, debug_config, generator, without_zero_outputs
+from tests.scenes import (
+    CPU,
+    NODES,
+    Scene,
+    assert_gradient_reaches,
+    debug_config,
+    generator,
+    pointer_of,
+    without_zero_outputs,
+)
 from training.setup import make_setup
 
 HEADS = 2
@@ -142,9 +151,12 @@ def test_cost_pointer_reads_what_the_move_head_expects(cost: str):
     without_zero_outputs(scene.model)
     nodes = scene.model.node_set(rules.random(2, NODES, generator=generator(), device=CPU))
     assert nodes.moves is not None and nodes.costs is None
-    actor = scene.behavior.actor
-    found, without = actor.tables(nodes), actor.tables(nodes._replace(moves=nodes.moves.flip(0)))
-    assert (found.current - without.current).abs().max() > 1e-4
+    actor = pointer_of(scene)
+    # A reward is minus a cost.
+    expected = actor.encode(nodes.features, moves=nodes.moves, costs=-nodes.moves)
+    other = actor.encode(nodes.features, moves=nodes.moves, costs=nodes.moves)
+    assert actor.tables(nodes).current.equal(expected.current)
+    assert (other.current - expected.current).abs().max() > 1e-4
 
 
 def test_move_head_looks_at_what_moves_are_said_to_cost():
@@ -168,7 +180,10 @@ def test_atsp_is_imagined_by_what_the_head_expects_of_shown_costs(gradient: str)
     without_zero_outputs(scene.model)
     instance = drawn()
     obs = ATSPRules.observe(instance, ATSPRules.reset(instance))
-    start, trajectory = scene.imagine_from({key: value[:, None] for key, value in obs.items()}, horizon=NODES)
+    start, trajectory = scene.imagine_from(
+        {key: value[:, None] for key, value in obs.items()}, horizon=NODES, differentiable=gradient == "dynamics"
+    )
+    assert (trajectory.decisions.choice is None) == (gradient == "reinforce")
     current = trajectory.moments.state.current
     expected = scene.model.predict_moves(instance, None)
     legs = expected[torch.arange(3)[:, None, None], current[:, :, :-1], trajectory.action]
