@@ -20,7 +20,7 @@ _POINTS: dict[str, tuple[str, tuple[int, ...], int | None]] = {
     "lines": ("lines_valid", (2,), None),
     "future": ("future_valid", (), 2),
 }
-# The place of the yaw rate in `ego`.
+# The place of the yaw rate in `ego`, the last of the numbers there that say how the ego moves.
 YAW_RATE = 2
 
 
@@ -31,6 +31,8 @@ def chosen(settings: AugmentSettings) -> list[Augmentation]:
         augmentations.append(drop_agents(settings.drop_agents))
     if settings.shift or settings.turn:
         augmentations.append(displace(settings.shift, settings.turn))
+    if settings.hide_motion:
+        augmentations.append(hide_motion(settings.hide_motion))
     if settings.mirror:
         augmentations.append(mirror(settings.mirror))
     return augmentations
@@ -108,6 +110,21 @@ def drop_agents(share: float) -> Augmentation:
             "agents": np.take_along_axis(agents, order[..., None, None], 1),
             "agents_valid": np.take_along_axis(kept, order[..., None], 1),
         }
+
+    return apply
+
+
+def hide_motion(share: float) -> Augmentation:
+    """In a share of the samples nobody says how the ego moves: speed, acceleration and yaw rate are 0.
+
+    Whoever drives as it drives already has imitated logs well, and in the closed loop never starts again
+    (J. Cheng et al., "Rethinking imitation-based planner for autonomous driving", 2023).
+    """
+
+    def apply(samples: Samples, rng: np.random.Generator) -> Samples:
+        ego = samples["ego"].copy()
+        ego[rng.random(len(ego)) < share, : YAW_RATE + 1] = 0
+        return {**samples, "ego": ego}
 
     return apply
 

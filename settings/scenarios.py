@@ -198,6 +198,7 @@ class AugmentSettings(Section):
         shift: metres that the ego is put beside its place at most.
         turn: radians that it is turned by at most.
         drop_agents: share of the other agents that are left out at most.
+        hide_motion: share of them in which nobody says how the ego moves.
     """
 
     PLACE = "augment"
@@ -206,6 +207,7 @@ class AugmentSettings(Section):
     shift: Weight
     turn: Annotated[float, Between(0, 1)]
     drop_agents: Share
+    hide_motion: Share
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from config import ConfigError
 from scenarios import augmentations
-from scenarios.augmentations import Augmentation, displace, drop_agents, mirror
+from scenarios.augmentations import Augmentation, displace, drop_agents, hide_motion, mirror
 from scenarios.samples import Samples
 from settings.scenarios import AugmentSettings
 from tests.scenario_scenes import settings
@@ -95,7 +95,7 @@ def test_displacement_keeps_distances_and_is_within_its_bounds():
     assert np.abs(turned).max() <= 0.1001 and np.abs(turned).max() > 0.09
 
 
-@pytest.mark.parametrize("augmentation", [mirror(1.0), displace(1.0, 0.3), drop_agents(0.9)])
+@pytest.mark.parametrize("augmentation", [mirror(1.0), displace(1.0, 0.3), drop_agents(0.9), hide_motion(1.0)])
 def test_padding_stays_zero_and_numbers_keep_their_type(augmentation: Augmentation):
     before = batch(50)
     seen = augmentation(before, rng())
@@ -107,7 +107,7 @@ def test_padding_stays_zero_and_numbers_keep_their_type(augmentation: Augmentati
     }
 
 
-@pytest.mark.parametrize("augmentation", [mirror(0.5), displace(1.0, 0.3), drop_agents(0.9)])
+@pytest.mark.parametrize("augmentation", [mirror(0.5), displace(1.0, 0.3), drop_agents(0.9), hide_motion(0.5)])
 def test_augmentation_is_seeded_and_leaves_what_it_is_given(augmentation: Augmentation):
     given, kept = batch(50), batch(50)
     one, two, other = (augmentation(given, rng(seed)) for seed in (1, 1, 2))
@@ -134,12 +134,20 @@ def test_dropped_agent_is_dropped_at_all_moments():
     assert (valid.all(-1) == valid.any(-1)).all()
 
 
+def test_hidden_motion_is_that_of_a_share_of_the_egos():
+    before, seen = batch(4000), hide_motion(0.25)(batch(4000), rng())
+    hidden = (seen["ego"][:, :3] == 0).all(-1)
+    assert hidden.mean() == pytest.approx(0.25, abs=0.03)
+    assert np.array_equal(seen["ego"][~hidden], before["ego"][~hidden])
+    assert np.array_equal(seen["ego"][:, 3:], before["ego"][:, 3:])
+
+
 def test_augmentations_are_those_that_are_asked_for():
     def of(**changes: float) -> int:
         values = {f"augment.{key}": value for key, value in changes.items()}
         return len(augmentations.chosen(AugmentSettings.of(settings(**values))))
 
     assert [of(), of(mirror=0.5), of(turn=0.1), of(shift=0.1, turn=0.1)] == [0, 1, 1, 1]
-    assert of(drop_agents=0.1, mirror=0.5) == 2
+    assert of(drop_agents=0.1, mirror=0.5, hide_motion=0.5) == 3
     with pytest.raises(ConfigError, match="augment.mirror is 2; it must be between 0 and 1"):
         of(mirror=2.0)
