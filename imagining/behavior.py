@@ -17,7 +17,7 @@ from config import UserError
 from envs.tasks import Task
 from imagining.chances import chances_of, legal_actions
 from imagining.exploration import Explorer
-from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, legality, thin
+from imagining.imagination import Imagination, Noise, Start, Trajectory, imagine, thin
 from imagining.returns import Returns, replayed_returns, statistics
 from imagining.world_model import Metrics, Observed
 from parts.actors import Actor, MaskedActor, TSPPointerActor, require_costs
@@ -238,7 +238,7 @@ class ImagBehavior(nn.Module):
         actor_loss, actor_metrics = self._actor_loss(trajectory, tables, worth, coefficient)
         critic_loss, critic_metrics = self._critic_loss(trajectory, nodes, worth)
         metrics |= actor_metrics | critic_metrics
-        metrics |= legality(trajectory, every_step=self.imagination.mask_from == "predicted")
+        metrics |= self.imagination.metrics(trajectory)
         return {"actor": self.settings.policy * actor_loss, "critic": critic_loss}, metrics, worth
 
     def _judging(self) -> AbstractContextManager[None]:

@@ -241,6 +241,10 @@ class Imagination(ABC):
         """
         return here().balance(weight)((values * weight).sum() / weight.sum().clamp(min=1e-8))
 
+    def metrics(self, trajectory: Trajectory) -> Metrics:
+        """What was legal of what was imagined."""
+        return legality(trajectory, every_step=self.mask_from == "predicted")
+
     def require_study(self, *, practises: bool, needs_latent: bool) -> None:
         """Check that a log of moves is all that is needed to learn from.
 

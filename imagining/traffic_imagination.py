@@ -16,7 +16,7 @@ from imagining.contacts import own_fault
 from imagining.imagination import Look, Moment, Start, Trajectory
 from imagining.traffic import FEATURES, Traffic, features, observed
 from imagining.traffic_model import KEYS, TrafficModel
-from imagining.world_model import Observed
+from imagining.world_model import Metrics, Observed
 from parts.acting import Sight
 from parts.actors import Actor
 from parts.candidates import Agents, Candidates
@@ -85,6 +85,13 @@ class TrafficImagination(CandidateImagination):
     def reward(self, trajectory: Trajectory, start: Start) -> Float[Tensor, "B Q H"]:
         """What the reward head expects with each latent, less what the contacts cost that it cannot know of."""
         return super().reward(trajectory, start) - CONTACT * trajectory.moments.state[:, :, 1:]
+
+    def metrics(self, trajectory: Trajectory) -> Metrics:
+        """How many imagined rides end by contact, beside what was legal."""
+        metrics = super().metrics(trajectory)
+        if self.settings.contacts:
+            metrics["contact_rate"] = trajectory.moments.state.any(-1).float().mean()
+        return metrics
 
     def replayed(self, batch: dict[str, Tensor]) -> Candidates:
         return _shown(super().replayed(batch), observed(batch))

@@ -86,6 +86,7 @@ def test_an_actor_trains_on_rides_with_contacts():
     before = [parameter.detach().clone() for parameter in made.behavior.actor.parameters()]
     metrics = made.update(batch)
     assert all(value.isfinite().all() for value in metrics.values())
+    assert metrics["contact_rate"] == 1
     assert any(not old.equal(new) for old, new in zip(before, made.behavior.actor.parameters(), strict=True))
 
 
