@@ -49,6 +49,7 @@ _DREAMERS = (
     *("guard.zero_keys", "guard.drop_keys"),
     *("actor.type", "actor.units", "actor.layers", "actor.advantage_scale", "actor.pointer.latent"),
     *("imag_policy", "imag_teacher", "imag_start", "imag_generated", "imag_horizon", "imag_tours", "imag_mask"),
+    *("imag_nodes", "imag_contacts", "imag_imitation"),
     *("imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
 FOREIGN_KEYS = {

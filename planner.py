@@ -54,6 +54,7 @@ _OTHERS = (
     *("eval_episodes", "eval_env", "eval_by", "plan_instances", "replay_capacity", "reward_scale", "replay_context"),
     *("replay_online", "train_ratio", "batch_length", "model_every", "reward_updates", "guard.zero_keys"),
     *("guard.drop_keys", "imag_policy", "imag_teacher", "imag_start", "imag_generated", "imag_first", "imag_horizon"),
+    *("layout", "imag_nodes", "imag_contacts", "imag_imitation"),
     *("imag_tours", "imag_mask", "imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
     *("baseline", "discount", "return_lambda", "target_clip", "plan", "teacher", "model", "actor", "critic", "explore"),
 )
@@ -182,12 +183,14 @@ class Imitator:
         self.learner.keep()
 
 
-def load(run: str | Path, *, device: str = "cpu") -> TrainedPlanner:
+def load(run: str | Path, *, device: str = "cpu", caution: float = 0.0) -> TrainedPlanner:
     """A trained planner for programs of one's own: `trajectory = planner(obs)`, of an observation of `Drive-v0`.
 
     Args:
         run: the run's folder, or one of its checkpoint files.
         device: where to plan.
+        caution: seconds for which a trajectory must touch nobody, if all others drive on as now, where there is such a
+            one; 0: nobody looks.
 
     Raises:
         UserError, CheckpointError: there is no run that can be loaded.
@@ -200,7 +203,7 @@ def load(run: str | Path, *, device: str = "cpu") -> TrainedPlanner:
         device=where,
         defaults=load_defaults(CONFIGS),
     )
-    return TrainedPlanner(made.agent.players[POLICY].plan, device=where)
+    return TrainedPlanner(made.agent.players[POLICY].plan, device=where, caution=caution)
 
 
 def make_network(task: PlanningTask, settings: ImitationSettings) -> PlanningNetwork:

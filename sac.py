@@ -50,6 +50,7 @@ _DREAMERS = (
     *("actor.type", "actor.units", "actor.layers", "actor.unimix", "actor.entropy"),
     *("actor.entropy_final", "actor.advantage_scale", "actor.advantage_floor", "actor.lr"),
     *("actor.grad_clip", "actor.pointer.latent", "imag_start", "imag_generated", "imag_first", "imag_horizon"),
+    *("imag_nodes", "imag_contacts", "imag_imitation"),
     *("imag_tours", "imag_mask", "imag_reward", "imag_gradient", "imag_gradient_mix", "imag_penalty", "imag_augment"),
 )
 FOREIGN_KEYS = {

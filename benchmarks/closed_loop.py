@@ -5,8 +5,9 @@
 
 A planner is a name of `driving.baselines.PLANNERS`, the folder of a run of planner.py, that of one of dreamer.py as
 `dreamer:FOLDER`, or a function as `module:function`, which takes an observation of Drive-v0 and gives the index of a
-candidate or a trajectory. Episodes begin in the last fifth of the demand's time, and are the same for all planners.
-SUMO's own driver stands in the first row: what it runs into is the simulator's.
+candidate or a trajectory. `careful:FOLDER` is a run of planner.py that passes over trajectories that would touch
+somebody within 3 seconds, if all others drove on as now. Episodes begin in the last fifth of the demand's time, and are
+the same for all planners. SUMO's own driver stands in the first row: what it runs into is the simulator's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ HEAD = (
     "| planner | metres, % | own fault, % | other contact, % | off the road, % | discomfort | return | ms |"
     " 20 s, map's end |"
 )
-DREAMER = "dreamer:"
+DREAMER, CAREFUL = "dreamer:", "careful:"
+CAUTION = 3.0
 OWN_DRIVER = "SUMO's own driver"
 
 
@@ -70,13 +72,16 @@ def planner_named(name: str) -> Planner:
         return PLANNERS[name]
     if Path(name).exists():
         return planner.load(name)
+    if name.startswith(CAREFUL):
+        return planner.load(name.removeprefix(CAREFUL), caution=CAUTION)
     if name.startswith(DREAMER):
         return DreamingDriver(name.removeprefix(DREAMER))
     module, _, function = name.partition(":")
     if not function:
         known = ", ".join(PLANNERS)
         raise UserError(
-            f"there is no planner '{name}'; there are {known}, folders of runs, dreamer:FOLDER and module:function"
+            f"there is no planner '{name}'; there are {known}, folders of runs, careful:FOLDER, dreamer:FOLDER and"
+            " module:function"
         )
     try:
         return getattr(importlib.import_module(module), function)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from driving.caution import careful_choice, seconds_to_contact
 from imitation.batches import NEEDS, as_features
 from imitation.decoder import Plans
 
@@ -29,9 +30,18 @@ class Choice(NamedTuple):
 class TrainedPlanner:
     """Drives with what it has learnt: called with an observation, it gives a trajectory; `choose` tells more."""
 
-    def __init__(self, plan: Callable[[Mapping[str, Tensor]], Plans], *, device: torch.device) -> None:
-        """Take the planner of features, and where it lives."""
-        self._plan, self._device = plan, device
+    def __init__(
+        self, plan: Callable[[Mapping[str, Tensor]], Plans], *, device: torch.device, caution: float = 0.0
+    ) -> None:
+        """Take what drives.
+
+        Args:
+            plan: the planner of features.
+            device: where it lives.
+            caution: seconds for which a trajectory must touch nobody, if all others drive on as now, where there is
+                such a one; 0: nobody looks.
+        """
+        self._plan, self._device, self.caution = plan, device, caution
 
     def __call__(self, obs: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "T 3"]:
         """The trajectory that is scored best."""
@@ -45,5 +55,10 @@ class TrainedPlanner:
         """
         row = {name: np.asarray(obs[name])[None] for name in NEEDS.features}
         plans = self._plan(as_features(row, self._device))
-        action = int(plans.distribution().mode()[0])
-        return Choice(action, plans.trajectories[0, action].cpu().numpy())
+        trajectories = plans.trajectories[0].cpu().numpy()
+        if self.caution:
+            scores, legal = plans.scores[0].cpu().numpy(), plans.action_mask[0].cpu().numpy()
+            action = careful_choice(scores, legal, seconds_to_contact(obs, trajectories), caution=self.caution)
+        else:
+            action = int(plans.distribution().mode()[0])
+        return Choice(action, trajectories[action])

@@ -291,7 +291,7 @@ def _take_up(
 
 def _with_absolute_paths(command: CommandLine) -> CommandLine:
     """The same command after an environment has changed the working directory."""
-    paths = {key: str(Path(str(command.entry[key])).absolute()) for key in PATHS if command.entry[key]}
+    paths = {key: str(Path(str(command.entry[key])).absolute()) for key in PATHS if command.entry.get(key)}
     return command._replace(entry={**command.entry, **paths})
 
 
