@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ import dreamer
 import sac
 from checkpoint import LATEST
 from comparing.runs import METRICS
-from system.sockets import new_key
+from system.sockets import Hub, new_key
 from tests.run_scenes import ROOT, loaded, read_metrics
 from tests.sweep_scenes import until
 from training import messages
 from training.replay import Replay
 from training.ring import REWARD_AND_ENDS
+from training.run_lock import RunLock
 
 CPU = torch.device("cpu")
 CARTPOLE = ["--task", "gym_CartPole-v1", "--configs", "debug", "--log_every", "20", "--eval_every", "0"]
@@ -164,6 +167,45 @@ def test_collector_waits_for_a_learner_that_was_killed(tmp_path: Path, port: int
     settings = config.read(logdir / "config.yaml")
     require_ratio(state, settings, rows=settings.batch_size * (settings.nodes + 1))
     assert state["collected"] == {socket.gethostname(): state["step"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["once", "twice", "SIGTERM", "SIGKILL"])
+def test_run_that_is_stopped_leaves_nothing_of_its_collectors(how: str, tmp_path: Path, port: int):
+    logdir, address = tmp_path / "run", f"127.0.0.1:{port}"
+    command = [*CARTPOLE, "--steps", "100000", "--logdir", str(logdir), "--collectors", "2", "--listen", address]
+    with (tmp_path / "told.txt").open("wb") as told:
+        run = subprocess.Popen(
+            [sys.executable, "dreamer.py", *command], cwd=ROOT, stderr=told, stdout=told, start_new_session=True
+        )
+    until(lambda: (logdir / METRICS).exists() and len(read_metrics(logdir)) > 3)
+    if how == "SIGKILL":
+        run.send_signal(signal.SIGKILL)
+    elif how == "SIGTERM":
+        os.killpg(run.pid, signal.SIGTERM)
+    else:
+        # As a terminal does.
+        os.killpg(run.pid, signal.SIGINT)
+        if how == "twice":
+            time.sleep(0.02)
+            os.killpg(run.pid, signal.SIGINT)
+    lines = (tmp_path / "told.txt").read_text
+    assert run.wait(60) == {"twice": 130, "SIGKILL": -signal.SIGKILL}.get(how, 0), lines()
+    assert "Traceback" not in lines()
+    until(lambda: not is_group(run.pid))
+    with closing(Hub(address, key=new_key())):
+        pass
+    RunLock(logdir).release()
+    assert not [*logdir.rglob("*.tmp")]
+
+
+def is_group(number: int) -> bool:
+    """Whether any process of a group is there."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 MISTAKES = [

@@ -111,6 +111,17 @@ def test_slots_go_on_from_their_state():
     assert [each["time"].tolist() for each in all_columns(slots)] == [[1, 5], [2, 6]]
 
 
+def test_slots_want_more_until_as_many_pieces_wait():
+    slots, cutter = Slots(SPACES, count=2, longest=9), Cutter(SPACES, num_envs=1, longest=9)
+    wanted = []
+    for _ in range(4):
+        slots.add(cut(cutter, episode(2)), SOMEONE)
+        slots.fill()
+        wanted.append(slots.wants_more)
+    # The first two begin at once.
+    assert wanted == [True, True, True, False]
+
+
 def test_slots_know_whose_pieces_they_go_on_with():
     slots, other = (Slots(SPACES, count=1, longest=9) for _ in range(2))
     slots.add(cut(Cutter(SPACES, num_envs=1, longest=9), episode(3)), Origin("one", 0))

@@ -85,8 +85,7 @@ class Gathering(Collecting):
         for line in [*self.helpers.look(), *self.gatherer.notices]:
             self._progress.alert(line)
         self.gatherer.notices.clear()
-        # Where as many pieces wait as there are slots, there is enough for a while.
-        if len(self.slots.waiting) < self.replay.num_envs:
+        if self.slots.wants_more:
             self.gatherer.release(update=self.updates, prefill=prefill)
 
     def _fill(self) -> bool:

@@ -122,6 +122,11 @@ class Slots:
         """Let pieces wait for their turn."""
         self.waiting.extend((piece, origin) for piece in pieces)
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether fewer pieces wait than there are slots. Where that many do, there is enough for a while."""
+        return len(self.waiting) < len(self._origins)
+
     def fill(self) -> list[Origin]:
         """Begin with pieces that wait, where others have ended; where those came from."""
         begun = []
