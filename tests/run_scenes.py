@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def same_weights(one: Path, other: Path) -> bool:
     return all(
         torch.equal(value, theirs[part][name]) for part in ("model", "behavior") for name, value in mine[part].items()
     )
+
+
+def is_group(number: int) -> bool:
+    """Whether any process of a group is there."""
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Reference:

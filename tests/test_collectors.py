@@ -25,7 +25,7 @@ import sac
 from checkpoint import LATEST
 from comparing.runs import METRICS
 from system.sockets import Hub, new_key
-from tests.run_scenes import ROOT, loaded, read_metrics
+from tests.run_scenes import ROOT, is_group, loaded, read_metrics
 from tests.sweep_scenes import until
 from training import messages
 from training.replay import Replay
@@ -197,15 +197,6 @@ def test_run_that_is_stopped_leaves_nothing_of_its_collectors(how: str, tmp_path
         pass
     RunLock(logdir).release()
     assert not [*logdir.rglob("*.tmp")]
-
-
-def is_group(number: int) -> bool:
-    """Whether any process of a group is there."""
-    try:
-        os.killpg(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 MISTAKES = [

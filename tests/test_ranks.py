@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,15 @@ import dreamer
 from config import ConfigError
 from system import terminal
 from system.ranks import Alone, here
-from tests.rank_scenes import CASES, RANKS, UPDATES, learn, on_ranks
-from tests.run_scenes import loaded, read_metrics
+from tests.rank_scenes import CASES, RANKS, ROOT, UPDATES, learn, on_ranks
+from tests.run_scenes import is_group, loaded, read_metrics
 from tests.scenes import debug_config, without_times
 from tests.sweep_scenes import until
 from training.averages import MetricAverages
 from training.collecting import replay_folder
 from training.replay import Replay
 from training.resharing import of_rank
+from training.run_lock import RunLock
 from training.shares import share_of
 
 CPU = torch.device("cpu")
@@ -151,6 +155,28 @@ def test_run_of_which_a_rank_is_killed_ends_like_an_undisturbed_one(arguments: l
     assert without_times(read_metrics(killed)) == without_times(read_metrics(whole))
     one, other = (learnt(loaded(logdir / checkpoint.LATEST)) for logdir in (whole, killed))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_at_torchrun_leaves_nothing(times: int, tmp_path: Path):
+    logdir = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "dreamer.py"]
+    command += [*SHORT, "--steps", "100000", "--logdir", str(logdir)]
+    with (tmp_path / "told.txt").open("w") as told:
+        run = subprocess.Popen(command, cwd=ROOT, stderr=told, stdout=told, start_new_session=True)
+    until(lambda: has_logged(logdir, 80))
+    for _ in range(times):
+        # As a terminal does.
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.05)
+    run.wait(60)
+    until(lambda: not is_group(run.pid))
+    lines = (tmp_path / "told.txt").read_text()
+    assert ("stopped by SIGINT at step" in lines) == (times == 1), lines
+    assert not [*logdir.rglob("*.tmp")]
+    # The next process has it at once.
+    RunLock(logdir).release()
 
 
 def test_alone_leaves_everything_as_it_is():
