@@ -5,8 +5,9 @@
 
 A planner is a name of `driving.baselines.PLANNERS`, the folder of a run of planner.py, that of one of dreamer.py as
 `dreamer:FOLDER`, or a function as `module:function`, which takes an observation of Drive-v0 and gives the index of a
-candidate or a trajectory. `careful:FOLDER` is a run of planner.py that passes over trajectories that would touch
-somebody within 3 seconds, if all others drove on as now. Episodes begin in the last fifth of the demand's time, and are
+candidate or a trajectory. `careful:FOLDER` is a run of planner.py, and `careful:dreamer:FOLDER` one of dreamer.py, that
+passes over trajectories that would touch somebody within 3 seconds, if all others drove on as now, and brakes where
+each would. Episodes begin in the last fifth of the demand's time, and are
 the same for all planners. SUMO's own driver stands in the first row: what it runs into is the simulator's.
 """
 
@@ -19,9 +20,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import dreamer
 import planner
 from driving.baselines import PLANNERS, Observation, Planner
+from driving.candidates import candidates
+from driving.caution import careful
 from driving.maps import MAPS
 from envs.closed_loop import Outcome, play_all, summary
 from system import safe_files
@@ -38,28 +43,42 @@ HEAD = (
 )
 DREAMER, CAREFUL = "dreamer:", "careful:"
 CAUTION = 3.0
+# What candidates follow from.
+LINE_KEYS = ("lines", "lines_valid", "ego")
 OWN_DRIVER = "SUMO's own driver"
 
 
 class DreamingDriver:
     """A run of dreamer.py, which takes the likeliest candidate and remembers its episode."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, *, caution: float = 0.0) -> None:
         """Load a run.
+
+        Args:
+            run: its folder.
+            caution: seconds, as of `driving.caution.careful`; 0: nobody looks.
 
         Raises:
             UserError, CheckpointError: there is none.
         """
         self._agent = dreamer.load(run)
         self._state: dict[str, Any] | None = None
+        self._caution = caution
 
     def begin(self) -> None:
         """Forget the episode before."""
         self._state = None
 
-    def __call__(self, obs: Observation) -> int:
-        action, self._state = self._agent(obs, self._state)
-        return int(action)
+    def __call__(self, obs: Observation) -> int | np.ndarray:
+        action, after = self._agent(obs, self._state)
+        chosen: int | np.ndarray = int(action)
+        if self._caution:
+            allowed = careful(obs, candidates(*(obs[key][None] for key in LINE_KEYS))[0], caution=self._caution)
+            if not allowed.actions[action]:
+                action, after = self._agent({**obs, "action_mask": allowed.actions}, self._state)
+            chosen = allowed.trajectories[action] if allowed.brakes else int(action)
+        self._state = after
+        return chosen
 
 
 def planner_named(name: str) -> Planner:
@@ -73,7 +92,10 @@ def planner_named(name: str) -> Planner:
     if Path(name).exists():
         return planner.load(name)
     if name.startswith(CAREFUL):
-        return planner.load(name.removeprefix(CAREFUL), caution=CAUTION)
+        run = name.removeprefix(CAREFUL)
+        if run.startswith(DREAMER):
+            return DreamingDriver(run.removeprefix(DREAMER), caution=CAUTION)
+        return planner.load(run, caution=CAUTION)
     if name.startswith(DREAMER):
         return DreamingDriver(name.removeprefix(DREAMER))
     module, _, function = name.partition(":")

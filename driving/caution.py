@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 
+from driving.candidates import SPEED
 from driving.features import EGO
 from driving.reward import MOMENTS, SLACK, STANDS, touch
 from driving.scene import STEP
+from driving.vehicle import braked
 
 # Who plans keeps so many metres more to the front and the rear, and to each side, than contact needs.
 SPARE_LENGTH, SPARE_WIDTH = 0.5, 0.1
 LENGTH, WIDTH = (EGO.index(name) for name in ("length", "width"))
+
+
+class Allowed(NamedTuple):
+    """What a careful driver chooses from.
+
+    Attributes:
+        actions: the candidates that are left.
+        trajectories: how each candidate is driven, those that are not left included.
+        brakes: whether these are driven with the brakes on, instead of as they were.
+    """
+
+    actions: Bool[np.ndarray, " A"]
+    trajectories: Float[np.ndarray, "A T 3"]
+    brakes: bool
 
 
 def seconds_to_contact(
@@ -47,7 +64,10 @@ def seconds_to_contact(
 
     away = seen[..., :2] - ego[..., :2]
     ahead = away[..., 0] * np.cos(ego[..., 2]) + away[..., 1] * np.sin(ego[..., 2])
-    touched = touch(np.broadcast_to(ego, (*away.shape[:3], 5)), np.broadcast_to(seen, (*away.shape[:3], 5)))
+    # Footprints whose middles are farther apart than both half diagonals are long need no closer look.
+    near = np.hypot(away[..., 0], away[..., 1]) < _half_diagonal(ego) + _half_diagonal(seen)
+    touched = np.zeros(near.shape, bool)
+    touched[near] = touch(*(np.broadcast_to(footprints, (*near.shape, 5))[near] for footprints in (ego, seen)))
     # Who first touches from behind, and then drives on as if through the ego, is no danger ahead of it.
     first = np.take_along_axis(ahead, touched.argmax(-1)[..., None], -1)
     fault = touched & (first > -obs["ego"][LENGTH] / 2) & drives[:, None]
@@ -55,16 +75,27 @@ def seconds_to_contact(
     return np.where(at.any(-1), seconds[at.argmax(-1)], np.inf)
 
 
-def careful_choice(
-    scores: Float32[np.ndarray, " C"],
-    legal: Bool[np.ndarray, " C"],
-    contact: Float[np.ndarray, " C"],
-    *,
-    caution: float,
-) -> int:
-    """The candidate that is scored best of those legal ones without a contact for `caution` seconds.
+def _half_diagonal(footprints: Float[np.ndarray, "*S 5"]) -> Float[np.ndarray, "*S"]:
+    return np.hypot(footprints[..., 3], footprints[..., 4]) / 2
 
-    Where there is none without, the one whose contact is farthest away.
+
+def careful(obs: Mapping[str, np.ndarray], trajectories: Float[np.ndarray, "A T 3"], *, caution: float) -> Allowed:
+    """What whoever is careful chooses from: the legal candidates without a contact for `caution` seconds.
+
+    Where there is none without, the brakes go on: the same ways are driven as slowly as brakes allow, and those are
+    left whose contact is farthest away.
+
+    Args:
+        obs: one observation, of the arrays in `driving.features.FEATURES`.
+        trajectories: how each candidate would be driven.
+        caution: seconds.
     """
+    legal = obs["action_mask"]
+    contact = seconds_to_contact(obs, trajectories)
+    brakes = not (legal & (contact >= caution)).any()
+    if brakes:
+        speed = float(obs["ego"][SPEED])
+        trajectories = np.stack([braked(each, speed=speed) for each in trajectories])
+        contact = seconds_to_contact(obs, trajectories)
     free_for = np.where(legal, np.minimum(contact, caution), -np.inf)
-    return int(np.where(free_for == free_for.max(), scores, -np.inf).argmax())
+    return Allowed(free_for == free_for.max(), trajectories, brakes)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from driving.scene import STEP
 
@@ -75,6 +75,21 @@ class Car:
         self.speed = speed
 
 
+def braked(trajectory: Float[np.ndarray, "T 3"], *, speed: float) -> Float32[np.ndarray, "T 3"]:
+    """The way of a trajectory, with the brakes on as hard as they are.
+
+    Args:
+        trajectory: x, y in metres and heading in radians after each of the next steps, in the car's frame.
+        speed: of the car, m/s.
+
+    Returns:
+        The same of a car that stops on it.
+    """
+    path = Path(Car(0.0, 0.0, 0.0, speed, length=0.0), trajectory)
+    seconds = np.minimum(STEP * np.arange(1, len(trajectory) + 1), speed / HARDEST)
+    return path.poses(speed * seconds - HARDEST * seconds**2 / 2).astype(np.float32)
+
+
 class Path:
     """A trajectory from where a car is, in the map's frame, and straight on from its end."""
 
@@ -96,6 +111,7 @@ class Path:
         last = points[-1] + BEYOND * np.array([math.cos(end), math.sin(end)])
         self._arcs = np.append(arcs, arcs[-1] + BEYOND)
         self._points = np.concatenate((points, last[None]))
+        self._headings = np.append(car.heading + headings, end)
 
     def arc_at(self, seconds: float) -> float:
         """Metres that are due so long after the beginning."""
@@ -113,3 +129,8 @@ class Path:
         """The point of the path after so many metres."""
         x, y = (float(np.interp(arc, self._arcs, self._points[:, axis])) for axis in (0, 1))
         return x, y
+
+    def poses(self, arcs: Float[np.ndarray, " T"]) -> Float[np.ndarray, "T 3"]:
+        """The points of the path after so many metres, and the headings there, in radians."""
+        numbers = (self._points[:, 0], self._points[:, 1], np.unwrap(self._headings))
+        return np.stack([np.interp(arcs, self._arcs, each) for each in numbers], 1)

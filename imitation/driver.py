@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from driving.caution import careful_choice, seconds_to_contact
+from driving.caution import careful
 from imitation.batches import NEEDS, as_features
 from imitation.decoder import Plans
 
@@ -38,8 +38,8 @@ class TrainedPlanner:
         Args:
             plan: the planner of features.
             device: where it lives.
-            caution: seconds for which a trajectory must touch nobody, if all others drive on as now, where there is
-                such a one; 0: nobody looks.
+            caution: seconds for which a trajectory must touch nobody, if all others drive on as now; where each
+                would, it brakes. 0: nobody looks.
         """
         self._plan, self._device, self.caution = plan, device, caution
 
@@ -57,8 +57,9 @@ class TrainedPlanner:
         plans = self._plan(as_features(row, self._device))
         trajectories = plans.trajectories[0].cpu().numpy()
         if self.caution:
-            scores, legal = plans.scores[0].cpu().numpy(), plans.action_mask[0].cpu().numpy()
-            action = careful_choice(scores, legal, seconds_to_contact(obs, trajectories), caution=self.caution)
+            allowed = careful(obs, trajectories, caution=self.caution)
+            trajectories = allowed.trajectories
+            action = int(np.where(allowed.actions, plans.scores[0].cpu().numpy(), -np.inf).argmax())
         else:
             action = int(plans.distribution().mode()[0])
         return Choice(action, trajectories[action])

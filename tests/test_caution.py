@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from driving.candidates import ACTIONS
-from driving.caution import SPARE_LENGTH, careful_choice, seconds_to_contact
+from driving.caution import SPARE_LENGTH, careful, seconds_to_contact
 from driving.features import FEATURES
 from driving.scene import STEP
+from driving.vehicle import braked
 from imitation.decoder import Plans
 from imitation.driver import TrainedPlanner
 
@@ -69,18 +70,45 @@ def test_trajectories_are_judged_one_by_one_and_nobody_is_no_danger():
     assert seconds_to_contact(observed(), trajectories).tolist() == [np.inf] * 3
 
 
-def test_careful_choice_is_the_best_of_those_that_are_free_for_long_enough():
-    scores = np.array([3.0, 2.0, 1.0, 0.0], np.float32)
-    contact = np.array([1.0, 4.0, np.inf, np.inf])
-    legal = np.ones(4, bool)
-    assert careful_choice(scores, legal, contact, caution=3.0) == 1
-    assert careful_choice(scores, legal, contact, caution=5.0) == 2
-    assert careful_choice(scores, np.array([True, False, False, True]), contact, caution=3.0) == 3
-    # Where all end in contact, the latest one.
-    assert careful_choice(scores, legal, np.array([0.3, 1.2, 0.9, 1.2]), caution=3.0) == 1
-    assert (
-        careful_choice(scores, np.array([True, False, True, False]), np.array([0.3, 1.2, 0.9, 1.2]), caution=3.0) == 2
-    )
+def test_who_is_careful_has_those_left_that_are_free_for_long_enough():
+    trajectories = np.stack([ahead(0.0 if action == 2 else 4.0 + action / 4) for action in range(ACTIONS)])
+    obs = observed((21.0, 0.0, 0.0, 0.0))
+    contact = seconds_to_contact(obs, trajectories)
+    allowed = careful(obs, trajectories, caution=3.0)
+    assert not allowed.brakes and allowed.trajectories is trajectories
+    assert (allowed.actions == (contact >= 3)).all() and 1 < allowed.actions.sum() < ACTIONS
+    obs["action_mask"][2:8] = False
+    assert (careful(obs, trajectories, caution=3.0).actions == (contact >= 3) & obs["action_mask"]).all()
+
+
+def test_where_nothing_is_free_the_brakes_go_on():
+    obs = observed((21.0, 0.0, 0.0, 0.0))
+    obs["ego"][0] = 10.0
+    fast = np.stack([ahead(10.0)] * ACTIONS)
+    # 16 m to the bumper: at 6 m/s^2 it stands after 8.3 m.
+    allowed = careful(obs, fast, caution=3.0)
+    assert allowed.brakes and allowed.actions.all()
+    assert allowed.trajectories[0, :, 0] == pytest.approx([4.25, 7.0, 8.25] + [8.333] * 13, abs=0.001)
+    # Too late to stop, but for who swerves, and then stops before the next.
+    near = observed((9.0, 0.0, 0.0, 0.0), (22.0, 2.5, 0.0, 0.0))
+    near["ego"][0] = 10.0
+    fast[5, :, 1] = 2.5
+    allowed = careful(near, fast, caution=3.0)
+    assert allowed.brakes and allowed.actions.nonzero()[0].tolist() == [5]
+
+
+def test_a_braked_trajectory_stays_on_its_way():
+    seconds = STEP * np.arange(1, 17)
+    bend = np.stack((20 * np.sin(seconds / 2), 20 * (1 - np.cos(seconds / 2)), seconds / 2), 1)
+    found = braked(bend, speed=10.0)
+    radius = np.hypot(found[:, 0], found[:, 1] - 20)
+    # Chords of a circle are a little inside it.
+    assert ((radius > 19.7) & (radius < 20.001)).all()
+    assert found[:, 2] == pytest.approx(np.arctan2(found[:, 0], 20 - found[:, 1]), abs=0.01)
+    assert np.hypot(*found[-1, :2]) == pytest.approx(2 * 20 * np.sin(100 / 12 / 20 / 2), abs=0.05)
+    assert (braked(bend, speed=0.0) == 0).all()
+    # Where a trajectory stands, it brakes straight on.
+    assert braked(np.zeros((16, 3)), speed=6.0)[-1].tolist() == [3, 0, 0]
 
 
 @pytest.mark.parametrize(("caution", "chosen"), [(0.0, 7), (3.0, 2)])
