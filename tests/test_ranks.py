@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,14 +20,17 @@ from torch import Tensor
 import checkpoint
 import dreamer
 from config import ConfigError
+from envs.tasks import ActionSpec
+from settings.run import LoopSettings
 from system import terminal
 from system.ranks import Alone, here
 from tests.rank_scenes import CASES, RANKS, ROOT, UPDATES, learn, on_ranks
 from tests.run_scenes import is_group, loaded, read_metrics
 from tests.scenes import debug_config, without_times
 from tests.sweep_scenes import until
+from training import collecting
 from training.averages import MetricAverages
-from training.collecting import replay_folder
+from training.collecting import Collecting, replay_folder
 from training.replay import Replay
 from training.resharing import of_rank
 from training.run_lock import RunLock
@@ -93,6 +98,67 @@ def test_update_that_is_not_finite_on_one_rank_is_skipped_on_both(some: list[dic
     assert float(first["skips"]["q"]) == float(second["skips"]["q"]) == 1
     assert all(torch.equal(value, learnt(second)[name]) for name, value in learnt(first).items())
     assert "replayed reward" in second["notices"][0], "the rank that met it names it"
+
+
+class Twins(Alone):
+    """Two ranks that do the same."""
+
+    count = 2
+
+    def add(self, number: int) -> int:
+        return 2 * number
+
+
+class Scripted(Collecting):
+    """A loop of `ENVS` environments, whose steps are acted on by as many of them as a script says."""
+
+    def __init__(self, settings: LoopSettings, script: Iterable[int]) -> None:
+        self.settings, self.total, self.script, self.ranks = settings, settings.steps, iter(script), Twins()
+        self.agent, self.task, self.replay = Mock(rows_per_update=5), Mock(actions=ActionSpec("discrete", (2,))), Mock()
+        self.step = self.step_before = self._uncounted = 0
+        self.updates_owed = 0.0
+
+    def _advance(self) -> None:
+        for left in reversed(range(self._steps_apart(ENVS))):
+            self._add({}, decisions=next(self.script), counted=not left)
+
+    def _save_beside(self, *, emergency: bool) -> dict[str, Any]:
+        return {}
+
+
+ENVS = 4
+KEYS = ("log_every", "eval_every", "checkpoint_every")
+
+
+def happenings(script: list[int], **changes: Any) -> tuple[list[tuple[int, list[str]]], int]:
+    """At which steps updates were due or anything else, until a run's end, and how often ranks exchanged a number."""
+    loop = Scripted(LoopSettings.of(debug_config(steps=2000, **changes)), script)
+    found, exchanges = [], 0
+    while loop.step < loop.total:
+        loop.step_before = loop.step
+        loop._advance()
+        exchanges += 1
+        due = [key for key in KEYS if loop._crossed(key)] + ["update"] * int(loop.updates_owed)
+        loop.updates_owed -= int(loop.updates_owed)
+        if due:
+            found.append((loop.step, due))
+    return found, exchanges
+
+
+# Ratios by which no update is due exactly at the end of a step, where rounding would decide.
+@pytest.mark.parametrize("train_ratio", [0.0, 0.0213, 0.3137, 7.0137])
+@pytest.mark.parametrize("all_act", [True, False])
+def test_ranks_that_count_seldom_do_all_at_the_same_steps(
+    train_ratio: float, all_act: bool, monkeypatch: pytest.MonkeyPatch
+):
+    draws = torch.randint(0, ENVS + 1, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    script = [ENVS] * 2000 if all_act else draws
+    changes = {"train_ratio": train_ratio, "prefill": 60, "log_every": 130, "eval_every": 0, "checkpoint_every": 700}
+    seldom, few = happenings(script, **changes)
+    monkeypatch.setattr(collecting, "MOST_APART", 1)
+    each_step, many = happenings(script, **changes)
+    assert seldom == each_step and len(seldom) > 10
+    assert few < many / 2 if train_ratio < 0.1 else few <= many
 
 
 SHORT = ["--configs", "debug", "--steps", "160", "--eval_every", "0", "--eval_instances", "2", "--log_every", "40"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from training.replay import Replay
 REPLAY, CRASHES = "replay", "crashes"
 # Folders of the logdir in which the program makes and deletes files.
 OWN_FOLDERS = (REPORTS, REPLAY, CRASHES)
+# Ranks tell one another what they have stepped, and whether they are asked to stop, after so many steps at the latest.
+MOST_APART = 8
 
 
 def replay_folder(logdir: Path, rank: int) -> Path:
@@ -55,6 +58,7 @@ class Collecting(Loop):
         total = settings.steps if total is None else total
         super().__init__(agent, settings=settings, total=total, device=device, **shared)
         self.task, self.replay = task, replay
+        self._uncounted = 0
 
     @property
     def _updates_from(self) -> int:
@@ -64,19 +68,46 @@ class Collecting(Loop):
     def _more(self) -> str:
         return "give more --steps to go on"
 
-    def _add(self, column: dict[str, Tensor], *, decisions: int) -> None:
+    def _steps_apart(self, envs: int) -> int:
+        """How many steps of its environments a rank may take before it has to know what the others have taken.
+
+        Nothing is due before the last of them: no update, end, evaluation, line in the log or checkpoint.
+
+        Args:
+            envs: its environments.
+        """
+        if self.ranks.count == 1:
+            return 1
+        settings, most = self.settings, envs * self.ranks.count
+        regular = (settings.log_every, settings.eval_every, settings.checkpoint_every)
+        dues: list[float] = [self.total - self.step, *(every - self.step % every for every in regular if every)]
+        if self.step < self._updates_from:
+            # The steps of the last before the first updates are no part of what is owed.
+            dues.append(self._updates_from - self.step - most)
+        elif settings.train_ratio:
+            rows = self.agent.rows_per_update * self.ranks.count
+            dues.append((1 - self.updates_owed) * rows / settings.train_ratio)
+        return min(max(1, math.ceil(min(dues) / most)), MOST_APART)
+
+    def _add(self, column: dict[str, Tensor], *, decisions: int, counted: bool = True) -> None:
         """Store a column, count its steps, and note what updates are due after them.
 
         Args:
             column: a row for each environment.
             decisions: how many of them were acted on: the last row of an episode was not.
+            counted: now, with those of all ranks; otherwise with the next column that is.
         """
         self.replay.add(column)
         if decisions and self.task.actions.masked:
             action, ended = column["action"], column["is_last"]
             legal = column[ACTION_MASK].gather(-1, action[:, None]).squeeze(-1) | ended
             self.averages.add({"env_miss_rate": (~legal).float().mean()})
-        decisions = self.ranks.add(decisions)
+        self._uncounted += decisions
+        if counted:
+            self._count()
+
+    def _count(self) -> None:
+        decisions, self._uncounted = self.ranks.add(self._uncounted), 0
         self.step += decisions
         if self.step >= self._updates_from:
             rows = self.agent.rows_per_update * self.ranks.count

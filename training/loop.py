@@ -132,7 +132,7 @@ class Loop(ABC):
 
     @abstractmethod
     def _advance(self) -> None:
-        """Make one step, and note what updates are due after it."""
+        """Make one step, or several of which only the last makes anything due, and note what updates are due then."""
 
     @abstractmethod
     def _update(self, *, progress: float) -> dict[str, Tensor]:

@@ -121,12 +121,13 @@ class Trainer(Collecting):
                 self._progress.alert(f"{path} has the traceback of environment {crash.row}")
 
     def _advance(self) -> None:
-        """One step of every environment, stored."""
-        # Where an environment raises, nothing has moved on: a run that goes on takes this step anew, with new episodes.
-        with self._saving():
-            stepped = self.stepper.step(prefill=self.step < self._updates_from)
-        self._add(stepped.stored, decisions=stepped.info["decisions"])
-        self._note_returns(stepped.reward, stepped.info)
+        """One step of every environment, stored; of several ranks, steps until anything may be due."""
+        for left in reversed(range(self._steps_apart(self.env.num_envs))):
+            # Where an environment raises, nothing has moved on: a run that goes on takes this step anew.
+            with self._saving():
+                stepped = self.stepper.step(prefill=self.step < self._updates_from)
+            self._add(stepped.stored, decisions=stepped.info["decisions"], counted=not left)
+            self._note_returns(stepped.reward, stepped.info)
 
     def _note_returns(self, reward: Tensor, info: dict[str, Any]) -> None:
         """Log the returns of the episodes that ended in this step."""
