@@ -10,12 +10,14 @@ from jaxtyping import Bool, Float
 
 from driving.candidates import SPEED
 from driving.features import EGO
-from driving.reward import MOMENTS, SLACK, STANDS, touch
+from driving.reward import MOMENTS, SLACK, touch
 from driving.scene import STEP
 from driving.vehicle import braked
 
 # Who plans keeps so many metres more to the front and the rear, and to each side, than contact needs.
 SPARE_LENGTH, SPARE_WIDTH = 0.5, 0.1
+# Whoever is slower, in m/s, stands.
+CREEPS = 0.02
 LENGTH, WIDTH = (EGO.index(name) for name in ("length", "width"))
 
 
@@ -39,7 +41,7 @@ def seconds_to_contact(
     """When each trajectory first touches another agent by the ego's own fault; infinite where it does not.
 
     The others keep velocity and heading. As in `driving.reward`, an ego that stands is at no fault, nor one that is
-    run into from behind.
+    run into from behind, but it is stricter there: who creeps does not stand, and who cuts in has to heed those behind.
 
     Args:
         obs: one observation, of the arrays in `driving.features.FEATURES`.
@@ -54,7 +56,7 @@ def seconds_to_contact(
     moved = np.concatenate((np.diff(poses[..., :2], axis=1), turned[..., None]), -1)
     own = (poses[:, :-1, None] + shares * moved[:, :, None]).reshape(len(poses), -1, 3)
     seconds = STEP * (np.arange(own.shape[1]) + 1) / MOMENTS
-    drives = np.repeat(np.linalg.norm(moved[..., :2], axis=-1) > STEP * STANDS, MOMENTS, 1)
+    moves = np.repeat(np.linalg.norm(moved[..., :2], axis=-1) > STEP * CREEPS, MOMENTS, 1)
 
     sizes = obs["ego"][[LENGTH, WIDTH]] + 2 * np.array([SPARE_LENGTH, SPARE_WIDTH]) - 2 * SLACK
     ego = np.concatenate((own, np.broadcast_to(sizes, (*own.shape[:2], 2))), -1)[:, None]
@@ -70,7 +72,9 @@ def seconds_to_contact(
     touched[near] = touch(*(np.broadcast_to(footprints, (*near.shape, 5))[near] for footprints in (ego, seen)))
     # Who first touches from behind, and then drives on as if through the ego, is no danger ahead of it.
     first = np.take_along_axis(ahead, touched.argmax(-1)[..., None], -1)
-    fault = touched & (first > -obs["ego"][LENGTH] / 2) & drives[:, None]
+    beside = np.abs(others[:, 0] * others[:, 3] - others[:, 1] * others[:, 2])
+    cuts_in = beside > (others[:, 7] + obs["ego"][WIDTH]) / 2
+    fault = touched & ((first > -obs["ego"][LENGTH] / 2) | cuts_in[:, None]) & moves[:, None]
     at = fault.any(1)
     return np.where(at.any(-1), seconds[at.argmax(-1)], np.inf)
 

@@ -24,7 +24,7 @@ from driving.roads import RoadMap
 from driving.scene import STEP, Log
 from driving.simulator import TICK, TICKS, WARM_UP
 from driving.vehicle import Car, Path
-from envs.routing import LegalActions
+from envs.legal_actions import LegalActions
 from envs.tasks import NOTICE
 from system.errors import UserError
 

@@ -61,6 +61,22 @@ def test_who_stands_is_at_no_fault():
     assert seconds_to_contact(crossing, ahead(2.0)[None])[0] < 3
 
 
+def test_who_creeps_does_not_stand():
+    # SUMO's cars keep 2.5 m from one another; a trajectory of centimetres a second would use that up.
+    assert seconds_to_contact(observed((4.4, 0.0, 0.0, 0.0)), ahead(0.2)[None])[0] < 1
+    assert seconds_to_contact(observed((4.4, 0.0, 0.0, 0.0)), ahead(0.01)[None])[0] == np.inf
+
+
+def test_who_cuts_in_heeds_those_behind():
+    behind_on_the_left = observed((-8.0, 3.0, 0.0, 20.0))
+    left = ahead(10.0)
+    left[:, 1] = 3
+    assert seconds_to_contact(behind_on_the_left, left[None])[0] < 1.5
+    assert seconds_to_contact(behind_on_the_left, ahead(10.0)[None])[0] == np.inf
+    # Who is in front already is run into from behind.
+    assert seconds_to_contact(observed((-8.0, 0.0, 0.0, 20.0)), left[None])[0] == np.inf
+
+
 def test_trajectories_are_judged_one_by_one_and_nobody_is_no_danger():
     trajectories = np.stack([ahead(speed) for speed in (2.0, 8.0, 14.0)])
     obs = observed((25.0, 0.0, 0.0, 1.0), (40.0, 0.3, 0.1, 0.0))

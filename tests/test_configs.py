@@ -40,7 +40,7 @@ SAC_SECTIONS = [name for name in NAMED if "sac" in name.split("_")]
 # Sections of a trainer that makes what it learns from, likewise.
 GROUP_SECTIONS = [name for name in NAMED if name == "grpo" or name.startswith(("grpo_", "ppo_", "reinforce_"))]
 # Sections of a planner that learns from logs.
-PLANNER_SECTIONS = ["planner", "drive"]
+PLANNER_SECTIONS = ["planner", "drive", "drive_closed_loop"]
 COLLECTING = [name for name in NAMED if name not in [*GROUP_SECTIONS, *PLANNER_SECTIONS]]
 # Sections whose environment is another program; tests/test_driving_dreamer.py has a run of it.
 SIMULATED = ["drive_dreamer"]
@@ -188,7 +188,7 @@ def test_section_of_groups_draws_and_learns(names: list[str]):
     assert guard.findings() == [] and agent.learner.updates == chosen.groups.epochs
 
 
-@pytest.mark.parametrize("names", [["planner"], ["drive"], ["drive", "debug"]], ids="+".join)
+@pytest.mark.parametrize("names", [["planner"], ["drive"], ["drive_closed_loop"], ["drive", "debug"]], ids="+".join)
 def test_section_of_the_planner_has_settings_and_a_network(names: list[str]):
     chosen = section(*names)
     world, generators = imitation.setup.make_setup(chosen, CPU), devices.make_generators(0, CPU)

@@ -32,7 +32,17 @@ AGENTS = frozenset({"dreamer", "sac", "grpo", "planner"})
 PLAIN_VALUE_ERRORS = frozenset(
     {
         f"envs.{name}"
-        for name in ("deep_sea", "driving", "dynamics_map", "examples", "longitudinal", "routing", "vector")
+        for name in (
+            "deep_sea",
+            "driving",
+            "dynamics_map",
+            "examples",
+            "longitudinal",
+            "routing_env",
+            "tours",
+            "vehicles",
+            "vector",
+        )
     }
     | {f"routing.{name}" for name in ("cvrp", "pickup", "rules")}
     | {"training.ring"}

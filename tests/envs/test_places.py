@@ -162,7 +162,7 @@ def test_evaluation_compares_with_the_best_tours_by_the_table():
 
 
 def test_tsp_env_of_places_draws_them(monkeypatch):
-    monkeypatch.setattr("envs.routing.find_costs", lambda _name, **_: FIXED)
+    monkeypatch.setattr("envs.tours.find_costs", lambda _name, **_: FIXED)
     env = TSPEnv(num_nodes=NODES, cost="places")
     obs, _ = env.reset(seed=0)
     assert len(set(obs["place"].tolist())) == NODES
