@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.closed_loop import FIRST_SEED, WINDOW, planner_named
-from driving.drawing import PALETTE, ROAD
+from driving.canvas import ROAD
+from driving.drawing import PALETTE
 from driving.maps import MAPS
 from envs.driving import DriveEnv
 from system import safe_files

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from driving.candidates import SPEED
 from imitation.batches import as_driven, as_features
 from imitation.metrics import errors
+from imitation.pictures import plan_pictures
 from scenarios.dataset import Rows
 from training.agent import POLICY, Trained
 from training.evaluation import Report
 
+# Rows that are drawn, and how fast an ego drives there at least, in m/s.
+DRAWN, MOVES = 4, 3.0
 # Rows that are planned at once.
 AT_ONCE = 256
 # The figures of a summary, with their words.
@@ -57,7 +61,18 @@ class DrivingEvaluator:
             values |= {key if name == names[0] else f"{name}_{key}": value for key, value in found.items()}
             words = ", ".join(form.format(found[key]) for key, form in SUMMARY.items())
             told.append(f"{found['rows']:,.0f} rows of the set {name}: {words}")
-        return Report(values, {}, "; ".join(told) or "there are no rows to judge by")
+        return Report(values, self._drawn(agent, names[0]), "; ".join(told) or "there are no rows to judge by")
+
+    def _drawn(self, agent: Trained, name: str) -> dict[str, np.ndarray]:
+        """Plans for a few rows of a set, the same every time, in which the ego drives if there are any."""
+        rows = self._sets.get(name)
+        if rows is None or not len(rows):
+            return {}
+        moving = np.flatnonzero(rows.arrays["ego"][:, SPEED] > MOVES)
+        places = moving if len(moving) >= DRAWN else np.arange(len(rows))
+        samples = rows.at(places[np.linspace(0, len(places) - 1, min(DRAWN, len(places))).astype(np.int64)])
+        plans = agent.players[POLICY].plan(as_features(samples, self._device))
+        return {"plans": plan_pictures(samples, plans)}
 
 
 def judge(planner: Any, rows: Rows, *, device: torch.device) -> dict[str, float]:
