@@ -4,7 +4,7 @@
     python -m benchmarks.ranks --configs tsp_attn --envs 256 --batch_size 256 --counts 1,2,4
 
 A step of all environments costs a + b x environments, an update c + d x batch: both from one process that has the
-whole of them and one that has a quarter. Ranks exchange a number with every step and update, and the gradients with
+whole of them and one that has a quarter. Ranks exchange a number with every step at the most, and the gradients with
 every update. Times are of the processor, summed over a rank's threads, since cores may be shared with other programs;
 exchanges are timed on the wall, the fastest of many.
 """
