@@ -189,8 +189,8 @@ def load(run: str | Path, *, device: str = "cpu", caution: float = 0.0) -> Train
     Args:
         run: the run's folder, or one of its checkpoint files.
         device: where to plan.
-        caution: seconds for which a trajectory must touch nobody, if all others drive on as now, where there is such a
-            one; 0: nobody looks.
+        caution: seconds for which a trajectory must touch nobody, if all others drive on as now; where each would, it
+            brakes. 0: nobody looks.
 
     Raises:
         UserError, CheckpointError: there is no run that can be loaded.

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
+import dreamer
 from benchmarks import closed_loop as program
 from driving.baselines import PLANNERS, Observation
-from driving.candidates import FREE
+from driving.candidates import FREE, MODES, action_mask
+from driving.features import FEATURES
+from driving.lines import POINTS, SPACING
 from envs.closed_loop import Outcome, play, summary
 from envs.driving import DriveEnv
 
@@ -47,6 +52,38 @@ def test_a_summary_by_hand():
 def test_other_episodes_are_not_compared():
     with pytest.raises(AssertionError, match="other episodes"):
         summary([OUTCOME], [OUTCOME._replace(seed=2)])
+
+
+def ahead_of(metres: float) -> dict[str, np.ndarray]:
+    """What an ego sees at 8 m/s on a straight line, with somebody who stands so far ahead."""
+    obs: dict[str, np.ndarray] = {name: np.zeros(feature.shape, feature.dtype) for name, feature in FEATURES.items()}
+    obs["ego"][:] = 8, 0, 0, 4, 2, 14
+    obs["lines"][0, :, 0] = SPACING * np.arange(POINTS)
+    obs["lines"][0, :, 2] = 1
+    obs["lines_valid"][0] = True
+    obs["agents"][0, -1] = metres, 0, 1, 0, 0, 0, 4, 2
+    obs["agents_valid"][0, -1] = True
+    obs["action_mask"][:] = action_mask(obs["lines_valid"][None])[0]
+    return obs
+
+
+def test_a_dreamer_that_is_careful_chooses_anew_among_what_is_free_or_brakes(monkeypatch: pytest.MonkeyPatch):
+    def fastest_of_line(obs: Observation, state: Any) -> tuple[int, Any]:
+        told.append((obs["action_mask"], state))
+        return int(np.flatnonzero(obs["action_mask"][:MODES])[-1]), len(told)
+
+    told: list[tuple[np.ndarray, Any]] = []
+    monkeypatch.setattr(dreamer, "load", lambda _run: fastest_of_line)
+    plain, careful = program.DreamingDriver("run"), program.DreamingDriver("run", caution=3.0)
+    near, far, close = ahead_of(18.0), ahead_of(80.0), ahead_of(7.0)
+    assert plain(near) == MODES - 1 and careful(far) == MODES - 1 and len(told) == 2
+    # Chosen again from the state that the first choice was made from, which counts as never made.
+    slower = careful(near)
+    assert isinstance(slower, int) and 0 <= slower < MODES - 1
+    assert [state for _, state in told[1:]] == [None, 2, 2] and not told[3][0][MODES - 1]
+    assert told[3][0].sum() < told[2][0].sum()
+    braked = careful(close)
+    assert isinstance(braked, np.ndarray) and braked[-1, 0] == pytest.approx(8**2 / 12, abs=0.1)
 
 
 class Counting:
