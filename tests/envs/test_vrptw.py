@@ -187,3 +187,12 @@ def test_vrptw_env_refuses_what_cannot_be_kept(changes, message):
 def test_vrptw_env_passes_gymnasiums_checker():
     # It takes an action that it drew in mid-episode for a first one: where only the depot was legal, that is none.
     check_env(gymnasium.make("VRPTW-v0", num_nodes=6, seed=0).unwrapped)
+
+
+@pytest.mark.parametrize("left_out", sorted(OWN.keys() - {"capacity"}))
+def test_instance_that_lacks_a_part_is_refused(left_out: str):
+    env = VRPTWEnv(num_nodes=5, capacity=30)
+    with pytest.raises(ValueError, match=f"needs {left_out} with it"):
+        env.reset(options={name: value for name, value in OWN.items() if name != left_out})
+    with pytest.raises(ValueError, match="needs coords, demand"):
+        env.reset(options={"capacity": 30})
