@@ -42,8 +42,8 @@ def test_cache_is_learnt_from_and_traffic_foreseen(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     # Of each log both cars are long enough there; each has the other beside it.
     assert lines[0].startswith("train: ") and " scenarios, " in lines[0]
-    # Everybody drives straight on at constant speed.
-    assert lines[-1] == "| constant velocity | 0.00, 0.00, 0.00 | 0.00, 0.00, 0.00 |"
+    # Everybody drives straight on at constant speed, and touches nobody.
+    assert lines[-1] == "| constant velocity | 0.00, 0.00, 0.00 | 0.00, 0.00, 0.00 | 0.0 |"
     assert picture.stat().st_size > 1000
     # The run drives; without a line there is one thing to do.
     driver = DreamingDriver(str(run))
